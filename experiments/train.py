@@ -1,0 +1,33 @@
+"""Train one run, or with `-m` or an experiment a whole sweep, into the run store.
+
+python experiments/train.py method=lora method.rank=8
+python experiments/train.py -m method=full,lora method.rank=1,2,4 seed=0,1,2 sweep=mine
+python experiments/train.py experiment=rank_sweep
+"""
+
+from omegaconf import DictConfig
+
+from lowrank_study.command import command
+from lowrank_study.config import plain, read_config
+from lowrank_study.study.sweep import sweep
+
+
+@command
+def main(config: DictConfig) -> None:
+    """Train the one run that is configured (sweeps go through the launcher)."""
+    asked = read_config(plain(config))
+    [run] = sweep(
+        [asked.spec],
+        name=asked.sweep,
+        results=asked.results,
+        question=asked.question,
+        device=asked.device,
+        tracker=asked.tracker,
+        workers=1,
+    )
+    outcome = run.record.get("message") or f"test accuracy {run.record['test']['accuracy']:.3f}"
+    print(f"{run.status}: {outcome}; everything is in {run.folder}")
+
+
+if __name__ == "__main__":
+    main()

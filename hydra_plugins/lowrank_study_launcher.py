@@ -1,0 +1,47 @@
+"""Hydra's `-m` for this project: plan every job in the run store, then let workers claim them."""
+
+from collections.abc import Sequence
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+class WorkersLauncher(Launcher):
+    """Composes all jobs of a multirun before the first starts: one bad job and none is run."""
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Keep what is needed to compose the jobs."""
+        self._loader = hydra_context.config_loader
+        self._config = config
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        """Compose, check, plan and run the jobs; equal ones are one run."""
+        from lowrank_study.config import plain, read_config
+        from lowrank_study.study.sweep import sweep
+
+        configs = [
+            read_config(plain(self._loader.load_sweep_config(self._config, list(overrides))))
+            for overrides in job_overrides
+        ]
+        first = configs[0]
+        sweep(
+            [config.spec for config in configs],
+            name=first.sweep,
+            results=first.results,
+            question=first.question,
+            device=first.device,
+            tracker=first.tracker,
+            workers=first.workers,
+        )
+        jobs = []
+        for overrides in job_overrides:
+            job = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
+            job.return_value = None
+            jobs.append(job)
+        return jobs

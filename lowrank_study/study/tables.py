@@ -1,0 +1,68 @@
+"""Ended runs and their spectra as tidy tables: one row a run, a matrix, a singular value."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lowrank_study.runs import TrainedRun
+from lowrank_study.spec import FullFineTuning, Lora, target_name
+from lowrank_study.spectra.spectrum import load_spectra, singular_values_table, spectra_table
+from lowrank_study.study.work import spectra_file
+
+
+def runs_table(runs: Sequence[TrainedRun]) -> pd.DataFrame:
+    """Return one row a run, whatever became of it; what a run has not is missing."""
+    return pd.DataFrame([_row(run) for run in runs])
+
+
+def _row(run: TrainedRun) -> dict[str, Any]:
+    spec, record, method = run.spec, run.record, run.spec.method
+    test, validation = record.get("test", {}), record.get("validation") or {}
+    lora = method if isinstance(method, Lora) else None
+    return {
+        "run_id": spec.run_id,
+        "task": spec.task.name,
+        "model": spec.model.name,
+        "method": spec.method_name,
+        "adapter_rank": lora.rank if lora else None,
+        "target": None if isinstance(method, FullFineTuning) else target_name(method.target),
+        "alpha": lora.alpha if lora else None,
+        "scaling": lora.scaling if lora else None,
+        "learning_rate": method.learning_rate,
+        "seed": spec.seed,
+        "status": run.status,
+        "message": record.get("message"),
+        "validation_accuracy": validation.get("accuracy"),
+        "test_accuracy": test.get("accuracy"),
+        "test_macro_f1": test.get("macro_f1"),
+        "test_loss": test.get("loss"),
+        "train_loss": record.get("train", {}).get("loss"),
+        "train_accuracy": record.get("train", {}).get("accuracy"),
+        "majority_accuracy": test.get("majority_accuracy"),
+        "test_examples": record.get("examples", {}).get("test"),
+        "steps": record.get("steps"),
+        "trainable_parameters": record.get("trainable_parameters"),
+        "adapted_parameters": record.get("adapter_parameters") if lora else None,
+        "total_parameters": record.get("total_parameters"),
+        "checkpoint_bytes": record.get("checkpoint_bytes"),
+        "train_seconds": record.get("train_seconds"),
+        "evaluate_seconds": record.get("evaluate_seconds"),
+        "examples_per_second": record.get("examples_per_second"),
+        "peak_memory_bytes": record.get("peak_memory_bytes"),
+        "precision": spec.train.precision,
+    }
+
+
+def spectra_tables(
+    runs: Sequence[TrainedRun], results: Path
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the spectra of the runs (a row a matrix) and their singular values (a row a value)."""
+    files = {run.spec.run_id: spectra_file(results, run.spec.run_id) for run in runs}
+    spectra = {run_id: load_spectra(file) for run_id, file in files.items() if file.is_file()}
+    ranks = [spectra_table(run_id, measured) for run_id, measured in spectra.items()]
+    values = [singular_values_table(run_id, measured) for run_id, measured in spectra.items()]
+    if not spectra:
+        return spectra_table("", []), singular_values_table("", [])
+    return pd.concat(ranks, ignore_index=True), pd.concat(values, ignore_index=True)

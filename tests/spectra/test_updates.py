@@ -1,0 +1,266 @@
+"""The record of one update, its module path, and the updates of what is on disk."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lowrank_study.checkpoints import open_adapter, open_weights, pair, save_adapter
+from lowrank_study.errors import InputError
+from lowrank_study.spectra.spectrum import measure, row
+from lowrank_study.spectra.updates import (
+    UpdateMatrix,
+    dtype_of_values,
+    layer_of,
+    role_of,
+    updates_of_adapter,
+    updates_of_pair,
+)
+
+ONES = np.ones((3, 2))
+
+
+def update(**changes):
+    values = {
+        "name": "layer.0.q",
+        "layer": 0,
+        "role": "q",
+        "storage_dtype": "float32",
+        "delta_OI": None,
+        "B_OR": None,
+        "A_RI": None,
+        "scaling": 1.0,
+        "W0_OI": None,
+    }
+    return UpdateMatrix(**(values | changes))
+
+
+def test_both_forms_know_their_shape():
+    assert update(delta_OI=ONES).shape == (3, 2)
+    assert update(delta_OI=ONES).factors is None
+    factored = update(B_OR=np.ones((5, 2)), A_RI=np.ones((2, 7)), scaling=0.5)
+    assert factored.shape == (5, 7)
+    assert factored.factors == (factored.B_OR, factored.A_RI)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "exactly one"),
+        ({"B_OR": ONES}, "exactly one"),
+        ({"delta_OI": ONES, "A_RI": ONES}, "exactly one"),
+        ({"delta_OI": ONES, "B_OR": ONES, "A_RI": ONES.T}, "exactly one"),
+        ({"B_OR": ONES, "A_RI": ONES}, "don't multiply"),
+        ({"delta_OI": ONES, "scaling": 2.0}, "scaling 2.0"),
+        ({"delta_OI": ONES, "W0_OI": ONES.T}, "same matrix"),
+        ({"B_OR": ONES, "A_RI": ONES.T, "W0_OI": ONES}, "same matrix"),
+        ({"delta_OI": np.ones(3)}, "both sides at least 1"),
+        ({"delta_OI": np.ones((0, 3))}, "both sides at least 1"),
+        ({"B_OR": np.ones((3, 0)), "A_RI": np.ones((0, 3))}, "both sides at least 1"),
+    ],
+)
+def test_a_record_that_contradicts_itself_is_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        update(**changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "role"),
+    [
+        ("bert.encoder.layer.11.attention.self.query", 11, "attention.self.query"),
+        ("bert.encoder.layer.0.output.dense", 0, "output.dense"),
+        ("model.layers.3.mlp.up_proj", 3, "mlp.up_proj"),
+        ("transformer.h.7.attn.c_attn.query", 7, "attn.c_attn.query"),
+        ("model.layers.2.mlp.experts.gate_up_proj.5", 2, "mlp.experts.gate_up_proj"),
+        ("model.layers.2.mlp.experts.5.up_proj", 2, "mlp.experts.up_proj"),
+        ("classifier", None, "classifier"),
+        ("embeddings.word_embeddings", None, "word_embeddings"),
+        ("classifier.0", 0, "classifier"),
+    ],
+)
+def test_layer_and_role_are_read_from_the_path(name, layer, role):
+    assert layer_of(name) == layer
+    assert role_of(name) == role
+
+
+def model(folder, tensors, **config):
+    folder.mkdir(exist_ok=True)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert"} | config))
+    return folder
+
+
+@pytest.fixture
+def base_tensors():
+    random = torch.Generator().manual_seed(0)
+    return {
+        "encoder.layer.0.query.weight": torch.randn(6, 4, generator=random),
+        "encoder.layer.1.output.weight": torch.randn(4, 6, generator=random),
+        "encoder.layer.1.norm.weight": torch.randn(4, generator=random),
+    }
+
+
+def test_updates_of_a_pair(tmp_path, base_tensors):
+    random = torch.Generator().manual_seed(1)
+    tuned = {k: v + 1e-3 * torch.randn(v.shape, generator=random) for k, v in base_tensors.items()}
+    with (
+        open_weights(model(tmp_path / "before", base_tensors)) as before,
+        open_weights(model(tmp_path / "after", tuned)) as after,
+    ):
+        updates = list(updates_of_pair(pair(before, after), roles={"layer.0.query": "q", "y": "y"}))
+    assert [(u.name, u.layer, u.role) for u in updates] == [
+        ("encoder.layer.0.query", 0, "q"),
+        ("encoder.layer.1.output", 1, "output"),
+    ]
+    for one in updates:
+        W0, W = (t[f"{one.name}.weight"].double().numpy() for t in (base_tensors, tuned))
+        # Exact: the difference of two float32 numbers isn't one itself.
+        np.testing.assert_array_equal(one.delta_OI, W - W0)
+        np.testing.assert_array_equal(one.W0_OI, W0)
+        assert one.storage_dtype == "float32"
+
+
+def test_sixteen_bits_are_found_behind_a_float32_file(tmp_path, base_tensors):
+    tuned = {k: (v * 1.01).bfloat16().float() for k, v in base_tensors.items()}
+    with (
+        open_weights(model(tmp_path / "before", base_tensors)) as before,
+        open_weights(model(tmp_path / "after", tuned)) as after,
+    ):
+        updates = list(updates_of_pair(pair(before, after), roles={}))
+    assert {one.storage_dtype for one in updates} == {"bfloat16"}
+
+
+def test_fused_attention_gives_three_updates(tmp_path):
+    W0 = {"h.0.attn.c_attn.weight": torch.randn(4, 12), "h.0.attn.c_proj.weight": torch.eye(4)}
+    W = {k: v + torch.arange(v.numel()).reshape(v.shape) for k, v in W0.items()}
+    with (
+        open_weights(model(tmp_path / "before", W0, model_type="gpt2")) as before,
+        open_weights(model(tmp_path / "after", W, model_type="gpt2")) as after,
+    ):
+        updates = {
+            u.name: u for u in updates_of_pair(pair(before, after), roles={"query": "query"})
+        }
+    assert list(updates) == [
+        *(f"h.0.attn.c_attn.{part}" for part in ("query", "key", "value")),
+        "h.0.attn.c_proj",
+    ]
+    assert updates["h.0.attn.c_attn.query"].role == "query"
+    delta = (W["h.0.attn.c_attn.weight"].double() - W0["h.0.attn.c_attn.weight"].double()).numpy()
+    np.testing.assert_array_equal(updates["h.0.attn.c_attn.key"].delta_OI, delta[:, 4:8].T)
+
+
+@pytest.fixture
+def adapter_folder(tmp_path, base_tensors):
+    random = torch.Generator().manual_seed(2)
+    save_adapter(
+        tmp_path / "adapter",
+        factors={
+            "encoder.layer.0.query": (
+                torch.randn(2, 4, generator=random),
+                torch.randn(6, 2, generator=random),
+            )
+        },
+        saved_modules={
+            "encoder.layer.1.output.weight": base_tensors["encoder.layer.1.output.weight"] + 1.1,
+            "encoder.layer.1.norm.weight": torch.zeros(4),
+            "classifier.weight": torch.ones(3, 4),
+        },
+        rank=2,
+        alpha=8.0,
+        use_rslora=False,
+        dropout=0.0,
+        target_modules=["query"],
+        base_model_name="base",
+        task_type=None,
+    )
+    return tmp_path / "adapter"
+
+
+def test_updates_of_an_adapter_alone(adapter_folder):
+    skipped = {}
+    with open_adapter(adapter_folder) as adapter:
+        (one,) = updates_of_adapter(adapter, base=None, roles={}, skipped=skipped)
+        B, A, scaling, _ = adapter.factors("encoder.layer.0.query")
+    assert (one.name, one.layer, one.role) == ("encoder.layer.0.query", 0, "query")
+    assert one.scaling == scaling == 4.0
+    assert one.W0_OI is None
+    np.testing.assert_array_equal(one.B_OR, B)
+    np.testing.assert_array_equal(one.A_RI, A)
+    assert set(skipped) == {"encoder.layer.1.output", "encoder.layer.1.norm", "classifier"}
+    assert row(measure(one, method="gram"))["numerical_rank"] == 2
+
+
+def test_updates_of_an_adapter_on_its_base(adapter_folder, tmp_path, base_tensors):
+    skipped = {}
+    with (
+        open_adapter(adapter_folder) as adapter,
+        open_weights(model(tmp_path / "base", base_tensors)) as base,
+    ):
+        first, second = updates_of_adapter(adapter, base=base, roles={}, skipped=skipped)
+    np.testing.assert_array_equal(
+        first.W0_OI, base_tensors["encoder.layer.0.query.weight"].double().numpy()
+    )
+    W0 = base_tensors["encoder.layer.1.output.weight"]
+    assert (second.name, second.role) == ("encoder.layer.1.output", "output")
+    assert second.storage_dtype == "float32"
+    np.testing.assert_array_equal(second.delta_OI, ((W0 + 1.1).double() - W0.double()).numpy())
+    assert skipped == {
+        "encoder.layer.1.norm": "no matrix: shape [4]",
+        "classifier": "trained in full, with no W0 to compare with",
+    }
+
+
+def test_an_adapter_on_fused_attention_gives_three_updates(tmp_path):
+    random = torch.Generator().manual_seed(3)
+    A, B = torch.randn(2, 4, generator=random), torch.randn(12, 2, generator=random)
+    W0 = torch.randn(4, 12, generator=random)
+    save_adapter(
+        tmp_path / "adapter",
+        factors={"h.0.attn.c_attn": (A, B)},
+        saved_modules={},
+        rank=2,
+        alpha=2.0,
+        use_rslora=False,
+        dropout=0.0,
+        target_modules=["c_attn"],
+        base_model_name="base",
+        task_type=None,
+        fan_in_fan_out=True,
+    )
+    folder = model(tmp_path / "base", {"h.0.attn.c_attn.weight": W0}, model_type="gpt2")
+    with open_adapter(tmp_path / "adapter") as adapter, open_weights(folder) as base:
+        updates = list(updates_of_adapter(adapter, base=base, roles={}, skipped={}))
+        (fused,) = updates_of_adapter(adapter, base=None, roles={}, skipped={})
+    assert fused.shape == (12, 4)
+    assert [u.role for u in updates] == [f"attn.c_attn.{p}" for p in ("query", "key", "value")]
+    for position, one in enumerate(updates):
+        rows = slice(4 * position, 4 * position + 4)
+        np.testing.assert_array_equal(one.B_OR, B.numpy()[rows])
+        np.testing.assert_array_equal(one.W0_OI, W0.double().numpy().T[rows])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        (torch.bfloat16, "bfloat16"),
+        (torch.float16, "float16"),
+        (torch.float32, "float32"),
+        (torch.float64, "float64"),
+    ],
+)
+def test_the_dtype_that_values_have_been_through(dtype, expected):
+    random = torch.Generator().manual_seed(4)
+    values = torch.randn(20, 30, generator=random, dtype=torch.float64).to(dtype)
+    assert dtype_of_values(values.double().numpy()) == expected
+    if dtype != torch.float64:
+        assert dtype_of_values(values.float().numpy()) == expected
+        assert dtype_of_values(values.float().numpy().T) == expected
+
+
+def test_values_that_tell_nothing_leave_the_dtype_as_it_is():
+    assert dtype_of_values(np.zeros((3, 3), dtype=np.float32)) == "float32"
+    assert dtype_of_values(np.ones((3, 3))) == "float64"
+    # Beyond the range of float16, though its 11 bits would do.
+    assert dtype_of_values(np.array([[2.0**20 + 2.0**10, 1.0]], dtype=np.float32)) == "float32"

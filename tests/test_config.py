@@ -1,0 +1,71 @@
+"""Every bad value is refused in one line that names it and the valid ones."""
+
+import pytest
+
+from lowrank_study.config import compose
+from lowrank_study.errors import InputError
+from lowrank_study.spec import HubRepo, Lora
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("method.rank=0", ["method.rank=0", "at least 1"]),
+        ("method.rank=-3", ["method.rank=-3", "at least 1"]),
+        ("method.rank=2.5", ["method.rank=2.5", "whole number"]),
+        ("method.rank=true", ["method.rank=True", "whole number"]),
+        ("method.alpha=0", ["method.alpha=0", "2r"]),
+        ("method.alpha=two", ["method.alpha='two'", "2r"]),
+        ("method.scaling=alpha", ["'alpha'", "alpha_over_rank", "alpha_over_sqrt_rank"]),
+        ("method.init=zeros", ["'zeros'", "kaiming", "gaussian"]),
+        ("method.dropout=1.0", ["method.dropout=1.0", "below 1"]),
+        ("method.learning_rate=0", ["method.learning_rate=0", "above 0"]),
+        ("method.learning_rate=nan", ["method.learning_rate=nan", "above 0"]),
+        ("method.target=[]", ["method.target=[]", "attention_qv"]),
+        ("trainer.precision=fp64", ["'fp64'", "fp32", "bf16"]),
+        ("trainer.epochs=0", ["trainer.epochs=0", "at least 1"]),
+        ("trainer.adam_betas=[0.9]", ["trainer.adam_betas", "two numbers"]),
+        ("task.text_columns=[a,b,c]", ["task.text_columns", "two for pairs"]),
+        ("task.test_size=null", ["task.test_size", "carved"]),
+        ("task.source=./no/such.csv", ["./no/such.csv", "existing path"]),
+        ("task.source='a b c'", ["'a b c'", "hub id"]),
+        ("tracker=tensorboard", ["'tensorboard'", "none, jsonl, wandb"]),
+        ("seed=-1", ["seed=-1", "at least 0"]),
+        ("sweep=../up", ["'../up'", "letters"]),
+        ("model.targets.mlp=[mlp_sideways]", ["mlp_sideways", "query"]),
+    ],
+)
+def test_bad_values_are_named_with_the_valid_ones(override: str, words: list[str]) -> None:
+    with pytest.raises(InputError) as refused:
+        compose(override)
+    message = str(refused.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("alpha", "rank", "expected"),
+    [("16", 4, 16.0), ("2r", 4, 8.0), ("r", 4, 4.0), ("0.5r", 4, 2.0)],
+)
+def test_alpha_is_a_number_or_a_rule(alpha: str, rank: int, expected: float) -> None:
+    method = compose(f"method.alpha={alpha}", f"method.rank={rank}").method
+    assert isinstance(method, Lora)
+    assert method.alpha == expected
+
+
+def test_full_fine_tuning_ignores_what_only_adapters_have() -> None:
+    ids = {
+        compose("method=full", f"method.rank={rank}", f"method.target={target}").run_id
+        for rank in (1, 64)
+        for target in ("attention_qv", "all_linear")
+    }
+    assert len(ids) == 1
+
+
+def test_hub_ids_and_glue_names() -> None:
+    task = compose("task=glue_mrpc").task
+    assert task.source == HubRepo(repo_id="nyu-mll/glue", subset="mrpc", revision=None)
+    assert task.text_columns == ("sentence1", "sentence2")
+    model = compose("model=roberta", "model.source=some/model", "model.revision=v2").model
+    assert model.source == HubRepo(repo_id="some/model", subset=None, revision="v2")
