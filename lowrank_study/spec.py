@@ -212,7 +212,8 @@ class RunSpec:
         rate = f"{self.method.learning_rate:g}"
         parts = [self.task.name, self.model.name, self._method_stem(), f"lr{rate}", f"s{self.seed}"]
         stem = "-".join(parts)
-        return "".join(c if c.isalnum() or c in "._-" else "_" for c in stem) + "-" + digest
+        safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in stem)
+        return f"{safe.lstrip('.')}-{digest}"
 
     def _method_stem(self) -> str:
         if isinstance(self.method, FullFineTuning):

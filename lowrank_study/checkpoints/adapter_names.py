@@ -112,7 +112,10 @@ def sort_tensors(weights: Weights, settings: Settings, where: str) -> AdapterTen
                 f"{kind}; merge it into the base in its own library and compare checkpoints"
             )
         else:
-            plain = name.replace(".base_layer.", ".")
+            # with bias="all" PEFT also writes its wrapper's own copies; it doesn't load them
+            plain = name.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+            if ".original_module." in name or (".modules_to_save." in name and plain in weights):
+                continue
             if plain in saved:
                 raise InputError(
                     f"{where}: {shown(saved[plain])} and {shown(name)} are the same weight; "

@@ -5,7 +5,7 @@ is data. A setting that changes the update in a way not known here is refused by
 that a newer PEFT can't lead to a wrong number.
 
     settings = read_settings({"peft_type": "LORA", "r": 8, "lora_alpha": 16}, "adapter_config")
-    settings.scalings({"encoder.layer.0.query": 8}, "adapter")     # {"encoder.layer.0.query": 2.0}
+    settings.scalings({"encoder.layer.0.query": 8}, "adapter")[0]     # {"encoder...": 2.0}
 """
 
 import math
@@ -80,6 +80,7 @@ _BASE_UNTOUCHED = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
 _KINDS = ("LORA", "LOHA", "LOKR", "VERA", "TRAINABLE_TOKENS")
 _STEPS = 5e6
+_MAX_PATTERNS = 10_000
 _SECONDS = 1.0
 
 
@@ -96,18 +97,23 @@ class Settings:
 
     def ranks(self, modules: Sequence[str], where: str) -> dict[str, float]:
         """Return the rank the config gives each module: of the first pattern to match, or `r`."""
-        return self._resolve("rank_pattern", "r", modules, where)
+        return self._resolve("rank_pattern", "r", modules, where)[0]
 
-    def scalings(self, ranks: Mapping[str, int], where: str) -> dict[str, float]:
+    def scalings(self, ranks: Mapping[str, int], where: str) -> tuple[dict[str, float], list[str]]:
         """Return alpha / rank, or alpha / sqrt(rank) for rsLoRA (Kalajdzievski 2023).
 
         Args:
             ranks: module to its rank.
             where: opens the errors.
+
+        Returns:
+            The scalings, and the modules for which patterns of different alpha match. PEFT sorts
+            the patterns when it saves them, and takes the first to match when it loads them, so
+            such a module may have been trained with another alpha than it is loaded with.
         """
-        alphas = self._resolve("alpha_pattern", "lora_alpha", list(ranks), where)
+        alphas, unclear = self._resolve("alpha_pattern", "lora_alpha", list(ranks), where)
         root = math.sqrt if self.config.get("use_rslora") else float
-        return {module: alphas[module] / root(rank) for module, rank in ranks.items()}
+        return {module: alphas[module] / root(rank) for module, rank in ranks.items()}, unclear
 
     def token_indices(self, name: str, where: str) -> list[int]:
         """Return which rows of the embedding `name` were trained."""
@@ -125,26 +131,32 @@ class Settings:
 
     def _resolve(
         self, table: str, default: str, modules: Sequence[str], where: str
-    ) -> dict[str, float]:
-        """Look every module up in a pattern table by PEFT's precedence: the first match decides."""
+    ) -> tuple[dict[str, float], list[str]]:
+        """Look every module up in a pattern table by PEFT's precedence: the first match decides.
+
+        Also returns the modules that other patterns match with another value.
+        """
         patterns: list[_Pattern] = []
-        deadline = time.monotonic() + _SECONDS
+        deadline = time.thread_time() + _SECONDS
         for key, value in (self.config.get(table) or {}).items():
             patterns.append(_Pattern.compile(key, float(value), f"{where}: {table}"))
-            if time.monotonic() > deadline:
+            if time.thread_time() > deadline:
                 raise InputError(f"{where}: {table}: {shown(key)} {_SLOW}")
         values: dict[str, float] = {}
+        unclear: list[str] = []
         for module in modules:
-            values[module] = float(self.config[default])
+            matching: list[float] = []
             for pattern in patterns:
                 if not module.endswith(pattern.tail):
                     continue
-                if pattern.steps(module) > _STEPS or time.monotonic() > deadline:
+                if pattern.steps(module) > _STEPS or time.thread_time() > deadline:
                     raise InputError(f"{where}: {table}: {shown(pattern.key)} {_SLOW}")
                 if pattern.regex.match(module):
-                    values[module] = pattern.value
-                    break
-        return values
+                    matching.append(pattern.value)
+            values[module] = matching[0] if matching else float(self.config[default])
+            if len(set(matching)) > 1:
+                unclear.append(module)
+        return values, unclear
 
 
 _SLOW = "could take too long to match; write the module names out in it"
@@ -224,8 +236,11 @@ def read_settings(config: Mapping[str, Any], where: str) -> Settings:
         _number(config, "r", where)
     for table in ("rank_pattern", "alpha_pattern"):
         patterns = config.get(table) or {}
-        if not isinstance(patterns, dict):
-            raise InputError(f"{where}: {table} is no table; save the adapter again")
+        if not isinstance(patterns, dict) or len(patterns) > _MAX_PATTERNS:
+            raise InputError(
+                f"{where}: {table} is no table of at most {_MAX_PATTERNS} patterns; "
+                "save the adapter again"
+            )
         for key in patterns:
             _number(patterns, key, f"{where}: {table}")
     for key in ("use_rslora", "use_dora", "fan_in_fan_out"):

@@ -63,7 +63,7 @@ class Adapter:
         self._tensors = sort_tensors(weights, settings, self._where)
         dtypes = {weights.dtype(name) for name in weights.names()}
         coarse = sorted(dtypes - {"float32", "float64"})
-        self.flags = (
+        self.flags: tuple[str, ...] = (
             *weights.flags,
             *settings.flags,
             *([f"adapter stored in {', '.join(coarse)}"] if coarse else []),
@@ -183,7 +183,7 @@ class Adapter:
             InputError: the base has no such tensor (a new head has no W0), or of other shape.
         """
         self.check_base(base)
-        before = base.read(name).astype(np.float64)
+        before = self._finite_base(self.base_tensor(name, base), base)
         rows = self._tensors.token_rows.get(name)
         after = self.read(name)
         if rows is not None:
@@ -210,19 +210,33 @@ class Adapter:
     def base_tensor(self, module: str, base: Weights) -> str:
         """Return the name of the base tensor that `module` changes.
 
-        kohya's names have `_` for every dot, so these are looked up among the base's names.
+        A base saved without its head lacks the first part of the names (`encoder.` for
+        `bert.encoder.`). kohya's names have `_` for every dot.
+
+        Args:
+            module: a module path, or the name of a tensor.
+            base: the opened base model.
+
+        Raises:
+            InputError: the base has none, or more than one that it could be.
         """
-        for name in (f"{module}.weight", module):
+        headless = module.partition(".")[2]
+        for name in (f"{module}.weight", module, f"{headless}.weight", headless):
             if name in base:
                 return name
         flat = re.sub(r"^lora_(unet|te\d?|transformer|prior)_", "", module)
-        found = [name for name in base.names() if module_of(name).replace(".", "_") == flat]
-        if self.kind == "kohya" and len(found) == 1:
+        found = [
+            name
+            for name in base.names()
+            if (self.kind == "kohya" and module_of(name).replace(".", "_") == flat)
+            or module in (rest := name.partition(".")[2], module_of(rest))
+        ]
+        if len(found) == 1:
             return found[0]
-        some = ", ".join(shown(name, 60) for name in base.names()[:4])
+        some = ", ".join(shown(name, 60) for name in (found or base.names())[:4])
         raise InputError(
-            f"{self._where}: module {shown(module)} is not in the base model {shown(base.path)} "
-            f"(which has {some}); give the base it was trained on"
+            f"{self._where}: module {shown(module)} is {len(found)} times in the base model "
+            f"{shown(base.path)} (which has {some}); give the base it was trained on"
         )
 
     def base_matrix(self, module: str, base: Weights) -> Array:
@@ -232,7 +246,7 @@ class Adapter:
             InputError: the base has no such module, or in another shape.
         """
         tensor = self.base_tensor(module, base)
-        W0 = base.read(tensor).astype(np.float64)
+        W0 = self._finite_base(tensor, base)
         W0_OI = W0.reshape(W0.shape[0], -1)
         in_out = is_transposed(tensor, base)
         if "model_type" not in base.config and "embedding" not in self._tensors.modules[module]:
@@ -308,6 +322,15 @@ class Adapter:
             )
         return values
 
+    def _finite_base(self, tensor: str, base: Weights) -> Array:
+        values = base.read(tensor).astype(np.float64)
+        if not np.isfinite(values).all():
+            raise InputError(
+                f"{shown(base.path)}: tensor {shown(tensor)} has "
+                f"{int((~np.isfinite(values)).sum())} NaN or infinite values; give another base"
+            )
+        return values
+
     def _plain_factors(self, module: str) -> Factors:
         if module not in self._tensors.modules:
             some = ", ".join(shown(known, 60) for known in self.modules()[:5]) or "none"
@@ -351,6 +374,8 @@ class Adapter:
                 )
             ranks[module] = A[0]
         if self.kind == "kohya":
+            if not all("alpha" in parts for parts in self._tensors.modules.values()):
+                self.flags += ("no alpha for some modules: taken as their rank, as kohya does",)
             return
         expected = self._settings.ranks(list(ranks), self._where)
         for module, rank in ranks.items():
@@ -360,7 +385,12 @@ class Adapter:
                     f"says {expected[module]:g}; config and weights are of different runs: "
                     "save it again"
                 )
-        self._scalings = self._settings.scalings(ranks, self._where)
+        self._scalings, unclear = self._settings.scalings(ranks, self._where)
+        if unclear:
+            self.flags += (
+                f"patterns of different alpha match {len(unclear)} modules, such as "
+                f"{shown(unclear[0])}; read as PEFT loads them (first in the file)",
+            )
 
 
 def _product(B_OR: Array, A_RI: Array) -> Array:

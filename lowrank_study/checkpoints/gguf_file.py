@@ -52,10 +52,13 @@ class _Header:
     def refuse(self, what: str) -> InputError:
         return InputError(f"{self.where}: {what}; it is damaged: get it again from its source")
 
+    def _too_short(self) -> InputError:
+        return self.refuse(f"its header runs past byte {len(self._data)}")
+
     def skip(self, count: int) -> int:
         start = self.position
         if count > len(self._data) - start:
-            raise self.refuse(f"its header runs past byte {len(self._data)}")
+            raise self._too_short()
         self.position += count
         return start
 
@@ -95,10 +98,11 @@ class _Header:
         length_at = struct.Struct("<Q").unpack_from
         for _ in range(count):
             if position > last:
-                break
+                raise self._too_short()
             position += 8 + length_at(self._data, position)[0]
-        self.position = min(position, last + 8)
-        self.skip(position - self.position)
+        if position > len(self._data):
+            raise self._too_short()
+        self.position = position
 
     def _code(self, kind: int) -> str:
         if kind < len(_SCALARS):

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from lowrank_study.checkpoints.paths import shown
 from lowrank_study.checkpoints.tensors import Array
 from lowrank_study.checkpoints.weights import Weights
 
@@ -81,17 +82,23 @@ class Matrix:
         return np.ascontiguousarray(matrix)
 
 
-def find_matrices(weights: Weights) -> tuple[dict[str, Matrix], dict[str, str]]:
+def find_matrices(
+    weights: Weights, config: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Matrix], dict[str, str]]:
     """Return all matrices by name, and the tensors of two or more axes left out, with the reason.
 
     Vectors (fewer than two axes) are in neither.
+
+    Args:
+        weights: the opened model.
+        config: another config.json to go by than the one beside the weights.
     """
     matrices: dict[str, Matrix] = {}
     skipped: dict[str, str] = {}
     for tensor in weights.names():
         if len(weights.shape(tensor)) < 2:
             continue
-        found = _matrices_of(tensor, weights)
+        found = _matrices_of(tensor, weights, weights.config if config is None else config)
         if isinstance(found, str):
             skipped[tensor] = found
         else:
@@ -104,13 +111,13 @@ def module_of(tensor: str) -> str:
     return tensor.removesuffix(".weight")
 
 
-def _matrices_of(tensor: str, weights: Weights) -> list[Matrix] | str:
+def _matrices_of(tensor: str, weights: Weights, config: Mapping[str, Any]) -> list[Matrix] | str:
     """Return the matrices one stored tensor holds, or why it is left out."""
     shape = weights.shape(tensor)
     module = module_of(tensor)
     leaf = module.rpartition(".")[2]
-    model_type = weights.config.get("model_type")
-    transposed = is_transposed(tensor, weights)
+    model_type = config.get("model_type")
+    transposed = is_transposed(tensor, weights, config)
 
     def matrix(
         name: str, out: int, in_: int, *, expert: int | None, groups: int, first: int, last: int
@@ -140,11 +147,11 @@ def _matrices_of(tensor: str, weights: Weights) -> list[Matrix] | str:
         return f"{len(shape)} axes, shape {list(shape)}: neither a matrix nor a convolution"
     out, in_ = shape[::-1] if transposed else (shape[0], prod(shape[1:]))
     if leaf in _FUSED_NAMES or (leaf == "gate_up_proj" and model_type == "phi3"):
-        pieces = _pieces(leaf, module, out, weights.config)
+        pieces = _pieces(leaf, module, out, config)
         if pieces is None:
             return (
                 f"query, key and value fused in one tensor; how to split it exactly isn't known "
-                f"for model_type {model_type!r} (config.json beside the weights says it)"
+                f"for model_type {shown(model_type)} (config.json beside the weights says it)"
             )
         groups, parts = pieces
         return [
@@ -162,13 +169,13 @@ def _matrices_of(tensor: str, weights: Weights) -> list[Matrix] | str:
     return [matrix(module, out, in_, expert=None, groups=1, first=0, last=out)]
 
 
-def is_transposed(tensor: str, weights: Weights) -> bool:
+def is_transposed(tensor: str, weights: Weights, config: Mapping[str, Any] | None = None) -> bool:
     """Whether the tensor is stored (in, out), as the config's model_type says.
 
     GPT-2 and its kin use Conv1D, GPT-OSS and Llama 4 store their experts so.
     """
     parts = module_of(tensor).split(".")
-    model_type = weights.config.get("model_type")
+    model_type = (weights.config if config is None else config).get("model_type")
     axes = len(weights.shape(tensor))
     if axes == 3:
         return "experts" in parts and model_type in _EXPERTS_IN_OUT

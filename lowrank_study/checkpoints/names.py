@@ -21,11 +21,12 @@ _ANYWHERE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 def strip_name(name: str) -> str:
     """Return `name` without wrapper parts; at least one part is always kept."""
-    parts = [part for part in name.split(".") if part not in _ANYWHERE]
-    stripped = ".".join(parts) if parts else name
-    while prefix := next((word for word in _LEADING if stripped.startswith(word)), None):
-        if len(stripped) == len(prefix):
-            break
+    stripped = name
+    if any(word in name for word in _ANYWHERE):
+        parts = [part for part in name.split(".") if part not in _ANYWHERE]
+        stripped = ".".join(parts) if parts else name
+    while stripped.startswith(_LEADING) and stripped not in _LEADING:
+        prefix = next(word for word in _LEADING if stripped.startswith(word))
         stripped = stripped[len(prefix) :]
     return stripped
 

@@ -36,6 +36,21 @@ _VOCABULARY = (
 )
 """Last parts of module paths whose rows are the tokens of a vocabulary."""
 
+_ARCHITECTURE = (
+    "model_type",
+    "gguf_architecture",
+    "hidden_size",
+    "n_embd",
+    "num_attention_heads",
+    "n_head",
+    "num_key_value_heads",
+    "num_kv_heads",
+    "head_dim",
+    "multi_query",
+    "new_decoder_architecture",
+)
+"""Settings of config.json that have to agree: two of one shape could be cut apart differently."""
+
 _PRECISION = ("float64", "float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 _SAMPLE = 4096
 
@@ -127,8 +142,10 @@ def pair(before: Weights, after: Weights) -> Pairing:
     """
     _check_architecture(before, after)
     prefix_before, prefix_after = _prefixes(before.names(), after.names())
-    left_all, left_skipped = find_matrices(before)
-    right_all, right_skipped = find_matrices(after)
+    # One config decides for both: a square (in, out) matrix would not be noticed otherwise.
+    config = before.config if "model_type" in before.config else after.config
+    left_all, left_skipped = find_matrices(before, config)
+    right_all, right_skipped = find_matrices(after, config)
     left = {prefix_before + name: matrix for name, matrix in left_all.items()}
     right = {prefix_after + name: matrix for name, matrix in right_all.items()}
     skipped: dict[str, str] = {}
@@ -169,12 +186,12 @@ def coarser(*dtypes: str) -> str:
 
 
 def _check_architecture(before: Weights, after: Weights) -> None:
-    for key in ("model_type", "gguf_architecture"):
-        types = before.config.get(key), after.config.get(key)
-        if None not in types and types[0] != types[1]:
+    for key in _ARCHITECTURE:
+        values = before.config.get(key), after.config.get(key)
+        if None not in values and values[0] != values[1]:
             raise InputError(
-                f"{shown(before.path)} is a {shown(types[0])} model, {shown(after.path)} a "
-                f"{shown(types[1])}; compare two checkpoints of one architecture"
+                f"{key} is {shown(values[0])} in {shown(before.path)} and {shown(values[1])} in "
+                f"{shown(after.path)}; compare two checkpoints of one architecture"
             )
 
 
@@ -268,7 +285,7 @@ def _without_tied(matches: list[Match], skipped: dict[str, str]) -> list[Match]:
                 None,
             )
             if twin is not None:
-                skipped[match.name] = f"the same as {twin.name} (tied), counted there"
+                skipped[match.name] = f"the same as {shown(twin.name)} (tied), counted there"
                 continue
             vocabulary.append(match)
         kept.append(match)

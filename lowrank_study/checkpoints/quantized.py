@@ -23,6 +23,8 @@ _PACKED = {
     ".qzeros": "GPTQ or AWQ",
     ".SCB": "bitsandbytes int8",
     ".absmax": "bitsandbytes 4-bit",
+    ".quant_state.bitsandbytes__nf4": "bitsandbytes 4-bit",
+    ".quant_state.bitsandbytes__fp4": "bitsandbytes 4-bit",
     ".weight_packed": "compressed-tensors",
     "_proj_blocks": "MXFP4",
     ".weight_zero_point": "integer",
@@ -53,13 +55,14 @@ def refuse_packed(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], 
         InputError: naming the format and a tensor that is stored in it.
     """
     remedy = "dequantise it in the library that wrote it and save it in bfloat16 or float32"
+    ends = tuple(_PACKED)
     for name in tensors:
-        for end, scheme in _PACKED.items():
-            if name.endswith(end) or ".quant_state." in name:
-                raise InputError(
-                    f"{where}: tensor {shown(name)} is {scheme} quantised, which can't be read "
-                    f"exactly; {remedy}"
-                )
+        if name.endswith(ends):
+            scheme = next(_PACKED[end] for end in ends if name.endswith(end))
+            raise InputError(
+                f"{where}: tensor {shown(name)} is {scheme} quantised, which can't be read "
+                f"exactly; {remedy}"
+            )
     quantization = config.get("quantization_config")
     if quantization is None:
         return

@@ -5,11 +5,12 @@ tensors: `{"w": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}`. Th
 accepts names given twice and spends seconds and gigabytes on a bloated header, so the header
 is parsed here. Every byte after it has to belong to exactly one tensor.
 
-    read_header(SourceFile.open(path, root=path.parent))     # ([TensorInfo(name="w", ...)], {})
+    read_headers([SourceFile.open(path, root=path.parent)])     # ([TensorInfo(name="w", ...)], {})
 
 Source: https://huggingface.co/docs/safetensors (format).
 """
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -17,10 +18,11 @@ from lowrank_study.checkpoints.paths import SourceFile, parse_json, shown
 from lowrank_study.checkpoints.tensors import ITEM_BYTES, TensorInfo
 from lowrank_study.errors import InputError
 
-MAX_TENSORS = 100_000
-"""Most tensors in one file; the shards of the largest public models hold a few thousand."""
+MAX_TENSORS = 200_000
+"""Most tensors in a model; the largest public ones have about 140 000, over all shards."""
 
 _HEADER_BYTES = 32 * 2**20
+_KEYS = {"dtype", "shape", "data_offsets"}
 _DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -41,12 +43,38 @@ _DTYPES = {
 }
 
 
-def read_header(file: SourceFile) -> tuple[list[TensorInfo], dict[str, Any]]:
-    """Return every tensor of a safetensors file, in file order, and its metadata.
+def read_headers(
+    files: Sequence[SourceFile],
+) -> tuple[list[TensorInfo], dict[str, Any]]:
+    """Return every tensor of some safetensors files, in file order, and their metadata.
 
     Raises:
-        InputError: anything but an intact file.
+        InputError: anything but intact files.
     """
+    headers = [_raw_header(file) for file in files]
+    count = sum(header.count(b'"data_offsets"') for header in headers)
+    if count > MAX_TENSORS:
+        raise InputError(
+            f"{shown(files[0].path)}: more than {MAX_TENSORS} tensors; it is damaged or hostile: "
+            "get it from a source you trust"
+        )
+    tensors: list[TensorInfo] = []
+    metadata: dict[str, Any] = {}
+    for file, raw in zip(files, headers, strict=True):
+        where = shown(file.path)
+        header = parse_json(raw, f"{where}: header")
+        more = header.pop("__metadata__", {})
+        if not isinstance(more, dict):
+            raise InputError(f"{where}: its __metadata__ is not an object; get the file again")
+        metadata.update(more)
+        found = [_tensor(name, entry, file, 8 + len(raw)) for name, entry in header.items()]
+        _check_layout(found, file, 8 + len(raw))
+        tensors += found
+    return tensors, metadata
+
+
+def _raw_header(file: SourceFile) -> bytearray:
+    """Return the bytes of a header whose length is believable."""
     where = shown(file.path)
     if file.size < 8:
         raise InputError(f"{where}: {file.size} bytes is too short for safetensors; get it again")
@@ -64,18 +92,7 @@ def read_header(file: SourceFile) -> tuple[list[TensorInfo], dict[str, Any]]:
     raw = file.read(8, 8 + length)
     if raw[:1] != b"{":
         raise InputError(f"{where}: its header doesn't open with '{{'; it is not safetensors")
-    if raw.count(b'"data_offsets"') > MAX_TENSORS:
-        raise InputError(
-            f"{where}: more than {MAX_TENSORS} tensors; it is damaged or hostile: "
-            "get it from a source you trust"
-        )
-    header = parse_json(raw, f"{where}: header")
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict):
-        raise InputError(f"{where}: its __metadata__ is not an object; get the file again")
-    tensors = [_tensor(name, entry, file, 8 + length) for name, entry in header.items()]
-    _check_layout(tensors, file, 8 + length)
-    return tensors, metadata
+    return raw
 
 
 def _is_count(value: Any) -> bool:
@@ -83,33 +100,39 @@ def _is_count(value: Any) -> bool:
 
 
 def _tensor(name: str, entry: Any, file: SourceFile, data_start: int) -> TensorInfo:
-    where = f"{shown(file.path)}: tensor {shown(name)}"
+    """Check one entry of a header."""
+
+    def refusal(what: str) -> InputError:
+        return InputError(
+            f"{shown(file.path)}: tensor {shown(name)}: {what}; get it again from its source"
+        )
+
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:
-        raise InputError(f"{where}: its name is not valid Unicode; get the file again") from None
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise InputError(f"{where}: needs exactly dtype, shape and data_offsets; get it again")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        raise refusal("its name is not valid Unicode") from None
+    if not isinstance(entry, dict) or entry.keys() != _KEYS:
+        raise refusal("needs exactly dtype, shape and data_offsets")
+    code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    dtype = _DTYPES.get(code) if isinstance(code, str) else None
+    if dtype is None:
         raise InputError(
-            f"{where}: dtype {shown(dtype)} can't be read exactly; save the model in one of "
-            f"{', '.join(_DTYPES)}"
+            f"{shown(file.path)}: tensor {shown(name)}: dtype {shown(code)} can't be read exactly; "
+            f"save the model in one of {', '.join(_DTYPES)}"
         )
     if not isinstance(shape, list) or len(shape) > 16 or not all(map(_is_count, shape)):
-        raise InputError(f"{where}: shape {shown(shape)} is not a list of sizes; get it again")
+        raise refusal(f"shape {shown(shape)} is not a list of sizes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
-        raise InputError(f"{where}: data_offsets {shown(offsets)} are not two positions")
+        raise refusal(f"data_offsets {shown(offsets)} are not two positions")
     start, stop = offsets
-    needed = prod(shape) * ITEM_BYTES[_DTYPES[dtype]]
-    if stop - start != needed:
-        raise InputError(
-            f"{where}: {dtype} of shape {shown(shape)} needs {shown(needed)} bytes, its offsets "
-            f"{shown(offsets)} give {stop - start}; the file is damaged: get it again"
+    if stop - start != prod(shape) * ITEM_BYTES[dtype]:
+        raise refusal(
+            f"{code} of shape {shown(shape)} needs {shown(prod(shape) * ITEM_BYTES[dtype])} bytes, "
+            f"its offsets {shown(offsets)} give {stop - start}"
         )
     return TensorInfo(
         name=name,
-        dtype=_DTYPES[dtype],
+        dtype=dtype,
         shape=tuple(shape),
         start=data_start + start,
         stop=data_start + stop,

@@ -38,6 +38,7 @@ def save_adapter(
     *,
     factors: Mapping[str, "tuple[torch.Tensor, torch.Tensor]"],
     saved_modules: "Mapping[str, torch.Tensor]",
+    modules_to_save: Sequence[str],
     rank: int,
     alpha: float,
     use_rslora: bool,
@@ -58,6 +59,7 @@ def save_adapter(
         factors: module path in the base model to (A_RI, B_OR), of shapes (rank, in) and
             (out, rank); saved in the dtype they have.
         saved_modules: parameter name in the base model to the full trained weight.
+        modules_to_save: the modules those parameters belong to, by PEFT's setting of that name.
         rank: R, the same for all modules.
         alpha: numerator of the scaling.
         use_rslora: divide by sqrt(rank) rather than rank.
@@ -105,7 +107,7 @@ def save_adapter(
         "use_rslora": use_rslora,
         "lora_dropout": dropout,
         "target_modules": sorted(target_modules),
-        "modules_to_save": sorted({name.rpartition(".")[0] for name in saved_modules}) or None,
+        "modules_to_save": sorted(modules_to_save) or None,
         "fan_in_fan_out": fan_in_fan_out,
         "bias": "none",
         "init_lora_weights": True,

@@ -32,7 +32,7 @@ from lowrank_study.checkpoints.quantized import (
     refuse_packed,
     skip_reasons,
 )
-from lowrank_study.checkpoints.safetensors_file import read_header
+from lowrank_study.checkpoints.safetensors_file import read_headers
 from lowrank_study.checkpoints.shards import (
     check_shards,
     find_files,
@@ -43,7 +43,6 @@ from lowrank_study.checkpoints.tensors import FLOATS, Array, TensorInfo, decode
 from lowrank_study.checkpoints.torch_file import load_torch, refuse_pickle
 from lowrank_study.errors import InputError
 
-_MAX_TENSORS = 300_000
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 RowReader = Callable[[TensorInfo, int, int], Array]
@@ -264,14 +263,7 @@ def _open_safetensors(
     config: Mapping[str, Any],
     weight_map: Mapping[str, str] | None,
 ) -> Weights:
-    tensors: list[TensorInfo] = []
-    metadata: dict[str, Any] = {}
-    for file in files:
-        found, more = read_header(file)
-        tensors += found
-        metadata.update(more)
-        if len(tensors) > _MAX_TENSORS:
-            raise InputError(f"{shown(path)}: more than {_MAX_TENSORS} tensors; get it again")
+    tensors, metadata = read_headers(files)
     check_shards(tensors, weight_map, shown(path))
     return Weights(
         path,

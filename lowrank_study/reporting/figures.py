@@ -149,16 +149,10 @@ def _figure(
     draw: Callable[[_Canvas], None], *, name: str, title: str, caption: str, table: Table
 ) -> Figure:
     with drawing_style(9.0, f"{name}-wide"):
-        canvas = drawn(
-            lambda canvas: draw(_Canvas(canvas, True)), width=WIDE, font_size=9.0, salt=name
-        )
-        wide = svg_of(canvas)
-        canvas.set_layout_engine("none")  # laid out already, and PDF has the same units
-        pdf = pdf_of(canvas)
+        canvas = drawn(lambda canvas: draw(_Canvas(canvas, True)), width=WIDE)
+        wide, pdf = svg_of(canvas), pdf_of(canvas)
     with drawing_style(8.2, f"{name}-narrow"):
-        canvas = drawn(
-            lambda canvas: draw(_Canvas(canvas, False)), width=NARROW, font_size=8.2, salt=name
-        )
+        canvas = drawn(lambda canvas: draw(_Canvas(canvas, False)), width=NARROW)
         narrow = svg_of(canvas)
     return Figure(
         name=name, title=title, caption=caption, table=table, wide=wide, narrow=narrow, pdf=pdf
@@ -306,7 +300,7 @@ def accuracy_against_rank(data: SettingData) -> Figure:
         lost = ~(rows["status"] == "done").to_numpy()
         if lost.any():
             foot = np.full(int(lost.sum()), low + 0.035 * (high - low))
-            panel.plot(place[lost], foot, ls="none", marker="x", ms=5.5, mec=LOST, mew=1.6)
+            panel.plot(place[lost], foot, ls="none", marker="x", ms=5.5, color=LOST, mew=1.6)
         means = chosen[
             (chosen["method"] == method) & (chosen["target"] == target) & (chosen["n"] > 0)
         ]
@@ -852,7 +846,7 @@ def cost_by_method(data: SettingData) -> Figure:
 
     def _draw_cost(panel: Axes, name: str, title: str, as_ratio: bool, *, label: bool) -> None:
         column = f"{name}_ratio" if as_ratio else name
-        unit = ", of full fine-tuning’s" if as_ratio else ""
+        unit = " (full = 1)" if as_ratio else ""
         panel.set_title(f"{title}{unit}")
         axis.dress(panel, label=label)
         known = table[column].dropna()

@@ -61,10 +61,15 @@ def _drawing(figure: Figure, width: str) -> Markup:
     return Markup(inline_svg(svg, name=name, label=f"{figure.title}. {figure.caption}"))
 
 
-def _rows_of(table: Table) -> list[list[object]]:
+def _rows_of(table: Table) -> list[tuple[bool, list[object]]]:
+    """Give the rows that are shown, each with whether it is a run that is not done."""
     names = [column.name for column in table.columns]
-    frame = table.frame[names].head(ROWS_SHOWN)
-    return [list(row) for row in frame.itertuples(index=False, name=None)]
+    shown = table.frame[names].head(ROWS_SHOWN)
+    rows = [list(row) for row in shown.itertuples(index=False, name=None)]
+    if "status" not in names:
+        return [(False, row) for row in rows]
+    place = names.index("status")
+    return [(row[place] != "done", row) for row in rows]
 
 
 def _cell(value: object, kind: str) -> str:

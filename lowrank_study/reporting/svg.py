@@ -155,13 +155,18 @@ def drawing_style(font_size: float, salt: str) -> Iterator[None]:
         yield
 
 
-def drawn(draw: Callable[[Canvas], None], *, width: float, font_size: float, salt: str) -> Canvas:
+def drawn(draw: Callable[[Canvas], None], *, width: float) -> Canvas:
     """Give a laid-out canvas, `width` inches wide, after `draw` has drawn on it.
 
     `draw` sets the height. Call inside `drawing_style`.
     """
-    canvas = Canvas(figsize=(width, width), layout="constrained")
+    # SVG and PDF have 72 units an inch: text is measured as it will be written.
+    canvas = Canvas(figsize=(width, width), dpi=72, layout="constrained")
     draw(canvas)
+    engine = canvas.get_layout_engine()
+    assert engine is not None
+    engine.execute(canvas)
+    canvas.set_layout_engine("none")  # or every file would be laid out again, twice
     return canvas
 
 

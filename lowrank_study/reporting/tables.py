@@ -285,6 +285,7 @@ def _accuracy_of(group: pd.DataFrame) -> dict[str, object]:
 
 def chosen_runs(runs: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFrame:
     """Give the runs, whatever became of them, at each configuration's chosen learning rate."""
+    runs = _typed(runs, RUN_COLUMNS, "runs")
     keys = accuracy.loc[accuracy["chosen"], [*CONFIGURATION, *TUNING]]
     wanted = {_key(row) for row in keys.itertuples(index=False, name=None)}
     rows = runs[[*CONFIGURATION, *TUNING]].itertuples(index=False, name=None)

@@ -167,7 +167,7 @@ def _start(
 ) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "lowrank_study.study.work", "--sweep", name]
     command += ["--results", str(results), "--device", device, "--tracker", tracker]
-    environment = dict(os.environ)
+    environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     if cores:
         threads = str(len(cores.split(",")))
         command += ["--cores", cores]

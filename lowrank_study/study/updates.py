@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator
 
-import numpy as np
-
-from lowrank_study.checkpoints import open_adapter, open_weights
+from lowrank_study.checkpoints import open_adapter, open_weights, pair
 from lowrank_study.runs import TrainedRun
-from lowrank_study.spec import Lora
+from lowrank_study.spec import FullFineTuning
 from lowrank_study.spectra.spectrum import Spectrum, measure
-from lowrank_study.spectra.updates import UpdateMatrix, layer_of
+from lowrank_study.spectra.updates import UpdateMatrix, updates_of_adapter, updates_of_pair
 from lowrank_study.training.models import model_folder
 
 
@@ -18,48 +16,16 @@ def spectra_of_run(run: TrainedRun) -> list[Spectrum]:
 
 
 def updates_of_run(run: TrainedRun) -> Iterator[UpdateMatrix]:
-    base = model_folder(run.spec.model)
-    with open_weights(base) as before:
-        by_tail = {name: name for name in before.names()}
+    """Yield `W - W0` of every matrix that the run changed and the pretrained model has.
 
-        def find(name):
-            for cand in (name, name.partition(".")[2]):
-                if cand in by_tail:
-                    return cand
-            return None
-
-        if isinstance(run.spec.method, Lora):
-            adapter = open_adapter(run.checkpoint)
-            for module in adapter.modules():
-                B, A, s, dt = adapter.factors(module)
-                w0 = find(module + ".weight")
-                yield UpdateMatrix(
-                    name=module,
-                    layer=layer_of(module),
-                    role=run.spec.model.role_of(module),
-                    storage_dtype=dt,
-                    delta_OI=None,
-                    B_OR=B,
-                    A_RI=A,
-                    scaling=s,
-                    W0_OI=before.read(w0),
-                )
+    The classification head has no W0 to compare with, and is left out.
+    """
+    model = run.spec.model
+    roles = {pattern.removeprefix("*."): role for role, pattern in model.roles.items()}
+    with open_weights(model_folder(model)) as base:
+        if isinstance(run.spec.method, FullFineTuning):
+            with open_weights(run.checkpoint) as tuned:
+                yield from updates_of_pair(pair(base, tuned), roles=roles)
         else:
-            with open_weights(run.checkpoint) as after:
-                for name in after.names():
-                    w0 = find(name)
-                    if w0 is None or len(after.shape(name)) != 2:
-                        continue
-                    m = name.removesuffix(".weight")
-                    W0 = before.read(w0)
-                    yield UpdateMatrix(
-                        name=m,
-                        layer=layer_of(m),
-                        role=run.spec.model.role_of(m),
-                        storage_dtype=after.dtype(name),
-                        delta_OI=after.read(name).astype(np.float64) - W0,
-                        B_OR=None,
-                        A_RI=None,
-                        scaling=1.0,
-                        W0_OI=W0,
-                    )
+            with open_adapter(run.checkpoint) as adapter:
+                yield from updates_of_adapter(adapter, base=base, roles=roles, skipped={})

@@ -23,7 +23,7 @@ from lowrank_study.training.batches import steps_of, training_batches
 from lowrank_study.training.data import Splits, load_splits, load_tokenizer
 from lowrank_study.training.evaluate import Predictions, autocast, predict, scores
 from lowrank_study.training.first_token import read_first_token_only
-from lowrank_study.training.lora import lora_modules
+from lowrank_study.training.lora import lora_modules, merged
 from lowrank_study.training.memory import peak_memory_bytes, reset_peak_memory
 from lowrank_study.training.models import (
     build_model,
@@ -93,7 +93,10 @@ def fit(
 
     def read(split_name: str) -> Predictions:
         split = getattr(splits, split_name)
-        return predict(model, split, device=place, precision=spec.train.precision, pad_id=pad_id)
+        with merged(model):
+            return predict(
+                model, split, device=place, precision=spec.train.precision, pad_id=pad_id
+            )
 
     best = _Best()
     train_seconds = evaluate_seconds = 0.0
@@ -104,6 +107,7 @@ def fit(
         for k in range(1, spec.train.evaluations + 1)
     }
     optimizer = make_optimizer(model, spec.method.learning_rate, spec.train)
+    trained = [p for p in model.parameters() if p.requires_grad]
     schedule = make_schedule(optimizer, steps, spec.train)
     batches = training_batches(
         splits.train,
@@ -120,7 +124,6 @@ def fit(
             logits = scores(model, batch, place)
             loss = nn.functional.cross_entropy(logits.float(), batch.labels_N.to(place))
         loss.backward()  # type: ignore[no-untyped-call]
-        trained = [p for p in model.parameters() if p.grad is not None]
         norm = nn.utils.clip_grad_norm_(trained, spec.train.max_grad_norm)
         losses.append(loss.item())
         if not (math.isfinite(losses[-1]) and math.isfinite(norm.item())):

@@ -7,18 +7,19 @@
 """
 
 import functools
-import json
+import math
 import os
 import re
 import shutil
 import tempfile
-import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from lowrank_study import assets
 from lowrank_study.checkpoints import open_adapter, save_adapter
@@ -32,7 +33,7 @@ from lowrank_study.spec import (
     path_matches,
 )
 from lowrank_study.training.data import load_tokenizer
-from lowrank_study.training.lora import LoraLinear, add_lora, check_rank, is_linear, lora_modules
+from lowrank_study.training.lora import add_lora, check_rank, is_linear, lora_modules
 
 
 def model_folder(model: BaseModel) -> Path:
@@ -82,7 +83,7 @@ def build_model(spec: RunSpec, folder: Path, *, number_of_labels: int) -> nn.Mod
         case FullFineTuning():
             model.requires_grad_(True)
         case Lora() as lora:
-            add_lora(model, target_modules(model, spec.model, lora.target), lora)
+            add_lora(model, dict.fromkeys(target_modules(model, spec.model, lora.target), lora))
             _train_head(model)
         case PeftMethod() as method:
             return _peft_model(model, spec.model, method)
@@ -101,8 +102,7 @@ def load_classifier(folder: Path, *, number_of_labels: int, dropout: float | Non
                     setattr(config, name, dropout)
         if config.pad_token_id is None:
             config.pad_token_id = load_tokenizer(folder).pad_token_id
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet_transformers():
             model = AutoModelForSequenceClassification.from_pretrained(
                 folder, config=config, dtype=torch.float32
             )
@@ -112,16 +112,32 @@ def load_classifier(folder: Path, *, number_of_labels: int, dropout: float | Non
     return model
 
 
-def head_name(model: nn.Module) -> str:
-    """Return the name of the module that maps to class scores (`classifier`, `score`)."""
-    for name in ("score", "classifier"):
-        if hasattr(model, name):
-            return name
-    raise InputError(f"{type(model).__name__} has neither `classifier` nor `score` as its head")
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without the library's report that the head is new: it is meant to be."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def head_names(model: nn.Module) -> list[str]:
+    """Return the names of the modules outside the pretrained backbone: the new head."""
+    backbone = str(model.base_model_prefix)
+    return [
+        name
+        for name, child in model.named_children()
+        if name != backbone and any(True for _ in child.parameters())
+    ]
 
 
 def _train_head(model: nn.Module) -> None:
-    model.get_submodule(head_name(model)).requires_grad_(True)
+    for name in head_names(model):
+        model.get_submodule(name).requires_grad_(True)
 
 
 def target_modules(model: nn.Module, base: BaseModel, target: tuple[str, ...]) -> list[str]:
@@ -137,11 +153,11 @@ def target_modules(model: nn.Module, base: BaseModel, target: tuple[str, ...]) -
     InputError
         A name that matches no linear map of the model.
     """
-    head = head_name(model)
+    heads = head_names(model)
     linear = [
         name
         for name, module in model.named_modules()
-        if is_linear(module) and name.split(".")[0] != head
+        if is_linear(module) and name.split(".")[0] not in heads
     ]
     chosen: set[str] = set()
     for wanted in target:
@@ -221,11 +237,12 @@ def save_model(model: nn.Module, spec: RunSpec, folder: Path) -> None:
     """Write what was trained: the whole model, or the adapter with its head in PEFT's layout."""
     match spec.method:
         case Lora() as lora:
-            head = head_name(model)
+            heads = head_names(model)
             modules = dict(lora_modules(model))
             saved = {
-                f"{head}.{name}": value.detach()
-                for name, value in model.get_submodule(head).state_dict().items()
+                name: value.detach()
+                for name, value in model.state_dict().items()
+                if name.split(".")[0] in heads
             }
             save_adapter(
                 folder,
@@ -234,6 +251,7 @@ def save_model(model: nn.Module, spec: RunSpec, folder: Path) -> None:
                     for name, module in modules.items()
                 },
                 saved_modules=saved,
+                modules_to_save=heads,
                 rank=lora.rank,
                 alpha=lora.alpha,
                 use_rslora=lora.scaling_rule == "alpha_over_sqrt_rank",
@@ -241,6 +259,7 @@ def save_model(model: nn.Module, spec: RunSpec, folder: Path) -> None:
                 target_modules=sorted(modules),
                 base_model_name=spec.model.name,
                 task_type="SEQ_CLS",
+                fan_in_fan_out=any(isinstance(m.base, Conv1D) for m in modules.values()),
             )
         case _:
             model.save_pretrained(folder)  # type: ignore[operator]
@@ -254,36 +273,36 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
     InputError
         An adapter of another kind, or one that names modules or shapes the model has not.
     """
-    config = json.loads((folder / "adapter_config.json").read_text())
-    adapter = open_adapter(folder)
-    linear = {name: module for name, module in model.named_modules() if is_linear(module)}
-    for name in adapter.modules():
-        B_OR, A_RI, scaling, _ = adapter.factors(name)
-        if name not in linear:
-            raise InputError(f"{folder}: the adapter adapts {name!r}, which the model has not")
-        lora = Lora(
-            learning_rate=1.0,
-            rank=A_RI.shape[0],
-            alpha=scaling * A_RI.shape[0],
-            scaling_rule="alpha_over_rank",
-            dropout=float(config.get("lora_dropout") or 0.0),
-            init="kaiming",
-            target=(name,),
-        )
-        add_lora(model, [name], lora)
-        module = model.get_submodule(name)
-        assert isinstance(module, LoraLinear)
-        with torch.no_grad():
-            module.A_RI.copy_(torch.from_numpy(A_RI))
-            module.B_OR.copy_(torch.from_numpy(B_OR))
-    saved = {name: torch.from_numpy(value) for name, value in adapter.saved_weights().items()}
-    unknown = set(saved) - set(model.state_dict())
-    if unknown:
-        raise InputError(
-            f"{folder}: the adapter saves {sorted(unknown)[0]!r}, which the model has not"
-        )
+    with open_adapter(folder) as adapter:
+        if adapter.kind != "lora":
+            raise InputError(f"{folder}: a {adapter.kind} adapter; load it through PEFT")
+        linear = {name for name, module in model.named_modules() if is_linear(module)}
+        if unknown := sorted(set(adapter.modules()) - linear):
+            raise InputError(f"{folder}: adapts {unknown[0]!r}, which is no linear map of the model")
+        factors = {name: adapter.factors(name) for name in adapter.modules()}
+        saved = {name: torch.from_numpy(adapter.read(name)) for name in adapter.saved_weights()}
+    if unknown := sorted(set(saved) - set(model.state_dict())):
+        raise InputError(f"{folder}: it saves {unknown[0]!r}, which the model has not")
     model.load_state_dict(saved, strict=False)
+    add_lora(model, {name: _lora_of(f.A_RI.shape[0], f.scaling) for name, f in factors.items()})
+    with torch.no_grad():
+        for name, module in lora_modules(model):
+            module.A_RI.copy_(torch.from_numpy(factors[name].A_RI))
+            module.B_OR.copy_(torch.from_numpy(factors[name].B_OR))
     _train_head(model)
+
+
+def _lora_of(rank: int, scaling: float) -> Lora:
+    """What a saved adapter says of itself; how it was trained, it does not say."""
+    return Lora(
+        learning_rate=math.nan,
+        rank=rank,
+        alpha=scaling * rank,
+        scaling_rule="alpha_over_rank",
+        dropout=0.0,
+        init="kaiming",
+        target=(),
+    )
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:

@@ -225,7 +225,7 @@ def test_32_a_truncated_gguf_is_refused_at_every_length(tmp_path: Path) -> None:
         end = weights.info("w").stop
     for length in range(4, end):
         path.write_bytes(whole[:length])
-        with pytest.raises(InputError, match="m.gguf"):
+        with pytest.raises(InputError, match=r"m.gguf"):
             open_weights(path)
 
 

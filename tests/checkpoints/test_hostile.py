@@ -69,10 +69,12 @@ def test_04_a_zip_bomb_is_refused_before_it_inflates(
     tmp_path: Path, refused_in_budget: Any
 ) -> None:
     path = tmp_path / "model.bin"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        with archive.open("archive/data.pkl", "w") as member:
-            for _ in range(256):
-                member.write(bytes(2**20))
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("archive/data.pkl", "w") as member,
+    ):
+        for _ in range(256):
+            member.write(bytes(2**20))
     assert "zip bomb" in refused_in_budget(path, pickle=True)
     assert "is a PyTorch pickle" in refused_in_budget(path)
 
@@ -101,7 +103,7 @@ def test_06_a_bloated_header_is_refused_before_it_is_parsed(
     )
     path = write_raw(("{" + many + "}").encode())
     assert path.stat().st_size > 25e6
-    assert "more than 100000 tensors" in refused_in_budget(path)
+    assert "more than 200000 tensors" in refused_in_budget(path)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +288,7 @@ def test_13_a_pipe_as_config_is_refused_without_waiting(
 
 @pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "/dev/stdin"])
 def test_13_a_device_is_refused(path: str) -> None:
-    with pytest.raises(InputError, match="not a regular file|leaves its folder"):
+    with pytest.raises(InputError, match=r"not a regular file|leaves its folder"):
         open_weights(path)
 
 

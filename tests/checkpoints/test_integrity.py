@@ -113,7 +113,7 @@ def test_21_an_index_without_a_map_is_refused(sharded: Path, content: str) -> No
 
 def test_21_a_shard_the_index_does_not_know_is_refused(sharded: Path) -> None:
     save_file({"z": torch.ones(1)}, sharded / "model-00003-of-00002.safetensors")
-    with pytest.raises(InputError, match="isn't in model.safetensors.index.json"):
+    with pytest.raises(InputError, match=r"isn't in model.safetensors.index.json"):
         open_weights(sharded)
 
 
@@ -124,7 +124,7 @@ def test_22_a_tensor_in_two_shards_is_refused(sharded: Path, with_index: bool) -
     )
     if not with_index:
         (sharded / "model.safetensors.index.json").unlink()
-    with pytest.raises(InputError, match="tensor a is in both model-00001.* and model-00002"):
+    with pytest.raises(InputError, match=r"tensor a is in both model-00001.* and model-00002"):
         open_weights(sharded)
 
 
@@ -226,10 +226,10 @@ def test_27_a_path_without_weights_is_refused(tmp_path: Path) -> None:
         open_weights(tmp_path)
     with pytest.raises(InputError, match="no such file"):
         open_weights(tmp_path / "model.safetensors")
-    with pytest.raises(InputError, match="can't be opened|no such file"):
+    with pytest.raises(InputError, match=r"can't be opened|no such file"):
         open_weights("a\0b")
     (tmp_path / "model.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
-    with pytest.raises(InputError, match="not safetensors|truncated"):
+    with pytest.raises(InputError, match=r"not safetensors|truncated"):
         open_weights(tmp_path / "model.h5")
 
 

@@ -1,11 +1,13 @@
 """A made-up but realistic study: MiniLM's shapes, full fine-tuning against LoRA."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from lowrank_study.reporting.report import write_report
 from lowrank_study.reporting.tables import StudyTables
 
 SHAPES = {
@@ -20,6 +22,7 @@ ADAPTED = {"attention_qv": ("query", "value"), "all_linear": tuple(SHAPES)}
 LAYERS = 6
 TOTAL = 22_713_986
 HEAD = 770
+Curve = tuple[str, str, int, str, np.ndarray]
 
 
 def energy_rank(singular_values: np.ndarray, energy: float) -> int:
@@ -40,7 +43,7 @@ def build_study(
     rng = np.random.default_rng(7)
     runs: list[dict[str, object]] = []
     spectra: list[dict[str, object]] = []
-    values: list[pd.DataFrame] = []
+    values: list[Curve] = []
     configurations: list[tuple[str, str | None, int | None]] = (
         [("full", None, None)] if full else []
     )
@@ -63,7 +66,7 @@ def build_study(
         question="Which adapter rank is needed to reach what full fine-tuning reaches?",
         runs=pd.DataFrame(runs).astype({"adapter_rank": "Int64"}),
         spectra=pd.DataFrame(spectra).astype({"layer": "Int64"}),
-        singular_values=pd.concat(values, ignore_index=True).astype({"layer": "Int64"}),
+        singular_values=_long(values),
         planned=len(runs) + (2 if losses else 0),
         provenance={
             "commit": "4f1d0a7c",
@@ -139,7 +142,7 @@ def _spectra(
     target: str | None,
     rank: int | None,
     spectra: list[dict[str, object]],
-    values: list[pd.DataFrame],
+    values: list[Curve],
     role_names: dict[str, str],
 ) -> None:
     roles = tuple(SHAPES) if target is None else ADAPTED[target]
@@ -188,18 +191,17 @@ def _spectra(
                     "resolvable": floor < 0.1,
                 }
             )
-            values.append(
-                pd.DataFrame(
-                    {
-                        "run_id": run_id,
-                        "module": module,
-                        "layer": layer,
-                        "role": name,
-                        "index": index,
-                        "singular_value": sigma,
-                    }
-                )
-            )
+            values.append((run_id, module, layer, name, sigma))
+
+
+def _long(values: list[Curve]) -> pd.DataFrame:
+    counts = [len(sigma) for *_, sigma in values]
+    names = ("run_id", "module", "layer", "role")
+    frame = pd.DataFrame([value[:4] for value in values], columns=names)
+    frame = frame.loc[frame.index.repeat(counts)].reset_index(drop=True)
+    frame["index"] = np.concatenate([np.arange(1, count + 1) for count in counts])
+    frame["singular_value"] = np.concatenate([sigma for *_, sigma in values])
+    return frame.astype({"layer": "Int64"})
 
 
 @pytest.fixture(scope="session")
@@ -215,3 +217,8 @@ def whole_study() -> StudyTables:
 @pytest.fixture(scope="session")
 def small_study() -> StudyTables:
     return build_study(ranks=(1, 4), targets=("attention_qv",))
+
+
+@pytest.fixture(scope="session")
+def report_folder(small_study: StudyTables, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(small_study, tmp_path_factory.mktemp("report")).parent

@@ -160,6 +160,14 @@ def test_large_gram_matrices_are_summed_over_blocks(monkeypatch):
         assert parts.frobenius_norm == pytest.approx(whole.frobenius_norm, rel=1e-14)
 
 
+def test_large_gram_matrices_have_the_same_eigenvalues(monkeypatch):
+    matrix = np.random.default_rng(9).standard_normal((70, 50))
+    small = svd_of_matrix(matrix, method="gram")
+    monkeypatch.setattr("lowrank_study.spectra.svd.LARGE_GRAM", 50)
+    large = svd_of_matrix(matrix, method="gram")
+    np.testing.assert_allclose(large.singular_values, small.singular_values, rtol=1e-12)
+
+
 def test_zero_and_one_by_one():
     zero = svd_of_matrix(np.zeros((3, 4)), method="gram")
     assert zero.singular_values.size == 0

@@ -1,0 +1,310 @@
+"""Damaged files of every kind: an InputError of one line, or exactly what the library reads.
+
+`LOWRANK_STUDY_FUZZ_EXAMPLES=100000 pytest tests/checkpoints/test_fuzz.py` looks for longer, with
+new random numbers each time.
+"""
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save
+
+from lowrank_study.checkpoints import find_matrices, open_adapter, open_weights, pair
+from lowrank_study.errors import InputError
+
+EXAMPLES = int(os.environ.get("LOWRANK_STUDY_FUZZ_EXAMPLES", "0"))
+SECONDS = 2.0
+
+fuzzed = settings(
+    max_examples=EXAMPLES or 120,
+    derandomize=EXAMPLES == 0,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+NUMBERS = [0, 1, 2, 7, 8, 31, 32, 2**16, 2**31, 2**32 - 1, 2**53, 2**62, 2**63, 2**64 - 1]
+WORDS = [b"", b"0", b"-1", b"1e9", b"null", b"true", b'"', b"{", b"}", b"[", b"]", b",", b"\\u0000"]
+WORDS += [b"F16", b"BF16", b"F64", b"F8_E4M3", b"I8", b"__metadata__", b"NaN", b"\xff", b"\0"]
+
+Change = Callable[[bytearray], None]
+
+
+@st.composite
+def changes(draw: st.DrawFn) -> Change:
+    """One change to the bytes of a file; the header is hit more often than the data."""
+    kind = draw(st.sampled_from(["flip", "cut", "number", "word", "swap", "repeat", "grow"]))
+    place = draw(st.floats(0, 1, exclude_max=True)) ** draw(st.sampled_from([1, 1, 3]))
+    other = draw(st.floats(0, 1, exclude_max=True))
+    bit = draw(st.integers(0, 7))
+    number = draw(st.sampled_from(NUMBERS))
+    word = draw(st.sampled_from(WORDS))
+    length = draw(st.integers(1, 12))
+
+    def change(data: bytearray) -> None:
+        at, to = int(place * len(data)), int(other * len(data))
+        match kind:
+            case "flip" if data:
+                data[at] ^= 1 << bit
+            case "cut":
+                del data[at:]
+            case "number":
+                data[at : at + 8] = number.to_bytes(8, "little")
+            case "word":
+                data[at : at + length] = word
+            case "swap":
+                data[at : at + length], data[to : to + length] = (
+                    data[to : to + length],
+                    data[at : at + length],
+                )
+            case "repeat":
+                data[at:at] = data[to : to + length]
+            case "grow":
+                data += bytes(length)
+
+    return change
+
+
+def damaged(whole: bytes, made: list[Change]) -> bytes:
+    data = bytearray(whole)
+    for change in made:
+        change(data)
+    return bytes(data)
+
+
+def refused_or(read: Callable[[], Any]) -> Any:
+    """Return what `read` returns, or None where it was refused; nothing else may be raised."""
+    start = time.thread_time()
+    result = None
+    try:
+        result = read()
+    except InputError as error:
+        message = str(error)
+        assert message.isprintable(), message
+        assert message.isascii(), message
+        assert len(message) < 2000, message
+    assert time.thread_time() - start < SECONDS
+    return result
+
+
+def read_all(path: Path) -> dict[str, np.ndarray]:
+    with open_weights(path) as weights:
+        matrices, _ = find_matrices(weights)
+        for matrix in matrices.values():
+            assert matrix.read().shape == matrix.shape
+        return {weights.info(name).name: weights.read(name) for name in weights.names()}
+
+
+torch.manual_seed(0)
+MODEL = save(
+    {
+        "embed.weight": torch.randn(5, 4),
+        "h.0.attn.c_attn.weight": torch.randn(4, 12).half(),
+        "h.0.q.weight": torch.randn(4, 4).bfloat16(),
+        "experts.w": torch.randn(2, 3, 4).double(),
+        "bias": torch.randn(4),
+        "ids": torch.arange(4),
+    },
+    metadata={"format": "pt"},
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("fuzz")
+    (path / "config.json").write_text('{"model_type": "gpt2", "n_head": 2}')
+    return path
+
+
+@fuzzed
+@given(made=st.lists(changes(), max_size=4))
+def test_a_damaged_safetensors_file(folder: Path, made: list[Change]) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(damaged(MODEL, made))
+    found = refused_or(lambda: read_all(path))
+    assert made or found is not None
+    if found is None:
+        return
+    with safe_open(path, "pt") as library:
+        for name, value in found.items():
+            expected = library.get_tensor(name).double().numpy()
+            np.testing.assert_array_equal(value.astype(np.float64), expected)
+
+
+SPACE = MODEL.index(b"{"), int.from_bytes(MODEL[:8], "little")
+
+
+@fuzzed
+@given(made=st.lists(changes(), min_size=1, max_size=2))
+def test_a_damaged_header_of_the_right_length(folder: Path, made: list[Change]) -> None:
+    path = folder / "header.safetensors"
+    start, length = SPACE
+    header = damaged(MODEL[start : start + length], made)
+    path.write_bytes(len(header).to_bytes(8, "little") + header + MODEL[start + length :])
+    found = refused_or(lambda: read_all(path))
+    if found is None:
+        return
+    with safe_open(path, "pt") as library:
+        for name, value in found.items():
+            expected = library.get_tensor(name).double().numpy()
+            np.testing.assert_array_equal(value.astype(np.float64), expected)
+
+
+@pytest.fixture(scope="module")
+def whole_gguf(folder: Path) -> bytes:
+    path = folder / "whole.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_uint32("llama.block_count", 1)
+    writer.add_array("tokenizer.ggml.tokens", ["<s>", "a", "b"])
+    writer.add_array("tokenizer.ggml.scores", [0.5, 1.5, 2.5])
+    rng = np.random.default_rng(0)
+    for name, kind in (("a", "Q4_1"), ("b", "F32"), ("c", "Q8_0"), ("d", "F16"), ("e", "Q4_K")):
+        quantisation = gguf.GGMLQuantizationType[kind]
+        rows, columns = (1, 256) if kind == "Q4_K" else (3, 32)
+        if kind == "Q4_K":
+            block = rng.integers(0, 256, (rows, 144), dtype=np.uint8)
+            block[:, :4] = np.frombuffer(np.float16([0.5, 0.25]).tobytes(), np.uint8)
+        else:
+            value = rng.standard_normal((rows, columns)).astype(np.float32)
+            block = gguf.quantize(value, quantisation)
+        writer.add_tensor(f"{name}.weight", block, raw_dtype=quantisation)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    data = path.read_bytes()
+    path.unlink()
+    return data
+
+
+@fuzzed
+@given(made=st.lists(changes(), max_size=4))
+def test_a_damaged_gguf_file(folder: Path, whole_gguf: bytes, made: list[Change]) -> None:
+    path = folder / "model.gguf"
+    path.write_bytes(damaged(whole_gguf, made))
+    found = refused_or(lambda: read_all(path))
+    assert made or found is not None
+    if found is None or path.read_bytes()[:4] != b"GGUF":
+        return
+    try:
+        tensors = gguf.GGUFReader(path).tensors
+    except Exception:  # the library is stricter about settings that aren't read here
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for tensor in tensors:
+            if tensor.name in found:
+                expected = gguf.dequantize(tensor.data, tensor.tensor_type)
+                value = found[tensor.name]
+                if tensor.tensor_type.name in ("BF16", "F64"):
+                    continue  # returned by the library as bytes
+                np.testing.assert_array_equal(value.reshape(expected.shape), expected)
+
+
+ADAPTER = save(
+    {
+        "base_model.model.q.lora_A.weight": torch.randn(2, 6),
+        "base_model.model.q.lora_B.weight": torch.randn(4, 2),
+        "base_model.model.e.lora_embedding_A": torch.randn(2, 7),
+        "base_model.model.e.lora_embedding_B": torch.randn(3, 2),
+        "base_model.model.head.weight": torch.randn(2, 4),
+    }
+)
+CONFIG = json.dumps(
+    {
+        "peft_type": "LORA",
+        "r": 2,
+        "lora_alpha": 5,
+        "use_rslora": False,
+        "use_dora": False,
+        "init_lora_weights": True,
+        "rank_pattern": {},
+        "alpha_pattern": {"q": 5},
+        "target_modules": ["q", "e"],
+    }
+).encode()
+
+
+@fuzzed
+@given(
+    tensors=st.lists(changes(), max_size=2),
+    config=st.lists(changes(), max_size=2),
+)
+def test_a_damaged_adapter(folder: Path, tensors: list[Change], config: list[Change]) -> None:
+    path = folder / "adapter"
+    path.mkdir(exist_ok=True)
+    (path / "adapter_model.safetensors").write_bytes(damaged(ADAPTER, tensors))
+    (path / "adapter_config.json").write_bytes(damaged(CONFIG, config))
+
+    def read() -> dict[str, Any]:
+        with open_adapter(path) as adapter:
+            if adapter.needs_base:
+                raise InputError("needs its base")
+            return {
+                module: (adapter.factors(module), adapter.delta(module))
+                for module in adapter.modules()
+            }
+
+    found = refused_or(read)
+    assert tensors or config or found is not None
+    if found is None:
+        return
+    alpha = {"rank": json.loads((path / "adapter_config.json").read_bytes())}["rank"]
+    with safe_open(path / "adapter_model.safetensors", "pt") as library:
+        stored = {name: library.get_tensor(name).double().numpy() for name in library.keys()}  # noqa: SIM118
+    factors = {
+        name: value for name, value in stored.items() if name.endswith(("lora_A.weight", "_A"))
+    }
+    assert len(found) == len(factors)
+    for module, (parts, delta) in found.items():
+        rank = parts.A_RI.shape[0]
+        known = {float(value) for value in alpha.get("alpha_pattern", {}).values()}
+        known.add(float(alpha["lora_alpha"]))
+        assert any(
+            parts.scaling == value / (rank**0.5 if alpha.get("use_rslora") else rank)
+            for value in known
+        )
+        ends = [name for name in stored if f"{module}.lora_" in name]
+        A, B = (stored[name] for name in sorted(ends))
+        expected = (
+            (B @ A).T
+            if "embedding" in ends[0]
+            else B.reshape(B.shape[0], -1) @ A.reshape(A.shape[0], -1)
+        )
+        np.testing.assert_allclose(delta, parts.scaling * expected, rtol=1e-12, atol=1e-300)
+
+
+INDEX = json.dumps({"metadata": {}, "weight_map": {"a": "s1.safetensors", "b": "s2.safetensors"}})
+
+
+@fuzzed
+@given(made=st.lists(changes(), max_size=3))
+def test_a_damaged_index_or_config(folder: Path, made: list[Change]) -> None:
+    path = folder / "sharded"
+    path.mkdir(exist_ok=True)
+    for name in "ab":
+        shard = path / f"s{'ab'.index(name) + 1}.safetensors"
+        if not shard.exists():
+            shard.write_bytes(save({name: torch.ones(2, 2)}))
+    (path / "model.safetensors.index.json").write_bytes(damaged(INDEX.encode(), made))
+    (path / "config.json").write_bytes(damaged(b'{"model_type": "gpt2", "n_head": 2}', made))
+
+    def read() -> list[str]:
+        with open_weights(path) as before, open_weights(path) as after:
+            return [match.name for match, _, _ in pair(before, after).read_matrices()]
+
+    found = refused_or(read)
+    assert made or found is not None
+    assert found in (None, ["a", "b"])

@@ -1,0 +1,361 @@
+"""That the folder holds a whole, safe and repeatable report."""
+
+import base64
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from lowrank_study.errors import InputError
+from lowrank_study.reporting import contents, figures
+from lowrank_study.reporting import report as report_module
+from lowrank_study.reporting.latex_report import escaped
+from lowrank_study.reporting.report import write_report
+from lowrank_study.reporting.tables import StudyTables, accuracy_by_rank
+
+MakeStudy = Callable[..., StudyTables]
+EVIL = '=1+1</script><img src=x onerror="alert(1)">&\u202e'
+
+
+class Elements(HTMLParser):
+    """Collects tags with their attributes, and the cells of tables."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.tables: dict[str, list[list[str]]] = {}
+        self.table = ""
+        self.in_cell = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        self.tags.append((tag, attributes))
+        if tag == "table":
+            self.table = attributes["id"] or ""
+            self.tables[self.table] = []
+        elif tag == "tr":
+            self.tables[self.table].append([])
+        elif tag in {"td", "th"}:
+            self.in_cell = True
+            self.tables[self.table][-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in {"td", "th"}:
+            self.in_cell = False
+
+    def handle_data(self, data: str) -> None:
+        if self.in_cell:
+            self.tables[self.table][-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def folder(report_folder: Path) -> Path:
+    return report_folder
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> str:
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_everything_promised_is_there(folder: Path) -> None:
+    names = set(contents_of(folder))
+    figures = {
+        "accuracy_against_rank",
+        "singular_value_decay",
+        "rank_heat_map",
+        "energy_rank_against_adapter_rank",
+        "cost_by_method",
+    }
+    tables = {
+        "accuracy_by_rank",
+        "cost_by_method",
+        "rank_by_configuration",
+        "rank_by_layer",
+        "rank_by_module",
+        "runs",
+        "provenance",
+        *(f"figure_{name}" for name in figures),
+    }
+    assert names == {
+        "report.html",
+        "report.tex",
+        "files.json",
+        "tables/spectra.csv",
+        "tables/singular_values.csv",
+        *(f"figures/{name}{end}" for name in figures for end in (".svg", "_dark.svg", ".pdf")),
+        *(f"tables/{name}{end}" for name in tables for end in (".csv", ".tex")),
+    }
+
+
+def test_the_list_of_files_holds_their_hashes(folder: Path) -> None:
+    listed = json.loads((folder / "files.json").read_text())
+    files = contents_of(folder)
+    del files["files.json"]
+    assert listed == {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+
+
+def test_the_same_study_gives_the_same_bytes(
+    folder: Path, small_study: StudyTables, tmp_path: Path
+) -> None:
+    shuffled = replace(small_study, runs=small_study.runs.iloc[::-1])
+    write_report(shuffled, tmp_path)
+    assert contents_of(tmp_path) == contents_of(folder)
+
+
+def test_the_page_shows_recomputed_numbers(page: str, small_study: StudyTables) -> None:
+    rows = Elements(page).tables["table-accuracy_by_rank"]
+    place = rows[0].index("test accuracy")
+    expected = accuracy_by_rank(small_study.runs)
+    assert [row[place] for row in rows[1:]] == [
+        f"{mean:.3f}" for mean in expected["mean_test_accuracy"]
+    ]
+    assert [row[rows[0].index("95 % low")] for row in rows[1:]] == [
+        f"{low:.3f}" for low in expected["test_low_95"]
+    ]
+    full = small_study.runs.loc[small_study.runs["method"] == "full", "test_accuracy"].mean()
+    assert f"reaches a test accuracy of {full:.3f}, the mean of 3 seeds" in page
+
+
+def test_the_csv_holds_what_the_table_was_made_from(folder: Path, small_study: StudyTables) -> None:
+    runs = pd.read_csv(folder / "tables" / "runs.csv")
+    mine = small_study.runs.sort_values("run_id", ignore_index=True)
+    assert list(runs["test_accuracy"]) == list(mine["test_accuracy"])
+    values = pd.read_csv(folder / "tables" / "singular_values.csv")
+    assert len(values) == len(small_study.singular_values)
+    total = small_study.singular_values["singular_value"].sum()
+    assert values["singular_value"].sum() == pytest.approx(total, rel=1e-12)
+
+
+def test_the_page_needs_nothing_but_itself(page: str) -> None:
+    elements = Elements(page)
+    for tag, attributes in elements.tags:
+        for name in ("src", "href", "xlink:href", "srcset", "action", "data", "poster"):
+            value = attributes.get(name)
+            assert value is None or value.startswith("#") or value == "data:,", (tag, value)
+    assert "http://" not in page
+    assert "https://" not in page
+    assert not re.search(r"url\((?!#)", page)
+    assert "@import" not in page
+    assert [tag for tag, _ in elements.tags].count("script") == 1
+
+
+def test_the_policy_allows_only_the_pages_own_script(page: str) -> None:
+    script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)
+    assert script is not None
+    digest = hashlib.sha256(script[1].encode()).digest()
+    policy = next(
+        attributes["content"]
+        for tag, attributes in Elements(page).tags
+        if tag == "meta" and attributes.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert f"script-src 'sha256-{base64.b64encode(digest).decode()}'" in (policy or "")
+    assert "default-src 'none'" in (policy or "")
+
+
+def test_both_schemes_and_both_widths_are_in_the_page(page: str) -> None:
+    assert "prefers-color-scheme: dark" in page
+    assert ':root[data-scheme="dark"]' in page
+    tags = Elements(page).tags
+    assert sum(tag == "svg" for tag, _ in tags) == 10
+    ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_links_lead_somewhere(page: str) -> None:
+    tags = Elements(page).tags
+    ids = {attributes["id"] for _, attributes in tags if "id" in attributes}
+    targets = {attributes["href"] for tag, attributes in tags if tag == "a"}
+    assert len(targets) >= 8
+    assert {(target or "").removeprefix("#") for target in targets} <= ids
+
+
+@pytest.fixture(scope="module")
+def evil_folder(make_study: MakeStudy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    study = make_study(
+        ranks=(1,),
+        targets=("attention_qv",),
+        seeds=1,
+        tasks=(EVIL,),
+        role_names={"value": EVIL},
+    )
+    study = replace(study, title=EVIL, question=EVIL, provenance={EVIL: {EVIL: EVIL}, "n": [EVIL]})
+    study.runs["message"] = EVIL
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "pdf_of", lambda canvas: b"")  # a name never reaches it as code
+        return write_report(study, tmp_path_factory.mktemp("evil")).parent
+
+
+def test_hostile_names_are_text_on_the_page(evil_folder: Path) -> None:
+    page = (evil_folder / "report.html").read_text(encoding="utf-8")
+    elements = Elements(page)
+    tags = [tag for tag, _ in elements.tags]
+    assert "img" not in tags
+    assert tags.count("script") == 1
+    assert not any(name.startswith("on") for _, attributes in elements.tags for name in attributes)
+    assert "\u202e" not in page
+    assert "&lt;/script&gt;&lt;img src=x" in page
+
+
+def test_hostile_names_stay_out_of_paths_and_formulas(evil_folder: Path) -> None:
+    for name, content in contents_of(evil_folder).items():
+        assert re.fullmatch(r"(tables/|figures/)?[a-z0-9_]+\.[a-z]+", name), name
+        if name.endswith(".csv"):
+            frame = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
+            numbers = re.compile(r"-?[\d.]+(e[-+]\d+)?")
+            for cell in [*frame.columns, *frame.to_numpy().ravel()]:
+                assert not cell.startswith(("=", "+", "@", "\t")), cell
+                assert not cell.startswith("-") or numbers.fullmatch(cell), cell
+
+
+def test_latex_takes_every_character_as_it_stands() -> None:
+    assert escaped(r"a_b\c{d}$&#%^~") == (
+        r"a\_\allowbreak{}b\textbackslash{}c\{d\}\$\&\#\%\textasciicircum{}\textasciitilde{}"
+    )
+    assert escaped("中\u202e") == r"[U+4E2D]\textbackslash{}u202e"
+    assert escaped("90\u202f% of ΔW") == r"90\,\% of $\Delta$W"
+
+
+def test_latex_includes_files_that_are_there(folder: Path, evil_folder: Path) -> None:
+    for report in (folder, evil_folder):
+        text = (report / "report.tex").read_text(encoding="utf-8")
+        files = re.findall(r"(?:\\input|\\includegraphics\[[^]]*\])\{([^}]+)\}", text)
+        assert len(files) >= 12
+        assert all((report / name).is_file() for name in files)
+        for path in [report / "report.tex", *(report / "tables").glob("*.tex")]:
+            source = path.read_text(encoding="utf-8")
+            assert source.count(r"\begin{") == source.count(r"\end{")
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the drawings out, where a test is of something else."""
+    for name in ("accuracy_against_rank", "draw_cost_by_method"):
+        monkeypatch.setattr(contents, name, lambda data: None)
+    for name in ("singular_value_decay", "rank_heat_map", "energy_rank_against_adapter_rank"):
+        monkeypatch.setattr(contents, name, lambda data: None)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_each_setting_has_its_own_tables(make_study: MakeStudy, tmp_path: Path) -> None:
+    study = make_study(ranks=(1,), targets=("attention_qv",), tasks=("../../etc", "b"), seeds=2)
+    text = write_report(study, tmp_path).read_text(encoding="utf-8")
+    names = set(contents_of(tmp_path))
+    assert {"tables/rank_by_module_1.csv", "tables/rank_by_module_2.csv"} <= names
+    assert "<h3>../../etc, all-MiniLM-L6-v2</h3>" in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_report_that_is_killed_leaves_only_whole_files(
+    small_study: StudyTables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_report(small_study, tmp_path)
+    before = contents_of(tmp_path)
+    renamed: list[str] = []
+    real = os.replace
+
+    def dies_after_two(source: str, target: Path) -> None:
+        if len(renamed) == 2:
+            raise KeyboardInterrupt
+        renamed.append(str(target.relative_to(tmp_path)))
+        real(source, target)
+
+    monkeypatch.setattr(report_module.os, "replace", dies_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        write_report(replace(small_study, title="another"), tmp_path)
+    after = contents_of(tmp_path)
+    assert set(after) == set(before)
+    assert {name for name in after if after[name] != before[name]} <= set(renamed)
+    assert after["report.html"] == before["report.html"]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_what_cannot_be_reported_writes_nothing(small_study: StudyTables, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="none of the 9 runs is done"):
+        write_report(
+            replace(small_study, runs=small_study.runs.assign(status="failed")), tmp_path / "new"
+        )
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="is a file: name a folder"):
+        write_report(small_study, tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_files_of_an_earlier_report_go_and_others_stay(
+    small_study: StudyTables, tmp_path: Path
+) -> None:
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "stale.csv").write_text("old")
+    (tmp_path / "tables" / "mine.csv").write_text("mine")
+    (tmp_path / "precious").write_text("mine")
+    listed = {"tables/stale.csv": "0", "precious": "0", "../outside": "0", "tables/..": "0"}
+    (tmp_path / "files.json").write_text(json.dumps(listed))
+    write_report(small_study, tmp_path)
+    assert not (tmp_path / "tables" / "stale.csv").exists()
+    assert (tmp_path / "tables" / "mine.csv").read_text() == "mine"
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+@pytest.fixture
+def unsaved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw and lay out every figure, but don't write it in a format, which takes longest."""
+    empty = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"></svg>'
+    monkeypatch.setattr(figures, "pdf_of", lambda canvas: b"")
+    monkeypatch.setattr(figures, "svg_of", lambda canvas: empty)
+
+
+@pytest.mark.usefixtures("unsaved")
+@pytest.mark.parametrize(
+    "missing", ["full", "adapters", "spectra", "costs", "losses_only_at_one_rank"]
+)
+def test_a_study_with_a_missing_piece_is_reported(
+    make_study: MakeStudy, tmp_path: Path, missing: str
+) -> None:
+    study = make_study(
+        ranks=() if missing == "adapters" else (2,),
+        targets=("attention_qv",),
+        seeds=2,
+        full=missing != "full",
+        losses=False,
+    )
+    if missing == "spectra":
+        study = replace(
+            study, spectra=study.spectra.iloc[:0], singular_values=study.singular_values.iloc[:0]
+        )
+    if missing == "costs":
+        columns = ["checkpoint_bytes", "train_seconds", "peak_memory_bytes"]
+        study = replace(study, runs=study.runs.assign(**dict.fromkeys(columns)))
+    if missing == "losses_only_at_one_rank":
+        runs = study.runs.copy()
+        lost = runs["adapter_rank"].notna()
+        runs.loc[lost, "status"] = "diverged"
+        runs.loc[lost, "test_accuracy"] = float("nan")
+        study = replace(study, runs=runs)
+    text = write_report(study, tmp_path).read_text(encoding="utf-8")
+    expected = {
+        "full": "No run of full fine-tuning is done",
+        "adapters": "Full fine-tuning reaches a test accuracy",
+        "spectra": "No spectra were given",
+        "costs": "training time not measured",
+        "losses_only_at_one_rank": "2 of 4 planned runs are done; 2 diverged.",
+    }
+    assert expected[missing] in text
