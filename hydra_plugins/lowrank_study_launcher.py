@@ -8,7 +8,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 
-class WorkersLauncher(Launcher):
+class WorkersLauncher(Launcher):  # type: ignore[misc]  # hydra has no types
     """Composes all jobs of a multirun before the first starts: one bad job and none is run."""
 
     def setup(

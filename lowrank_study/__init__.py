@@ -1,1 +1,53 @@
-"""Finds out how low-rank fine-tuning really is."""
+"""Finds out how low-rank fine-tuning really is: rank sweeps, spectra of updates, tested answers.
+
+    >>> import lowrank_study as ls
+    >>> specs = [ls.compose("method=lora", f"method.rank={rank}") for rank in (1, 8)]
+    >>> runs = ls.sweep(specs, name="two_ranks", results=Path("results"))
+    >>> path, finding = ls.report_sweep("two_ranks", results=Path("results"))
+
+What is named here is imported when it is first used: `import lowrank_study` takes no time.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lowrank_study.config import compose
+    from lowrank_study.errors import InputError
+    from lowrank_study.reporting.sweep_report import report_sweep, study_tables
+    from lowrank_study.runs import RunStore, TrainedRun
+    from lowrank_study.spec import RunSpec
+    from lowrank_study.study.sweep import sweep
+    from lowrank_study.study.tables import runs_table, spectra_tables
+
+_HOMES = {
+    "InputError": "errors",
+    "RunSpec": "spec",
+    "RunStore": "runs",
+    "TrainedRun": "runs",
+    "compose": "config",
+    "report_sweep": "reporting.sweep_report",
+    "runs_table": "study.tables",
+    "spectra_tables": "study.tables",
+    "study_tables": "reporting.sweep_report",
+    "sweep": "study.sweep",
+}
+
+__all__ = [
+    "InputError",
+    "RunSpec",
+    "RunStore",
+    "TrainedRun",
+    "compose",
+    "report_sweep",
+    "runs_table",
+    "spectra_tables",
+    "study_tables",
+    "sweep",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lowrank_study' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"lowrank_study.{_HOMES[name]}"), name)

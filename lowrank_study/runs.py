@@ -17,6 +17,7 @@ the claim of a dead worker is taken over.
     ...     claim.commit(status="done", record={...})
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -252,10 +253,8 @@ def _flush(path: Path) -> None:
 def _moved_aside(folder: Path) -> Path:
     """Rename a folder that is to go, so that it is gone at once for everybody else."""
     aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    try:
+    with contextlib.suppress(FileNotFoundError):
         os.rename(folder, aside)
-    except FileNotFoundError:
-        pass
     return aside
 
 

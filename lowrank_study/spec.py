@@ -47,7 +47,7 @@ class HubRepo:
     repo_id: str
     """As in `roberta-base` or `nyu-mll/glue`."""
     subset: str | None
-    """The data set's configuration (`sst2` of GLUE); `None` for models and for data sets without."""
+    """The data set's configuration (`sst2` of GLUE), where it has any."""
     revision: str | None
     """Branch, tag or commit; `None` is the hub's main branch."""
 
@@ -72,7 +72,7 @@ class Task:
     """One column, or two for sentence pairs."""
     label_column: str
     labels: tuple[str, ...]
-    """Class names in order; rows with other labels are dropped. `()`: those found in train, sorted."""
+    """Class names in order; other rows are dropped. `()`: those found in train, sorted."""
     group_column: str | None
     """Rows that share its value stay in one split (all snippets on one film, say)."""
     train_size: int | None
@@ -129,7 +129,7 @@ class Lora:
     dropout: float
     """Dropout on the adapter's input while training."""
     init: str
-    """How A starts: `kaiming` (uniform, as PEFT) or `gaussian` (standard deviation 1/rank). B is 0."""
+    """How A starts: `kaiming` (uniform, as PEFT) or `gaussian` (deviation 1/rank). B is 0."""
     target: tuple[str, ...]
     """A preset's name, or roles, or module paths."""
 

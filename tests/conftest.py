@@ -15,19 +15,19 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 WORDS = [f"word{n}" for n in range(40)] + ["good", "fine", "bad", "poor"]
 
+_BERT = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+}
 TINY = {
-    "bert": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24},
-    "roberta": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24},
+    "bert": _BERT,
+    "roberta": _BERT,
     "distilbert": {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24},
     "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_inner": 24},
-    "llama": {
-        "hidden_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 24,
-    },
-}  # fmt: skip
+    "llama": {**_BERT, "num_attention_heads": 4, "num_key_value_heads": 2},
+}
 
 
 def make_tiny_model(family: str, folder: Path) -> Path:

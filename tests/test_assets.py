@@ -87,7 +87,7 @@ def test_a_missing_member_is_named(index: Path) -> None:
 
 
 def test_a_missing_path_is_named() -> None:
-    with pytest.raises(InputError, match="no file or folder at './nowhere'"):
+    with pytest.raises(InputError, match=r"no file or folder at '\./nowhere'"):
         assets.fetch(LocalPath(path="./nowhere", sha256=""))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lowrank_study.config import compose
-from lowrank_study.spec import Lora, LocalPath, from_mapping, path_matches, to_mapping
+from lowrank_study.spec import LocalPath, Lora, from_mapping, path_matches, to_mapping
 
 NAMES = ["method=full", "method.rank=4", "method=peft method.peft_type=IA3", "task=glue_rte"]
 

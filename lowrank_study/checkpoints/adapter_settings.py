@@ -204,7 +204,7 @@ class _Pattern:
 
 def _number(config: Mapping[str, Any], key: str, where: str) -> None:
     value = config.get(key)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < abs(value) < 1e9:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 1e-9 < abs(value) < 1e9:
         raise InputError(
             f"{where}: {key} is {shown(value)}, not a number other than 0; save the adapter again"
         )

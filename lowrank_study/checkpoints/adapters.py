@@ -15,6 +15,7 @@ Axis suffixes: O out features, I in features, R adapter rank.
 """
 
 import math
+import os
 import re
 from pathlib import Path
 from types import TracebackType
@@ -129,7 +130,18 @@ class Adapter:
                 "ask for delta(module, base)"
             )
         B_OR, A_RI, scaling, dtype = self._plain_factors(module)
-        W0_OI = self.base_matrix(module, self._base(base))
+        base = self._base(base)
+        tensor = self.base_tensor(module, base)
+        in_out = self._stored_in_out(module, tensor, base)
+        if len(base.shape(tensor)) != 2 or (self.kind == "olora" and in_out):
+            # PEFT decomposes the stored orientation then, but applies the factors in the other
+            raise InputError(
+                f"{self._where}: {self.kind} on {shown(module)}, no linear map stored (out, in), "
+                "can't be read exactly; merge it into the base with PEFT and compare checkpoints"
+            )
+        if scaling <= 0:
+            raise InputError(f"{self._where}: {self.kind} with lora_alpha below 0; save it again")
+        W0_OI = self.base_matrix(module, base)
         B0_OR, A0_RI = _initial_factors(self.kind, W0_OI, A_RI.shape[0], scaling)
         return Factors(
             np.concatenate([B_OR, -B0_OR], axis=1), np.concatenate([A_RI, A0_RI]), scaling, dtype
@@ -147,30 +159,41 @@ class Adapter:
         """
         if base is not None:
             self.check_base(base)
+        with np.errstate(all="ignore"):  # what overflows is found below
+            delta_OI = self._delta(module, base)
+        if not np.isfinite(delta_OI).all():
+            raise InputError(
+                f"{self._where}: the update of module {shown(module)} overflows; "
+                "its training diverged: use an earlier checkpoint"
+            )
+        return delta_OI
+
+    def _delta(self, module: str, base: Weights | None) -> Array:
         if self.kind in ("loha", "lokr", "vera"):
             W0_OI = self.base_matrix(module, self._base(base))
-            parts = {
-                part: self._finite(name) for part, name in self._tensors.modules[module].items()
-            }
+            parts = {part: self._finite(name) for part, name in self._parts(module).items()}
             shared = {part: self._finite(name) for part, name in self._tensors.shared.items()}
             return peft_delta(
                 self.config, module, parts | shared, W0_OI.shape, f"{self._where}: {shown(module)}"
             )
         if self.kind == "dora":
-            B_OR, A_RI, scaling, _ = self._plain_factors(module)
-            W0_OI = self.base_matrix(module, self._base(base))
-            tuned_OI = W0_OI + scaling * _product(B_OR, A_RI)
-            magnitude_O = self._finite(self._tensors.modules[module]["magnitude"]).reshape(-1, 1)
-            norm_O = np.linalg.norm(tuned_OI, axis=1, keepdims=True)
-            if magnitude_O.shape != norm_O.shape or not norm_O.all():
-                raise InputError(
-                    f"{self._where}: module {shown(module)} has {magnitude_O.size} magnitudes for "
-                    f"{norm_O.size} rows, {int((norm_O == 0).sum())} of them zero; it belongs to "
-                    "another base model: give the one it was trained on"
-                )
-            return np.asarray(magnitude_O / norm_O * tuned_OI - W0_OI)
+            return self._dora_delta(module, self._base(base))
         B_OR, A_RI, scaling, _ = self.factors(module, base)
         return np.asarray(scaling * _product(B_OR, A_RI))
+
+    def _dora_delta(self, module: str, base: Weights) -> Array:
+        B_OR, A_RI, scaling, _ = self._plain_factors(module)
+        W0_OI = self.base_matrix(module, base)
+        tuned_OI = W0_OI + scaling * _product(B_OR, A_RI)
+        magnitude_O = self._finite(self._parts(module)["magnitude"]).reshape(-1, 1)
+        norm_O = np.linalg.norm(tuned_OI, axis=1, keepdims=True)
+        if magnitude_O.shape != norm_O.shape or not norm_O.all():
+            raise InputError(
+                f"{self._where}: module {shown(module)} has {magnitude_O.size} magnitudes for "
+                f"{norm_O.size} rows, {int((norm_O == 0).sum())} of them zero; it belongs to "
+                "another base model: give the one it was trained on"
+            )
+        return np.asarray(magnitude_O / norm_O * tuned_OI - W0_OI)
 
     def saved_delta(self, name: str, base: Weights) -> Array:
         """Return W - W0 in float64 of a tensor trained in full, shaped as the base stores it.
@@ -248,10 +271,7 @@ class Adapter:
         tensor = self.base_tensor(module, base)
         W0 = self._finite_base(tensor, base)
         W0_OI = W0.reshape(W0.shape[0], -1)
-        in_out = is_transposed(tensor, base)
-        if "model_type" not in base.config and "embedding" not in self._tensors.modules[module]:
-            in_out = bool(self.config.get("fan_in_fan_out")) and W0.ndim == 2
-        if in_out:
+        if self._stored_in_out(module, tensor, base):
             W0_OI = W0.T
         expected = self._shape(module)
         if expected is not None and expected != W0_OI.shape:
@@ -305,6 +325,13 @@ class Adapter:
     ) -> None:
         self.close()
 
+    def _parts(self, module: str) -> dict[str, str]:
+        """Return the module's parts ("A", "B", ...) and their tensor names."""
+        if module not in self._tensors.modules:
+            some = ", ".join(shown(known, 60) for known in self.modules()[:5]) or "none"
+            raise InputError(f"{self._where}: no module {shown(module)}; it has {some}")
+        return self._tensors.modules[module]
+
     def _base(self, base: Weights | None) -> Weights:
         if base is None:
             raise InputError(
@@ -322,20 +349,23 @@ class Adapter:
             )
         return values
 
+    def _stored_in_out(self, module: str, tensor: str, base: Weights) -> bool:
+        """Whether the base stores the module as (in, out); the base's config decides first."""
+        if "model_type" in base.config or "embedding" in self._parts(module):
+            return is_transposed(tensor, base)
+        return bool(self.config.get("fan_in_fan_out")) and len(base.shape(tensor)) == 2
+
     def _finite_base(self, tensor: str, base: Weights) -> Array:
-        values = base.read(tensor).astype(np.float64)
+        values = base.read(tensor)
         if not np.isfinite(values).all():
             raise InputError(
                 f"{shown(base.path)}: tensor {shown(tensor)} has "
                 f"{int((~np.isfinite(values)).sum())} NaN or infinite values; give another base"
             )
-        return values
+        return values.astype(np.float64)
 
     def _plain_factors(self, module: str) -> Factors:
-        if module not in self._tensors.modules:
-            some = ", ".join(shown(known, 60) for known in self.modules()[:5]) or "none"
-            raise InputError(f"{self._where}: no module {shown(module)}; it has {some}")
-        parts = self._tensors.modules[module]
+        parts = self._parts(module)
         A, B = self._finite(parts["A"]), self._finite(parts["B"])
         dtype = coarser(self._weights.dtype(parts["A"]), self._weights.dtype(parts["B"]))
         rank = A.shape[0]
@@ -350,7 +380,7 @@ class Adapter:
 
     def _shape(self, module: str) -> tuple[int, int] | None:
         """(out, in) as the factors' shapes tell it; None where they don't."""
-        parts = self._tensors.modules[module]
+        parts = self._parts(module)
         if self.kind in ("loha", "lokr", "vera"):
             return None
         A, B = self._weights.shape(parts["A"]), self._weights.shape(parts["B"])
@@ -423,20 +453,22 @@ def open_adapter(path: str | Path, *, allow_pickle: bool = False) -> Adapter:
         InputError: it can't be read exactly; the message names file, tensor and remedy.
     """
     path = Path(path)
-    folder = path if path.is_dir() else path.parent
+    is_folder = os.path.isdir(path)  # unlike Path's, it takes any name
+    folder = path if is_folder else path.parent
     weights_path = path
-    if path.is_dir() or path.name.startswith("adapter_model."):
-        if not (folder / CONFIG_NAME).exists():
+    if is_folder or path.name.startswith("adapter_model."):
+        if not os.path.lexists(folder / CONFIG_NAME):
             raise InputError(
                 f"{shown(folder)}: no {CONFIG_NAME}, without which the scaling is unknown; "
                 "give a folder saved by PEFT, or a file in kohya's layout"
             )
         config = read_json(folder / CONFIG_NAME, root=folder)
         settings = read_settings(config, shown(folder / CONFIG_NAME))
-        if path.is_dir():
+        if is_folder:
+            pickled = folder / "adapter_model.bin"
             weights_path = folder / WEIGHTS_NAME
-            if not weights_path.exists() and (folder / "adapter_model.bin").exists():
-                weights_path = folder / "adapter_model.bin"
+            if not os.path.lexists(weights_path) and os.path.lexists(pickled):
+                weights_path = pickled
     else:
         settings = Settings(kind="kohya", config={}, flags=())
     weights = open_weights(weights_path, allow_pickle=allow_pickle)

@@ -137,7 +137,7 @@ def _matrices_of(tensor: str, weights: Weights, config: Mapping[str, Any]) -> li
 
     if leaf.endswith("bias"):
         return f"{len(shape)} axes, shape {list(shape)}: stacked biases rather than a matrix"
-    if len(shape) == 3 and "experts" in module.split("."):
+    if len(shape) == 3 and _holds_experts(module):
         out, in_ = shape[:0:-1] if transposed else shape[1:]
         return [
             matrix(f"{module}.{index}", out, in_, expert=index, groups=1, first=0, last=out)
@@ -174,12 +174,18 @@ def is_transposed(tensor: str, weights: Weights, config: Mapping[str, Any] | Non
 
     GPT-2 and its kin use Conv1D, GPT-OSS and Llama 4 store their experts so.
     """
-    parts = module_of(tensor).split(".")
+    module = module_of(tensor)
     model_type = (weights.config if config is None else config).get("model_type")
     axes = len(weights.shape(tensor))
     if axes == 3:
-        return "experts" in parts and model_type in _EXPERTS_IN_OUT
-    return axes == 2 and model_type in _CONV1D_MODELS and parts[-1] in _CONV1D_NAMES
+        return _holds_experts(module) and model_type in _EXPERTS_IN_OUT
+    leaf = module.rpartition(".")[2]
+    return axes == 2 and model_type in _CONV1D_MODELS and leaf in _CONV1D_NAMES
+
+
+def _holds_experts(module: str) -> bool:
+    """Whether a tensor of three axes is a stack of experts rather than a convolution."""
+    return any(word in module for word in ("experts", "_exps", "moe"))
 
 
 def _pieces(

@@ -188,7 +188,8 @@ def coarser(*dtypes: str) -> str:
 def _check_architecture(before: Weights, after: Weights) -> None:
     for key in _ARCHITECTURE:
         values = before.config.get(key), after.config.get(key)
-        if None not in values and values[0] != values[1]:
+        plain = all(isinstance(value, str | int) for value in values)
+        if plain and values[0] != values[1]:
             raise InputError(
                 f"{key} is {shown(values[0])} in {shown(before.path)} and {shown(values[1])} in "
                 f"{shown(after.path)}; compare two checkpoints of one architecture"
@@ -326,6 +327,7 @@ def _flags(
             f"stored in {', '.join(coarse)}: each difference (as of a merged adapter) carries "
             "rounding noise"
         )
-    if not (before.config.get("model_type") or after.config.get("model_type")):
+    known = ("model_type", "gguf_architecture")  # GGUF is always (out, in)
+    if not any(weights.config.get(key) for weights in (before, after) for key in known):
         flags.append("no config.json: orientation as stored, fused tensors left out")
     return flags

@@ -23,7 +23,7 @@ from lowrank_study.errors import InputError
 JSON_BYTES = 32 * 2**20
 """Largest JSON text that is parsed; the index of a 671B model has 9 MB."""
 
-JSON_TOKENS = 1_500_000
+JSON_TOKENS = 1_000_000
 """Most separators (`,` `:` `[` `{`) a parsed JSON text may hold: it bounds time and memory."""
 
 _CHUNK = 4 * 2**20
@@ -31,7 +31,10 @@ _CHUNK = 4 * 2**20
 
 def shown(text: object, limit: int = 160) -> str:
     """Return text of unknown origin as one printable ASCII line of bounded length."""
-    line = ascii(str(text))[1:-1]
+    try:
+        line = ascii(str(text))[1:-1]
+    except RecursionError:
+        line = "(deeply nested)"
     return line if len(line) <= limit else line[: limit - 3] + "..."
 
 

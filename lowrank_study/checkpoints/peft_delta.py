@@ -66,13 +66,14 @@ def peft_delta(
     if not all(type(value) in (int, float, bool) for value in numbers.values()):
         raise InputError(f"{where}: settings {shown(numbers)} are not numbers; save it again")
     rank = {"LOHA": "hada_w1_a", "VERA": "vera_lambda_d"}.get(config["peft_type"])
-    if rank is not None and parts[rank].shape[-1] != config["r"]:
+    if rank is not None and parts[rank].shape[-1:] != (config["r"],):
         raise InputError(
-            f"{where}: has rank {parts[rank].shape[-1]}, its config says {shown(config['r'])}; "
+            f"{where}: {rank} has shape {list(parts[rank].shape)}, its config says rank "
+            f"{shown(config['r'])}; "
             "config and weights are of different runs: save it again"
         )
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
             model = get_peft_model(
                 Holder(), classes[config["peft_type"]](target_modules=["layer"], **numbers)
@@ -96,6 +97,7 @@ def peft_delta(
             values = torch.from_numpy(value.astype(np.float64))
             fits = values.shape == held[name].shape or (
                 name in ("vera_A", "vera_B")
+                and values.ndim == 2
                 and all(a >= b for a, b in zip(values.shape, held[name].shape, strict=True))
             )
             if not fits:

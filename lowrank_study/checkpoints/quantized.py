@@ -139,13 +139,14 @@ def apply_scale(
         scale: its scale.
         read_scales: reads a tensor by its name in the file.
     """
-    factors = read_scales(scale.name).astype(np.float64)
-    if factors.size == 1:
-        return values * factors.reshape(())
-    factors = factors.reshape(factors.shape[0], -1)
-    rows = (first_row + np.arange(values.shape[0])) // scale.rows
-    columns = np.arange(values.shape[1]) // scale.columns
-    return values * factors[rows][:, columns]
+    with np.errstate(invalid="ignore"):  # NaN and Inf pass through, for the caller to find
+        factors = read_scales(scale.name).astype(np.float64)
+        if factors.size == 1:
+            return values * factors.reshape(())
+        factors = factors.reshape(factors.shape[0], -1)
+        rows = (first_row + np.arange(values.shape[0])) // scale.rows
+        columns = np.arange(values.shape[1]) // scale.columns
+        return values * factors[rows][:, columns]
 
 
 def skip_reasons(

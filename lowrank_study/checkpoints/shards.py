@@ -6,6 +6,7 @@ tensor to its shard. The index is only believed where the shards agree with it.
     find_files(Path("model"))     # ([Path("model/model.safetensors")], None)
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,7 +41,7 @@ def index_files(index: Path, *, root: Path) -> tuple[list[Path], dict[str, str]]
             )
         if shard not in shards:
             path = index.parent / shard
-            if not path.exists():
+            if not os.path.lexists(path):
                 raise InputError(
                     f"{where}: shard {shown(shard)} is missing; download it into "
                     f"{shown(index.parent)}"
@@ -115,7 +116,7 @@ def find_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
         if files:
             refuse_lone_shard(files[0])
             return files, None
-    if (folder / "adapter_config.json").exists():
+    if os.path.lexists(folder / "adapter_config.json"):
         raise InputError(
             f"{shown(folder)}: is an adapter, not a whole model; open it as an adapter"
         )

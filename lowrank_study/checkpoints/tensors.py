@@ -101,7 +101,8 @@ def decode(data: bytearray, dtype: str, shape: tuple[int, ...]) -> Array:
         case "float32":
             values = np.frombuffer(data, "<f4").astype(np.float32, copy=False)
         case "float16":
-            values = np.frombuffer(data, "<f2").astype(np.float32)
+            with np.errstate(invalid="ignore"):  # a signalling NaN is only a NaN here
+                values = np.frombuffer(data, "<f2").astype(np.float32)
         case "bfloat16":
             bits = np.frombuffer(data, "<u2").astype(np.uint32)
             bits <<= 16

@@ -207,11 +207,7 @@ def open_weights(path: str | Path, *, allow_pickle: bool = False) -> Weights:
 
 def _locate(path: Path) -> tuple[Path, list[Path], dict[str, str] | None]:
     """Return the folder, the weight files in it and, if there is an index, its map."""
-    try:
-        is_folder = path.is_dir()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{shown(path)}: can't be opened ({shown(error)})") from None
-    if is_folder:
+    if os.path.isdir(path):  # unlike Path's, it takes any name
         return path, *find_files(path)
     folder = path.parent
     resolve_inside(path, folder)

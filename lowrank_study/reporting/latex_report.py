@@ -120,6 +120,7 @@ def latex_of(report: Report) -> str:
         r"\documentclass[11pt,a4paper]{article}",
         r"\usepackage{iftex}",
         r"\ifpdftex\usepackage[T1]{fontenc}\usepackage[utf8]{inputenc}\fi",
+        r"\IfFileExists{lmodern.sty}{\usepackage{lmodern}}{}",
         r"\usepackage{textcomp,booktabs,longtable,graphicx,pdflscape}",
         r"\usepackage[margin=22mm]{geometry}",
         r"\setlength{\emergencystretch}{3em}",

@@ -44,7 +44,11 @@ def write_report(study: StudyTables, folder: Path) -> Path:
     Raises:
         InputError: the tables can't be reported on (see `checked`), or the folder is a file.
     """
-    report = compose(study)
+    return write_composed(compose(study), folder)
+
+
+def write_composed(report: Report, folder: Path) -> Path:
+    """Write a composed report; see `write_report`."""
     files: dict[str, bytes] = {}
     for table in [*_shown_tables(report), *report.data]:
         files[f"tables/{table.name}.csv"] = csv_text(table.frame).encode()

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_study.errors import InputError
-from lowrank_study.reporting.report import write_report
+from lowrank_study.reporting.contents import compose
+from lowrank_study.reporting.report import write_composed
 from lowrank_study.reporting.tables import StudyTables
 from lowrank_study.runs import RunStore, TrainedRun
 from lowrank_study.study.tables import runs_table, spectra_tables
@@ -39,9 +40,17 @@ def study_tables(sweep: str, *, results: Path) -> StudyTables:
     )
 
 
-def report_sweep(sweep: str, *, results: Path) -> Path:
-    """Write the report of a sweep below `results`, and return the path of its HTML file."""
-    return write_report(study_tables(sweep, results=results), results / "report")
+def report_sweep(sweep: str, *, results: Path) -> tuple[Path, str]:
+    """Write the report of a sweep below `results`.
+
+    Returns
+    -------
+    The path of its HTML file, and what it found in one line.
+    """
+    report = compose(study_tables(sweep, results=results))
+    path = write_composed(report, results / "report")
+    answers = [finding.text for part in report.parts for finding in part.findings[:3]]
+    return path, " ".join([report.completeness.text, *answers])
 
 
 def _shared_provenance(runs: list[TrainedRun]) -> dict[str, Any]:

@@ -42,8 +42,9 @@ def sweep(
     """
     unique = list({spec.run_id: spec for spec in specs}.values())
     unique.sort(key=lambda spec: not isinstance(spec.method, FullFineTuning))  # longest first
-    check_specs(unique, results)
     store = RunStore(results / "runs")
+    done = {run.spec.run_id for run in store.ended([spec.run_id for spec in unique])}
+    check_specs([spec for spec in unique if spec.run_id not in done], results)
     run_ids = store.plan(name, unique, question=question)
     if len(store.ended(run_ids)) < len(run_ids):
         _run_workers(store, run_ids, name, results, device, tracker, workers)
@@ -61,6 +62,8 @@ def check_specs(specs: Sequence[RunSpec], results: Path) -> None:
     InputError
         An unreachable source, bad data, a target or rank that does not fit, too small a disk.
     """
+    if not specs:
+        return
     from lowrank_study.training.data import load_splits
     from lowrank_study.training.models import check_method, model_folder
 
@@ -72,8 +75,7 @@ def check_specs(specs: Sequence[RunSpec], results: Path) -> None:
         if data not in labels:
             labels[data] = len(load_splits(spec.task, folder).labels)
         check_method(spec, folder, number_of_labels=labels[data])
-        if not (results / "runs" / spec.run_id).exists():
-            needed += _checkpoint_bytes(spec, folder)
+        needed += _checkpoint_bytes(spec, folder)
     assets.require_free_space(results, needed)
 
 

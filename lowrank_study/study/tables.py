@@ -55,9 +55,7 @@ def _row(run: TrainedRun) -> dict[str, Any]:
     }
 
 
-def spectra_tables(
-    runs: Sequence[TrainedRun], results: Path
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def spectra_tables(runs: Sequence[TrainedRun], results: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the spectra of the runs (a row a matrix) and their singular values (a row a value)."""
     files = {run.spec.run_id: spectra_file(results, run.spec.run_id) for run in runs}
     spectra = {run_id: load_spectra(file) for run_id, file in files.items() if file.is_file()}

@@ -195,16 +195,21 @@ def _read_file(path: Path) -> pd.DataFrame:
     """Read a table by its suffix, compressed or not, every column as text."""
     suffixes = [s for s in path.suffixes if s not in (".gz", ".bz2", ".xz", ".zst")]
     suffix = suffixes[-1] if suffixes else ""
-    text: dict[str, Any] = {"dtype": str, "keep_default_na": False}
     try:
         match suffix:
             case ".csv":
-                return pd.read_csv(path, **text)
+                return pd.read_csv(path, dtype=str, keep_default_na=False)
             case ".tsv":
-                return pd.read_csv(path, sep="\t", **text)
+                return pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
             case ".tab":  # Orange's: names, then types, then roles; quotes mean nothing
-                options = {"sep": "\t", "skiprows": [1, 2], "quoting": csv.QUOTE_NONE}
-                return pd.read_csv(path, **options, **text)
+                return pd.read_csv(
+                    path,
+                    sep="\t",
+                    skiprows=[1, 2],
+                    quoting=csv.QUOTE_NONE,
+                    dtype=str,
+                    keep_default_na=False,
+                )
             case ".jsonl" | ".ndjson":
                 return pd.read_json(path, lines=True, dtype=False)
             case ".json":
@@ -258,7 +263,7 @@ def _selected(task: Task, split: str, frame: pd.DataFrame) -> pd.DataFrame:
 def _carve(
     frame: pd.DataFrame, size: int, generator: np.random.Generator
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Take at least `size` rows away, whole groups at a time; return what was taken and the rest."""
+    """Take at least `size` rows away, whole groups at a time: return them, and the rest."""
     groups = frame["group"].to_numpy()
     names, members = np.unique(groups, return_inverse=True)
     order = generator.permutation(len(names))
@@ -342,7 +347,7 @@ def _write_cache(path: Path, splits: Splits) -> None:
 def _read_cache(path: Path) -> Splits | None:
     """Return what is cached, or `None` where nothing is or the file is damaged (zip checksums)."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             made = {
                 name: Split(
                     **{f.name: stored[f"{name}.{f.name}"] for f in dataclasses.fields(Split)}

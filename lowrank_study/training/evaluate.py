@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from sklearn.metrics import f1_score
 from torch import nn
@@ -24,9 +25,9 @@ class Predictions:
     """Cross-entropy of each text, nats."""
 
     @property
-    def correct(self) -> np.ndarray:
+    def correct(self) -> npt.NDArray[np.bool_]:
         """Whether each text was classified rightly."""
-        return self.labels == self.predicted
+        return np.equal(self.labels, self.predicted)
 
     def metrics(self) -> dict[str, float]:
         """Return accuracy, macro-averaged F1, mean loss, and the commonest class's share."""

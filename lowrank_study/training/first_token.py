@@ -36,7 +36,8 @@ def _attend_from_first(
     """Self-attention with the first token's query alone: (N, T, D) → (N, 1, D)."""
 
     def heads(x_NTD: Tensor) -> Tensor:
-        return x_NTD.unflatten(-1, (-1, self.attention_head_size)).transpose(1, 2)
+        N, T, _ = x_NTD.shape
+        return x_NTD.view(N, T, -1, self.attention_head_size).transpose(1, 2)
 
     context = functional.scaled_dot_product_attention(
         heads(self.query(hidden_NTD[:, :1])),

@@ -70,8 +70,14 @@ def fit(
 
     Parameters
     ----------
+    spec
+        The run.
     checkpoint_folder
         Where the trained model or adapter is written.
+    tracker
+        Takes the curve.
+    device
+        `auto`, or torch's name of a device.
     on_progress
         Told the share of the run that is done, in [0, 1], after every step.
 
@@ -128,8 +134,8 @@ def fit(
         losses.append(loss.item())
         if not (math.isfinite(losses[-1]) and math.isfinite(norm.item())):
             raise Diverged(
-                f"the loss was {losses[-1]:g} and the gradient's norm {norm.item():g} at step {step} "
-                f"of {steps}, at learning rate {spec.method.learning_rate:g}"
+                f"the loss was {losses[-1]:g} and the gradient's norm {norm.item():g} at step "
+                f"{step} of {steps}, at learning rate {spec.method.learning_rate:g}"
             )
         optimizer.step()
         schedule.step()

@@ -145,6 +145,8 @@ def add_lora(model: nn.Module, loras: Mapping[str, Lora]) -> None:
 
     Parameters
     ----------
+    model
+        Changed in place.
     loras
         Module path → its LoRA: ranks may differ from map to map.
     """

@@ -145,6 +145,10 @@ def target_modules(model: nn.Module, base: BaseModel, target: tuple[str, ...]) -
 
     Parameters
     ----------
+    model
+        The pretrained model with its head.
+    base
+        Its presets and roles.
     target
         Each a preset of the model, a role, or the end of module paths (`*` for the layer's number).
 
@@ -168,7 +172,7 @@ def target_modules(model: nn.Module, base: BaseModel, target: tuple[str, ...]) -
                 endings = sorted({name.rpartition(".")[2] for name in linear})
                 raise InputError(
                     f"method.target={wanted!r} matches no linear map of {base.name}: valid are "
-                    f"{', '.join([*base.target_presets, *base.roles])}, or module paths that end in "
+                    f"{', '.join([*base.target_presets, *base.roles])}, or paths that end in "
                     f"{', '.join(endings)}"
                 )
             chosen.update(matched)
@@ -191,7 +195,7 @@ def _peft_model(model: nn.Module, base: BaseModel, method: PeftMethod) -> nn.Mod
                 **method.options,
             }
         )
-        adapted: nn.Module = peft.get_peft_model(model, config)  # type: ignore[arg-type]
+        adapted: nn.Module = peft.get_peft_model(model, config)
     except (TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise InputError(f"PEFT's {method.peft_type} refused method.options: {reason}") from error
@@ -278,7 +282,7 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
             raise InputError(f"{folder}: a {adapter.kind} adapter; load it through PEFT")
         linear = {name for name, module in model.named_modules() if is_linear(module)}
         if unknown := sorted(set(adapter.modules()) - linear):
-            raise InputError(f"{folder}: adapts {unknown[0]!r}, which is no linear map of the model")
+            raise InputError(f"{folder}: adapts {unknown[0]!r}, no linear map of the model")
         factors = {name: adapter.factors(name) for name in adapter.modules()}
         saved = {name: torch.from_numpy(adapter.read(name)) for name in adapter.saved_weights()}
     if unknown := sorted(set(saved) - set(model.state_dict())):

@@ -28,6 +28,9 @@ class Block(nn.Module):
         self.query = nn.Linear(12, 12)
         self.up = nn.Linear(12, 20)
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.query(x) + self.up(x)[..., :12])
+
 
 class Model(nn.Module):
     """Two blocks, an embedding, a convolution and a head."""
@@ -42,8 +45,8 @@ class Model(nn.Module):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         x = self.embed(tokens)
         for block in self.layers:
-            x = block.query(x) + block.up(x)[..., :12]
-        return self.head(x)
+            x = block(x)
+        return torch.as_tensor(self.head(x))
 
 
 def randomise(model: nn.Module) -> None:
@@ -289,6 +292,23 @@ def test_50_a_start_that_cannot_be_repeated_is_refused(write_adapter: Any, start
         open_adapter(path)
 
 
+def test_50_olora_on_a_matrix_stored_in_by_out_is_refused(
+    write_adapter: Any, write_model: Any
+) -> None:
+    path = write_adapter(
+        two_factors("h.0.mlp.c_fc"),
+        PLAIN | {"init_lora_weights": "olora", "fan_in_fan_out": True},
+    )
+    for folder, config in (("with", {"model_type": "gpt2"}), ("without", None)):
+        base = write_model({"h.0.mlp.c_fc.weight": torch.ones(3, 4)}, config, folder=folder)
+        with (
+            open_adapter(path) as adapter,
+            open_weights(base) as weights,
+            pytest.raises(InputError, match=r"olora on h\.0\.mlp\.c_fc"),
+        ):
+            adapter.delta("h.0.mlp.c_fc", weights)
+
+
 @pytest.mark.parametrize("start", ["gaussian", "orthogonal", True, False])
 def test_50_a_start_that_leaves_the_base_alone_is_read(trained: Any, start: Any) -> None:
     assert check(*trained(peft.LoraConfig(**LORA, init_lora_weights=start))) == "lora"
@@ -408,6 +428,13 @@ def test_52_an_adapter_without_config_or_tensors_is_refused(
         open_weights(path)
 
 
+def test_52_a_module_that_is_not_there_names_those_that_are(write_adapter: Any) -> None:
+    with open_adapter(write_adapter(two_factors(), PLAIN)) as adapter:
+        for ask in (adapter.factors, adapter.delta, adapter.is_trained):
+            with pytest.raises(InputError, match="no module k; it has q"):
+                ask("k")
+
+
 def test_53_an_adapter_with_b_zero_is_untrained(write_adapter: Any) -> None:
     tensors = two_factors("a") | two_factors("b")
     tensors["base_model.model.a.lora_B.weight"].zero_()
@@ -525,6 +552,34 @@ def test_55_a_loha_config_that_does_not_fit_is_refused(trained: Any, change: Any
         pytest.raises(InputError, match=r"its config says|can't be read exactly"),
     ):
         adapter.delta("layers.0.up", weights)
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "value"),
+    [
+        ("LOHA", "hada_w1_a", torch.tensor(1.0)),
+        ("LOHA", "hada_w1_b", torch.ones(3, 13)),
+        ("VERA", "vera_A", torch.ones(2)),
+        ("VERA", "vera_B", torch.ones(2, 3)),
+        ("LOKR", "lokr_w1", torch.ones(1, 1)),
+    ],
+)
+def test_55_tensors_that_do_not_fit_are_refused(
+    trained: Any, method: str, name: str, value: torch.Tensor
+) -> None:
+    classes = {"LOHA": peft.LoHaConfig, "VERA": peft.VeraConfig, "LOKR": peft.LoKrConfig}
+    folder, base, _ = trained(classes[method](target_modules=["up"], r=3))
+    path = folder / "adapter_model.safetensors"
+    stored = load_file(path)
+    save_file({k: value.clone() if k.endswith(name) else v for k, v in stored.items()}, path)
+    state = torch.get_rng_state()
+    with (
+        open_adapter(folder) as adapter,
+        open_weights(base) as weights,
+        pytest.raises(InputError, match=r"layers\.0\.up: .*" + name),
+    ):
+        adapter.delta("layers.0.up", weights)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("with_alpha", [True, False])

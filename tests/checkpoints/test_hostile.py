@@ -1,5 +1,6 @@
 """Classes 1 to 18: files made to do harm."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -109,10 +110,10 @@ def test_06_a_bloated_header_is_refused_before_it_is_parsed(
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        (b'{"a":' + b"[" * 1_000_000 + b"]" * 1_000_000 + b"}", "not valid JSON"),
+        (b'{"a":' + b"[" * 400_000 + b"]" * 400_000 + b"}", "not valid JSON"),
         (b'{"a":' + b"[" * 2_000_000, "more than any real checkpoint"),
         (b'{"__metadata__":{' + b'"a":0,' * 1_400_000 + b'"b":1}}', "more than any real"),
-        (b'{"__metadata__":{' + b'"a":0,' * 700_000 + b'"b":1}}', "occurs twice"),
+        (b'{"__metadata__":{' + b'"a":0,' * 450_000 + b'"b":1}}', "occurs twice"),
         (b'{"' + b"a" * 30_000_000 + b'":{}}', "needs exactly dtype"),
         (b"{" + b" " * (33 * 2**20) + b"}", "above the limit"),
         (b'{"a":' + b"1" * 5_000_000 + b"}", "not valid JSON"),
@@ -123,6 +124,16 @@ def test_06_other_costly_headers_are_refused_in_time(
     write_raw: Any, refused_in_budget: Any, header: bytes, message: str
 ) -> None:
     assert message in refused_in_budget(write_raw(header))
+
+
+def test_06_a_fault_behind_many_tensors_is_found_in_time(
+    write_raw: Any, entry: Any, refused_in_budget: Any
+) -> None:
+    header = {
+        f"model.layers.{i // 1000}.mlp.experts.{i}.down_proj.weight": entry(i, i + 1, [1, 1], "U8")
+        for i in range(75_000)
+    }
+    assert "after the last tensor" in refused_in_budget(write_raw(header, bytes(75_001)))
 
 
 def test_06_as_many_tensors_as_allowed_are_opened(write_raw: Any, entry: Any) -> None:
@@ -344,6 +355,19 @@ def test_15_16_a_target_or_remote_code_in_a_config_is_only_text(
         matrices, _ = find_matrices(weights)
         np.testing.assert_array_equal(matrices["w"].read(), np.ones((2, 2)))
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("depth", [500, 900, 980])
+def test_15_a_deeply_nested_config_does_no_harm(write_model: Any, depth: int) -> None:
+    path = write_model({"w.weight": torch.ones(2, 2)})
+    nested = "[" * depth + "]" * depth
+    config = f'{{"model_type": {nested}, "hidden_size": {nested}, "quantization_config": {nested}}}'
+    (path / "config.json").write_text(config)
+    (path / "adapter_config.json").write_text(f'{{"peft_type": "LORA", "strange": {nested}}}')
+    with pytest.raises(InputError):
+        open_adapter(path)
+    with contextlib.suppress(InputError), open_weights(path) as a, open_weights(path) as b:
+        assert len(pair(a, b).matches) == 1
 
 
 STRANGE = [

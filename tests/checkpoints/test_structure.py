@@ -367,6 +367,13 @@ def test_44_experts_are_read_one_by_one(
         assert list(skipped) == ["mlp.experts.down_proj_bias"]
 
 
+@pytest.mark.parametrize("name", ["blk.0.ffn_up_exps.weight", "block_sparse_moe.up_linear.weight"])
+def test_44_experts_under_other_names_are_no_convolution(write_model: Any, name: str) -> None:
+    with open_weights(write_model({name: torch.ones(3, 4, 5)})) as weights:
+        matrices, _ = find_matrices(weights)
+        assert [matrix.shape for matrix in matrices.values()] == [(4, 5)] * 3
+
+
 def test_45_rows_of_a_large_matrix_are_read_without_the_rest(write_raw: Any, entry: Any) -> None:
     rows, columns = 2**20, 2**10
     header = {"w": entry(0, rows * columns * 4, [rows, columns])}

@@ -1,0 +1,91 @@
+"""PyTorch's own files, after the opt-in (classes 1 to 4)."""
+
+import json
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lowrank_study.checkpoints import find_matrices, open_weights
+from lowrank_study.errors import InputError
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_every_dtype_is_read_exactly(tmp_path: Path, zipped: bool) -> None:
+    torch.manual_seed(0)
+    state = {
+        name: torch.randn(4, 6, dtype=torch.float64).to(getattr(torch, name))
+        for name in ("float64", "float32", "bfloat16", "float16")
+    } | {"ids": torch.arange(3), "transposed": torch.randn(6, 4).T, "scalar": torch.tensor(2.5)}
+    path = tmp_path / "pytorch_model.bin"
+    torch.save(OrderedDict(state), path, _use_new_zipfile_serialization=zipped)
+    with open_weights(path, allow_pickle=True) as weights:
+        assert weights.skipped == {"ids": "int64, a counter or mask rather than weights"}
+        for name in weights.names():
+            read = weights.read(name)
+            assert read.dtype == (np.float64 if name == "float64" else np.float32)
+            np.testing.assert_array_equal(read, state[name].double().numpy())
+            if read.ndim:
+                np.testing.assert_array_equal(weights.read_rows(name, 1, 3), read[1:3])
+        assert set(find_matrices(weights)[0]) == set(weights.names()) - {"scalar"}
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "module", "model_state_dict"])
+def test_weights_of_a_training_checkpoint_are_found(tmp_path: Path, key: str) -> None:
+    torch.save({key: {"module.w": torch.ones(2)}, "epoch": 3}, tmp_path / "last.pt")
+    with open_weights(tmp_path / "last.pt", allow_pickle=True) as weights:
+        assert weights.names() == ["w"]
+
+
+def test_shards_are_read_by_their_index(tmp_path: Path) -> None:
+    names = {"a": "pytorch_model-00001-of-00002.bin", "b": "pytorch_model-00002-of-00002.bin"}
+    for name, shard in names.items():
+        torch.save({name: torch.ones(2)}, tmp_path / shard)
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": names}))
+    with open_weights(tmp_path, allow_pickle=True) as weights:
+        assert weights.names() == ["a", "b"]
+    torch.save({"a": torch.ones(2), "b": torch.ones(2)}, tmp_path / names["b"])
+    with pytest.raises(InputError, match="tensor a is in both"):
+        open_weights(tmp_path, allow_pickle=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([torch.ones(1)], "holds a list, not named tensors"),
+        ({}, "holds a dict, not named tensors"),
+        ({"w": torch.ones(1), "lr": 0.1}, "entry lr isn't a plain dense tensor"),
+        ({1: torch.ones(1)}, "entry 1 isn't a plain dense tensor"),
+        ({"w": torch.ones(3, 3).to_sparse()}, "entry w isn't a plain dense tensor"),
+        ({"w": torch.ones(1, device="meta")}, "entry w isn't a plain dense tensor"),
+        ({"w": torch.ones(1).expand(2**40)}, "claims more numbers than the file stores"),
+    ],
+    ids=["list", "empty", "number", "key", "sparse", "meta", "expanded"],
+)
+def test_what_is_no_state_dict_is_refused(tmp_path: Path, content: Any, message: str) -> None:
+    torch.save(content, tmp_path / "model.bin")
+    with pytest.raises(InputError, match=message):
+        open_weights(tmp_path, allow_pickle=True)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_19_a_truncated_file_is_refused(tmp_path: Path, zipped: bool) -> None:
+    path = tmp_path / "model.bin"
+    torch.save({"w": torch.ones(8)}, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 13):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError, match=r"model\.bin"):
+            open_weights(path, allow_pickle=True)
+
+
+def test_26_a_pickle_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.bin"
+    torch.save({"w": torch.ones(8)}, path)
+    with open_weights(path, allow_pickle=True) as weights:
+        path.touch()
+        with pytest.raises(InputError, match="changed while it was read"):
+            weights.read("w")

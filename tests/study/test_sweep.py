@@ -1,0 +1,174 @@
+"""Whole sweeps: from specifications to ended runs, spectra and tables."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lowrank_study.config import compose
+from lowrank_study.errors import InputError
+from lowrank_study.reporting.sweep_report import study_tables
+from lowrank_study.runs import RunStore
+from lowrank_study.spec import RunSpec
+from lowrank_study.spectra.spectrum import load_spectra
+from lowrank_study.study.sweep import check_specs, sweep
+from lowrank_study.study.tables import runs_table, spectra_tables
+from lowrank_study.study.updates import updates_of_run
+from lowrank_study.study.work import spectra_file
+
+
+def specs_of(tiny_overrides: list[str], *variants: list[str]) -> list[RunSpec]:
+    return [compose(*tiny_overrides, *variant) for variant in variants]
+
+
+FULL, LORA = ["method=full", "method.learning_rate=3e-3"], ["method.rank=2"]
+HOT = ["method.rank=2", "method.learning_rate=1e38", "trainer.max_grad_norm=1e38"]
+
+
+def test_a_sweep_with_a_run_that_diverges(tiny_overrides: list[str], tmp_path: Path) -> None:
+    specs = specs_of(tiny_overrides, LORA, HOT, FULL, LORA)
+    runs = sweep(specs, name="three", results=tmp_path, question="What?")
+    status = {run.spec.run_id: run.status for run in runs}
+    assert status == {specs[0].run_id: "done", specs[1].run_id: "diverged", specs[2].run_id: "done"}
+    assert not list((tmp_path / "runs" / ".running").iterdir())
+    table = runs_table(runs)
+    assert table["status"].value_counts().to_dict() == {"done": 2, "diverged": 1}
+    [message] = table.loc[table["status"] == "diverged", "message"]
+    assert "learning rate 1e+38" in message
+    spectra, values = spectra_tables(runs, tmp_path)
+    assert set(spectra["run_id"]) == {specs[0].run_id, specs[2].run_id}
+    lora = spectra[spectra["run_id"] == specs[0].run_id]
+    assert sorted(lora["role"].unique()) == ["query", "value"]
+    assert (lora["numerical_rank"] == 2).all()
+    assert len(values[values["run_id"] == specs[0].run_id]) == len(lora) * 2
+    tables = study_tables("three", results=tmp_path)
+    assert tables.question == "What?"
+    assert tables.planned == 3
+    # again: nothing is trained, and it is quick
+    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("record.json")}
+    sweep(specs, name="three", results=tmp_path)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("record.json")} == stamps
+
+
+def test_the_spectra_are_those_of_the_saved_weights(
+    tiny_overrides: list[str], tmp_path: Path, tiny_model: Callable[[str], Path]
+) -> None:
+    from safetensors.numpy import load_file
+
+    specs = specs_of(tiny_overrides, FULL, LORA)
+    full, lora = sweep(specs, name="two", results=tmp_path)
+    before = load_file(tiny_model("bert") / "model.safetensors")
+    after = load_file(full.checkpoint / "model.safetensors")
+    measured = {s.module: s for s in load_spectra(spectra_file(tmp_path, full.spec.run_id))}
+    matrices = [n for n, w in after.items() if w.ndim == 2 and n.removeprefix("bert.") in before]
+    assert set(measured) == {name.removesuffix(".weight") for name in matrices}
+    for name in matrices:
+        delta = after[name].astype(np.float64) - before[name.removeprefix("bert.")]
+        expected = np.linalg.svd(delta, compute_uv=False)
+        found = measured[name.removesuffix(".weight")].singular_values
+        np.testing.assert_allclose(found, expected[: len(found)], atol=1e-7 * expected[0])
+    roles = {update.role for update in updates_of_run(full) if update.layer is not None}
+    assert roles == {"query", "key", "value", "attention_output", "mlp_up", "mlp_down"}
+    factors = load_file(lora.checkpoint / "adapter_model.safetensors")
+    scaling = lora.spec.method.scaling  # type: ignore[union-attr]
+    for update in updates_of_run(lora):
+        stem = f"base_model.model.{update.name}.lora_"
+        delta = scaling * factors[f"{stem}B.weight"] @ factors[f"{stem}A.weight"]
+        expected = np.linalg.svd(delta, compute_uv=False)[:2]
+        spectrum = {s.module: s for s in load_spectra(spectra_file(tmp_path, lora.spec.run_id))}
+        np.testing.assert_allclose(spectrum[update.name].singular_values, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (["method.target=q_proj"], "'q_proj' matches no linear map"),
+        (["method.rank=17"], r"method.rank=17: .* from 1 to 16"),
+        (["task.label_column=stars"], "no column 'stars'"),
+        (["task.validation_size=100000"], "no rows"),
+    ],
+)
+def test_one_bad_run_and_nothing_is_written(
+    bad: list[str], message: str, tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        sweep(specs_of(tiny_overrides, LORA, bad), name="x", results=tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_full_disk_is_told_beforehand(
+    tiny_overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(InputError, match="not enough disk space"):
+        check_specs(specs_of(tiny_overrides, FULL), tmp_path)
+
+
+def test_a_killed_worker_costs_its_run_only(tiny_overrides: list[str], tmp_path: Path) -> None:
+    slow = ["method.rank=3", "trainer.epochs=400"]
+    specs = specs_of(tiny_overrides, slow, LORA)
+    script = (
+        "import sys, pickle; from pathlib import Path; from lowrank_study.study.sweep import sweep;"
+        "specs = pickle.loads(Path(sys.argv[1]).read_bytes());"
+        "sweep(specs, name='k', results=Path(sys.argv[2]), workers=1)"
+    )
+    import pickle
+
+    (tmp_path / "specs").write_bytes(pickle.dumps(specs))
+    command = [sys.executable, "-c", script, str(tmp_path / "specs"), str(tmp_path / "results")]
+    lease = tmp_path / "results" / "runs" / ".running" / specs[0].run_id / "lease.json"
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as parent:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            if lease.is_file() and json.loads(lease.read_text())["progress"] > 0:
+                break
+            time.sleep(0.1)
+        os.kill(json.loads(lease.read_text())["pid"], signal.SIGKILL)
+        assert parent.wait(120) == 0
+    runs = RunStore(tmp_path / "results" / "runs").ended([spec.run_id for spec in specs])
+    assert [run.status for run in runs] == ["failed", "done"]
+    assert "SIGKILL" in runs[0].record["message"]
+
+
+@pytest.mark.slow
+def test_a_short_real_run_learns(real_cache: None, tmp_path: Path) -> None:
+    """The pinned model on the pinned reviews beats always giving the commonest class."""
+    small = [
+        "model.dropout=0.0",
+        "task.train_size=768",
+        "task.test_size=400",
+        "task.validation_size=100",
+    ]
+    specs = [
+        compose(*small, "method=full"),
+        compose(*small, "method.rank=8", "method.learning_rate=5e-3"),
+    ]
+    runs = sweep(specs, name="real", results=tmp_path)
+    for run in runs:
+        assert run.status == "done", run.record
+        test = run.record["test"]
+        # 3.5 standard errors of 400 texts above always answering "fresh"
+        margin = 3.5 * (0.25 / 400) ** 0.5
+        assert test["accuracy"] > test["majority_accuracy"] + margin, run.spec.run_id
+        predictions = pd.read_parquet(run.folder / "predictions.parquet")
+        assert len(predictions) == 400
+        assert (predictions["label"] == predictions["predicted"]).mean() == test["accuracy"]
+    spectra, _ = spectra_tables(runs, tmp_path)
+    full = spectra[(spectra["run_id"] == runs[0].spec.run_id) & spectra["layer"].notna()]
+    assert len(full) == 36
+    assert full["resolvable"].all()
+    by_layer = full.groupby("layer")["energy_rank_90"].median()
+    assert by_layer[5] < by_layer[0]  # what the classifier reads moves in fewest directions
+    lora = spectra[spectra["run_id"] == runs[1].spec.run_id]
+    assert len(lora) == 12
+    assert (lora["numerical_rank"] == 8).all()

@@ -1,0 +1,108 @@
+"""The commands as people run them: bad input is one line, exit code 2, and nothing written."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*command: str, cwd: Path = ROOT) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def train(*overrides: str) -> "subprocess.CompletedProcess[str]":
+    return run(str(ROOT / "experiments" / "train.py"), *overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["method.rank=0"], ["method.rank=0", "at least 1"]),
+        (["method.rnk=4"], ["rnk"]),
+        (["method=lroa"], ["lroa", "full", "lora", "peft"]),
+        (["experiment=none_such"], ["none_such", "rank_sweep"]),
+        (["task=file", "task.source=./nowhere.csv"], ["./nowhere.csv"]),
+        (["task=file"], ["task.source"]),
+        (["-m", "method.rank=4,1000"], ["method.rank=1000", "from 1 to 16"]),
+        (["method.target=[queri]"], ["'queri'", "attention_qv", "query"]),
+        (["task.label_column=stars"], ["'stars'", "verdict"]),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    overrides: list[str], words: list[str], tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    results = tmp_path / "results"
+    good = [] if "task=file" in overrides else tiny_overrides
+    multirun = [flag for flag in overrides if flag == "-m"]
+    rest = [override for override in overrides if override != "-m"]
+    done = train(*multirun, *good, f"results={results}", *rest)
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("error: ")
+    for word in words:
+        assert word in done.stderr
+    assert not results.exists()
+
+
+def test_train_then_report(tiny_overrides: list[str], tmp_path: Path) -> None:
+    results = f"results={tmp_path / 'results'}"
+    one = train(*tiny_overrides, results, "method.rank=2", "tracker=jsonl")
+    assert one.returncode == 0, one.stderr
+    assert "done: test accuracy 0." in one.stdout
+    assert list(tmp_path.rglob("curve.jsonl"))
+    many = train(
+        "-m", *tiny_overrides, results, "sweep=mine", "method=full,lora", "method.rank=1,2",
+        "method.learning_rate=1e-2", "question='Which rank?'",
+    )  # fmt: skip
+    assert many.returncode == 0, many.stderr
+    report = run(str(ROOT / "analysis" / "report.py"), results, "sweep=mine")
+    assert report.returncode == 0, report.stderr
+    path = tmp_path / "results" / "report" / "report.html"
+    assert str(path) in report.stdout
+    page = path.read_text()
+    assert "Which rank?" in page
+    assert "3 of 3" in page or "3 runs" in page
+    missing = run(str(ROOT / "analysis" / "report.py"), results, "sweep=theirs")
+    assert missing.returncode == 2
+    assert "planned ones are default, mine" in missing.stderr
+
+
+def test_wandb_works_offline_and_ends_at_once(
+    tiny_overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_ERROR_REPORTING"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    done = train(*tiny_overrides, f"results={tmp_path / 'results'}", "tracker=wandb")
+    assert done.returncode == 0, done.stderr
+    files = list((tmp_path / "results" / "runs").rglob("run-*.wandb"))
+    assert len(files) == 1
+    assert files[0].stat().st_size > 0
+
+
+def test_the_python_api_needs_no_hydra_main(
+    tiny_overrides: list[str], tmp_path: Path, tiny_model: Callable[[str], Path]
+) -> None:
+    import dataclasses
+
+    import lowrank_study as ls
+
+    base = ls.compose(*tiny_overrides, "method.rank=2")
+    specs = [dataclasses.replace(base, seed=seed) for seed in (0, 1)]
+    runs = ls.sweep(specs, name="api", results=tmp_path, question="Does it repeat?")
+    assert [run.status for run in runs] == ["done", "done"]
+    path, finding = ls.report_sweep("api", results=tmp_path)
+    assert path.is_file()
+    assert finding
