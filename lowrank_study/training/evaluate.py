@@ -27,7 +27,7 @@ class Predictions:
     @property
     def correct(self) -> npt.NDArray[np.bool_]:
         """Whether each text was classified rightly."""
-        return np.equal(self.labels, self.predicted)
+        return np.asarray(self.labels == self.predicted)
 
     def metrics(self) -> dict[str, float]:
         """Return accuracy, macro-averaged F1, mean loss, and the commonest class's share."""
