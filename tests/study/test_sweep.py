@@ -58,6 +58,7 @@ def test_a_sweep_with_a_run_that_diverges(tiny_overrides: list[str], tmp_path: P
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("record.json")} == stamps
 
 
+@pytest.mark.slow
 def test_the_spectra_are_those_of_the_saved_weights(
     tiny_overrides: list[str], tmp_path: Path, tiny_model: Callable[[str], Path]
 ) -> None:
@@ -114,6 +115,7 @@ def test_a_full_disk_is_told_beforehand(
         check_specs(specs_of(tiny_overrides, FULL), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_its_run_only(tiny_overrides: list[str], tmp_path: Path) -> None:
     slow = ["method.rank=3", "trainer.epochs=400"]
     specs = specs_of(tiny_overrides, slow, LORA)

@@ -1,0 +1,144 @@
+"""What every figure is made of: a drawing for two widths, as SVG and PDF, with its table.
+
+    def draw(on: Paper) -> None:
+        panel = on.panels(1, across=(1, 1), height=(3.7, 3.9))[0]
+        ...
+    figure = draw_figure(draw, name="accuracy", title=..., caption=..., table=...)
+
+One drawing shrunk to a telephone can’t be read, so each is drawn `wide` and `narrow`, with
+its panels beside or above each other. Pairs of numbers below are (wide, narrow).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from lowrank_study.reporting.display import Column, Table
+from lowrank_study.reporting.svg import LIGHT, drawing_style, drawn, pdf_of, svg_of
+
+INK, FAINT, BAND, LOST = LIGHT["ink"], LIGHT["faint"], LIGHT["band"], LIGHT["lost"]
+WIDE, NARROW = 7.5, 3.6
+"""Widths in inches."""
+
+Entry = Line2D | Patch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """A drawing in its forms, with its words and the numbers in it."""
+
+    name: str
+    """the stem of its files"""
+    title: str
+    """its heading"""
+    caption: str
+    """what is shown, and how it was measured"""
+    table: Table
+    """every number that was drawn"""
+    wide: str
+    """matplotlib's SVG for a wide column"""
+    narrow: str
+    """matplotlib's SVG for a telephone"""
+    pdf: bytes
+    """the wide drawing as PDF"""
+
+
+@dataclass(frozen=True, slots=True)
+class Paper:
+    """What a drawing function draws on: the canvas, and which of the two widths it has."""
+
+    canvas: Canvas
+    wide: bool
+
+    def panels(
+        self,
+        count: int,
+        *,
+        across: tuple[int, int],
+        height: tuple[float, float],
+        beside: tuple[float, float] = (0.0, 0.0),
+        sharex: bool = False,
+        sharey: bool = False,
+    ) -> list[Axes]:
+        """Lay out so many panels.
+
+        Args:
+            count: how many.
+            across: how many stand beside each other.
+            height: inches a row of panels.
+            beside: inches for what else stands on the canvas, such as a long legend.
+            sharex: whether panels have one horizontal axis.
+            sharey: whether panels have one vertical axis.
+        """
+        narrow = not self.wide
+        columns = min(count, across[narrow])
+        rows = math.ceil(count / columns)
+        self.canvas.set_size_inches(
+            WIDE if self.wide else NARROW, height[narrow] * rows + beside[narrow]
+        )
+        grid = self.canvas.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)
+        panels = list(grid.flat)
+        for panel in panels[count:]:
+            panel.set_visible(False)
+        return panels[:count]
+
+    def legend(self, entries: Sequence[Entry], columns: tuple[int, int], **style: Any) -> None:
+        """Put the legend under the panels."""
+        spacing = {"handlelength": 1.8, "columnspacing": 1.6, "labelspacing": 0.35}
+        self.canvas.legend(
+            handles=list(entries),
+            loc="outside lower left",
+            ncols=columns[not self.wide],
+            **{**spacing, "borderaxespad": 0.2, **style},
+        )
+
+
+def draw_figure(
+    draw: Callable[[Paper], None],
+    *,
+    name: str,
+    title: str,
+    caption: str,
+    note: str,
+    frame: pd.DataFrame,
+    columns: tuple[Column, ...],
+) -> Figure:
+    """Draw for both widths.
+
+    Args:
+        draw: draws on a paper, whose height it sets.
+        name: the stem of the files.
+        title: the heading.
+        caption: what is shown.
+        note: what a row of the figure's table is.
+        frame: the numbers that are drawn.
+        columns: which of them are shown in the table.
+    """
+    with drawing_style(9.0, f"{name}-wide"):
+        canvas = drawn(lambda canvas: draw(Paper(canvas, True)), width=WIDE)
+        wide, pdf = svg_of(canvas), pdf_of(canvas)
+    with drawing_style(8.2, f"{name}-narrow"):
+        canvas = drawn(lambda canvas: draw(Paper(canvas, False)), width=NARROW)
+        narrow = svg_of(canvas)
+    table = Table(
+        name=f"figure_{name}",
+        title="Numbers of this figure",
+        note=note,
+        frame=frame,
+        columns=columns,
+    )
+    return Figure(
+        name=name, title=title, caption=caption, table=table, wide=wide, narrow=narrow, pdf=pdf
+    )
+
+
+def line(label: str, colour: str, **style: Any) -> Line2D:
+    """Give an entry of a legend: a line or a mark."""
+    return Line2D([], [], color=colour, label=label, **style)
