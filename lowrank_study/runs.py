@@ -139,14 +139,22 @@ class RunStore:
                 shares[run_id] = min(float(lease["progress"]), 0.999)
         return shares
 
-    def fail_runs_of(self, pid: int, reason: str) -> None:
-        """End as failed whatever a worker process of this host that has died was running."""
+    def fail_runs_of(self, pid: int, reason: str) -> int:
+        """End as failed what a worker process of this host that has died was running.
+
+        Returns
+        -------
+        How many runs that were.
+        """
+        failed = 0
         for folder in self._running.glob("*"):
             lease = _read_lease(folder)
             if lease and lease["pid"] == pid and lease["host"] == socket.gethostname():
                 shutil.rmtree(_moved_aside(folder), ignore_errors=True)
                 if claim := self.claim([folder.name]):
                     claim.commit(status="failed", record={"message": reason})
+                    failed += 1
+        return failed
 
     def _read_sweep(self, name: str) -> dict[str, Any]:
         path = self._sweeps / f"{name}.json"

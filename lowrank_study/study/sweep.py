@@ -11,16 +11,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 from lowrank_study import assets
 from lowrank_study.runs import RunStore, TrainedRun
-from lowrank_study.spec import FullFineTuning, Lora, RunSpec
+from lowrank_study.spec import Asset, FullFineTuning, Lora, RunSpec, Task
+from lowrank_study.study.progress import SweepProgress
 from lowrank_study.study.work import measure_run
 
 _POLL_SECONDS = 0.5
-_FULL_COST = 1.5  # a full fine-tuning step against a LoRA step: it also has weight gradients
 
 
 def sweep(
@@ -47,7 +44,8 @@ def sweep(
     check_specs([spec for spec in unique if spec.run_id not in done], results)
     run_ids = store.plan(name, unique, question=question)
     if len(store.ended(run_ids)) < len(run_ids):
-        _run_workers(store, run_ids, name, results, device, tracker, workers)
+        costs = {spec.run_id: _cost(spec) for spec in unique}
+        _run_workers(store, costs, name, results, device, tracker, workers)
     runs = store.ended(run_ids)
     for run in runs:
         measure_run(run, results)
@@ -67,16 +65,24 @@ def check_specs(specs: Sequence[RunSpec], results: Path) -> None:
     from lowrank_study.training.data import load_splits
     from lowrank_study.training.models import check_method, model_folder
 
-    labels: dict[str, int] = {}
+    # A sweep shares few models and tasks: each is fetched, verified and read once.
+    folders: dict[Asset, Path] = {}
+    labels: dict[tuple[Task, Path], int] = {}
     needed = 0
     for spec in specs:
-        folder = model_folder(spec.model)
-        data = f"{spec.task} {folder}"
-        if data not in labels:
-            labels[data] = len(load_splits(spec.task, folder).labels)
-        check_method(spec, folder, number_of_labels=labels[data])
+        if spec.model.source not in folders:
+            folders[spec.model.source] = model_folder(spec.model)
+        folder = folders[spec.model.source]
+        if (spec.task, folder) not in labels:
+            labels[spec.task, folder] = len(load_splits(spec.task, folder).labels)
+        check_method(spec, folder, number_of_labels=labels[spec.task, folder])
         needed += _checkpoint_bytes(spec, folder)
     assets.require_free_space(results, needed)
+
+
+def _cost(spec: RunSpec) -> float:
+    """What a run costs in relation to others: full fine-tuning also has weight gradients."""
+    return 1.5 if isinstance(spec.method, FullFineTuning) else 1.0
 
 
 def _checkpoint_bytes(spec: RunSpec, folder: Path) -> int:
@@ -86,66 +92,33 @@ def _checkpoint_bytes(spec: RunSpec, folder: Path) -> int:
 
 def _run_workers(
     store: RunStore,
-    run_ids: list[str],
+    costs: dict[str, float],
     name: str,
     results: Path,
     device: str,
     tracker: str,
     workers: int | None,
 ) -> None:
+    run_ids = list(costs)
     places = _places(workers, device, len(run_ids))
-    costs = {run_id: _FULL_COST if "-full-" in run_id else 1.0 for run_id in run_ids}
     processes = [_start(name, results, tracker, *place) for place in places]
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("runs  {task.fields[state]}"),
-        TimeElapsedColumn(),
-    )
-    started, shares_at_start = time.monotonic(), _done_cost(store, costs)
     try:
-        with Progress(*columns, console=console, disable=not console.is_terminal) as display:
-            bar = display.add_task(name, total=len(run_ids), state="starting")
-            told: set[str] = set()
+        with SweepProgress(name, costs, store.progress(run_ids)) as progress:
             while any(process.poll() is None for process in processes):
                 time.sleep(_POLL_SECONDS)
+                progress.show(store.progress(run_ids))
                 for number, process in enumerate(processes):
-                    if process.poll():  # it crashed: its run has failed, the others go on
-                        store.fail_runs_of(process.pid, _why_ended(process.returncode))
+                    # A worker that crashed has failed its run; another goes on with the rest.
+                    # One that crashed before it had a run would crash again.
+                    if process.poll() and store.fail_runs_of(process.pid, _why_ended(process)):
                         processes[number] = _start(name, results, tracker, *places[number])
-                shares = store.progress(run_ids)
-                ended = [run_id for run_id, share in shares.items() if share == 1.0]
-                eta = _eta(store, costs, shares_at_start, time.monotonic() - started)
-                state = f"{len(shares) - len(ended)} running, {eta}"
-                display.update(bar, completed=len(ended), state=state)
-                for run_id in ended:
-                    if (
-                        run_id not in told
-                        and not console.is_terminal
-                        and shares_at_start is not None
-                    ):
-                        print(f"[{len(ended)}/{len(run_ids)}] {run_id}, {eta}", file=sys.stderr)
-                    told.add(run_id)
     finally:
         for process in processes:
             if process.poll() is None:
                 process.terminate()
                 process.wait()
-
-
-def _done_cost(store: RunStore, costs: dict[str, float]) -> float:
-    return sum(costs[run_id] * share for run_id, share in store.progress(costs).items())
-
-
-def _eta(store: RunStore, costs: dict[str, float], at_start: float, elapsed: float) -> str:
-    """Time left, from the shares of all runs that are done, so from the first run on."""
-    done = _done_cost(store, costs)
-    if done - at_start < 1e-3:
-        return "ETA after the first steps"
-    left = elapsed * (sum(costs.values()) - done) / (done - at_start)
-    return f"ETA {int(left // 60)}:{int(left % 60):02d}"
+    if not store.ended(run_ids):
+        raise RuntimeError("no worker could end a run: what they wrote above says why")
 
 
 def _places(workers: int | None, device: str, runs: int) -> list[tuple[str, str]]:
@@ -178,7 +151,8 @@ def _start(
     return subprocess.Popen(command, env=environment)
 
 
-def _why_ended(code: int) -> str:
-    if code < 0:
-        return f"its worker process was ended by {signal.Signals(-code).name} (out of memory?)"
-    return f"its worker process ended with exit code {code}"
+def _why_ended(process: "subprocess.Popen[bytes]") -> str:
+    if process.returncode < 0:
+        name = signal.Signals(-process.returncode).name
+        return f"its worker process was ended by {name} (out of memory?)"
+    return f"its worker process ended with exit code {process.returncode}"

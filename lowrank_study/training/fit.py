@@ -165,7 +165,7 @@ def fit(
     clock = time.perf_counter()
     test = read("test")
     evaluate_seconds += time.perf_counter() - clock
-    save_model(model, spec, checkpoint_folder)
+    save_model(model, spec, checkpoint_folder, base=folder)
     on_progress(1.0)
     record = {
         "test": test.metrics(),

@@ -1,20 +1,27 @@
 """Peak memory of a run: of the GPU where it trains on one, else of the process.
 
-A worker process trains many runs; its high-water mark is set back before each (Linux).
+A worker process trains many runs. Before each, what the last one left is given back to the
+system and the high-water mark is set back (Linux), so that a run's number is its own.
 """
 
+import ctypes
+import gc
 import resource
 import sys
 from pathlib import Path
 
 import torch
 
+_C_LIBRARY = ctypes.CDLL(None) if sys.platform == "linux" else None
 _RESET = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Start measuring anew, where the system can."""
+    """Free what can be freed, and start measuring anew where the system can."""
+    gc.collect()
+    if hasattr(_C_LIBRARY, "malloc_trim"):
+        _C_LIBRARY.malloc_trim(0)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif _RESET.exists():

@@ -237,8 +237,21 @@ def _unloadable(folder: Path, error: Exception) -> InputError:
     return InputError(f"{folder} can't be loaded as a sequence classifier: {reason}")
 
 
-def save_model(model: nn.Module, spec: RunSpec, folder: Path) -> None:
-    """Write what was trained: the whole model, or the adapter with its head in PEFT's layout."""
+def save_model(model: nn.Module, spec: RunSpec, folder: Path, *, base: Path) -> None:
+    """Write what was trained: the whole model, or the adapter with its head in PEFT's layout.
+
+    Parameters
+    ----------
+    model
+        The trained model.
+    spec
+        What it was trained by.
+    folder
+        Where to.
+    base
+        Folder of the pretrained model: the adapter keeps the hashes of its files, and is later
+        refused on another base.
+    """
     match spec.method:
         case Lora() as lora:
             heads = head_names(model)
@@ -264,6 +277,7 @@ def save_model(model: nn.Module, spec: RunSpec, folder: Path) -> None:
                 base_model_name=spec.model.name,
                 task_type="SEQ_CLS",
                 fan_in_fan_out=any(isinstance(m.base, Conv1D) for m in modules.values()),
+                base_sha256=[assets.sha256_of(file) for file in sorted(base.glob("*.safetensors"))],
             )
         case _:
             model.save_pretrained(folder)  # type: ignore[operator]
