@@ -1,0 +1,56 @@
+"""What a sweep shows while it runs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lowrank_study.config import compose
+from lowrank_study.study import progress as progress_module
+from lowrank_study.study import sweep as sweep_module
+from lowrank_study.study.progress import SweepProgress
+from lowrank_study.study.sweep import sweep
+
+
+def test_a_log_gets_one_line_an_ended_run_and_the_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
+    costs = {"full": 1.5, "a": 1.0, "b": 1.0, "old": 1.0}
+    with SweepProgress("s", costs, {"old": 1.0}) as progress:
+        progress.show({"old": 1.0, "full": 0.0})
+        now[0] += 60  # 1.0 of the 3.5 that were left
+        progress.show({"old": 1.0, "full": 0.2, "a": 0.7})
+        progress.show({"old": 1.0, "full": 1 / 3, "a": 1.0})
+        now[0] += 60
+        progress.show({"old": 1.0, "full": 1.0, "a": 1.0, "b": 0.5})
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["[2/4] a, ETA 1:20", "[3/4] full, ETA 0:20"]
+
+
+def test_the_time_left_is_known_before_the_first_run_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
+    progress = SweepProgress("s", {"a": 1.0, "b": 1.0}, {})
+    assert "first steps" in progress._time_left({"a": 0.0})
+    now[0] = 30.0
+    assert progress._time_left({"a": 0.25, "b": 0.25}) == "ETA 1:30"
+
+
+def test_workers_that_can_not_start_are_not_started_for_ever(
+    tiny_overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+
+    def start(*_: object) -> "subprocess.Popen[bytes]":
+        started.append(subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"]))
+        return started[-1]
+
+    monkeypatch.setattr(sweep_module, "_start", start)
+    with pytest.raises(RuntimeError, match="no worker could end a run"):
+        sweep([compose(*tiny_overrides, "method.rank=2")], name="x", results=tmp_path)
+    assert len(started) == 1
