@@ -20,7 +20,7 @@ _STATUS = Path("/proc/self/status")
 def reset_peak_memory(device: torch.device) -> None:
     """Free what can be freed, and start measuring anew where the system can."""
     gc.collect()
-    if hasattr(_C_LIBRARY, "malloc_trim"):
+    if _C_LIBRARY is not None and hasattr(_C_LIBRARY, "malloc_trim"):
         _C_LIBRARY.malloc_trim(0)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -281,7 +281,7 @@ def test_our_adapter_loads_in_peft(
     spec = spec_of(family, "method.target=all_linear", "method.scaling=alpha_over_sqrt_rank")
     ours = build_model(spec, tiny_model(family), number_of_labels=3)
     randomise_b(ours)
-    save_model(ours, spec, tmp_path)
+    save_model(ours, spec, tmp_path, base=tiny_model(family))
     torch.manual_seed(5)  # another head: PEFT must bring ours back
     base = load_classifier(tiny_model(family), number_of_labels=3, dropout=0.0)
     theirs = peft.PeftModel.from_pretrained(base, tmp_path)
