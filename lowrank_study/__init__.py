@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lowrank_study.config import compose
     from lowrank_study.errors import InputError
+    from lowrank_study.reporting.spectra_report import report_spectra
     from lowrank_study.reporting.sweep_report import report_sweep, study_tables
     from lowrank_study.runs import RunStore, TrainedRun
     from lowrank_study.spec import RunSpec
@@ -26,6 +27,7 @@ _HOMES = {
     "RunStore": "runs",
     "TrainedRun": "runs",
     "compose": "config",
+    "report_spectra": "reporting.spectra_report",
     "report_sweep": "reporting.sweep_report",
     "runs_table": "study.tables",
     "spectra_tables": "study.tables",
@@ -39,6 +41,7 @@ __all__ = [
     "RunStore",
     "TrainedRun",
     "compose",
+    "report_spectra",
     "report_sweep",
     "runs_table",
     "spectra_tables",

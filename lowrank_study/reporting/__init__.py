@@ -3,6 +3,7 @@
     from lowrank_study.reporting.report import write_report
     write_report(study, Path("results/report"))
 
-tables.py condenses, findings.py puts into words, figures.py draws (svg.py colours),
-html_report.py and latex_report.py give the form, report.py writes.
+tables/ condenses, findings/ puts into words, figures/ draws (svg.py colours), shown_tables.py
+chooses columns (columns.py words them), contents.py composes, html_report.py and
+latex_report.py give the form, report.py writes.
 """

@@ -1,6 +1,8 @@
 """Columns that more than one table shows, so that a word means the same everywhere.
 
     columns=(*CONFIGURATION_COLUMNS, SEED, ...)
+
+A column’s meaning is shown where its table is.
 """
 
 from lowrank_study.reporting.display import Column

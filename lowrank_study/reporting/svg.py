@@ -100,7 +100,7 @@ LEVEL_TEXT = tuple("on-low" if level < 5 else "on-high" for level in range(LEVEL
 _ROLE_OF = {colour: role for role, colour in LIGHT.items()}
 _COLOUR = re.compile(r"#[0-9a-f]{6}")
 _DECIMAL = re.compile(r"-?\d+\.\d+")
-_FONT = re.compile(r"(font: [^;'\"]*?)'[^;]*")
+_FONT = re.compile(r"font-family: [^;]*")
 _SVG = "{http://www.w3.org/2000/svg}"
 _LINK = "{http://www.w3.org/1999/xlink}href"
 _FAMILY = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -246,7 +246,7 @@ def _recolour(root: ET.Element, scheme: Mapping[str, str], family: str) -> None:
             value = element.get(key)
             if value is not None:
                 value = _COLOUR.sub(colour, value)
-                element.set(key, _FONT.sub(rf"\g<1>{family}", value))
+                element.set(key, _FONT.sub(f"font-family: {family}", value))
         for key in ("d", "x", "y", "transform"):
             value = element.get(key)
             if value is not None:

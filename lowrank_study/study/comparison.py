@@ -39,7 +39,16 @@ from lowrank_study.study.readings import (
 )
 
 BASE_MEASURES = tuple(measure.name for measure in MEASURES if measure.group == "base")
+_ALONG_DIRECTIONS = (
+    "amplification_factor", "projected_norm", "own_projected_norm", "random_projected_norm",
+    "directions_used",
+)  # fmt: skip
 OTHER_MEASURES = tuple(measure.name for measure in MEASURES if measure.group == "other")
+
+
+LARGEST_COMPARED = 2**28
+"""Entries of the largest matrix of which singular vectors are asked: 2 GB in float64, a few
+times over. Vocabularies of large models are beyond it; their singular values aren't."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -63,10 +72,20 @@ def directions_above_floor(spectrum: Spectrum, wanted: int) -> int:
     return min(wanted, int(np.count_nonzero(spectrum.singular_values > spectrum.rounding_edge)))
 
 
+def is_too_large(update: UpdateMatrix) -> bool:
+    """Tell whether singular vectors of a matrix of this size would take too much memory."""
+    return update.shape[0] * update.shape[1] > LARGEST_COMPARED
+
+
 def directions_of(update: UpdateMatrix, spectrum: Spectrum, wanted: int) -> Directions | None:
-    """Give the leading directions above the rounding floor; None where there is none."""
+    """Give the leading directions above the rounding floor.
+
+    None where there is none, or the update is dense and too large.
+    """
     count = directions_above_floor(spectrum, wanted)
-    return leading_directions(update, k=count) if count else None
+    if count == 0 or (update.factors is None and is_too_large(update)):
+        return None
+    return leading_directions(update, k=count)
 
 
 def against_base(
@@ -90,18 +109,22 @@ def against_base(
     """
     result = dict.fromkeys(BASE_MEASURES, without_value("undefined"))
     assert update.W0_OI is not None
+    if is_too_large(update):
+        return dict.fromkeys(BASE_MEASURES, without_value("not computed")), ()
     if spectrum.frobenius_norm == 0.0 or frobenius_norm(update.W0_OI) == 0.0:
         return result, ()
     count = directions_above_floor(spectrum, directions)
+    W0_left_OK = left_singular_vectors(update.W0_OI)
     if count:
+        own = np.linalg.norm(W0_left_OK[:, :count].T @ update.W0_OI.astype(np.float64))
         found = amplification(update, k=count)
         result["directions_used"] = resolved(found.k)
         result["amplification_factor"] = resolved(found.factor)
         result["projected_norm"] = resolved(found.projected_norm)
+        result["own_projected_norm"] = resolved(float(own))
         result["random_projected_norm"] = resolved(found.random_projected_norm)
     else:
-        names = ("amplification_factor", "projected_norm", "random_projected_norm")
-        result |= dict.fromkeys((*names, "directions_used"), without_value("not resolvable"))
+        result |= dict.fromkeys(_ALONG_DIRECTIONS, without_value("not resolvable"))
     overlap = overlap_with_base(update, k=min(directions, *update.shape))
     share = energy_above_floor(spectrum)
     stands = not math.isnan(share) and share >= 0.9
@@ -113,7 +136,7 @@ def against_base(
         result[f"overlap_{side}_chance"] = resolved(getattr(overlap, f"{side}_chance"))
     found_intruders = intruder_dimensions(
         update,
-        left_singular_vectors(update.W0_OI),
+        W0_left_OK,
         k=min(intruders, *update.shape),
         epsilon=epsilon,
     )

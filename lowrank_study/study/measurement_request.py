@@ -16,13 +16,11 @@ from lowrank_study.assets import existing, fetch
 from lowrank_study.config import CONF_FOLDER, Fields, hub_repo, is_path
 from lowrank_study.errors import InputError
 from lowrank_study.spectra.spectrum import MeasureMethod
+from lowrank_study.study.measured_files import AdapterOnBase, CheckpointPair, Subject
 from lowrank_study.study.measurement import (
-    AdapterOnBase,
-    CheckpointPair,
     Measurement,
     MeasureSettings,
     OnProgress,
-    Subject,
     measure_spectra,
 )
 
@@ -54,7 +52,7 @@ def default_settings() -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"no settings at {path}: work from a clone of the project")
     values = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path)))
-    return {key: value for key, value in values.items() if key != "hydra"}
+    return {key: value for key, value in values.items() if key not in ("defaults", "hydra")}
 
 
 def read_request(config: Mapping[str, Any]) -> MeasureRequest:
@@ -122,6 +120,6 @@ def _local(name: str, text: str) -> Path:
 def _default_out(sources: Mapping[str, str]) -> str:
     """Name the folder by the last two parts of what was tuned: many are called "checkpoint"."""
     tuned = sources.get("after") or sources["adapter"]
-    parts = [part for part in Path(tuned).expanduser().absolute().parts if part != "/"]
+    parts = [part for part in Path(tuned).parts if part not in ("/", "..", "~")]
     named = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts[-2:])).strip("-.")
     return f"results/measured/{named or 'update'}"

@@ -100,6 +100,8 @@ MEASURES = (
              "‖ΔW‖ / ‖UᵀW0V‖ along the update’s own directions (LoRA, Table 7)"),
     _measure("projected_norm", "‖UᵀW0V‖", "number", "base",
              "what W0 has along the update’s own directions"),
+    _measure("own_projected_norm", "‖UᵀW0V‖, W0’s own", "number", "base",
+             "what W0 has along as many of its own top directions"),
     _measure("random_projected_norm", "‖UᵀW0V‖, random", "number", "base",
              "what W0 has along as many random directions: its chance level"),
     _measure("directions_used", "directions used", "rank", "base",
@@ -175,7 +177,7 @@ def readings(spectrum: Spectrum, *, fit_first: int, fit_last: int) -> dict[str, 
         "rounding_floor": resolved(floor),
         "energy_above_floor": resolved(_energy_above(spectrum, above)),
     }
-    for name, share in (("energy_rank_90", 0.9), ("energy_rank_95", 0.95), ("energy_rank_99", 0.99)):
+    for name, share in _SHARES.items():
         stands = zero or resolvable_at(spectrum, share)
         result[name] = _counted(found[name], stands=stands)
     for name, formula in _OF_ALL_VALUES.items():
@@ -196,6 +198,7 @@ def readings(spectrum: Spectrum, *, fit_first: int, fit_last: int) -> dict[str, 
     return result
 
 
+_SHARES = {"energy_rank_90": 0.9, "energy_rank_95": 0.95, "energy_rank_99": 0.99}
 _NOT_COMPUTED = Reading(value=None, status="not computed", as_read=None)
 _OF_ALL_VALUES: dict[str, Callable[[Values], float]] = {
     "effective_rank": ranks.effective_rank,

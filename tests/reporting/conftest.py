@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from lowrank_study.reporting.report import write_report
-from lowrank_study.reporting.tables import StudyTables
+from lowrank_study.reporting.tables import SettingData, StudyTables, checked, settings_data
 
 SHAPES = {
     "query": (384, 384),
@@ -39,6 +39,8 @@ def build_study(
     losses: bool = True,
     tasks: Sequence[str] = ("rotten_tomatoes",),
     role_names: dict[str, str] | None = None,
+    layers: int = LAYERS,
+    roles: Sequence[str] = tuple(SHAPES),
 ) -> StudyTables:
     rng = np.random.default_rng(7)
     runs: list[dict[str, object]] = []
@@ -60,7 +62,19 @@ def build_study(
                     status, message = "failed", "out of memory: 23.4 GiB asked for"
                 runs.append(_run(rng, run_id, task, method, target, rank, seed, status, message))
                 if status == "done":
-                    _spectra(rng, run_id, method, target, rank, spectra, values, role_names or {})
+                    adapted = roles if target is None else ADAPTED[target]
+                    matrices = [(layer, role) for layer in range(layers) for role in adapted]
+                    for layer, role in matrices:
+                        name = (role_names or {}).get(role, role)
+                        row, sigma = _update(rng, layer, role, rank)
+                        where = {
+                            "run_id": run_id,
+                            "module": f"bert.encoder.layer.{layer}.{name}",
+                            "layer": layer,
+                            "role": name,
+                        }
+                        spectra.append({**where, **row})
+                        values.append((run_id, where["module"], layer, name, sigma))
     return StudyTables(
         title="Rotten Tomatoes on MiniLM: how low-rank is fine-tuning?",
         question="Which adapter rank is needed to reach what full fine-tuning reaches?",
@@ -135,63 +149,44 @@ def _run(
     }
 
 
-def _spectra(
-    rng: np.random.Generator,
-    run_id: str,
-    method: str,
-    target: str | None,
-    rank: int | None,
-    spectra: list[dict[str, object]],
-    values: list[Curve],
-    role_names: dict[str, str],
-) -> None:
-    roles = tuple(SHAPES) if target is None else ADAPTED[target]
-    for layer in range(LAYERS):
-        for role in roles:
-            out, inside = SHAPES[role]
-            smaller = min(out, inside)
-            count = smaller if rank is None else min(rank, smaller)
-            index = np.arange(1, count + 1)
-            if rank is None:
-                steep = 0.35 + 0.17 * layer + (0.15 if role.startswith("mlp") else 0.0)
-                sigma = index**-steep * (1 - index / (count + 12)) ** 0.6
-            else:
-                sigma = np.exp(-0.9 * (index - 1) / max(1.0, 0.35 * count))
-            sigma = np.sort(sigma * rng.uniform(0.95, 1.05, count))[::-1] * 0.4 / sigma[0]
-            name = role_names.get(role, role)
-            module = f"bert.encoder.layer.{layer}.{name}"
-            norm = float(np.linalg.norm(sigma))
-            floor = 2e-5 if not (rank is None and role == "key" and layer < 2) else 0.6
-            spectra.append(
-                {
-                    "run_id": run_id,
-                    "module": module,
-                    "layer": layer,
-                    "role": name,
-                    "out_features": out,
-                    "in_features": inside,
-                    "storage_dtype": "float32",
-                    "frobenius_norm": norm,
-                    "base_frobenius_norm": 24.0,
-                    "relative_norm": norm / 24.0,
-                    "numerical_rank": count,
-                    "stable_rank": float(np.sum(sigma**2) / sigma[0] ** 2),
-                    "energy_rank_90": energy_rank(sigma, 0.90),
-                    "energy_rank_95": energy_rank(sigma, 0.95),
-                    "energy_rank_99": energy_rank(sigma, 0.99),
-                    "effective_rank": float(
-                        np.exp(-np.sum(sigma / sigma.sum() * np.log(sigma / sigma.sum())))
-                    ),
-                    "participation_ratio": float(np.sum(sigma**2) ** 2 / np.sum(sigma**4)),
-                    "sigma1_over_sigma10": float(sigma[0] / sigma[9]) if count > 9 else np.nan,
-                    "mp_edge": 0.06,
-                    "rank_above_mp_edge": int(np.sum(sigma > 0.06)),
-                    "gavish_donoho_rank": int(np.sum(sigma > 0.08)),
-                    "rounding_floor": floor,
-                    "resolvable": floor < 0.1,
-                }
-            )
-            values.append((run_id, module, layer, name, sigma))
+def _update(
+    rng: np.random.Generator, layer: int, role: str, rank: int | None
+) -> tuple[dict[str, object], np.ndarray]:
+    out, inside = SHAPES[role]
+    smaller = min(out, inside)
+    count = smaller if rank is None else min(rank, smaller)
+    index = np.arange(1, count + 1)
+    if rank is None:
+        steep = 0.35 + 0.17 * layer + (0.15 if role.startswith("mlp") else 0.0)
+        sigma = index**-steep * (1 - index / (count + 12)) ** 0.6
+    else:
+        sigma = np.exp(-0.9 * (index - 1) / max(1.0, 0.35 * count))
+    sigma = np.sort(sigma * rng.uniform(0.95, 1.05, count))[::-1] * 0.4 / sigma[0]
+    norm = float(np.linalg.norm(sigma))
+    floor = 2e-5 if not (rank is None and role == "key" and layer < 2) else 0.6
+    shares = sigma / sigma.sum()
+    row: dict[str, object] = {
+        "out_features": out,
+        "in_features": inside,
+        "storage_dtype": "float32",
+        "frobenius_norm": norm,
+        "base_frobenius_norm": 24.0,
+        "relative_norm": norm / 24.0,
+        "numerical_rank": count,
+        "stable_rank": float(np.sum(sigma**2) / sigma[0] ** 2),
+        "energy_rank_90": energy_rank(sigma, 0.90),
+        "energy_rank_95": energy_rank(sigma, 0.95),
+        "energy_rank_99": energy_rank(sigma, 0.99),
+        "effective_rank": float(np.exp(-np.sum(shares * np.log(shares)))),
+        "participation_ratio": float(np.sum(sigma**2) ** 2 / np.sum(sigma**4)),
+        "sigma1_over_sigma10": float(sigma[0] / sigma[9]) if count > 9 else np.nan,
+        "mp_edge": 0.06,
+        "rank_above_mp_edge": int(np.sum(sigma > 0.06)),
+        "gavish_donoho_rank": int(np.sum(sigma > 0.08)),
+        "rounding_floor": floor,
+        "resolvable": floor < 0.1,
+    }
+    return row, sigma
 
 
 def _long(values: list[Curve]) -> pd.DataFrame:
@@ -220,5 +215,16 @@ def small_study() -> StudyTables:
 
 
 @pytest.fixture(scope="session")
-def report_folder(small_study: StudyTables, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_report(small_study, tmp_path_factory.mktemp("report")).parent
+def thin_study() -> StudyTables:
+    """Everything a report can hold, of as few matrices as that takes: drawing is what is slow."""
+    return build_study(ranks=(1, 4), targets=("attention_qv",), layers=2, roles=("query", "key"))
+
+
+@pytest.fixture(scope="session")
+def whole_data(whole_study: StudyTables) -> SettingData:
+    return settings_data(checked(whole_study))[0]
+
+
+@pytest.fixture(scope="session")
+def report_folder(thin_study: StudyTables, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(thin_study, tmp_path_factory.mktemp("report")).parent

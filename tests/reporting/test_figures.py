@@ -1,56 +1,59 @@
 """That drawings hold their table's numbers, in colours that every scheme can change."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
 from lowrank_study.reporting.figures import (
     Figure,
-    SettingData,
     accuracy_against_rank,
+    drawing,
+    energy_rank_against_adapter_rank,
     rank_heat_map,
     singular_value_decay,
 )
 from lowrank_study.reporting.svg import DARK, LEVEL_TEXT, LIGHT, file_svg, inline_svg
-from lowrank_study.reporting.tables import (
-    StudyTables,
-    accuracy_by_rank,
-    checked,
-    rank_by_configuration,
-    rank_by_module,
-    settings_of,
-    spectra_of_chosen,
-)
+from lowrank_study.reporting.tables import ROLES, SettingData, StudyTables, checked, settings_data
 
 MakeStudy = Callable[..., StudyTables]
 
 
 def data_of(study: StudyTables) -> SettingData:
-    study = checked(study)
-    accuracy = accuracy_by_rank(study.runs)
-    spectra = spectra_of_chosen(study, accuracy)
-    return SettingData(
-        study=study,
-        setting=settings_of(study.runs)[0],
-        suffix="",
-        accuracy=accuracy,
-        spectra=spectra,
-        modules=rank_by_module(spectra),
-        configurations=rank_by_configuration(spectra),
-    )
+    return settings_data(checked(study))[0]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_pdf() -> Iterator[None]:
+    """Leave the PDF out, which takes longest and is not looked at here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing, "pdf_of", lambda canvas: b"")
+        yield
 
 
 @pytest.fixture(scope="module")
-def heat_map(small_study: StudyTables) -> Figure:
-    figure = rank_heat_map(data_of(small_study))
+def two_layers(make_study: MakeStudy) -> SettingData:
+    return data_of(make_study(ranks=(1, 4), targets=("attention_qv",), layers=2))
+
+
+@pytest.fixture(scope="module")
+def heat_map(two_layers: SettingData) -> Figure:
+    figure = rank_heat_map(two_layers)
     assert figure is not None
     return figure
 
 
 @pytest.fixture(scope="module")
-def accuracy(whole_study: StudyTables) -> Figure:
-    return accuracy_against_rank(data_of(whole_study))
+def decay(two_layers: SettingData) -> Figure:
+    figure = singular_value_decay(two_layers)
+    assert figure is not None
+    return figure
+
+
+@pytest.fixture(scope="module")
+def accuracy(whole_data: SettingData) -> Figure:
+    return accuracy_against_rank(whole_data)
 
 
 def test_the_heat_map_writes_each_cell_and_hatches_the_unresolvable(heat_map: Figure) -> None:
@@ -73,28 +76,48 @@ def test_every_seed_is_a_row_and_lost_runs_are_too(accuracy: Figure) -> None:
     assert "commonest class: 0.504, below" in accuracy.wide
 
 
-def test_the_decay_begins_at_one_and_an_adapter_ends_at_its_rank(small_study: StudyTables) -> None:
-    figure = singular_value_decay(data_of(small_study))
-    assert figure is not None
-    frame = figure.table.frame
+def test_the_decay_begins_at_one_and_an_adapter_ends_at_its_rank(decay: Figure) -> None:
+    frame = decay.table.frame
     assert (frame.loc[frame["index"] == 1, "relative"] == 1).all()
     assert frame.loc[frame["method"] == "lora", "index"].max() == 1  # the middle of ranks 1, 4
     assert frame.loc[frame["method"] == "full", "index"].max() == 384
 
 
-def test_without_spectra_there_is_no_spectral_figure(small_study: StudyTables) -> None:
-    data = data_of(small_study)
-    empty = SettingData(
-        study=data.study,
-        setting=data.setting,
-        suffix="",
-        accuracy=data.accuracy,
-        spectra=data.spectra.iloc[:0],
-        modules=data.modules.iloc[:0],
-        configurations=data.configurations.iloc[:0],
+def test_roles_are_in_the_order_of_a_layer(decay: Figure, heat_map: Figure) -> None:
+    titles = re.findall(r"<text[^>]*font-weight: 700[^>]*>([a-z_]+)</text>", decay.wide)
+    known = [role for role in ROLES if role not in {"query_key_value", "mlp_gate"}]
+    assert titles == known
+    for figure in (decay, heat_map):
+        frame = figure.table.frame
+        rows = frame[(frame["method"] == "full") & (frame["layer"] == 0)]
+        assert list(dict.fromkeys(rows["role"])) == known
+
+
+def test_a_matrix_that_is_not_adapted_is_a_dash(heat_map: Figure) -> None:
+    # Four of six roles in two layers, by an adapter of queries and values.
+    assert heat_map.wide.count(">–</text>") == 8
+
+
+def test_the_bound_is_a_line_where_there_is_one_rank_too(make_study: MakeStudy) -> None:
+    study = make_study(ranks=(4,), targets=("attention_qv",), seeds=1, layers=1)
+    figure = energy_rank_against_adapter_rank(data_of(study))
+    assert figure is not None
+    dashed = r'<path d="M (\S+) \S+\s+L (\S+) \S+\s+"[^>]*clip-path[^>]*stroke-dasharray'
+    bound = re.search(dashed, figure.wide)
+    assert bound is not None
+    assert float(bound[2]) - float(bound[1]) > 400  # of the 540 units of a wide drawing
+
+
+def test_without_spectra_there_is_no_spectral_figure(two_layers: SettingData) -> None:
+    empty = replace(
+        two_layers,
+        spectra=two_layers.spectra.iloc[:0],
+        modules=two_layers.modules.iloc[:0],
+        configurations=two_layers.configurations.iloc[:0],
     )
     assert singular_value_decay(empty) is None
     assert rank_heat_map(empty) is None
+    assert energy_rank_against_adapter_rank(empty) is None
 
 
 def test_inline_every_colour_is_a_variable(accuracy: Figure, heat_map: Figure) -> None:
@@ -102,6 +125,7 @@ def test_inline_every_colour_is_a_variable(accuracy: Figure, heat_map: Figure) -
         page = inline_svg(svg, name="x", label="y")
         assert not re.search(r"(fill|stroke): #", page)
         assert set(re.findall(r"var\(--([a-z0-9-]+)\)", page)) <= set(LIGHT)
+        assert set(re.findall(r'font-family: ([^;"]+)', page)) == {"inherit"}
         assert "http" not in page
 
 
@@ -121,6 +145,8 @@ def test_a_file_in_each_scheme_has_that_schemes_colours(accuracy: Figure) -> Non
     assert DARK["series-1"] not in light
     assert LIGHT["series-1"] not in dark
     assert "dc:date" not in light
+    assert "font-family: system-ui, " in light
+    assert "DejaVu" not in light
 
 
 def luminance(colour: str) -> float:
@@ -155,7 +181,9 @@ def test_schemes_have_the_same_roles_and_light_tells_them_apart() -> None:
 
 def test_names_are_text_in_a_drawing(make_study: MakeStudy) -> None:
     name = "<script>alert(1)</script>$\\frac{1}{2}$中\u202e"
-    study = make_study(ranks=(1,), targets=("attention_qv",), seeds=1, role_names={"value": name})
+    study = make_study(
+        ranks=(1,), targets=("attention_qv",), seeds=1, layers=1, role_names={"value": name}
+    )
     figure = rank_heat_map(data_of(study))
     assert figure is not None
     assert "<script" not in inline_svg(figure.wide, name="x", label=name)

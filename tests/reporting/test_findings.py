@@ -6,42 +6,38 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lowrank_study.reporting.figures import SettingData
 from lowrank_study.reporting.findings import completeness, findings
 from lowrank_study.reporting.tables import (
+    SettingData,
     StudyTables,
-    accuracy_by_rank,
     checked,
-    rank_by_configuration,
-    rank_by_module,
-    settings_of,
-    spectra_of_chosen,
+    settings_data,
 )
 
 MakeStudy = Callable[..., StudyTables]
 
 
-def data_of(study: StudyTables) -> SettingData:
-    study = checked(study)
-    accuracy = accuracy_by_rank(study.runs)
-    spectra = spectra_of_chosen(study, accuracy)
-    return SettingData(
-        study=study,
-        setting=settings_of(study.runs)[0],
-        suffix="",
-        accuracy=accuracy,
-        spectra=spectra,
-        modules=rank_by_module(spectra),
-        configurations=rank_by_configuration(spectra),
-    )
+def told(data: SettingData) -> dict[str, str]:
+    return {finding.topic: finding.text for finding in findings(data)}
 
 
 def texts(study: StudyTables) -> dict[str, str]:
-    return {finding.topic: finding.text for finding in findings(data_of(study))}
+    return told(settings_data(checked(study))[0])
 
 
-def test_completeness_counts_every_fate(whole_study: StudyTables) -> None:
-    text = completeness(checked(whole_study)).text
+def without_spectra(study: StudyTables) -> StudyTables:
+    return replace(
+        study, spectra=study.spectra.iloc[:0], singular_values=study.singular_values.iloc[:0]
+    )
+
+
+@pytest.fixture(scope="module")
+def said(whole_data: SettingData) -> dict[str, str]:
+    return told(whole_data)
+
+
+def test_completeness_counts_every_fate(whole_data: SettingData) -> None:
+    text = completeness(whole_data.study).text
     assert text.startswith("43 of 47 planned runs are done; 1 diverged, 1 failed and 2 not run.")
 
 
@@ -52,20 +48,24 @@ def test_completeness_of_a_done_run_without_accuracy(small_study: StudyTables) -
     assert "1 done run has no test accuracy and is left out of every mean" in text
 
 
-def test_ranks_are_placed_by_the_interval_of_full(whole_study: StudyTables) -> None:
-    accuracy = accuracy_by_rank(whole_study.runs)
+def test_ranks_are_placed_by_the_interval_of_full(
+    whole_data: SettingData, said: dict[str, str]
+) -> None:
+    accuracy = whole_data.accuracy
     full = accuracy.iloc[0]
     rows = accuracy[accuracy["target"] == "all_linear"]
     inside = rows[rows["mean_test_accuracy"].between(full["test_low_95"], full["test_high_95"])]
     assert len(inside) == 3
-    text = texts(whole_study)["LoRA on all_linear"]
+    text = said["LoRA on all_linear"]
     assert text.startswith(
-        "Mean accuracy lies inside full fine-tuning’s interval at ranks 16, 32 and 64 "
-        "and below it at ranks 1, 2, 4 and 8."
+        "The mean accuracy of LoRA on all_linear lies inside full fine-tuning’s interval at ranks "
+        "16, 32 and 64 and below it at ranks 1, 2, 4 and 8. The lowest rank inside, 16, has a mean "
     )
     first = inside.iloc[0]
-    assert f"mean {first['mean_test_accuracy']:.3f} over 3 seeds" in text
-    assert f"{first['trainable_parameters']:,} parameters, 2.9\u202f% of the model’s" in text
+    assert f"has a mean of {first['mean_test_accuracy']:.3f} (3 seeds), " in text
+    gap = 100 * (full["mean_test_accuracy"] - first["mean_test_accuracy"])
+    assert f"{gap:.1f} points below full fine-tuning’s" in text
+    assert f"{first['trainable_parameters']:,} parameters, 2.9\u202f% of the model’s." in text
 
 
 def test_a_rank_above_that_falls_back_is_told(whole_study: StudyTables) -> None:
@@ -73,52 +73,83 @@ def test_a_rank_above_that_falls_back_is_told(whole_study: StudyTables) -> None:
     runs.loc[(runs["target"] == "all_linear") & (runs["adapter_rank"] == 32), "test_accuracy"] -= (
         0.1
     )
-    text = texts(replace(whole_study, runs=runs))["LoRA on all_linear"]
-    assert "Higher ranks fall below the interval again" in text
+    text = texts(replace(without_spectra(whole_study), runs=runs))["LoRA on all_linear"]
+    assert "higher ranks fall below the interval again, so it is no threshold" in text
 
 
-def test_nothing_is_called_significant_or_better(whole_study: StudyTables) -> None:
-    text = " ".join(texts(whole_study).values()).lower()
+def test_ranks_that_all_lie_below_give_their_best(small_study: StudyTables) -> None:
+    runs = small_study.runs.copy()
+    runs.loc[runs["adapter_rank"] == 1, "test_accuracy"] = [0.60, 0.61, 0.62]
+    runs.loc[runs["adapter_rank"] == 4, "test_accuracy"] = [0.65, 0.66, 0.67]
+    full = 100 * (runs.loc[runs["method"] == "full", "test_accuracy"].mean() - 0.66)
+    assert texts(replace(without_spectra(small_study), runs=runs))["LoRA on attention_qv"] == (
+        "The mean accuracy of LoRA on attention_qv lies below full fine-tuning’s interval at ranks "
+        "1 and 4. The highest, 0.660 at rank 4 (3 seeds), is "
+        f"{full:.1f} points below full fine-tuning’s."
+    )
+
+
+def test_the_answer_is_short_and_its_caveats_are_said_once(said: dict[str, str]) -> None:
+    answers = [said["Full fine-tuning"], *(said[topic] for topic in said if "LoRA on" in topic)]
+    assert len(answers) == 3
+    for text in answers:
+        assert len(text.split(". ")) <= 2
+        assert len(text) < 330
+    everything = " ".join(said.values())
+    assert everything.count("Student t") == 1
+    assert everything.count("rest on") == 1
+    assert everything.count("too few to tell small differences") == 1
+    interval = said["Full fine-tuning"]
+    assert "(3 seeds, 95\u202f% interval 0.7" in interval
+
+
+def test_nothing_is_called_significant_or_better(said: dict[str, str]) -> None:
+    text = " ".join(said.values()).lower()
     assert "significant" not in text
     assert "better" not in text
     assert "neither was tested here" in text
 
 
-def test_the_majority_class_is_the_ground_level(whole_study: StudyTables) -> None:
-    full = accuracy_by_rank(whole_study.runs).iloc[0]
+def test_the_majority_class_is_the_ground_level(
+    whole_data: SettingData, said: dict[str, str]
+) -> None:
+    full = whole_data.accuracy.iloc[0]
     above = 100 * (full["mean_test_accuracy"] - 0.5037)
-    text = texts(whole_study)["Full fine-tuning"]
+    text = said["Full fine-tuning"]
     assert f"{above:.1f} points above always answering the commonest class (0.504)" in text
 
 
-def test_energy_ranks_are_the_medians(whole_study: StudyTables) -> None:
-    said = texts(whole_study)
-    full = data_of(whole_study).configurations.iloc[0]["median_energy_rank_90"]
+def test_energy_ranks_are_the_medians(whole_data: SettingData, said: dict[str, str]) -> None:
+    full = whole_data.configurations.iloc[0]["median_energy_rank_90"]
     assert f"median 90\u202f% energy rank of {full:.0f} of at most 384" in said["Rank of ΔW, full"]
     assert "noise of the same shapes would read 196 to 292" in said["Rank of ΔW, full"]
     assert "can’t have an energy rank above r" in said["Rank of ΔW, adapters"]
 
 
-def test_what_is_not_resolvable_is_counted(whole_study: StudyTables) -> None:
-    text = texts(whole_study)["Resolution"]
-    assert text.startswith("6 of 1,068 matrices are not resolvable (key)")
+def test_what_is_not_resolvable_is_counted(said: dict[str, str]) -> None:
+    assert said["Resolution"].startswith("6 of 1,068 matrices are not resolvable (key)")
 
 
 def test_all_unresolvable_gives_no_rank(small_study: StudyTables) -> None:
     said = texts(replace(small_study, spectra=small_study.spectra.assign(resolvable=False)))
     assert not any(topic.startswith("Rank of") for topic in said)
-    assert said["Resolution"].startswith("180 of 180 matrices are not resolvable")
+    assert said["Resolution"].startswith(
+        "180 of 180 matrices are not resolvable (query, key, value, attention_output, mlp_up and "
+        "mlp_down)"
+    )
 
 
 def test_one_seed_allows_no_comparison(make_study: MakeStudy) -> None:
-    said = texts(make_study(ranks=(1, 4), targets=("attention_qv",), seeds=1))
-    assert "how much another seed would differ is not known" in said["Full fine-tuning"]
+    said = texts(make_study(ranks=(1, 4), targets=("attention_qv",), seeds=1, layers=1))
+    assert "(1 seed), " in said["Full fine-tuning"]
+    assert "how much another seed would differ is not known" in said["Noise"]
+    assert "interval" not in said["Full fine-tuning"] + said["Noise"]
     assert "can’t be said: full fine-tuning has one seed" in said["LoRA on attention_qv"]
     assert "rest on 1 seed each, too few" in said["Noise"]
 
 
 def test_without_full_fine_tuning_nothing_is_compared(make_study: MakeStudy) -> None:
-    said = texts(make_study(ranks=(1, 4), targets=("attention_qv",), full=False))
+    said = texts(make_study(ranks=(1, 4), targets=("attention_qv",), full=False, layers=1))
     assert said["Full fine-tuning"].startswith("No run of full fine-tuning is done")
     assert "can’t be said: full fine-tuning has no done run" in said["LoRA on attention_qv"]
     assert "Cost" not in said
@@ -127,4 +158,15 @@ def test_without_full_fine_tuning_nothing_is_compared(make_study: MakeStudy) -> 
 @pytest.mark.parametrize("column", ["peak_memory_bytes", "train_seconds"])
 def test_what_was_not_measured_is_said(small_study: StudyTables, column: str) -> None:
     runs = small_study.runs.assign(**{column: np.nan})
-    assert "not measured" in texts(replace(small_study, runs=runs))["Cost"]
+    assert "not measured" in texts(replace(without_spectra(small_study), runs=runs))["Cost"]
+
+
+def test_an_adapter_at_the_commonest_class_is_told(make_study: MakeStudy) -> None:
+    study = make_study(ranks=(4,), targets=("attention_qv",), seeds=1, layers=1)
+    runs = study.runs.copy()
+    runs.loc[runs["adapter_rank"] == 4, "test_accuracy"] = 0.5037
+    text = texts(replace(study, runs=runs))["LoRA on attention_qv"]
+    assert text.startswith(
+        "LoRA on attention_qv reaches a test accuracy of 0.504 at rank 4 (1 seed), not above the "
+        "commonest class (0.504)."
+    )

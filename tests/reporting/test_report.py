@@ -15,8 +15,9 @@ import pandas as pd
 import pytest
 
 from lowrank_study.errors import InputError
-from lowrank_study.reporting import contents, figures
+from lowrank_study.reporting import contents
 from lowrank_study.reporting import report as report_module
+from lowrank_study.reporting.figures import drawing
 from lowrank_study.reporting.latex_report import escaped
 from lowrank_study.reporting.report import write_report
 from lowrank_study.reporting.tables import StudyTables, accuracy_by_rank
@@ -113,34 +114,34 @@ def test_the_list_of_files_holds_their_hashes(folder: Path) -> None:
 
 
 def test_the_same_study_gives_the_same_bytes(
-    folder: Path, small_study: StudyTables, tmp_path: Path
+    folder: Path, thin_study: StudyTables, tmp_path: Path
 ) -> None:
-    shuffled = replace(small_study, runs=small_study.runs.iloc[::-1])
+    shuffled = replace(thin_study, runs=thin_study.runs.iloc[::-1])
     write_report(shuffled, tmp_path)
     assert contents_of(tmp_path) == contents_of(folder)
 
 
-def test_the_page_shows_recomputed_numbers(page: str, small_study: StudyTables) -> None:
+def test_the_page_shows_recomputed_numbers(page: str, thin_study: StudyTables) -> None:
     rows = Elements(page).tables["table-accuracy_by_rank"]
     place = rows[0].index("test accuracy")
-    expected = accuracy_by_rank(small_study.runs)
+    expected = accuracy_by_rank(thin_study.runs)
     assert [row[place] for row in rows[1:]] == [
         f"{mean:.3f}" for mean in expected["mean_test_accuracy"]
     ]
     assert [row[rows[0].index("95 % low")] for row in rows[1:]] == [
         f"{low:.3f}" for low in expected["test_low_95"]
     ]
-    full = small_study.runs.loc[small_study.runs["method"] == "full", "test_accuracy"].mean()
-    assert f"reaches a test accuracy of {full:.3f}, the mean of 3 seeds" in page
+    full = thin_study.runs.loc[thin_study.runs["method"] == "full", "test_accuracy"].mean()
+    assert f"reaches a test accuracy of {full:.3f} (3 seeds, 95\u202f% interval " in page
 
 
-def test_the_csv_holds_what_the_table_was_made_from(folder: Path, small_study: StudyTables) -> None:
+def test_the_csv_holds_what_the_table_was_made_from(folder: Path, thin_study: StudyTables) -> None:
     runs = pd.read_csv(folder / "tables" / "runs.csv")
-    mine = small_study.runs.sort_values("run_id", ignore_index=True)
+    mine = thin_study.runs.sort_values("run_id", ignore_index=True)
     assert list(runs["test_accuracy"]) == list(mine["test_accuracy"])
     values = pd.read_csv(folder / "tables" / "singular_values.csv")
-    assert len(values) == len(small_study.singular_values)
-    total = small_study.singular_values["singular_value"].sum()
+    assert len(values) == len(thin_study.singular_values)
+    total = thin_study.singular_values["singular_value"].sum()
     assert values["singular_value"].sum() == pytest.approx(total, rel=1e-12)
 
 
@@ -195,11 +196,13 @@ def evil_folder(make_study: MakeStudy, tmp_path_factory: pytest.TempPathFactory)
         seeds=1,
         tasks=(EVIL,),
         role_names={"value": EVIL},
+        layers=1,
+        roles=("query", "value"),
     )
     study = replace(study, title=EVIL, question=EVIL, provenance={EVIL: {EVIL: EVIL}, "n": [EVIL]})
     study.runs["message"] = EVIL
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "pdf_of", lambda canvas: b"")  # a name never reaches it as code
+        patch.setattr(drawing, "pdf_of", lambda canvas: b"")  # a name never reaches it as code
         return write_report(study, tmp_path_factory.mktemp("evil")).parent
 
 
@@ -247,15 +250,12 @@ def test_latex_includes_files_that_are_there(folder: Path, evil_folder: Path) ->
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the drawings out, where a test is of something else."""
-    for name in ("accuracy_against_rank", "draw_cost_by_method"):
-        monkeypatch.setattr(contents, name, lambda data: None)
-    for name in ("singular_value_decay", "rank_heat_map", "energy_rank_against_adapter_rank"):
-        monkeypatch.setattr(contents, name, lambda data: None)
+    monkeypatch.setattr(contents, "FIGURES", ())
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_each_setting_has_its_own_tables(make_study: MakeStudy, tmp_path: Path) -> None:
-    study = make_study(ranks=(1,), targets=("attention_qv",), tasks=("../../etc", "b"), seeds=2)
+    study = make_study(ranks=(1,), targets=("attention_qv",), tasks=("../../etc", "b"), layers=1)
     text = write_report(study, tmp_path).read_text(encoding="utf-8")
     names = set(contents_of(tmp_path))
     assert {"tables/rank_by_module_1.csv", "tables/rank_by_module_2.csv"} <= names
@@ -264,9 +264,9 @@ def test_each_setting_has_its_own_tables(make_study: MakeStudy, tmp_path: Path) 
 
 @pytest.mark.usefixtures("undrawn")
 def test_a_report_that_is_killed_leaves_only_whole_files(
-    small_study: StudyTables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    thin_study: StudyTables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_report(small_study, tmp_path)
+    write_report(thin_study, tmp_path)
     before = contents_of(tmp_path)
     renamed: list[str] = []
     real = os.replace
@@ -279,7 +279,7 @@ def test_a_report_that_is_killed_leaves_only_whole_files(
 
     monkeypatch.setattr(report_module.os, "replace", dies_after_two)
     with pytest.raises(KeyboardInterrupt):
-        write_report(replace(small_study, title="another"), tmp_path)
+        write_report(replace(thin_study, title="another"), tmp_path)
     after = contents_of(tmp_path)
     assert set(after) == set(before)
     assert {name for name in after if after[name] != before[name]} <= set(renamed)
@@ -287,21 +287,21 @@ def test_a_report_that_is_killed_leaves_only_whole_files(
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_what_cannot_be_reported_writes_nothing(small_study: StudyTables, tmp_path: Path) -> None:
+def test_what_cannot_be_reported_writes_nothing(thin_study: StudyTables, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="none of the 9 runs is done"):
         write_report(
-            replace(small_study, runs=small_study.runs.assign(status="failed")), tmp_path / "new"
+            replace(thin_study, runs=thin_study.runs.assign(status="failed")), tmp_path / "new"
         )
     assert not (tmp_path / "new").exists()
     (tmp_path / "file").write_text("mine")
     with pytest.raises(InputError, match="is a file: name a folder"):
-        write_report(small_study, tmp_path / "file")
+        write_report(thin_study, tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_files_of_an_earlier_report_go_and_others_stay(
-    small_study: StudyTables, tmp_path: Path
+    thin_study: StudyTables, tmp_path: Path
 ) -> None:
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "stale.csv").write_text("old")
@@ -309,7 +309,7 @@ def test_files_of_an_earlier_report_go_and_others_stay(
     (tmp_path / "precious").write_text("mine")
     listed = {"tables/stale.csv": "0", "precious": "0", "../outside": "0", "tables/..": "0"}
     (tmp_path / "files.json").write_text(json.dumps(listed))
-    write_report(small_study, tmp_path)
+    write_report(thin_study, tmp_path)
     assert not (tmp_path / "tables" / "stale.csv").exists()
     assert (tmp_path / "tables" / "mine.csv").read_text() == "mine"
     assert (tmp_path / "precious").read_text() == "mine"
@@ -319,8 +319,8 @@ def test_files_of_an_earlier_report_go_and_others_stay(
 def unsaved(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw and lay out every figure, but don't write it in a format, which takes longest."""
     empty = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"></svg>'
-    monkeypatch.setattr(figures, "pdf_of", lambda canvas: b"")
-    monkeypatch.setattr(figures, "svg_of", lambda canvas: empty)
+    monkeypatch.setattr(drawing, "pdf_of", lambda canvas: b"")
+    monkeypatch.setattr(drawing, "svg_of", lambda canvas: empty)
 
 
 @pytest.mark.usefixtures("unsaved")
@@ -334,6 +334,8 @@ def test_a_study_with_a_missing_piece_is_reported(
         seeds=2,
         full=missing != "full",
         losses=False,
+        layers=1,
+        roles=("query", "value"),
     )
     if missing == "spectra_and_costs":
         study = replace(

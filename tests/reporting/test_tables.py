@@ -11,16 +11,19 @@ from scipy import stats
 
 from lowrank_study.errors import InputError
 from lowrank_study.reporting.tables import (
+    ROLES,
+    SettingData,
     StudyTables,
     accuracy_by_rank,
     checked,
     chosen_runs,
     cost_by_method,
     flat_provenance,
+    in_order,
     interval_of_mean,
     noise_energy_rank,
-    rank_by_configuration,
     rank_by_module,
+    settings_data,
     spectra_of_chosen,
 )
 
@@ -106,17 +109,46 @@ def test_noise_of_a_rectangle_reads_what_a_sample_reads() -> None:
     assert noise_energy_rank(384, 1536) == noise_energy_rank(1536, 384)
 
 
-def test_ranks_are_medians_of_the_resolvable(whole_study: StudyTables) -> None:
-    study = checked(whole_study)
-    spectra = spectra_of_chosen(study, accuracy_by_rank(study.runs))
-    modules = rank_by_module(spectra)
+def test_ranks_are_medians_of_the_resolvable(whole_data: SettingData) -> None:
+    spectra, modules = whole_data.spectra, whole_data.modules
     lost = modules[(modules["method"] == "full") & (modules["resolvable"] == 0)]
     assert sorted(zip(lost["layer"], lost["role"], strict=True)) == [(0, "key"), (1, "key")]
     assert lost["median_energy_rank_90"].isna().all()
-    full = rank_by_configuration(spectra).iloc[0]
+    full = whole_data.configurations.iloc[0]
     mine = spectra[(spectra["method"] == "full") & spectra["resolvable"]]
     assert full["median_energy_rank_90"] == np.median(mine["energy_rank_90"])
     assert (full["n"], full["resolvable"]) == (108, 102)
+
+
+def test_roles_are_in_the_order_of_a_layer_then_of_the_alphabet() -> None:
+    roles = ["zeta", "mlp_down", "alpha", "query_key_value", "query", "alpha", *reversed(ROLES)]
+    assert in_order(roles) == [*ROLES, "alpha", "zeta"]
+    assert in_order([]) == []
+
+
+def test_what_is_outside_the_layers_comes_last_and_is_named_by_its_module(
+    make_study: MakeStudy,
+) -> None:
+    study = make_study(ranks=(4,), targets=("attention_qv",), layers=2)
+    spectra = study.spectra.copy()
+    for role, module in (("mlp_down", "bert.pooler.dense"), ("mlp_up", "classifier.dense")):
+        out = (spectra["layer"] == 1) & (spectra["role"] == role)
+        spectra.loc[out, ["module", "role"]] = [module, "dense"]
+        spectra.loc[out, "layer"] = pd.NA
+    study = checked(replace(study, spectra=spectra))
+    modules = settings_data(study)[0].modules
+    full = modules[modules["method"] == "full"]
+    attention = ["query", "key", "value", "attention_output"]
+    assert list(full["role"]) == [
+        *attention,
+        "mlp_up",
+        "mlp_down",
+        *attention,
+        "bert.pooler.dense",
+        "classifier.dense",
+    ]
+    assert list(full["layer"].isna()) == [False] * 10 + [True] * 2
+    assert (full["n"] == 3).all()
 
 
 def test_a_matrix_that_is_half_resolvable_counts_its_resolvable_seeds(

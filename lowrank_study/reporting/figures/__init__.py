@@ -1,8 +1,8 @@
 """The figures of a report, each with the table it was drawn from, one a file.
 
-    figure = accuracy_against_rank(data)
-    figure.table            # the numbers, as a Table
-    figure.wide, figure.narrow, figure.pdf
+    figures = [draw(data) for draw in FIGURES]
+    figures[0].table                            # the numbers, as a Table
+    figures[0].wide, figures[0].narrow, figures[0].pdf
 
 Axes show measured values only; nothing is smoothed, fitted or extrapolated.
 """
@@ -14,7 +14,17 @@ from lowrank_study.reporting.figures.drawing import Figure
 from lowrank_study.reporting.figures.energy_rank import energy_rank_against_adapter_rank
 from lowrank_study.reporting.figures.heat_map import rank_heat_map
 
+FIGURES = (
+    accuracy_against_rank,
+    singular_value_decay,
+    rank_heat_map,
+    energy_rank_against_adapter_rank,
+    cost_by_method,
+)
+"""Those of a report, in their order; each gives None where there is nothing to draw."""
+
 __all__ = [
+    "FIGURES",
     "Figure",
     "accuracy_against_rank",
     "cost_by_method",

@@ -2,6 +2,8 @@
 
     adapter = shown_adapter(data.spectra, highest=True)    # ("lora", "all_linear", 64)
     rows_of(frame, adapter)
+
+The figures that have room for one adapter only choose it here, in the same way.
 """
 
 import pandas as pd

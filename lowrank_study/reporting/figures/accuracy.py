@@ -29,7 +29,6 @@ from lowrank_study.reporting.figures.drawing import (
 )
 from lowrank_study.reporting.figures.rank_axis import (
     RankAxis,
-    Series,
     draw_marks,
     offsets,
     series_of,
@@ -101,9 +100,7 @@ def accuracy_against_rank(data: SettingData) -> Figure:
             draw_seeds(panel, one.rows(runs), one.colour, one.marker, shift)
             draw_means(panel, one.method, target, one.colour, one.marker, shift)
 
-    def draw_seeds(
-        panel: Axes, rows: pd.DataFrame, colour: str, marker: str, shift: float
-    ) -> None:
+    def draw_seeds(panel: Axes, rows: pd.DataFrame, colour: str, marker: str, shift: float) -> None:
         places = axis.places(rows) + shift + offsets(rows["seed"], 0.13)
         lost = (rows["status"] != "done").to_numpy()
         good = rows["test_accuracy"].notna().to_numpy() & ~lost

@@ -1,10 +1,11 @@
 """How much of its rank an adapter uses: 90 % energy rank against adapter rank, and the bound.
 
     figure = energy_rank_against_adapter_rank(data)    # None where no adapter has a spectrum
+
+The bound is drawn because it is the first thing to say of such a number.
 """
 
-import math
-
+import numpy as np
 import pandas as pd
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullLocator
@@ -47,8 +48,9 @@ def energy_rank_against_adapter_rank(data: SettingData) -> Figure | None:
         panel.set_ylabel("90 % energy rank of ΔW")
         panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         panel.yaxis.set_minor_locator(NullLocator())
-        octaves = [math.log2(rank) for rank in axis.ranks]
-        panel.plot(octaves, axis.ranks, color=FAINT, lw=1.1, ls=DASHED)
+        octaves = np.array(panel.get_xlim())  # a line even where there is one rank only
+        panel.plot(octaves, 2**octaves, color=FAINT, lw=1.1, ls=DASHED)
+        panel.set_xlim(*octaves)
         if len(full):
             row = full.iloc[0]
             low, high = row["energy_rank_90_decile_1"], row["energy_rank_90_decile_9"]

@@ -2,6 +2,8 @@
 
     figure = rank_heat_map(data)      # None without spectra
     figure.table.frame                # one row a cell
+
+Numbers are ranks, colours their shares of the largest rank that is possible.
 """
 
 import math
@@ -18,7 +20,7 @@ from lowrank_study.reporting.columns import (
     MODULE_RANK_COLUMNS,
     ROLE,
 )
-from lowrank_study.reporting.display import adapter_name, printable, written
+from lowrank_study.reporting.display import MISSING, adapter_name, printable, written
 from lowrank_study.reporting.figures.drawing import (
     FAINT,
     INK,
@@ -31,7 +33,7 @@ from lowrank_study.reporting.figures.shown_adapter import rows_of, shown_adapter
 from lowrank_study.reporting.svg import LEVEL_TEXT, LEVELS, LIGHT
 from lowrank_study.reporting.tables import SettingData, records, roles_inside
 
-HATCHED = {"facecolor": "none", "edgecolor": FAINT, "hatch": "/////", "lw": 0.0}
+HATCHED: dict[str, Any] = {"facecolor": "none", "edgecolor": FAINT, "hatch": "/////", "lw": 0.0}
 MANY_LAYERS = 16
 CAPTION = (
     "Numbers are 90 % energy ranks: how many singular values of ΔW hold 90 % of its squared "
@@ -39,7 +41,8 @@ CAPTION = (
     "possible, min(out, in) for full fine-tuning and the adapter rank for an adapter, so "
     "numbers of the two maps can’t be set side by side. Hatched: at least one seed’s update "
     "is not resolvable above the rounding of the stored weights; a number in brackets is "
-    "the median of the seeds that are."
+    "the median of the seeds that are. A dash: no update of that matrix, because the adapter "
+    "leaves it alone or the layer has none."
 )
 
 
@@ -57,15 +60,17 @@ def rank_heat_map(data: SettingData) -> Figure | None:
     many = len(layers) > MANY_LAYERS
 
     def draw(on: Paper) -> None:
-        height = (0.2 if many else 0.3) * len(layers) + 1.5
-        panels = on.panels(
-            len(parts), across=(2, 1), height=(height, height - 0.2), sharey=on.wide
-        )
+        longest = max(len(part) for role in roles for part in _two_lines(role).split("\n"))
+        # Labels stand at 45°: a few layers leave no room beside long ones.
+        height = (0.2 if many else 0.3) * len(layers) + 1.5 + 0.055 * max(0, longest - 9)
+        panels = on.panels(len(parts), across=(2, 1), height=(height, height - 0.2), sharey=on.wide)
         for position, (panel, (title, rows)) in enumerate(zip(panels, parts, strict=True)):
             panel.set_title(printable(title))
             dress(panel)
             for row in records(rows):
                 draw_cell(panel, row)
+            for x, y in empty_cells(rows):
+                panel.text(x, y, MISSING, ha="center", va="center", color=FAINT)
             if position == 0 or not on.wide:
                 panel.set_ylabel("layer")
         on.legend(
@@ -96,8 +101,8 @@ def rank_heat_map(data: SettingData) -> Figure | None:
         share, rank = row["median_share_of_possible"], row["median_energy_rank_90"]
         whole = row["resolvable"] == row["n"]
         level = 0 if math.isnan(share) else min(LEVELS - 1, int(share / top * LEVELS))
-        filled = {"facecolor": LIGHT[f"level-{level}"], "edgecolor": "none", "lw": 0.0}
-        style = filled if whole else HATCHED
+        filled: dict[str, Any] = {"facecolor": LIGHT[f"level-{level}"], "edgecolor": "none"}
+        style = {**filled, "lw": 0.0} if whole else HATCHED
         panel.add_patch(Rectangle((x - 0.47, y - 0.45), 0.94, 0.9, **style))
         if math.isnan(rank):
             return
@@ -112,6 +117,15 @@ def rank_heat_map(data: SettingData) -> Figure | None:
             color=LIGHT[LEVEL_TEXT[level]] if whole else INK,
             bbox=None if whole else {"facecolor": LIGHT["paper"], "lw": 0, "pad": 1.0},
         )
+
+    def empty_cells(rows: pd.DataFrame) -> list[tuple[int, int]]:
+        present = set(zip(rows["role"], rows["layer"], strict=True))
+        return [
+            (x, y)
+            for x, role in enumerate(roles)
+            for y, layer in enumerate(layers)
+            if (role, layer) not in present
+        ]
 
     def legend() -> list[Entry]:
         entries: list[Entry] = []

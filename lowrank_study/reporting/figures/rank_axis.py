@@ -4,6 +4,8 @@
     axis.place("lora", "attention_qv", 8)    # 3.0: octaves
     axis.place("full", "", None)             # to the right of the highest rank
     [(one.label, one.colour) for one in series_of(runs)]
+
+Places are octaves, because sweeps double the rank.
 """
 
 import math

@@ -2,6 +2,8 @@
 
     figure = cost_by_method(data)
     figure.table.frame      # one row a done run, times and memory also as ratios to full
+
+Times and memory are ratios to full fine-tuning where there is one.
 """
 
 import math
@@ -68,8 +70,9 @@ def cost_by_method(data: SettingData) -> Figure:
     def draw_cost(panel: Axes, column: str, *, as_ratio: bool) -> None:
         known = table[column].dropna()
         if not len(known):
-            where = {"transform": panel.transAxes, "ha": "center"}
-            panel.text(0.5, 0.5, "not measured", color=FAINT, **where)
+            panel.text(
+                0.5, 0.5, "not measured", transform=panel.transAxes, ha="center", color=FAINT
+            )
             panel.set_yticks([])
             return
         if as_ratio:

@@ -8,10 +8,12 @@ Both axes are logarithmic, so a power law is a straight line. Nothing is fitted.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from lowrank_study.reporting.columns import CONFIGURATION_COLUMNS, LAYER, ROLE
@@ -27,7 +29,7 @@ from lowrank_study.reporting.figures.drawing import (
 from lowrank_study.reporting.figures.rank_axis import series_colour
 from lowrank_study.reporting.figures.shown_adapter import Adapter, rows_of, shown_adapter
 from lowrank_study.reporting.svg import LIGHT
-from lowrank_study.reporting.tables import SettingData, roles_inside
+from lowrank_study.reporting.tables import SettingData, groups, roles_inside
 
 DECADES_SHOWN = 4
 """A spectrum is shown down to 10⁻⁴ of its largest singular value."""
@@ -36,7 +38,7 @@ FLOORS = (
     ("rounding_floor", "rounding floor", (0, (2, 2))),
     ("mp_edge", "noise edge", (0, (6, 2))),
 )
-BESIDE = {"color": series_colour(2), "lw": 2.2, "ls": (0, (4, 1.2))}
+BESIDE: dict[str, Any] = {"color": series_colour(2), "lw": 2.2, "ls": (0, (4, 1.2))}
 
 COLUMNS = (
     *CONFIGURATION_COLUMNS,
@@ -114,8 +116,13 @@ def singular_value_decay(data: SettingData) -> Figure | None:
         for layer in layers:
             rows = curves[(curves["role"] == role) & (curves["layer"] == layer)]
             resolved = bool(clear.get((layer, role), True))
-            style = {"lw": 1.4, "ls": "-"} if resolved else {"lw": 0.9, "ls": (0, (1, 1.5))}
-            panel.plot(rows["index"], rows["relative"], color=colours[layer], **style)
+            panel.plot(
+                rows["index"],
+                rows["relative"],
+                color=colours[layer],
+                lw=1.4 if resolved else 0.9,
+                ls="-" if resolved else (0, (1, 1.5)),
+            )
         rows = middle[middle["role"] == role]
         panel.plot(rows["index"], rows["relative"], **BESIDE)
         for column, _, dashes in FLOORS:
@@ -136,7 +143,7 @@ def singular_value_decay(data: SettingData) -> Figure | None:
             entries += [line(f"full, layer {layer}", colours[layer]) for layer in picked]
         if adapter is not None and len(middle):
             text = f"{method_name(adapter[0])}, rank {adapter[2]}: median"
-            entries.append(line(text, BESIDE["color"], lw=BESIDE["lw"], ls=BESIDE["ls"]))
+            entries.append(Line2D([], [], label=text, **BESIDE))
         for column, text, dashes in FLOORS:
             if (decay.floors[column] > bottom).any():
                 entries.append(line(text, FAINT, lw=1, ls=dashes))
@@ -207,7 +214,9 @@ def _numbers(decay: _Decay) -> pd.DataFrame:
             method, target, rank = of
             ranks = pd.array([rank] * len(curves), dtype="Int64")
             parts.append(curves.assign(method=method, target=target, adapter_rank=ranks))
-    return pd.concat(parts)[[column.name for column in COLUMNS]]
+    table = pd.concat(parts)[[column.name for column in COLUMNS]]
+    keys = ["method", "target", "adapter_rank", "layer", "role"]
+    return pd.concat([rows for _, rows in groups(table, keys)])
 
 
 def _caption(decay: _Decay) -> str:

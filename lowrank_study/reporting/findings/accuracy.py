@@ -1,0 +1,195 @@
+"""What full fine-tuning reaches, which ranks reach it, and above what noise that is said.
+
+    full_fine_tuning(data).text
+    [finding.text for finding in adapters(data)]     # one a method and target
+    noise(data).text
+
+The first two are printed alone too, so each is one or two short sentences.
+"""
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from lowrank_study.reporting.display import (
+    NARROW_SPACE,
+    adapter_name,
+    counted,
+    enumeration,
+    is_missing,
+    percent,
+    points,
+)
+from lowrank_study.reporting.findings.finding import Finding
+from lowrank_study.reporting.tables import SettingData, full_row, groups, records
+
+FEW_SEEDS = 5
+"""Below this the report warns that small differences can’t be told."""
+
+
+def full_fine_tuning(data: SettingData) -> Finding:
+    """Say what full fine-tuning reaches, above the commonest class."""
+    full = _full(data)
+    if full is None:
+        text = "No run of full fine-tuning is done: the adapters are described, not compared."
+        return Finding(topic="Full fine-tuning", text=text, source=_source(data))
+    mean = full["mean_test_accuracy"]
+    text = f"Full fine-tuning reaches a test accuracy of {mean:.3f} ({_seeds(full)}"
+    if full["n"] > 1:
+        low, high = full["test_low_95"], full["test_high_95"]
+        text += f", 95{NARROW_SPACE}% interval {low:.3f}–{high:.3f}"
+    text += ")"
+    majority = full["majority_accuracy"]
+    if not math.isnan(majority):
+        text += f", {_gap(mean - majority)} always answering the commonest class ({majority:.3f})"
+    return Finding(topic="Full fine-tuning", text=f"{text}.", source=_source(data))
+
+
+def adapters(data: SettingData) -> list[Finding]:
+    """Say which ranks lie inside the interval of full fine-tuning, for each method and target."""
+    rows = data.accuracy
+    rows = rows[rows["chosen"] & rows["adapter_rank"].notna() & (rows["n"] > 0)]
+    full = _full(data)
+    statements = []
+    for key, group in groups(rows, ["method", "target"]):
+        name = adapter_name(**key)
+        rising = group.sort_values("adapter_rank")
+        if full is not None and full["n"] > 1:
+            text = _against_interval(name, rising, full)
+        else:
+            text = _without_interval(name, records(rising), full)
+        statements.append(Finding(topic=name, text=text, source=_source(data)))
+    return statements
+
+
+def noise(data: SettingData) -> Finding:
+    """Say on how many seeds and test examples everything rests, and what was not tested."""
+    rows = data.accuracy[data.accuracy["chosen"] & (data.accuracy["n"] > 0)]
+    least, most = int(rows["n"].min()), int(rows["n"].max())
+    span = str(most) if least == most else f"{least} to {most}"
+    text = f"The means rest on {span} {'seed' if most == 1 else 'seeds'} each"
+    if least < FEW_SEEDS:
+        text += ", too few to tell small differences"
+    if most == 1:
+        text += ": how much another seed would differ is not known. No difference was tested here."
+    else:
+        text += (
+            f"; their intervals are 95{NARROW_SPACE}% Student t intervals over seeds. To lie "
+            "inside an interval is not to be equal, and outside not to be different: neither was "
+            "tested here."
+        )
+    known = rows[rows["test_standard_error"].notna()]
+    if len(known):
+        error = float(known["test_standard_error"].max())
+        examples = int(known["test_examples"].min())
+        text += (
+            f" A single accuracy on {counted(examples, 'test example')} has a standard error of "
+            f"up to {points(error)}, sqrt(p(1−p)/{examples:,}), from the drawing of the examples "
+            f"alone. All runs share them, so differences between runs are steadier than that; "
+            f"but what is said here is of this test set only."
+        )
+    return Finding(topic="Noise", text=text, source=_source(data))
+
+
+# ---------------------------------------------------------------- of one method and target
+
+
+def _against_interval(name: str, rising: pd.DataFrame, full: dict[str, Any]) -> str:
+    low, high = full["test_low_95"], full["test_high_95"]
+    mean = rising["mean_test_accuracy"]
+    inside = rising[(mean >= low) & (mean <= high)]
+    places = [
+        (where, _rank_list(rows))
+        for rows, where in (
+            (inside, "inside"),
+            (rising[mean < low], "below"),
+            (rising[mean > high], "above"),
+        )
+        if len(rows)
+    ]
+    where = enumeration(
+        [
+            f"{where} {'it' if number else 'full fine-tuning’s interval'} at {ranks}"
+            for number, (where, ranks) in enumerate(places)
+        ]
+    )
+    text = f"The mean accuracy of {name} lies {where}."
+    if not len(inside):
+        best = max(records(rising), key=lambda row: row["mean_test_accuracy"])
+        return (
+            f"{text} The highest, {best['mean_test_accuracy']:.3f} at rank "
+            f"{int(best['adapter_rank'])} ({_seeds(best)}), is {_gap_to(best, full)}."
+        )
+    first = records(inside)[0]
+    text += (
+        f" The lowest rank inside, {int(first['adapter_rank'])}, has a mean of "
+        f"{first['mean_test_accuracy']:.3f} ({_seeds(first)}), {_gap_to(first, full)}"
+        + _share(first["trainable_parameters"], first["total_parameters"])
+    )
+    higher = rising[rising["adapter_rank"] > first["adapter_rank"]]
+    if (higher["mean_test_accuracy"] < low).any():
+        text += "; higher ranks fall below the interval again, so it is no threshold"
+    return f"{text}."
+
+
+def _without_interval(name: str, rising: list[dict[str, Any]], full: dict[str, Any] | None) -> str:
+    first, last = rising[0], rising[-1]
+    best = max(rising, key=lambda row: row["mean_test_accuracy"])
+    if len(rising) == 1:
+        text = (
+            f"{name} reaches a test accuracy of {best['mean_test_accuracy']:.3f} at rank "
+            f"{int(best['adapter_rank'])} ({_seeds(best)})"
+        )
+    else:
+        text = (
+            f"The mean test accuracy of {name} is {first['mean_test_accuracy']:.3f} at rank "
+            f"{int(first['adapter_rank'])} and {last['mean_test_accuracy']:.3f} at rank "
+            f"{int(last['adapter_rank'])}; the highest, {best['mean_test_accuracy']:.3f} "
+            f"({_seeds(best)}), is at rank {int(best['adapter_rank'])}"
+        )
+    if best["mean_test_accuracy"] <= best["majority_accuracy"]:
+        text += f", not above the commonest class ({best['majority_accuracy']:.3f})"
+    reason = (
+        "full fine-tuning has no done run"
+        if full is None
+        else "full fine-tuning has one seed, hence no interval"
+    )
+    return f"{text}. Which rank suffices can’t be said: {reason}."
+
+
+def _full(data: SettingData) -> dict[str, Any] | None:
+    full = full_row(data.accuracy, data.setting)
+    return full if full is not None and full["n"] else None
+
+
+# ---------------------------------------------------------------- words
+
+
+def _source(data: SettingData) -> str:
+    return f"accuracy_by_rank{data.suffix}"
+
+
+def _seeds(row: dict[str, Any]) -> str:
+    return counted(int(row["n"]), "seed")
+
+
+def _gap(difference: float) -> str:
+    return f"{points(abs(difference))} {'above' if difference >= 0 else 'below'}"
+
+
+def _gap_to(row: dict[str, Any], full: dict[str, Any]) -> str:
+    difference = row["mean_test_accuracy"] - full["mean_test_accuracy"]
+    return f"{_gap(difference)} full fine-tuning’s"
+
+
+def _rank_list(rows: pd.DataFrame) -> str:
+    ranks = [str(int(rank)) for rank in rows["adapter_rank"]]
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {enumeration(ranks)}"
+
+
+def _share(part: object, whole: object) -> str:
+    if is_missing(part) or is_missing(whole) or not whole:
+        return ""
+    share = percent(float(str(part)) / float(str(whole)))
+    return f", and trains {int(str(part)):,} parameters, {share} of the model’s"

@@ -1,0 +1,11 @@
+"""The report on measured updates: one HTML page to explore, and the same as data files.
+
+    path, found = report_spectra(before="base", after="tuned", out="report")
+
+does what `python analysis/measure_spectra.py before=base after=tuned out=report` does.
+"""
+
+from lowrank_study.reporting.spectra_report.progress import progress_shown
+from lowrank_study.reporting.spectra_report.write import report_measurement, report_spectra
+
+__all__ = ["progress_shown", "report_measurement", "report_spectra"]

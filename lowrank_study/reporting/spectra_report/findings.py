@@ -1,0 +1,159 @@
+"""What a measurement found, in a few sentences with their numbers.
+
+    for topic, text in findings_of(found):
+        print(topic, text)
+
+Only numbers that stand are counted in; how many don't is said beside them.
+"""
+
+import math
+from statistics import median
+
+from lowrank_study.reporting.display import counted, enumeration, percent, printable, written
+from lowrank_study.reporting.spectra_report.tables import noise_rank
+from lowrank_study.study.measurement import MeasuredMatrix, Measurement
+
+RANK = "energy_rank_90"
+
+
+def findings_of(found: Measurement) -> list[tuple[str, str]]:
+    """Give the findings in order of weight, each a topic and its text."""
+    result = [("Size", _size(found.matrices)), ("Rank", _rank(found.matrices))]
+    result.append(("Rank above noise", _above_noise(found.matrices)))
+    result += _where(found.matrices)
+    result += _base(found)
+    result += _other(found)
+    if found.skipped:
+        result.append(("Left out", f"{counted(len(found.skipped), 'tensor')}, listed below."))
+    return [(topic, text) for topic, text in result if text]
+
+
+def summary_of(found: Measurement) -> str:
+    """Give the rank finding in one line."""
+    return " ".join(_rank(found.matrices).split())
+
+
+def _changed(matrices: list[MeasuredMatrix]) -> list[MeasuredMatrix]:
+    return [matrix for matrix in matrices if matrix.state == "changed"]
+
+
+def _values(matrices: list[MeasuredMatrix], name: str) -> list[float]:
+    readings = [matrix.readings[name].value for matrix in matrices if name in matrix.readings]
+    return [value for value in readings if value is not None]
+
+
+def _spread(values: list[float]) -> str:
+    low, middle, high = min(values), median(values), max(values)
+    if low == high:
+        return written(middle, "rank")
+    return f"{written(low, 'rank')} to {written(high, 'rank')} (median {written(middle, 'rank')})"
+
+
+def _size(matrices: list[MeasuredMatrix]) -> str:
+    changed = _changed(matrices)
+    text = f"{len(changed)} of {counted(len(matrices), 'matrix', 'matrices')} changed"
+    known = [m.spectrum for m in matrices if m.spectrum.base_frobenius_norm > 0]
+    if len(known) < len(matrices) or not changed:
+        return f"{text}."
+    update = math.hypot(*(spectrum.frobenius_norm for spectrum in known))
+    base = math.hypot(*(spectrum.base_frobenius_norm for spectrum in known))
+    return f"{text}; over all of them ‖ΔW‖ is {percent(update / base)} of ‖W0‖."
+
+
+def _rank(matrices: list[MeasuredMatrix]) -> str:
+    changed = _changed(matrices)
+    if not changed:
+        return "No matrix changed: rank 0, ratios undefined."
+    ranks = _values(changed, RANK)
+    hidden = sum(matrix.readings[RANK].status == "not resolvable" for matrix in changed)
+    matrices_word = counted(len(changed), "changed matrix", "changed matrices")
+    if not ranks:
+        return (
+            f"The 90 % energy rank is not resolvable in {hidden} of {matrices_word}: "
+            f"{_why_hidden(changed)}."
+        )
+    text = f"90 % of the energy of ΔW lies in {_spread(ranks)} directions"
+    noise = [noise_rank(*m.spectrum.shape) for m in changed if m.readings[RANK].value is not None]
+    text += f"; noise of the same shapes would take {_spread([float(round(n)) for n in noise])}"
+    if hidden:
+        text += (
+            f". In {hidden} of {matrices_word} the rank is not resolvable: {_why_hidden(changed)}"
+        )
+    return f"{text}."
+
+
+def _why_hidden(matrices: list[MeasuredMatrix]) -> str:
+    hidden = [m.spectrum for m in matrices if m.readings[RANK].status == "not resolvable"]
+    dtypes = enumeration(sorted({printable(spectrum.storage_dtype) for spectrum in hidden}))
+    if all(math.isnan(spectrum.rounding_edge) for spectrum in hidden):
+        return f"what storing in {dtypes} added isn’t known"
+    return f"what rounding in {dtypes} adds holds more than 10 % of the energy"
+
+
+def _above_noise(matrices: list[MeasuredMatrix]) -> str:
+    changed = [m for m in _changed(matrices) if not m.spectrum.factored]
+    kept = _values(changed, "gavish_donoho_rank")
+    if not kept:
+        return ""
+    text = f"The Gavish–Donoho cut keeps {_spread(kept)} directions"
+    noisy = sum(value == 0 for value in kept)
+    if noisy:
+        matrices_word = counted(len(kept), "matrix", "matrices")
+        text += f"; in {noisy} of {matrices_word} nothing stands out from noise"
+    return f"{text}."
+
+
+def _where(matrices: list[MeasuredMatrix]) -> list[tuple[str, str]]:
+    shares: dict[str, list[float]] = {}
+    for matrix in _changed(matrices):
+        value = matrix.readings[RANK].value
+        if value is not None:
+            share = value / min(matrix.spectrum.shape)
+            shares.setdefault(printable(matrix.spectrum.role), []).append(share)
+    if len(shares) < 2:
+        return []
+    middle = {role: median(values) for role, values in shares.items()}
+    low, high = min(middle, key=middle.__getitem__), max(middle, key=middle.__getitem__)
+    if middle[low] == middle[high]:
+        return []
+    text = (
+        f"As a share of the possible rank, {RANK_WORDS} is highest in {high} "
+        f"(median {percent(middle[high])}) and lowest in {low} ({percent(middle[low])})."
+    )
+    return [("Where", text)]
+
+
+RANK_WORDS = "the 90 % energy rank"
+
+
+def _base(found: Measurement) -> list[tuple[str, str]]:
+    factors = _values(found.matrices, "amplification_factor")
+    counts = _values(found.matrices, "intruder_dimensions")
+    result = []
+    if factors:
+        low, high = written(min(factors), "rate"), written(max(factors), "rate")
+        text = f"Along its own directions ΔW is {low} to {high} times what W0 has there"
+        result.append(("Amplification", f"{text} (median {written(median(factors), 'rate')})."))
+    if counts:
+        settings = found.settings
+        text = (
+            f"{sum(counts):.0f} in {sum(count > 0 for count in counts)} of "
+            f"{counted(len(counts), 'matrix', 'matrices')}, among the top "
+            f"{settings.intruder_directions} directions of each at |cos| < "
+            f"{settings.intruder_epsilon:g}."
+        )
+        result.append(("Intruder dimensions", text))
+    return result
+
+
+def _other(found: Measurement) -> list[tuple[str, str]]:
+    alike = _values(found.matrices, "similarity")
+    chance = _values(found.matrices, "similarity_chance")
+    if not alike:
+        return []
+    text = (
+        f"The leading directions of both updates share φ = {min(alike):.2f} to {max(alike):.2f} "
+        f"(median {median(alike):.2f}) on the inputs; random ones would share "
+        f"{median(chance):.2g}."
+    )
+    return [("Two updates", text)]

@@ -1,0 +1,279 @@
+"""The measurement as one HTML page to explore, which needs nothing but itself.
+
+    Path("report.html").write_text(page_of(found))
+
+The plotting library, the data and the script are inside. A content-security policy allows no
+request and no script but those three, by their hashes. Text reaches the page through Jinja's
+autoescape; names reach the script as JSON without any `<`, and the script escapes them again
+before the plots, which understand a little HTML.
+"""
+
+import base64
+import hashlib
+import json
+import math
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from lowrank_study.provenance import provenance
+from lowrank_study.reporting.display import counted, in_bytes, printable
+from lowrank_study.reporting.spectra_report.findings import findings_of
+from lowrank_study.reporting.spectra_report.tables import (
+    NOT_MEASURED,
+    OTHER,
+    files_table,
+    matrices_of,
+    measures_in,
+    name_of,
+    noise_rank,
+    reading_text,
+    skipped_table,
+    value_text,
+    vectors_table,
+)
+from lowrank_study.reporting.svg import DARK, LIGHT
+from lowrank_study.study.measured_files import AdapterOnBase, Subject
+from lowrank_study.study.measurement import MeasuredMatrix, Measurement
+from lowrank_study.study.readings import Measure, Reading
+
+PACKAGE = "lowrank_study.reporting"
+ROWS_SHOWN = 2000
+"""A page with more rows in a table is slow to open; the CSV files hold all."""
+POINTS_DRAWN = 160
+"""Values of a spectrum that the page holds: the first 40, then evenly on a logarithmic axis."""
+
+
+def page_of(found: Measurement) -> str:
+    """Give the whole page."""
+    from plotly.offline import get_plotlyjs  # type: ignore[import-untyped, unused-ignore]
+
+    environment = Environment(
+        loader=PackageLoader(PACKAGE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["printable"] = printable
+    scripts = [
+        get_plotlyjs().replace("\r\n", "\n"),
+        _packaged("script.html.j2"),
+        _packaged("spectra_script.html.j2"),
+    ]
+    measures = measures_in(found)
+    settings = found.settings
+    vectors = vectors_table(found)
+    return environment.get_template("spectra.html.j2").render(
+        title=_title(found.subject),
+        question=_question(found),
+        facts=_facts(found),
+        findings=findings_of(found),
+        flags=[printable(flag) for flag in found.flags],
+        measures=measures,
+        settings=settings,
+        two=bool(found.other_matrices),
+        similar=any(matrix.similarity is not None for matrix in found.matrices),
+        columns=table_measures(measures),
+        rows=_rows(found, measures)[:ROWS_SHOWN],
+        rows_all=len(found.matrices) + len(found.other_matrices),
+        vectors=[_vector_row(row) for row in vectors.head(ROWS_SHOWN).to_dict("records")],
+        vectors_all=len(vectors),
+        skipped=skipped_table(found).to_dict("records"),
+        files=[row | {"size": in_bytes(row["bytes"])} for row in _records(found)],
+        provenance=provenance(),
+        data=Markup(_embedded(_data(found, measures))),
+        scripts=[Markup(script) for script in scripts],
+        hashes=[_hash(script) for script in scripts],
+        style=Markup(_packaged("style.html.j2") + _packaged("spectra_style.html.j2")),
+        light=LIGHT,
+        dark=DARK,
+    )
+
+
+def _packaged(name: str) -> str:
+    return resources.files(PACKAGE).joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _hash(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _records(found: Measurement) -> list[dict[str, Any]]:
+    return [
+        {str(key): value for key, value in row.items()}
+        for row in files_table(found).to_dict("records")
+    ]
+
+
+def _title(subject: Subject) -> str:
+    if isinstance(subject, AdapterOnBase):
+        return f"What {name_of(subject.adapter)} adds"
+    return f"From {name_of(subject.before)} to {name_of(subject.after)}"
+
+
+def _question(found: Measurement) -> str:
+    text = "How large, of which rank and how far above noise is each weight update ΔW?"
+    second = found.other_subject
+    if second is None:
+        return text
+    path = second.adapter if isinstance(second, AdapterOnBase) else second.after
+    return f"{text} And how does it compare with {name_of(path)}?"
+
+
+def _facts(found: Measurement) -> list[tuple[str, str]]:
+    dtypes = sorted({matrix.spectrum.storage_dtype for _, matrix in matrices_of(found)})
+    methods = sorted({matrix.spectrum.method for _, matrix in matrices_of(found)})
+    return [
+        ("Matrices", f"{len(found.matrices):,}"),
+        ("Vectors", f"{len(found.vectors):,}"),
+        ("Left out", f"{len(found.skipped):,}"),
+        ("Stored as", ", ".join(printable(dtype) for dtype in dtypes)),
+        ("Decomposed by", ", ".join(methods)),
+        ("Read", in_bytes(sum(file.size for file in found.files))),
+    ]
+
+
+_TABLE_MEASURES = (
+    "relative_norm", "energy_rank_90", "energy_rank_95", "energy_rank_99", "effective_rank",
+    "stable_rank", "participation_ratio", "numerical_rank", "gavish_donoho_rank",
+    "rank_above_mp_edge", "largest_singular_value", "mp_edge", "rounding_floor",
+    "energy_above_floor", "sigma1_over_sigma10", "power_law_rate", "power_law_r_squared",
+    "exponential_rate", "exponential_r_squared", "frobenius_norm",
+)  # fmt: skip
+
+
+def table_measures(measures: tuple[Measure, ...]) -> list[Measure]:
+    """Give the measures in the order the page's table has them."""
+    by_name = {measure.name: measure for measure in measures}
+    first = [by_name[name] for name in _TABLE_MEASURES if name in by_name]
+    return first + [measure for measure in measures if measure not in first]
+
+
+def _rows(found: Measurement, measures: tuple[Measure, ...]) -> list[dict[str, Any]]:
+    rows = []
+    for update, matrix in matrices_of(found):
+        spectrum = matrix.spectrum
+        cells = []
+        for measure in table_measures(measures):
+            reading = matrix.readings.get(measure.name, NOT_MEASURED)
+            cells.append(
+                {
+                    "text": reading_text(reading, measure),
+                    # What has no number sorts behind all that have one.
+                    "order": "Infinity" if reading.value is None else repr(reading.value),
+                    "status": reading.status,
+                    "hint": _hint(reading, measure),
+                }
+            )
+        noise = noise_rank(*spectrum.shape)
+        rows.append(
+            {
+                "update": update,
+                "module": printable(spectrum.module),
+                "layer": "–" if spectrum.layer is None else spectrum.layer,
+                "shape": f"{spectrum.shape[0]}×{spectrum.shape[1]}",
+                "size": spectrum.shape[0] * spectrum.shape[1],
+                "dtype": printable(spectrum.storage_dtype),
+                "state": matrix.state,
+                "noise": f"{noise:.0f}",
+                "cells": cells,
+            }
+        )
+    return rows
+
+
+def _hint(reading: Reading, measure: Measure) -> str:
+    if reading.value is not None or reading.as_read is None:
+        return ""
+    text = value_text(reading.as_read, measure.kind)
+    return f"{reading.status}: rounding decides it (the formula reads {text})"
+
+
+def _vector_row(row: dict[Any, Any]) -> dict[str, str]:
+    return {
+        "name": row["name"],
+        "length": counted(row["length"], "entry", "entries"),
+        "dtype": printable(row["storage_dtype"]),
+        "before": value_text(row["norm_before"], "number"),
+        "change": value_text(row["norm_of_change"], "number"),
+        "relative": value_text(row["relative_change"], "percent"),
+        "largest": value_text(row["largest_change"], "number"),
+        "rounding": value_text(row["rounding_norm"], "number"),
+        "status": row["status"],
+    }
+
+
+# ---------------------------------------------------------------- data of the explorer
+
+
+def _data(found: Measurement, measures: tuple[Measure, ...]) -> dict[str, Any]:
+    return {
+        "measures": [
+            {"name": m.name, "label": m.label, "kind": m.kind, "meaning": m.meaning}
+            for m in measures
+        ],
+        "matrices": [_matrix(update, matrix, measures) for update, matrix in matrices_of(found)],
+    }
+
+
+def _matrix(update: str, matrix: MeasuredMatrix, measures: tuple[Measure, ...]) -> dict[str, Any]:
+    spectrum, alike = matrix.spectrum, matrix.similarity
+    index = _drawn_indices(spectrum.singular_values.size)
+    edge = matrix.readings["mp_edge"].value
+    return {
+        "update": 1 if update == OTHER else 0,
+        "module": printable(spectrum.module),
+        "layer": spectrum.layer,
+        "role": printable(spectrum.role),
+        "shape": f"{spectrum.shape[0]}×{spectrum.shape[1]}",
+        "dtype": printable(spectrum.storage_dtype),
+        "state": matrix.state,
+        "noise": _number(noise_rank(*spectrum.shape)),
+        "floor": _number(spectrum.rounding_edge),
+        "edge": None if edge is None else _number(edge),
+        "index": (index + 1).tolist(),
+        "sigma": [_number(value) for value in spectrum.singular_values[index]],
+        "values": [_reading(matrix.readings.get(m.name, NOT_MEASURED)) for m in measures],
+        "alike": None
+        if alike is None
+        else {
+            "right": _grid(alike.right_grid),
+            "rightDimension": alike.right_dimension,
+            "left": _grid(alike.left_grid),
+            "leftDimension": alike.left_dimension,
+            "angles": [_number(angle) for angle in alike.angles],
+        },
+    }
+
+
+def _drawn_indices(count: int) -> npt.NDArray[np.intp]:
+    if count <= POINTS_DRAWN:
+        return np.arange(count)
+    later = np.geomspace(40, count - 1, POINTS_DRAWN - 40).round().astype(np.intp)
+    return np.unique(np.concatenate([np.arange(40, dtype=np.intp), later]))
+
+
+def _reading(reading: Reading) -> Any:
+    """A number, or the status with what the formula reads."""
+    if reading.value is not None:
+        return _number(reading.value)
+    return [reading.status, None if reading.as_read is None else _number(reading.as_read)]
+
+
+def _grid(values: npt.NDArray[np.float64]) -> list[list[float | None]]:
+    return [[_number(value) for value in row] for row in values]
+
+
+def _number(value: float) -> float | None:
+    """Five digits are more than a screen shows; NaN is null."""
+    return float(f"{value:.5g}") if math.isfinite(value) else None
+
+
+def _embedded(data: dict[str, Any]) -> str:
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

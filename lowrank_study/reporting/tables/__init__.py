@@ -1,0 +1,61 @@
+"""The tidy tables that every figure and every sentence of the report is made from.
+
+A study comes in as three frames (runs, spectra of their updates, singular values) and is
+condensed to a handful of tables, each with one row per configuration:
+
+    accuracy = accuracy_by_rank(study.runs)   # test accuracy over seeds, with its interval
+
+A *setting* is a task with a base model. A *configuration* is a method with its target and
+adapter rank in one setting.
+"""
+
+from lowrank_study.reporting.tables.accuracy import (
+    accuracy_by_rank,
+    chosen_runs,
+    interval_of_mean,
+)
+from lowrank_study.reporting.tables.cost import cost_by_method
+from lowrank_study.reporting.tables.provenance import flat_provenance
+from lowrank_study.reporting.tables.roles import ROLES, in_order, roles_inside
+from lowrank_study.reporting.tables.rows import CONFIGURATION, groups, records
+from lowrank_study.reporting.tables.setting import (
+    Setting,
+    SettingData,
+    full_row,
+    settings_data,
+    settings_of,
+)
+from lowrank_study.reporting.tables.study import StudyTables, checked
+from lowrank_study.reporting.tables.update_ranks import (
+    noise_energy_rank,
+    rank_by_configuration,
+    rank_by_layer,
+    rank_by_module,
+    spectra_of_chosen,
+)
+
+__all__ = [
+    "CONFIGURATION",
+    "ROLES",
+    "Setting",
+    "SettingData",
+    "StudyTables",
+    "accuracy_by_rank",
+    "checked",
+    "chosen_runs",
+    "cost_by_method",
+    "flat_provenance",
+    "full_row",
+    "groups",
+    "in_order",
+    "interval_of_mean",
+    "noise_energy_rank",
+    "rank_by_configuration",
+    "rank_by_layer",
+    "rank_by_module",
+    "records",
+    "roles_inside",
+    "settings_data",
+    "settings_of",
+    "spectra_of_chosen",
+]

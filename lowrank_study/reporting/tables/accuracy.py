@@ -1,0 +1,114 @@
+"""Test accuracy over seeds, and which learning rate of a configuration is used.
+
+    accuracy = accuracy_by_rank(study.runs)   # one row a configuration and learning rate
+    accuracy[accuracy["chosen"]]              # one row a configuration
+
+Where a configuration was run with several learning rates (or alphas), the one with the best
+mean **validation** accuracy is `chosen`; a rate at which a run diverged is chosen only when
+every rate lost one. Test accuracy never chooses.
+"""
+
+import math
+
+import numpy as np
+import pandas as pd
+from scipy.special import stdtrit
+
+from lowrank_study.reporting.tables.rows import (
+    CONFIGURATION,
+    TUNING,
+    Vector,
+    groups,
+    key_of,
+    mean_of,
+    median_of,
+    whole,
+)
+from lowrank_study.reporting.tables.study import RUN_COLUMNS, typed_table
+
+CONFIDENCE = 0.95
+
+
+def interval_of_mean(values: Vector) -> tuple[float, float]:
+    """Give the two-sided 95 % Student t interval of a mean over seeds.
+
+    mean ± t(0.975, n - 1) · sd / √n, with sd the sample standard deviation (n - 1).
+    It assumes that seeds are independent and their accuracies near normal, and covers the
+    seeds' spread alone, not the drawing of the test set. (NaN, NaN) for fewer than two.
+    """
+    if len(values) < 2:
+        return math.nan, math.nan
+    mean = float(values.mean())
+    quantile = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2))
+    half = quantile * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return mean - half, mean + half
+
+
+def accuracy_by_rank(runs: pd.DataFrame) -> pd.DataFrame:
+    """Give test accuracy over seeds, one row for each configuration and learning rate.
+
+    `n` counts the done runs that have a test accuracy; means, sd and the interval
+    (`test_low_95`, `test_high_95`, see `interval_of_mean`) are over those. `runs`,
+    `diverged` and `failed` count what was run. `test_standard_error` is
+    sqrt(p (1 - p) / test_examples), the error of one accuracy from the drawing of the test
+    set, which the interval over seeds does not hold. `chosen` marks the learning rate that
+    figures and sentences use.
+    """
+    typed = typed_table(runs, RUN_COLUMNS, "runs")
+    rows = [
+        {**key, **_accuracy_of(group)} for key, group in groups(typed, [*CONFIGURATION, *TUNING])
+    ]
+    table = pd.DataFrame(rows)
+    table["adapter_rank"] = table["adapter_rank"].astype("Int64")
+    for column in ("trainable_parameters", "total_parameters", "test_examples"):
+        table[column] = table[column].astype("Int64")
+    chosen: set[int] = set()
+    for _, group in groups(table, CONFIGURATION):
+        able = group[group["n"] > 0]
+        whole = able[able["diverged"] == 0]
+        pool = next(rows for rows in (whole, able, group) if len(rows))
+        pool = pool.sort_values(
+            ["mean_validation_accuracy", "learning_rate"], ascending=[False, True]
+        )
+        chosen.update(pool.index[:1])
+    table["chosen"] = [index in chosen for index in table.index]
+    return table
+
+
+def _accuracy_of(group: pd.DataFrame) -> dict[str, object]:
+    done = group[(group["status"] == "done") & group["test_accuracy"].notna()]
+    test = done["test_accuracy"].to_numpy(dtype=np.float64)
+    low, high = interval_of_mean(test)
+    mean = float(test.mean()) if len(test) else math.nan
+    examples = median_of(done["test_examples"])
+    return {
+        "runs": len(group),
+        "n": len(test),
+        "diverged": int((group["status"] == "diverged").sum()),
+        "failed": int((group["status"] == "failed").sum()),
+        "mean_test_accuracy": mean,
+        "sd_test_accuracy": float(test.std(ddof=1)) if len(test) > 1 else math.nan,
+        "test_low_95": low,
+        "test_high_95": high,
+        "min_test_accuracy": float(test.min()) if len(test) else math.nan,
+        "max_test_accuracy": float(test.max()) if len(test) else math.nan,
+        "mean_validation_accuracy": mean_of(done["validation_accuracy"]),
+        "mean_train_accuracy": mean_of(done["train_accuracy"]),
+        "mean_test_macro_f1": mean_of(done["test_macro_f1"]),
+        "majority_accuracy": mean_of(done["majority_accuracy"]),
+        "test_examples": whole(examples),
+        "test_standard_error": math.sqrt(mean * (1 - mean) / examples)
+        if examples and examples > 0 and len(test)
+        else math.nan,
+        "trainable_parameters": whole(median_of(done["trainable_parameters"])),
+        "total_parameters": whole(median_of(done["total_parameters"])),
+    }
+
+
+def chosen_runs(runs: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFrame:
+    """Give the runs, whatever became of them, at each configuration's chosen learning rate."""
+    runs = typed_table(runs, RUN_COLUMNS, "runs")
+    keys = accuracy.loc[accuracy["chosen"], [*CONFIGURATION, *TUNING]]
+    wanted = {key_of(row) for row in keys.itertuples(index=False, name=None)}
+    rows = runs[[*CONFIGURATION, *TUNING]].itertuples(index=False, name=None)
+    return runs[[key_of(row) in wanted for row in rows]]

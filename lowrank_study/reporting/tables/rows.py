@@ -1,0 +1,106 @@
+"""Rows of tables: grouped by what may be missing, in one order, and condensed to a number.
+
+    for key, rows in groups(runs, CONFIGURATION):
+        key["adapter_rank"], median_of(rows["train_seconds"])
+
+A *configuration* is a method with its target and adapter rank in one setting (a task with a
+base model).
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from lowrank_study.reporting.tables.roles import role_order
+
+Vector = npt.NDArray[np.float64]
+
+SETTING = ["task", "model"]
+CONFIGURATION = ["task", "model", "method", "target", "adapter_rank"]
+TUNING = ["alpha", "scaling", "learning_rate"]
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Give the rows as mappings from column to value."""
+    names = [str(name) for name in frame.columns]
+    return [dict(zip(names, row, strict=True)) for row in frame.itertuples(index=False, name=None)]
+
+
+def places_of(
+    frame: pd.DataFrame, keys: list[str]
+) -> Iterator[tuple[dict[str, Any], npt.NDArray[np.intp]]]:
+    """Give where the rows of each combination of values of the keys are; see `groups`."""
+    places: dict[tuple[object, ...], list[int]] = {}
+    for place, row in enumerate(frame[keys].itertuples(index=False, name=None)):
+        places.setdefault(key_of(row), []).append(place)
+    for key in sorted(
+        places, key=lambda key: [_order(*pair) for pair in zip(keys, key, strict=True)]
+    ):
+        yield dict(zip(keys, key, strict=True)), np.array(places[key])
+
+
+def groups(frame: pd.DataFrame, keys: list[str]) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+    """Give the rows of each combination of values of the keys, in order; NA is None.
+
+    Full fine-tuning comes before adapters, roles are in the order of a layer, and what is
+    outside the layers comes after them.
+    """
+    for key, places in places_of(frame, keys):
+        yield key, frame.iloc[places]
+
+
+def key_of(row: tuple[object, ...]) -> tuple[object, ...]:
+    """Give the values of a row with None for whatever is missing, so that they compare."""
+    return tuple(None if value is pd.NA or value != value else value for value in row)
+
+
+def _order(column: str, value: object) -> tuple[int, float, str]:
+    """Give what the values of a column are sorted by: what has none is first, but layers last."""
+    if column == "role":
+        place, name = role_order(str(value))
+        return place, 0.0, name
+    if value is None:
+        return (3 if column == "layer" else 0), 0.0, ""
+    if isinstance(value, int | float | np.number):
+        return 1, float(value), ""
+    return (0 if value == "full" else 2), 0.0, str(value)
+
+
+def mean_of(column: "pd.Series[Any]") -> float:
+    """Give the mean of what is known, NaN of nothing."""
+    values = column.dropna().to_numpy(dtype=np.float64)
+    return float(values.mean()) if len(values) else math.nan
+
+
+def median_of(column: "pd.Series[Any]") -> float:
+    """Give the median of what is known, NaN of nothing."""
+    return middle_of(column.dropna().to_numpy(dtype=np.float64))
+
+
+def middle_of(values: Vector) -> float:
+    """Give the median of what is not NaN, NaN of nothing."""
+    known = values[~np.isnan(values)]
+    return float(np.median(known)) if len(known) else math.nan
+
+
+def extreme_of(column: "pd.Series[Any]", *, largest: bool) -> float:
+    """Give the largest or the least of what is known, NaN of nothing."""
+    values = column.dropna().to_numpy(dtype=np.float64)
+    if not len(values):
+        return math.nan
+    return float(values.max() if largest else values.min())
+
+
+def whole(value: float) -> int | None:
+    """Round to a whole number; NaN is none."""
+    return None if math.isnan(value) else round(value)
+
+
+def shared_value(column: npt.NDArray[Any]) -> int | None:
+    """Give the value that all entries have, or none where they differ."""
+    values = {str(value) for value in column if not pd.isna(value)}
+    return int(values.pop()) if len(values) == 1 else None

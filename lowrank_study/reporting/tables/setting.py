@@ -1,0 +1,96 @@
+"""One task with one base model: what is compared is compared within one of these.
+
+    for data in settings_data(study):
+        data.setting.task, data.accuracy, data.spectra
+
+Every table of one is its rows of the table of the whole study.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from lowrank_study.reporting.tables.accuracy import accuracy_by_rank, chosen_runs
+from lowrank_study.reporting.tables.rows import records
+from lowrank_study.reporting.tables.study import StudyTables
+from lowrank_study.reporting.tables.update_ranks import (
+    rank_by_configuration,
+    rank_by_module,
+    spectra_of_chosen,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """A task with a base model: what is compared is compared within one of these."""
+
+    task: str
+    """name of the task"""
+    model: str
+    """name of the base model"""
+
+    def rows(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Give the rows of a table that belong to this setting."""
+        return frame[(frame["task"] == self.task) & (frame["model"] == self.model)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingData:
+    """The tables of one setting that its figures and sentences are made from."""
+
+    study: StudyTables
+    """the checked study"""
+    setting: Setting
+    """which task and model"""
+    suffix: str
+    """appended to the names of files; empty where the study has one setting"""
+    accuracy: pd.DataFrame
+    """`accuracy_by_rank`, this setting's rows"""
+    spectra: pd.DataFrame
+    """`spectra_of_chosen`, this setting's rows"""
+    modules: pd.DataFrame
+    """`rank_by_module`, this setting's rows"""
+    configurations: pd.DataFrame
+    """`rank_by_configuration`, this setting's rows"""
+
+    @property
+    def runs(self) -> pd.DataFrame:
+        """The runs at the chosen learning rates, whatever became of them."""
+        return chosen_runs(self.setting.rows(self.study.runs), self.accuracy)
+
+
+def settings_data(study: StudyTables) -> list[SettingData]:
+    """Condense a checked study to the tables of its settings."""
+    accuracy = accuracy_by_rank(study.runs)
+    spectra = spectra_of_chosen(study, accuracy)
+    settings = settings_of(study.runs)
+    parts = []
+    for number, setting in enumerate(settings, start=1):
+        inside = setting.rows(spectra)
+        parts.append(
+            SettingData(
+                study=study,
+                setting=setting,
+                suffix=f"_{number}" if len(settings) > 1 else "",
+                accuracy=setting.rows(accuracy),
+                spectra=inside,
+                modules=rank_by_module(inside),
+                configurations=rank_by_configuration(inside),
+            )
+        )
+    return parts
+
+
+def settings_of(runs: pd.DataFrame) -> list[Setting]:
+    """Give the settings that have a done run, in order of their names."""
+    done = runs[(runs["status"] == "done") & runs["test_accuracy"].notna()]
+    pairs = sorted(set(zip(done["task"], done["model"], strict=True)))
+    return [Setting(task=task, model=model) for task, model in pairs]
+
+
+def full_row(accuracy: pd.DataFrame, setting: Setting) -> dict[str, Any] | None:
+    """Give the chosen row of full fine-tuning in a setting, if it was run and is done."""
+    rows = setting.rows(accuracy)
+    rows = rows[(rows["method"] == "full") & rows["chosen"]]
+    return records(rows)[0] if len(rows) else None

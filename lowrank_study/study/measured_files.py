@@ -1,0 +1,227 @@
+"""What is measured, with its files open: two checkpoints, or an adapter.
+
+    with ExitStack() as stack:
+        opened = open_subject(CheckpointPair(before=base, after=tuned), stack, ...)
+        for update in prefetched(opened.updates):
+            measure(update, method="gram")
+        opened.skipped, opened.flags, list(opened.vectors()), list(opened.records())
+
+One update is worked on while a thread reads the next; nothing else is kept in memory.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from lowrank_study.checkpoints import SourceFile, Weights, open_adapter, open_weights, pair
+from lowrank_study.checkpoints.adapters import Adapter
+from lowrank_study.checkpoints.matrices import module_of
+from lowrank_study.checkpoints.pairing import coarser
+from lowrank_study.checkpoints.paths import shown
+from lowrank_study.checkpoints.tensors import Array
+from lowrank_study.errors import InputError
+from lowrank_study.spectra.noise import rounding_floor_of_difference
+from lowrank_study.spectra.updates import UpdateMatrix, updates_of_adapter, updates_of_pair
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointPair:
+    """Two checkpoints of one model: the update is what changed from one to the other."""
+
+    before: Path
+    """Folder or file of the pretrained model."""
+    after: Path
+    """Folder or file of the tuned model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterOnBase:
+    """An adapter: the update is what it adds."""
+
+    adapter: Path
+    """Folder saved by PEFT, or file of kohya's scripts."""
+    base: Path | None
+    """The model it was trained on; None where that isn't at hand."""
+
+
+Subject = CheckpointPair | AdapterOnBase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VectorChange:
+    """The change of one bias, norm weight or other tensor of one axis."""
+
+    name: str
+    """Name of the tensor."""
+    length: int
+    """Its entries."""
+    storage_dtype: str
+    """Coarser dtype of both files."""
+    norm_before: float
+    """Euclidean norm before."""
+    norm_of_change: float
+    """Euclidean norm of the change."""
+    largest_change: float
+    """Largest change of one entry."""
+    rounding_norm: float
+    """Norm that rounding in storage is expected to add; NaN if unknown."""
+
+    @property
+    def resolvable(self) -> bool:
+        """Whether the change is zero or stands above the rounding of its entries."""
+        return self.norm_of_change == 0.0 or self.norm_of_change > self.rounding_norm
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRecord:
+    """One file that was read."""
+
+    part: str
+    """"before", "after", "base", "adapter", "other ..."."""
+    name: str
+    """Its name without its folder."""
+    size: int
+    """In bytes."""
+    sha256: str
+    """Of all its bytes."""
+
+
+@dataclass(slots=True, kw_only=True)
+class OpenedSubject:
+    """A subject with its files open."""
+
+    prefix: str
+    """Put before its names where two subjects are told of together; empty, or "other: "."""
+    updates: Iterator[UpdateMatrix]
+    """Its updates, each read when it is asked for."""
+    total: int
+    """How many there are, as far as names tell."""
+    costs: dict[str, float]
+    """What each takes to decompose, in multiplications; empty where shapes aren't known yet."""
+    flags: list[str]
+    """What has to be said of its files."""
+    skipped: dict[str, str]
+    """What is left out, with the reason; grows while updates are read."""
+    vectors: Callable[[], Iterator[VectorChange]]
+    """Reads its tensors of one axis."""
+    files: list[tuple[str, SourceFile]]
+    """The part each file plays, and the file."""
+
+    def records(self) -> Iterator[FileRecord]:
+        """Give its files with their hashes, reading each once more from end to end."""
+        for part, file in self.files:
+            yield FileRecord(
+                part=self.prefix + part, name=file.path.name, size=file.size, sha256=file.sha256
+            )
+
+
+def open_subject(
+    subject: Subject, stack: ExitStack, *, allow_pickle: bool, prefix: str
+) -> OpenedSubject:
+    """Open the files of a subject, which `stack` closes; only headers are read.
+
+    Args:
+        subject: What is measured.
+        stack: Gets every file that is opened.
+        allow_pickle: Whether PyTorch's own files are opened too.
+        prefix: Empty, or what its names begin with.
+
+    Raises:
+        InputError: A file can't be read exactly, or the two don't belong together.
+    """
+
+    def weights(path: Path) -> Weights:
+        return stack.enter_context(open_weights(path, allow_pickle=allow_pickle))
+
+    if isinstance(subject, CheckpointPair):
+        before, after = weights(subject.before), weights(subject.after)
+        pairing = pair(before, after)
+        new_rows = [match for match in pairing.matches if match.new_rows]
+        return OpenedSubject(
+            prefix=prefix,
+            updates=updates_of_pair(pairing, roles={}),
+            total=len(pairing.matches),
+            costs={m.name: float(prod(m.shape)) * min(m.shape) for m in pairing.matches},
+            flags=[prefix + flag for flag in pairing.flags]
+            + [f"{prefix}{m.name}: {m.new_rows} new rows have no W0, left out" for m in new_rows],
+            skipped=pairing.skipped,
+            vectors=lambda: (
+                _vector_change(
+                    name, w0, w, coarser(*map(_dtype, (before, after), pairing.vectors[name]))
+                )
+                for name, w0, w in pairing.read_vectors()
+            ),
+            files=[("before", f) for f in before.files] + [("after", f) for f in after.files],
+        )
+    adapter = stack.enter_context(open_adapter(subject.adapter, allow_pickle=allow_pickle))
+    base = None if subject.base is None else weights(subject.base)
+    if base is not None:
+        adapter.check_base(base)
+    skipped: dict[str, str] = {}
+    return OpenedSubject(
+        prefix=prefix,
+        updates=updates_of_adapter(adapter, base=base, roles={}, skipped=skipped),
+        total=len(adapter.modules()) + len(adapter.saved_weights()),
+        costs={},
+        flags=[prefix + flag for flag in adapter.flags]
+        + [f"{prefix}base: {flag}" for flag in (base.flags if base is not None else ())],
+        skipped=skipped,
+        vectors=lambda: _vectors_of_adapter(adapter, base),
+        files=[("adapter", f) for f in adapter.files]
+        + [("base", f) for f in (base.files if base is not None else ())],
+    )
+
+
+def _dtype(weights: Weights, tensor: str) -> str:
+    return weights.dtype(tensor)
+
+
+def second_subject(subject: Subject, other: Path) -> Subject:
+    """Tell what a second path is: an adapter's folder, or a second tuned checkpoint."""
+    is_pair = isinstance(subject, CheckpointPair)
+    base = subject.before if isinstance(subject, CheckpointPair) else subject.base
+    like_the_first = not is_pair and not other.is_dir()
+    if (other / "adapter_config.json").is_file() or like_the_first:
+        return AdapterOnBase(adapter=other, base=base)
+    if base is None:
+        raise InputError(
+            f"other={shown(other)}: is a whole model, of which only the difference to its base "
+            "can be compared; give base=PATH"
+        )
+    return CheckpointPair(before=base, after=other)
+
+
+def prefetched(updates: Iterator[UpdateMatrix]) -> Iterator[UpdateMatrix]:
+    """Yield the same updates; a thread reads the next one while the last is worked on."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read") as reader:
+        ahead = reader.submit(next, updates, None)
+        while (update := ahead.result()) is not None:
+            ahead = reader.submit(next, updates, None)
+            yield update
+            del update
+
+
+def _vectors_of_adapter(adapter: Adapter, base: Weights | None) -> Iterator[VectorChange]:
+    for tensor in adapter.saved_weights():
+        if base is not None and tensor in base and len(base.shape(tensor)) == 1:
+            w0, delta = base.read(tensor), adapter.saved_delta(tensor, base)
+            yield _vector_change(module_of(tensor), w0, w0 + delta, base.dtype(tensor))
+
+
+def _vector_change(name: str, before: Array, after: Array, dtype: str) -> VectorChange:
+    w0 = before.astype(np.float64).reshape(1, -1)
+    delta = np.subtract(after.reshape(1, -1), w0, dtype=np.float64)
+    return VectorChange(
+        name=name,
+        length=delta.size,
+        storage_dtype=dtype,
+        norm_before=float(np.linalg.norm(w0)),
+        norm_of_change=float(np.linalg.norm(delta)),
+        largest_change=float(np.abs(delta).max(initial=0.0)),
+        rounding_norm=rounding_floor_of_difference(w0, delta, dtype).frobenius_norm,
+    )
