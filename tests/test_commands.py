@@ -74,6 +74,13 @@ def test_train_then_report(tiny_overrides: list[str], tmp_path: Path) -> None:
     page = path.read_text()
     assert "Which rank?" in page
     assert "3 of 3" in page or "3 runs" in page
+    record = run(str(ROOT / "analysis" / "record.py"), results, "sweep=mine", "+record=kept")
+    assert record.returncode == 0, record.stderr
+    kept = tmp_path / "results" / "records" / "kept"
+    assert "Which rank?" in (kept / "README.md").read_text()
+    assert (kept / "tables" / "runs.csv").is_file()
+    assert (kept / "figures" / "accuracy_against_rank.svg").is_file()
+    assert [path.name for path in kept.parent.iterdir()] == ["kept"]
     missing = run(str(ROOT / "analysis" / "report.py"), results, "sweep=theirs")
     assert missing.returncode == 2
     assert "planned ones are default, mine" in missing.stderr

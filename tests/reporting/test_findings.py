@@ -89,6 +89,13 @@ def test_ranks_that_all_lie_below_give_their_best(small_study: StudyTables) -> N
     )
 
 
+def test_ranks_that_are_all_on_one_side_are_a_range(said: dict[str, str]) -> None:
+    assert said["LoRA on attention_qv"].startswith(
+        "The mean accuracy of LoRA on attention_qv lies below full fine-tuning’s interval at all "
+        "7 ranks from 1 to 64. The highest, 0."
+    )
+
+
 def test_the_answer_is_short_and_its_caveats_are_said_once(said: dict[str, str]) -> None:
     answers = [said["Full fine-tuning"], *(said[topic] for topic in said if "LoRA on" in topic)]
     assert len(answers) == 3

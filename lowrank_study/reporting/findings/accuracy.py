@@ -100,7 +100,7 @@ def _against_interval(name: str, rising: pd.DataFrame, full: dict[str, Any]) -> 
     mean = rising["mean_test_accuracy"]
     inside = rising[(mean >= low) & (mean <= high)]
     places = [
-        (where, _rank_list(rows))
+        (where, _rank_list(rows, everywhere=len(rows) == len(rising)))
         for rows, where in (
             (inside, "inside"),
             (rising[mean < low], "below"),
@@ -183,8 +183,10 @@ def _gap_to(row: dict[str, Any], full: dict[str, Any]) -> str:
     return f"{_gap(difference)} full fine-tuning’s"
 
 
-def _rank_list(rows: pd.DataFrame) -> str:
+def _rank_list(rows: pd.DataFrame, *, everywhere: bool) -> str:
     ranks = [str(int(rank)) for rank in rows["adapter_rank"]]
+    if everywhere and len(ranks) > 2:
+        return f"all {len(ranks)} ranks from {ranks[0]} to {ranks[-1]}"
     return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {enumeration(ranks)}"
 
 

@@ -1,0 +1,59 @@
+"""The record of a sweep: what is worth keeping in the repository of a report.
+
+    >>> record_sweep("rank_sweep", results=Path("results"), name="2026-11-22_rank_sweep")
+    PosixPath('results/records/2026-11-22_rank_sweep')
+
+Findings in words, every table but the long ones, and the figures for light and dark paper. No
+weights, no data, no file over 1 MB.
+"""
+
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from lowrank_study.errors import InputError
+from lowrank_study.reporting.contents import Report, compose
+from lowrank_study.reporting.report import write_composed
+from lowrank_study.reporting.sweep_report import study_tables
+
+_LARGEST_BYTES = 1_000_000
+
+
+def record_sweep(sweep: str, *, results: Path, name: str) -> Path:
+    """Write the record of a sweep below `results/records`, in the place of an earlier one.
+
+    Raises
+    ------
+    InputError
+        The name is no file name, there is no such sweep, or none of its runs has ended.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise InputError(f"record={name!r}: a name of letters, digits and ._- is needed")
+    report = compose(study_tables(sweep, results=results))
+    target = results / "records" / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        write_composed(report, Path(folder) / "report")
+        made = Path(folder) / "record"
+        for kind, suffix in (("tables", "*.csv"), ("figures", "*.svg")):
+            (made / kind).mkdir(parents=True)
+            for file in sorted((Path(folder) / "report" / kind).glob(suffix)):
+                if file.stat().st_size <= _LARGEST_BYTES:
+                    shutil.copy(file, made / kind)
+        (made / "README.md").write_text(_findings(report))
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.move(made, target)
+    return target
+
+
+def _findings(report: Report) -> str:
+    lines = [f"# {report.study.title}", "", report.study.question, "", report.completeness.text]
+    for part in report.parts:
+        lines += ["", f"## {part.setting.task} on {part.setting.model}", ""]
+        lines += [f"- **{finding.topic}.** {finding.text}" for finding in part.findings]
+    lines += [
+        "",
+        "Where each number comes from: `tables/provenance.csv`; every run: `tables/runs.csv`.",
+    ]
+    return "\n".join(lines) + "\n"
