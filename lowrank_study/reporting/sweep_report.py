@@ -4,6 +4,7 @@
 PosixPath('results/report/report.html')
 """
 
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,11 @@ def report_sweep(sweep: str, *, results: Path) -> tuple[Path, str]:
     """
     report = compose(study_tables(sweep, results=results))
     path = write_composed(report, results / "report")
-    answers = [finding.text for part in report.parts for finding in part.findings[:3]]
+    answers = [
+        finding.text
+        for part in report.parts
+        for finding in takewhile(lambda finding: finding.topic != "Cost", part.findings)
+    ]
     return path, " ".join([report.completeness.text, *answers])
 
 
