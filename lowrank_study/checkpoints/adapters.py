@@ -95,12 +95,24 @@ class Adapter:
 
     def read(self, name: str) -> Array:
         """Return a tensor trained in full, exactly; for trained tokens their rows only."""
-        tensors = self._tensors
-        stored = tensors.saved.get(name) or tensors.token_rows.get(name)
-        if stored is None:
-            some = ", ".join(shown(known, 60) for known in self.saved_weights()[:5]) or "none"
-            raise InputError(f"{self._where}: no saved weight {shown(name)}; it has {some}")
-        return self._finite(stored)
+        return self._finite(self._saved_tensor(name))
+
+    def storage_dtype(self, name: str) -> str:
+        """Return the coarsest dtype among the tensors that one update is made of.
+
+        Args:
+            name: one of `modules()` or of `saved_weights()`.
+
+        Raises:
+            InputError: the adapter has neither a module nor a saved weight of this name.
+        """
+        if name in self.saved_weights():
+            parts = [self._saved_tensor(name)]
+        else:
+            # alpha is one setting of kohya's, no part of the numbers that were rounded
+            own = [tensor for part, tensor in self._parts(name).items() if part != "alpha"]
+            parts = [*own, *self._tensors.shared.values()]
+        return coarser(*map(self._weights.dtype, parts))
 
     def is_trained(self, module: str) -> bool:
         """Whether the module's factors differ from zero (LoRA begins with B = 0)."""
@@ -325,6 +337,14 @@ class Adapter:
     ) -> None:
         self.close()
 
+    def _saved_tensor(self, name: str) -> str:
+        tensors = self._tensors
+        stored = tensors.saved.get(name) or tensors.token_rows.get(name)
+        if stored is None:
+            some = ", ".join(shown(known, 60) for known in self.saved_weights()[:5]) or "none"
+            raise InputError(f"{self._where}: no saved weight {shown(name)}; it has {some}")
+        return stored
+
     def _parts(self, module: str) -> dict[str, str]:
         """Return the module's parts ("A", "B", ...) and their tensor names."""
         if module not in self._tensors.modules:
@@ -367,7 +387,6 @@ class Adapter:
     def _plain_factors(self, module: str) -> Factors:
         parts = self._parts(module)
         A, B = self._finite(parts["A"]), self._finite(parts["B"])
-        dtype = coarser(self._weights.dtype(parts["A"]), self._weights.dtype(parts["B"]))
         rank = A.shape[0]
         if self.kind == "kohya":
             alpha = float(self._finite(parts["alpha"]).item()) if "alpha" in parts else float(rank)
@@ -376,6 +395,7 @@ class Adapter:
             scaling = self._scalings[module]
         if "embedding" in parts:  # stored as its transpose: weight (tokens, dim) = (B A)^T
             A, B = B.T, A.T
+        dtype = self.storage_dtype(module)
         return Factors(B.reshape(B.shape[0], -1), A.reshape(A.shape[0], -1), scaling, dtype)
 
     def _shape(self, module: str) -> tuple[int, int] | None:

@@ -31,7 +31,6 @@ from lowrank_study.checkpoints import (
     Pairing,
     Weights,
     find_matrices,
-    open_weights,
 )
 from lowrank_study.checkpoints.matrices import is_transposed, module_of
 from lowrank_study.checkpoints.pairing import coarser
@@ -185,7 +184,7 @@ def updates_of_adapter(
             B_OR, A_RI, scaling, storage_dtype = adapter.factors(module, base)
         else:
             delta_OI = adapter.delta(module, base)
-            storage_dtype = _stored_in(adapter)
+            storage_dtype = adapter.storage_dtype(module)
             if adapter.kind != "dora":
                 W0_OI = None
         for name, rows in _named_rows(module, pieces.get(tensor, [])):
@@ -208,7 +207,9 @@ def updates_of_adapter(
             skipped[module_of(tensor)] = f"no matrix: shape {list(base.shape(tensor))}"
             continue
         after = adapter.read(tensor)
-        storage_dtype = coarser(_stored_in(adapter), base.dtype(tensor), dtype_of_values(after))
+        storage_dtype = coarser(
+            adapter.storage_dtype(tensor), base.dtype(tensor), dtype_of_values(after)
+        )
         delta_OI, W0_OI = adapter.saved_delta(tensor, base), base.read(tensor)
         if is_transposed(tensor, base):
             delta_OI, W0_OI = delta_OI.T, W0_OI.T
@@ -253,16 +254,6 @@ def _named_rows(
             f"{module}.{piece.name.rpartition('.')[2]}",
             grouped[:, piece.first : piece.last].ravel(),
         )
-
-
-def _stored_in(adapter: Adapter) -> str:
-    """Coarsest dtype of an adapter's files."""
-    dtypes = []
-    for file in adapter.files:
-        # Whoever opened a pickled adapter has agreed to that already.
-        with open_weights(file.path, allow_pickle=True) as weights:
-            dtypes += [weights.dtype(name) for name in weights.names()]
-    return coarser(*dtypes)
 
 
 def dtype_of_values(matrix: FloatArray) -> str:

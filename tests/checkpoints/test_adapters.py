@@ -683,6 +683,27 @@ def test_58_an_adapter_stored_in_16_bits_is_flagged(write_adapter: Any) -> None:
         assert adapter.factors("q").storage_dtype == "bfloat16"
 
 
+def test_29_the_storage_dtype_is_that_of_the_tensors_an_update_is_made_of(
+    write_adapter: Any,
+) -> None:
+    tensors = {
+        "base_model.model.q.lora_A.weight": torch.ones(2, 3, dtype=torch.float32),
+        "base_model.model.q.lora_B.weight": torch.ones(4, 2, dtype=torch.float16),
+        "base_model.model.q.lora_magnitude_vector": torch.ones(4, dtype=torch.float32),
+        "base_model.model.v.lora_A.weight": torch.ones(2, 3),
+        "base_model.model.v.lora_B.weight": torch.ones(4, 2),
+        "base_model.model.v.lora_magnitude_vector": torch.ones(4, dtype=torch.bfloat16),
+        "base_model.model.head.weight": torch.ones(5, 4),
+    }
+    config = PLAIN | {"use_dora": True, "modules_to_save": ["head"], "target_modules": ["q", "v"]}
+    with open_adapter(write_adapter(tensors, config)) as adapter:
+        names = [*adapter.modules(), *adapter.saved_weights()]
+        found = {name: adapter.storage_dtype(name) for name in names}
+        assert found == {"q": "float16", "v": "bfloat16", "head.weight": "float32"}
+        with pytest.raises(InputError, match="no module k; it has q, v"):
+            adapter.storage_dtype("k")
+
+
 def test_an_adapter_in_a_pickle_needs_the_opt_in(write_adapter: Any) -> None:
     path = write_adapter(two_factors(), PLAIN)
     torch.save(load_file(path / "adapter_model.safetensors"), path / "adapter_model.bin")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lowrank_study.checkpoints import open_adapter, open_weights, pair, save_adapter
+from lowrank_study.checkpoints import SourceFile, open_adapter, open_weights, pair, save_adapter
 from lowrank_study.errors import InputError
 from lowrank_study.spectra.spectrum import measure, row
 from lowrank_study.spectra.updates import (
@@ -211,6 +211,20 @@ def test_updates_of_an_adapter_on_its_base(adapter_folder, tmp_path, base_tensor
         "encoder.layer.1.norm": "no matrix: shape [4]",
         "classifier": "trained in full, with no W0 to compare with",
     }
+
+
+def test_files_are_opened_once(adapter_folder, tmp_path, base_tensors, monkeypatch):
+    with (
+        open_adapter(adapter_folder) as adapter,
+        open_weights(model(tmp_path / "base", base_tensors)) as base,
+    ):
+
+        def opened_again(*_, **__):
+            raise AssertionError("a file is opened that is open already")
+
+        monkeypatch.setattr(SourceFile, "open", opened_again)
+        updates = list(updates_of_adapter(adapter, base=base, roles={}, skipped={}))
+    assert [one.storage_dtype for one in updates] == ["float32", "float32"]
 
 
 def test_an_adapter_on_fused_attention_gives_three_updates(tmp_path):
