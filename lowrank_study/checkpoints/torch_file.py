@@ -21,7 +21,7 @@ _NESTED = ("state_dict", "model_state_dict", "model", "module")
 """Keys under which training scripts keep the weights."""
 
 _TAIL = 2**16 + 22
-_MAX_DIRECTORY = 8 * 2**20
+_MAX_DIRECTORY = 2 * 2**20
 
 HOW_TO_CONVERT = (
     "convert it where you trust it, with `torch.load(path, weights_only=True)` and "
@@ -45,12 +45,18 @@ def _check_zip(file: SourceFile) -> None:
     if end < 0 or len(tail) - end < 22:
         raise InputError(f"{where}: its zip directory is missing; it is truncated: get it again")
     directory = int.from_bytes(tail[end + 12 : end + 16], "little")
-    if tail[end - 20 : end - 16] == b"PK\x06\x07":  # zip64 puts the true size 76 bytes before
+    begin = int.from_bytes(tail[end + 16 : end + 20], "little")
+    record = file.size - len(tail) + end
+    if tail[end - 20 : end - 16] == b"PK\x06\x07":  # zip64 puts the true sizes 76 bytes before
         directory = int.from_bytes(tail[end - 36 : end - 28], "little")
+        begin = int.from_bytes(tail[end - 28 : end - 20], "little")
+        record -= 76
         if tail[end - 76 : end - 72] != b"PK\x06\x06":
             raise InputError(f"{where}: damaged zip directory; get it again from its source")
     if directory > _MAX_DIRECTORY:
         raise InputError(f"{where}: its zip directory is too large; get it from a trusted source")
+    if begin + directory != record:
+        raise InputError(f"{where}: damaged zip directory; get it again from its source")
     try:
         with open(file.path, "rb") as opened, zipfile.ZipFile(opened) as archive:
             members = archive.infolist()
@@ -63,6 +69,30 @@ def _check_zip(file: SourceFile) -> None:
             raise InputError(
                 f"{where}: member {shown(member.filename)} is compressed or larger than the file, "
                 "which PyTorch never writes; it may be a zip bomb: get it from a trusted source"
+            )
+    _check_places(file, members, begin)
+
+
+def _check_places(file: SourceFile, members: list[zipfile.ZipInfo], directory: int) -> None:
+    """Refuse an archive whose members don't lie one behind the other up to its directory.
+
+    The header before each member says where its numbers begin. PyTorch takes it unchecked, and
+    from a damaged one returns other bytes of the file as the weights.
+    """
+    members = sorted(members, key=lambda member: member.header_offset)
+    ends = [member.header_offset for member in members[1:]] + [directory]
+    for member, end in zip(members, ends, strict=True):
+        header = file.read(member.header_offset, min(member.header_offset + 30, file.size))
+        name, extra = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:], "little")
+        last = member.header_offset + 30 + name + extra + member.file_size
+        behind = bytes(file.read(last, end)) if 0 <= end - last <= 24 else b"too far"
+        # The sizes follow the data where a flag says so, under a signature of their own.
+        sizes_follow = bool(member.flag_bits & 8)
+        expected = (16, 24) if sizes_follow else (0,)
+        if len(behind) not in expected or behind[:4] != b"PK\x07\x08"[: len(behind)]:
+            raise InputError(
+                f"{shown(file.path)}: member {shown(member.filename)} doesn't end where the next "
+                "begins; its header is damaged: get it again"
             )
 
 

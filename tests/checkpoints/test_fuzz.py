@@ -1,19 +1,27 @@
 """Damaged files of every kind: an InputError of one line, or exactly what the library reads.
 
-`LOWRANK_STUDY_FUZZ_EXAMPLES=100000 pytest tests/checkpoints/test_fuzz.py` looks for longer, with
-new random numbers each time.
+    LOWRANK_STUDY_FUZZ_EXAMPLES=100000 LOWRANK_STUDY_FUZZ_RECORD=fuzz.json \\
+        pytest tests/checkpoints/test_fuzz.py --hypothesis-seed=1
+
+looks for longer, and writes down what it found. Without a seed the numbers are new each time.
 """
 
+import contextlib
+import dataclasses
+import functools
+import importlib.metadata
+import io
 import json
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
+import peft  # noqa: F401  # its import would count as the time of the first adapter
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -22,18 +30,78 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from lowrank_study.checkpoints import find_matrices, open_adapter, open_weights, pair
+from lowrank_study.checkpoints.names import strip_name
 from lowrank_study.errors import InputError
+from lowrank_study.provenance import provenance
 
 EXAMPLES = int(os.environ.get("LOWRANK_STUDY_FUZZ_EXAMPLES", "0"))
 SECONDS = 2.0
 
-fuzzed = settings(
-    max_examples=EXAMPLES or 120,
-    derandomize=EXAMPLES == 0,
-    database=None,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Tally:
+    """What became of the examples of one property."""
+
+    examples: int = 0
+    """Sets of damaged files that were tried, those that shrink a failure included."""
+    read: int = 0
+    """Read, and found to be what the library reads."""
+    refused: int = 0
+    """Refused by an InputError of one line."""
+    failures: int = 0
+    """Neither: another exception, another value, or too slow."""
+    slowest_seconds: float = 0.0
+    """Longest that one example took to be read or refused, of the processor's time."""
+
+
+TALLIES: dict[str, Tally] = {}
+
+
+def fuzzed(**strategies: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Any]:
+    """Run a property on examples of its strategies, and count them."""
+
+    def decorate(check: Callable[..., None]) -> Any:
+        tally = TALLIES[check.__name__] = Tally()
+
+        @functools.wraps(check)
+        def counted(**given_values: Any) -> None:
+            tally.examples += 1
+            try:
+                check(**given_values)
+            except Exception:
+                tally.failures += 1
+                raise
+
+        usual = settings(
+            max_examples=EXAMPLES or 120,
+            derandomize=EXAMPLES == 0,
+            database=None,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        )
+        return usual(given(**strategies)(counted))
+
+    return decorate
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _record(request: pytest.FixtureRequest) -> Iterator[None]:
+    start, made_with = time.time(), provenance()
+    yield
+    path = os.environ.get("LOWRANK_STUDY_FUZZ_RECORD")
+    if path:
+        record = {
+            "examples_asked_of_each": EXAMPLES or 120,
+            "seed": request.config.getoption("--hypothesis-seed"),
+            "seconds": round(time.time() - start),
+            "properties": {
+                name: dataclasses.asdict(tally) for name, tally in TALLIES.items() if tally.examples
+            },
+            "made_with": made_with
+            | {name: importlib.metadata.version(name) for name in ("gguf", "hypothesis")},
+        }
+        Path(path).write_text(json.dumps(record, indent=2) + "\n")
+
 
 NUMBERS = [0, 1, 2, 7, 8, 31, 32, 2**16, 2**31, 2**32 - 1, 2**53, 2**62, 2**63, 2**64 - 1]
 WORDS = [b"", b"0", b"-1", b"1e9", b"null", b"true", b'"', b"{", b"}", b"[", b"]", b",", b"\\u0000"]
@@ -86,21 +154,26 @@ def damaged(whole: bytes, made: list[Change]) -> bytes:
 
 def refused_or(read: Callable[[], Any]) -> Any:
     """Return what `read` returns, or None where it was refused; nothing else may be raised."""
+    tally = TALLIES[os.environ["PYTEST_CURRENT_TEST"].split("::")[-1].split()[0]]
     start = time.thread_time()
     result = None
     try:
         result = read()
+        tally.read += 1
     except InputError as error:
+        tally.refused += 1
         message = str(error)
         assert message.isprintable(), message
         assert message.isascii(), message
         assert len(message) < 2000, message
-    assert time.thread_time() - start < SECONDS
+    seconds = time.thread_time() - start
+    tally.slowest_seconds = max(tally.slowest_seconds, seconds)
+    assert seconds < SECONDS
     return result
 
 
-def read_all(path: Path) -> dict[str, np.ndarray]:
-    with open_weights(path) as weights:
+def read_all(path: Path, *, allow_pickle: bool = False) -> dict[str, np.ndarray]:
+    with open_weights(path, allow_pickle=allow_pickle) as weights:
         matrices, _ = find_matrices(weights)
         for matrix in matrices.values():
             assert matrix.read().shape == matrix.shape
@@ -128,8 +201,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@fuzzed
-@given(made=st.lists(changes(), max_size=4))
+@fuzzed(made=st.lists(changes(), max_size=4))
 def test_a_damaged_safetensors_file(folder: Path, made: list[Change]) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(damaged(MODEL, made))
@@ -144,11 +216,36 @@ def test_a_damaged_safetensors_file(folder: Path, made: list[Change]) -> None:
                 np.testing.assert_array_equal(value.astype(np.float64), expected)
 
 
+def saved_by_torch(*, zipped: bool) -> bytes:
+    file = io.BytesIO()
+    state = {"h.0.q.weight": torch.randn(4, 4).bfloat16(), "bias": torch.randn(4)}
+    torch.save({"state_dict": state, "epoch": 3}, file, _use_new_zipfile_serialization=zipped)
+    return file.getvalue()
+
+
+PICKLES = [saved_by_torch(zipped=True), saved_by_torch(zipped=False)]
+
+
+@fuzzed(whole=st.sampled_from(PICKLES), made=st.lists(changes(), max_size=3))
+def test_a_damaged_pytorch_file(folder: Path, whole: bytes, made: list[Change]) -> None:
+    path = folder / "pytorch_model.bin"
+    path.write_bytes(damaged(whole, made))
+    found = refused_or(lambda: read_all(path, allow_pickle=True))
+    assert made or found is not None
+    if found is None or path.read_bytes()[:8] == MODEL[:8]:
+        return
+    loaded = torch.load(
+        path, map_location="cpu", weights_only=True, mmap=path.read_bytes()[:1] == b"P"
+    )
+    expected = {strip_name(name): value for name, value in loaded.get("state_dict", loaded).items()}
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, expected[name].double().numpy())
+
+
 SPACE = MODEL.index(b"{"), int.from_bytes(MODEL[:8], "little")
 
 
-@fuzzed
-@given(made=st.lists(changes(), min_size=1, max_size=2))
+@fuzzed(made=st.lists(changes(), min_size=1, max_size=2))
 def test_a_damaged_header_of_the_right_length(folder: Path, made: list[Change]) -> None:
     path = folder / "header.safetensors"
     start, length = SPACE
@@ -191,8 +288,7 @@ def whole_gguf(folder: Path) -> bytes:
     return data
 
 
-@fuzzed
-@given(made=st.lists(changes(), max_size=4))
+@fuzzed(made=st.lists(changes(), max_size=4))
 def test_a_damaged_gguf_file(folder: Path, whole_gguf: bytes, made: list[Change]) -> None:
     path = folder / "model.gguf"
     path.write_bytes(damaged(whole_gguf, made))
@@ -239,8 +335,7 @@ CONFIG = json.dumps(
 ).encode()
 
 
-@fuzzed
-@given(
+@fuzzed(
     tensors=st.lists(changes(), max_size=2),
     config=st.lists(changes(), max_size=2),
 )
@@ -288,16 +383,63 @@ def test_a_damaged_adapter(folder: Path, tensors: list[Change], config: list[Cha
         np.testing.assert_allclose(delta, parts.scaling * expected, rtol=1e-12, atol=1e-300)
 
 
+KOHYA = save(
+    {
+        "lora_unet_q.lora_down.weight": torch.randn(2, 6),
+        "lora_unet_q.lora_up.weight": torch.randn(4, 2),
+        "lora_unet_q.alpha": torch.tensor(5.0),
+    }
+)
+
+
+@fuzzed(made=st.lists(changes(), max_size=4))
+def test_a_damaged_kohya_file(folder: Path, made: list[Change]) -> None:
+    path = folder / "kohya.safetensors"
+    path.write_bytes(damaged(KOHYA, made))
+
+    def read() -> dict[str, np.ndarray]:
+        with open_adapter(path) as adapter:
+            return {module: adapter.delta(module) for module in adapter.modules()}
+
+    found = refused_or(read)
+    assert made or found is not None
+    with safe_open(path, "pt") if found else contextlib.nullcontext() as library:
+        for module, delta in (found or {}).items():
+            A, B = (
+                library.get_tensor(f"{module}.lora_{end}.weight").double() for end in ("down", "up")
+            )
+            has_alpha = f"{module}.alpha" in library.keys()  # noqa: SIM118
+            alpha = library.get_tensor(f"{module}.alpha").item() if has_alpha else len(A)
+            expected = (alpha / len(A)) * (B.flatten(1) @ A.flatten(1)).numpy()
+            np.testing.assert_allclose(delta, expected, rtol=1e-12, atol=1e-300)
+
+
+FACTORS = {"q.lora_A.weight": torch.ones(2, 6), "q.lora_B.weight": torch.ones(4, 2)}
+HADAMARD = {
+    f"q.hada_w{i}_{end}": torch.ones(shape)
+    for i in (1, 2)
+    for end, shape in (("a", (4, 2)), ("b", (2, 6)))
+}
+KRONECKER = {"q.lokr_w1": torch.ones(2, 2), "q.lokr_w2": torch.ones(2, 3)}
+VECTORS = {
+    "base_model.vera_A": torch.ones(2, 6),
+    "base_model.vera_B": torch.ones(4, 2),
+    "q.vera_lambda_b": torch.ones(4),
+    "q.vera_lambda_d": torch.ones(2),
+}
+TOKENS = {"q.trainable_tokens_delta": torch.rand(2, 6)}
 KINDS: dict[str, tuple[dict[str, Any], dict[str, torch.Tensor]]] = {
-    "dora": ({"use_dora": True}, {"q.lora_magnitude_vector": torch.rand(4)}),
-    "pissa": ({"init_lora_weights": "pissa"}, {}),
-    "olora": ({"init_lora_weights": "olora", "use_rslora": True}, {}),
-    "tokens": ({"trainable_token_indices": [0, 3]}, {"q.trainable_tokens_delta": torch.rand(2, 6)}),
+    "dora": ({"use_dora": True}, FACTORS | {"q.lora_magnitude_vector": torch.rand(4)}),
+    "pissa": ({"init_lora_weights": "pissa"}, FACTORS),
+    "olora": ({"init_lora_weights": "olora", "use_rslora": True}, FACTORS),
+    "tokens": ({"trainable_token_indices": [0, 3]}, FACTORS | TOKENS),
+    "loha": ({"peft_type": "LOHA", "alpha": 5}, HADAMARD),
+    "lokr": ({"peft_type": "LOKR", "alpha": 5}, KRONECKER),
+    "vera": ({"peft_type": "VERA", "save_projection": True}, VECTORS),
 }
 
 
-@fuzzed
-@given(
+@fuzzed(
     kind=st.sampled_from(list(KINDS)),
     tensors=st.lists(changes(), max_size=2),
     config=st.lists(changes(), max_size=2),
@@ -308,8 +450,7 @@ def test_a_damaged_adapter_with_its_base(
 ) -> None:
     path = folder / "needs_base"
     path.mkdir(exist_ok=True)
-    extra, more = KINDS[kind]
-    stored = {"q.lora_A.weight": torch.ones(2, 6), "q.lora_B.weight": torch.ones(4, 2)} | more
+    extra, stored = KINDS[kind]
     (path / "adapter_model.safetensors").write_bytes(damaged(save(stored), tensors))
     settings = json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 5} | extra).encode()
     (path / "adapter_config.json").write_bytes(damaged(settings, config))
@@ -327,20 +468,25 @@ def test_a_damaged_adapter_with_its_base(
         assert np.isfinite(delta).all()
 
 
-INDEX = json.dumps({"metadata": {}, "weight_map": {"a": "s1.safetensors", "b": "s2.safetensors"}})
+SHARDS = {
+    "s1.safetensors": {"a": torch.ones(3, 4).to(torch.float8_e4m3fn), "a_scale": torch.ones(2, 2)},
+    "s2.safetensors": {"b": torch.ones(2, 2)},
+}
+WEIGHT_MAP = {name: shard for shard, tensors in SHARDS.items() for name in tensors}
+INDEX = json.dumps({"metadata": {}, "weight_map": WEIGHT_MAP})
+BLOCKS = {"quant_method": "fp8", "weight_block_size": [2, 2]}
+SHARDED = json.dumps({"model_type": "gpt2", "n_head": 2, "quantization_config": BLOCKS})
 
 
-@fuzzed
-@given(made=st.lists(changes(), max_size=3))
+@fuzzed(made=st.lists(changes(), max_size=3))
 def test_a_damaged_index_or_config(folder: Path, made: list[Change]) -> None:
     path = folder / "sharded"
     path.mkdir(exist_ok=True)
-    for name in "ab":
-        shard = path / f"s{'ab'.index(name) + 1}.safetensors"
-        if not shard.exists():
-            shard.write_bytes(save({name: torch.ones(2, 2)}))
+    for shard, tensors in SHARDS.items():
+        if not (path / shard).exists():
+            (path / shard).write_bytes(save(tensors))
     (path / "model.safetensors.index.json").write_bytes(damaged(INDEX.encode(), made))
-    (path / "config.json").write_bytes(damaged(b'{"model_type": "gpt2", "n_head": 2}', made))
+    (path / "config.json").write_bytes(damaged(SHARDED.encode(), made))
 
     def read() -> list[str]:
         with open_weights(path) as before, open_weights(path) as after:

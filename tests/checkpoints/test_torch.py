@@ -1,6 +1,7 @@
 """PyTorch's own files, after the opt-in (classes 1 to 4)."""
 
 import json
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,28 @@ def test_19_a_truncated_file_is_refused(tmp_path: Path, zipped: bool) -> None:
         path.write_bytes(whole[:length])
         with pytest.raises(InputError, match=r"model\.bin"):
             open_weights(path, allow_pickle=True)
+
+
+def test_a_damaged_header_of_a_member_is_refused(tmp_path: Path) -> None:
+    """PyTorch itself returns other bytes of the file as the weights."""
+    path = tmp_path / "model.bin"
+    expected = torch.arange(64.0).reshape(8, 8)
+    torch.save({"w": expected}, path)
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        [start] = [m.header_offset for m in archive.infolist() if m.filename.endswith("/data/0")]
+    misread = 0
+    for place in range(start, start + 30):
+        for bit in range(8):
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << bit
+            path.write_bytes(damaged)
+            try:
+                with open_weights(path, allow_pickle=True) as weights:
+                    np.testing.assert_array_equal(weights.read("w"), expected.numpy())
+            except InputError as error:
+                misread += "doesn't end where the next begins" in str(error)
+    assert misread >= 20  # the lengths of name and extra field move the numbers
 
 
 def test_26_a_pickle_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
