@@ -41,6 +41,7 @@ class WorkersLauncher(Launcher):  # type: ignore[misc]  # hydra has no types
             device=first.device,
             tracker=first.tracker,
             workers=first.workers,
+            pack=first.pack,
         )
         jobs = []
         for overrides in job_overrides:

@@ -59,6 +59,8 @@ class RunConfig:
     """`none`, `jsonl` or `wandb`."""
     workers: int | None
     """Processes that train at the same time; `None` is one a core."""
+    pack: int | None
+    """Most runs that one process trains together; `None` is as many as its memory holds."""
 
 
 def compose(*overrides: str) -> RunSpec:
@@ -105,9 +107,11 @@ def read_config(config: Mapping[str, Any]) -> RunConfig:
         method=_method(top.part("method")),
         train=_train(top.part("trainer")),
         seed=top.integer("seed", at_least=0),
+        data_seed=top.integer("data_seed", at_least=0),
     )
     tracker = top.one_of("tracker", TRACKERS)
     workers = top.optional_integer("workers", at_least=1)
+    pack = top.optional_integer("pack", at_least=1)
     sweep = top.text("sweep")
     if not re.fullmatch(r"[A-Za-z0-9._-]+", sweep) or sweep.startswith("."):
         raise InputError(f"sweep={sweep!r}: a name of letters, digits and ._- is needed")
@@ -119,6 +123,7 @@ def read_config(config: Mapping[str, Any]) -> RunConfig:
         device=top.text("device"),
         tracker=tracker,
         workers=workers,
+        pack=pack,
     )
 
 
@@ -259,6 +264,7 @@ def _train(fields: "Fields") -> TrainSpec:
         adam_epsilon=fields.number("adam_epsilon", above=0.0),
         evaluations=fields.integer("evaluations", at_least=1),
         precision=_fast_precision() if precision == "auto" else precision,
+        reference=fields.flag("reference"),
     )
 
 

@@ -3,16 +3,17 @@
 Under the store's folder:
 
     <run_id>/             an ended run: spec.json, record.json, checkpoint/, predictions.parquet
-    .planned/<run_id>.json   its specification, waiting for a worker
+    .planned/<run_id>.json   its specification, waiting for a worker; `.alone` beside it: never
+                             to be packed again, as its pack's worker has died
     .running/<run_id>/       being written by the worker whose lease.json lies in it
-    .sweeps/<name>.json      which run ids a sweep consists of
+    .sweeps/<name>.json      which run ids a sweep consists of, and how they are packed
 
 An ended run appears by one rename of a complete folder, so nothing killed half-way looks
 finished. A worker claims a run by creating its folder in `.running`, which only one can do;
 the claim of a dead worker is taken over.
 
     >>> store = RunStore(Path("results/runs"))
-    >>> store.plan("ranks", [spec], question="Which rank is enough?")
+    >>> store.plan("ranks", [[spec]], question="Which rank is enough?")
     >>> with store.claim(store.sweep("ranks")) as claim:
     ...     claim.commit(status="done", record={...})
 """
@@ -64,13 +65,23 @@ class RunStore:
         self._running = folder / ".running"
         self._sweeps = folder / ".sweeps"
 
-    def plan(self, sweep: str, specs: Iterable[RunSpec], *, question: str) -> list[str]:
+    def plan(self, sweep: str, packs: Iterable[Sequence[RunSpec]], *, question: str) -> list[str]:
         """Plan the runs of a sweep that have not ended yet, and return all its run ids.
 
         The same specification twice is one run. A failed run is planned again; a diverged one
         has ended, since the same specification would diverge again.
+
+        Parameters
+        ----------
+        sweep
+            Its name.
+        packs
+            Its runs: those in one pack are best trained together.
+        question
+            What it asks, in one sentence.
         """
-        by_id = {spec.run_id: spec for spec in specs}
+        packs = [list(pack) for pack in packs]
+        by_id = {spec.run_id: spec for pack in packs for spec in pack}
         for folder in (self._planned, self._running, self._sweeps):
             folder.mkdir(parents=True, exist_ok=True)
         for run_id, spec in by_id.items():
@@ -78,7 +89,8 @@ class RunStore:
                 shutil.rmtree(_moved_aside(self.folder / run_id))
             if not self._ended(run_id):
                 write_json(self._planned / f"{run_id}.json", to_mapping(spec))
-        write_json(self._sweeps / f"{sweep}.json", {"question": question, "runs": list(by_id)})
+        packed = [[spec.run_id for spec in pack] for pack in packs]
+        write_json(self._sweeps / f"{sweep}.json", {"question": question, "packs": packed})
         return list(by_id)
 
     def sweep(self, name: str) -> list[str]:
@@ -89,7 +101,7 @@ class RunStore:
         InputError
             No sweep of that name was planned here.
         """
-        return list(self._read_sweep(name)["runs"])
+        return list(dict.fromkeys(run_id for pack in self._packs(name) for run_id in pack))
 
     def question(self, name: str) -> str:
         """Return what a sweep asks, in one sentence."""
@@ -113,6 +125,15 @@ class RunStore:
                 continue
             return claim
         return None
+
+    def claim_pack(self, sweep: str) -> "list[Claim]":
+        """Claim what is free of the first pack of a sweep that has free runs; [] if none has."""
+        for pack in self._packs(sweep):
+            alone = [run_id for run_id in pack if (self._planned / f"{run_id}.alone").exists()]
+            for run_ids in ([r for r in pack if r not in alone], *([r] for r in alone)):
+                if claims := [claim for run_id in run_ids if (claim := self.claim([run_id]))]:
+                    return claims
+        return []
 
     def planned_spec(self, run_id: str) -> RunSpec:
         """Return the specification of a planned run."""
@@ -139,22 +160,28 @@ class RunStore:
                 shares[run_id] = min(float(lease["progress"]), 0.999)
         return shares
 
-    def fail_runs_of(self, pid: int, reason: str) -> int:
-        """End as failed what a worker process of this host that has died was running.
+    def end_runs_of(self, pid: int, reason: str) -> int:
+        """End as failed the run of a worker process of this host that has died.
+
+        Runs of a pack are given back instead, each to be tried alone: only one of them may have
+        been the cause, and it costs the others nothing.
 
         Returns
         -------
         How many runs that were.
         """
-        failed = 0
-        for folder in self._running.glob("*"):
-            lease = _read_lease(folder)
-            if lease and lease["pid"] == pid and lease["host"] == socket.gethostname():
-                shutil.rmtree(_moved_aside(folder), ignore_errors=True)
-                if claim := self.claim([folder.name]):
-                    claim.commit(status="failed", record={"message": reason})
-                    failed += 1
-        return failed
+        held = [folder for folder in self._running.glob("*") if _is_held_by(folder, pid)]
+        for folder in held:
+            shutil.rmtree(_moved_aside(folder), ignore_errors=True)
+            if len(held) > 1:
+                (self._planned / f"{folder.name}.alone").touch()
+            elif claim := self.claim([folder.name]):
+                claim.commit(status="failed", record={"message": reason})
+        return len(held)
+
+    def _packs(self, name: str) -> list[list[str]]:
+        packs: list[list[str]] = self._read_sweep(name)["packs"]
+        return packs
 
     def _read_sweep(self, name: str) -> dict[str, Any]:
         path = self._sweeps / f"{name}.json"
@@ -209,7 +236,8 @@ class Claim:
                 _flush(file)
         os.rename(self.folder, self._store.folder / self.run_id)
         _flush(self._store.folder)
-        (self._store._planned / f"{self.run_id}.json").unlink(missing_ok=True)
+        for suffix in ("json", "alone"):
+            (self._store._planned / f"{self.run_id}.{suffix}").unlink(missing_ok=True)
 
     def release(self) -> None:
         """Give the run back unfinished; what was written of it is removed."""
@@ -272,6 +300,11 @@ def _read_lease(folder: Path) -> dict[str, Any] | None:
     except (OSError, json.JSONDecodeError):
         return None
     return lease
+
+
+def _is_held_by(folder: Path, pid: int) -> bool:
+    lease = _read_lease(folder)
+    return lease is not None and (lease["pid"], lease["host"]) == (pid, socket.gethostname())
 
 
 def _is_stale(folder: Path) -> bool:

@@ -173,6 +173,9 @@ class TrainSpec:
     """How often validation is read, evenly spaced, the last at the end; the best step is kept."""
     precision: str
     """`fp32`, or `bf16`: autocast of the matrix products; weights and optimizer stay in fp32."""
+    reference: bool
+    """Whether to take the plain path, one run at a time with padded texts: what the fast one,
+    texts laid end to end and runs packed together, is compared with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +187,9 @@ class RunSpec:
     method: Method
     train: TrainSpec
     seed: int
-    """Seeds the head, the factors, the data order and dropout."""
+    """Seeds the head and the factors."""
+    data_seed: int
+    """Seeds the order of the data and dropout; runs can only be packed if they share it."""
 
     @property
     def method_name(self) -> str:
@@ -283,6 +288,7 @@ def from_mapping(mapping: Mapping[str, Any]) -> RunSpec:
         method=_variant(method),
         train=TrainSpec(**train),
         seed=mapping["seed"],
+        data_seed=mapping["data_seed"],
     )
 
 

@@ -29,7 +29,7 @@ def store(tmp_path: Path) -> RunStore:
 
 
 def plan(store: RunStore, specs: list[RunSpec]) -> list[str]:
-    return store.plan("s", specs, question="Why?")
+    return store.plan("s", [[spec] for spec in specs], question="Why?")
 
 
 def test_a_run_goes_from_planned_to_done(store: RunStore, specs: list[RunSpec]) -> None:
@@ -177,9 +177,36 @@ def test_a_crashed_process_fails_its_run(store: RunStore, specs: list[RunSpec]) 
         assert worker.stdout is not None
         worker.stdout.readline()
         worker.kill()
-    store.fail_runs_of(worker.pid, "ended by SIGKILL")
+    store.end_runs_of(worker.pid, "ended by SIGKILL")
     [run] = store.ended(run_ids)
     assert (run.status, run.record["message"]) == ("failed", "ended by SIGKILL")
+
+
+def test_a_crashed_pack_is_tried_run_by_run(store: RunStore, specs: list[RunSpec]) -> None:
+    """Only one of its runs may have been the cause: the others are to lose nothing."""
+    run_ids = store.plan("s", [specs[:2], specs[2:]], question="Why?")
+    claims = store.claim_pack("s")
+    assert [claim.run_id for claim in claims] == run_ids[:2]
+    for claim in claims:
+        claim._stop_heart()
+    assert store.end_runs_of(os.getpid(), "ended by SIGKILL") == 2
+    assert store.ended(run_ids) == []
+    for run_id in run_ids:
+        [claim] = store.claim_pack("s")
+        assert claim.run_id == run_id
+        claim.commit(status="done", record={})
+    assert store.claim_pack("s") == []
+    assert not list((store.folder / ".planned").iterdir())
+
+
+def test_a_pack_is_claimed_as_far_as_it_is_free(store: RunStore, specs: list[RunSpec]) -> None:
+    run_ids = store.plan("s", [specs], question="Why?")
+    first = store.claim(run_ids[:1])
+    assert first is not None
+    rest = store.claim_pack("s")
+    assert [claim.run_id for claim in rest] == run_ids[1:]
+    for claim in (first, *rest):
+        claim.release()
 
 
 def test_an_unknown_sweep_is_refused_with_the_known_ones(

@@ -13,11 +13,13 @@ from pathlib import Path
 
 from lowrank_study import assets
 from lowrank_study.runs import RunStore, TrainedRun
-from lowrank_study.spec import Asset, FullFineTuning, Lora, RunSpec, Task
+from lowrank_study.spec import Asset, Lora, RunSpec, Task
+from lowrank_study.study.packs import cost, packs
 from lowrank_study.study.progress import SweepProgress
 from lowrank_study.study.work import measure_run
 
 _POLL_SECONDS = 0.5
+_MOST_PACKED = 4
 
 
 def sweep(
@@ -29,6 +31,7 @@ def sweep(
     device: str = "auto",
     tracker: str = "none",
     workers: int | None = None,
+    pack: int | None = None,
 ) -> list[TrainedRun]:
     """Train every run that has not ended, measure all spectra, and return the runs.
 
@@ -38,13 +41,12 @@ def sweep(
         Any of the runs can't be: then none is planned.
     """
     unique = list({spec.run_id: spec for spec in specs}.values())
-    unique.sort(key=lambda spec: not isinstance(spec.method, FullFineTuning))  # longest first
     store = RunStore(results / "runs")
     done = {run.spec.run_id for run in store.ended([spec.run_id for spec in unique])}
     check_specs([spec for spec in unique if spec.run_id not in done], results)
-    run_ids = store.plan(name, unique, question=question)
+    run_ids = store.plan(name, packs(unique, limit=pack or _MOST_PACKED), question=question)
     if len(store.ended(run_ids)) < len(run_ids):
-        costs = {spec.run_id: _cost(spec) for spec in unique}
+        costs = {spec.run_id: cost(spec) for spec in unique}
         _run_workers(store, costs, name, results, device, tracker, workers)
     runs = store.ended(run_ids)
     for run in runs:
@@ -80,11 +82,6 @@ def check_specs(specs: Sequence[RunSpec], results: Path) -> None:
     assets.require_free_space(results, needed)
 
 
-def _cost(spec: RunSpec) -> float:
-    """What a run costs in relation to others: full fine-tuning also has weight gradients."""
-    return 1.5 if isinstance(spec.method, FullFineTuning) else 1.0
-
-
 def _checkpoint_bytes(spec: RunSpec, folder: Path) -> int:
     weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     return weights // 4 if isinstance(spec.method, Lora) else 2 * weights  # 2: 16-bit sources
@@ -110,7 +107,7 @@ def _run_workers(
                 for number, process in enumerate(processes):
                     # A worker that crashed has failed its run; another goes on with the rest.
                     # One that crashed before it had a run would crash again.
-                    if process.poll() and store.fail_runs_of(process.pid, _why_ended(process)):
+                    if process.poll() and store.end_runs_of(process.pid, _why_ended(process)):
                         processes[number] = _start(name, results, tracker, *places[number])
     finally:
         for process in processes:

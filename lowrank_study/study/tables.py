@@ -32,6 +32,7 @@ def _row(run: TrainedRun) -> dict[str, Any]:
         "scaling": lora.scaling if lora else None,
         "learning_rate": method.learning_rate,
         "seed": spec.seed,
+        "data_seed": spec.data_seed,
         "status": run.status,
         "message": record.get("message"),
         "validation_accuracy": validation.get("accuracy"),
@@ -51,6 +52,7 @@ def _row(run: TrainedRun) -> dict[str, Any]:
         "evaluate_seconds": record.get("evaluate_seconds"),
         "examples_per_second": record.get("examples_per_second"),
         "peak_memory_bytes": record.get("peak_memory_bytes"),
+        "pack_size": record.get("pack_size"),
         "precision": spec.train.precision,
     }
 

@@ -1,4 +1,4 @@
-"""What a worker does: claim a run, train it, end it in the store, measure its spectra.
+"""What a worker does: claim a pack of runs, train it, end each in the store, measure spectra.
 
     python -m lowrank_study.study.work --results results --sweep rank_sweep
 
@@ -9,6 +9,9 @@ number of them share the work through the store.
 import argparse
 import os
 import traceback
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,50 +20,68 @@ from lowrank_study.runs import Claim, RunStore, TrainedRun
 
 if TYPE_CHECKING:
     from lowrank_study.training.evaluate import Predictions
+    from lowrank_study.training.member import FitResult
 
 
 def work(results: Path, sweep: str, *, device: str, tracker: str) -> None:
     """Train and measure runs of a planned sweep until none is free."""
     store = RunStore(results / "runs")
-    run_ids = store.sweep(sweep)
     parent = os.getppid()
-    while os.getppid() == parent and (claim := store.claim(run_ids)) is not None:
-        with claim:
-            run_claimed(claim, device=device, tracker=tracker, sweep=sweep)
-        measure_run(store.load(claim.run_id), results)
+    while os.getppid() == parent and (claims := store.claim_pack(sweep)):
+        with ExitStack() as held:
+            for claim in claims:
+                held.enter_context(claim)
+            run_claimed(claims, device=device, tracker=tracker, sweep=sweep)
+        for claim in claims:
+            measure_run(store.load(claim.run_id), results)
 
 
-def run_claimed(claim: Claim, *, device: str, tracker: str, sweep: str) -> None:
-    """Train a claimed run and commit it: done, diverged, or failed with the reason."""
-    from lowrank_study.training.fit import Diverged, fit
+def run_claimed(claims: Sequence[Claim], *, device: str, tracker: str, sweep: str) -> None:
+    """Train claimed runs together and commit each: done, diverged, or failed with the reason."""
+    from lowrank_study.training.fit import Job, fit_together
     from lowrank_study.training.tracking import make_tracker
 
-    def show(share: float) -> None:
-        claim.progress = share
-
-    try:
-        with make_tracker(tracker, claim.spec, claim.folder, sweep) as tracking:
-            result = fit(
-                claim.spec,
+    with ExitStack() as trackers:
+        jobs = [
+            Job(
+                spec=claim.spec,
                 checkpoint_folder=claim.folder / "checkpoint",
-                tracker=tracking,
-                device=device,
-                on_progress=show,
+                tracker=trackers.enter_context(
+                    make_tracker(tracker, claim.spec, claim.folder, sweep)
+                ),
+                on_progress=partial(setattr, claim, "progress"),
             )
-            tracking.log(
-                step=result.record["steps"],
-                metrics={f"test_{name}": value for name, value in result.record["test"].items()},
-            )
-    except Diverged as error:
-        claim.commit(status="diverged", record={"message": str(error)})
-    except InputError as error:
-        claim.commit(status="failed", record={"message": str(error)})
-    except Exception as error:
-        traceback.print_exc()
-        claim.commit(status="failed", record={"message": f"{type(error).__name__}: {error}"[:500]})
-    else:
-        _save_predictions(claim.folder, result.test)
-        claim.commit(status="done", record=result.record)
+            for claim in claims
+        ]
+        outcomes: Sequence[FitResult | Exception]
+        try:
+            outcomes = fit_together(jobs, device=device)
+        except Exception as error:
+            outcomes = [error] * len(jobs)
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            if not isinstance(outcome, Exception):
+                test = outcome.record["test"].items()
+                metrics = {f"test_{name}": value for name, value in test}
+                job.tracker.log(step=outcome.record["steps"], metrics=metrics)
+    for claim, outcome in zip(claims, outcomes, strict=True):
+        _commit(claim, outcome)
+
+
+def _commit(claim: Claim, outcome: "FitResult | Exception") -> None:
+    from lowrank_study.training.member import Diverged
+
+    match outcome:
+        case Diverged():
+            claim.commit(status="diverged", record={"message": str(outcome)})
+        case InputError():
+            claim.commit(status="failed", record={"message": str(outcome)})
+        case Exception():
+            traceback.print_exception(outcome)
+            message = f"{type(outcome).__name__}: {outcome}"[:500]
+            claim.commit(status="failed", record={"message": message})
+        case _:
+            _save_predictions(claim.folder, outcome.test)
+            claim.commit(status="done", record=outcome.record)
 
 
 def _save_predictions(folder: Path, predictions: "Predictions") -> None:

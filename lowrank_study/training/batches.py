@@ -1,8 +1,12 @@
-"""Splits → batches of tensors: training batches in a seeded order, evaluation ones by length.
+"""Splits → batches of tensors: texts laid end to end, in a seeded order.
 
-Padding costs as much as text. Texts of about the same length are therefore put together:
-training shuffles, sorts within windows of many batches, and shuffles the batches, so that
-which texts meet stays random; evaluation sorts everything, since order changes nothing there.
+    >>> batch = next(training_batches(split, batch_size=16, epochs=1, seed=0))
+    >>> batch.ids_T.shape, len(batch.lengths)
+    (torch.Size([431]), 16)
+
+Padding to the longest text would be half of all work here. Texts laid end to end, with their
+lengths beside them, need none, so that texts need not be sorted by length either: which of them
+share a batch is chance alone. `padded` gives the usual rectangle, for models that need it.
 """
 
 from collections.abc import Iterator
@@ -13,50 +17,41 @@ import torch
 
 from lowrank_study.training.data import Split
 
-_WINDOW_BATCHES = 32
-_EVALUATION_TOKENS = 1024  # with padding: larger batches leave the caches and gain nothing
+_EVALUATION_TOKENS = 1024  # larger batches leave the caches and gain nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Some texts of a split, padded to the longest. N texts, T tokens."""
+    """Some texts of a split, end to end. N texts, T tokens in all."""
 
     rows: np.ndarray
     """Which rows of the split these are, (N,)."""
-    ids_NT: torch.Tensor
-    types_NT: torch.Tensor
-    mask_NT: torch.Tensor
-    """1 for text, 0 for padding."""
+    lengths: tuple[int, ...]
+    """Tokens of each text; they add up to T."""
+    ids_T: torch.Tensor
+    types_T: torch.Tensor
+    """Segment of each token."""
     labels_N: torch.Tensor
 
 
-def training_batches(
-    split: Split, *, batch_size: int, epochs: int, seed: int, pad_id: int
-) -> Iterator[Batch]:
-    """Yield every epoch's batches: the same for every method that trains with this seed."""
+def training_batches(split: Split, *, batch_size: int, epochs: int, seed: int) -> Iterator[Batch]:
+    """Yield every epoch's batches: the same for every run that has this seed of the data."""
     generator = np.random.default_rng([seed, 1])
-    window = batch_size * _WINDOW_BATCHES
     for _ in range(epochs):
-        shuffled = generator.permutation(len(split))
-        by_length = np.concatenate(
-            [
-                part[np.argsort(split.lengths[part], kind="stable")]
-                for part in np.split(shuffled, range(window, len(shuffled), window))
-            ]
-        )
-        groups = np.split(by_length, range(batch_size, len(by_length), batch_size))
-        for number in generator.permutation(len(groups)):
-            yield collate(split, groups[number], pad_id)
+        order = generator.permutation(len(split))
+        for start in range(0, len(order), batch_size):
+            yield batch_of(split, order[start : start + batch_size])
 
 
-def evaluation_batches(split: Split, *, pad_id: int) -> Iterator[Batch]:
-    """Yield the whole split in batches of a bounded number of tokens, longest texts first."""
-    order = np.argsort(-split.lengths, kind="stable")
+def evaluation_batches(split: Split) -> Iterator[Batch]:
+    """Yield the whole split in its order, in batches of a bounded number of tokens."""
+    ends = split.offsets[1:]
     start = 0
-    while start < len(order):
-        count = max(1, _EVALUATION_TOKENS // int(split.lengths[order[start]]))
-        yield collate(split, order[start : start + count], pad_id)
-        start += count
+    while start < len(split):
+        limit = split.offsets[start] + _EVALUATION_TOKENS
+        end = max(start + 1, int(np.searchsorted(ends, limit, side="right")))
+        yield batch_of(split, np.arange(start, end))
+        start = end
 
 
 def steps_of(split: Split, *, batch_size: int, epochs: int) -> int:
@@ -64,17 +59,25 @@ def steps_of(split: Split, *, batch_size: int, epochs: int) -> int:
     return epochs * -(-len(split) // batch_size)
 
 
-def collate(split: Split, rows: np.ndarray, pad_id: int) -> Batch:
-    """Pad these rows of a split to the longest of them."""
-    lengths = split.lengths[rows]
-    shape = (len(rows), int(lengths.max()))
-    mask = np.arange(shape[1])[None, :] < lengths[:, None]
-    where = split.offsets[rows][:, None] + np.arange(shape[1])[None, :]
-    where = np.where(mask, where, 0)
+def first_texts(split: Split) -> Batch:
+    """Return a few texts, to try a model on."""
+    return batch_of(split, np.arange(min(4, len(split))))
+
+
+def batch_of(split: Split, rows: np.ndarray) -> Batch:
+    """Lay these rows of a split end to end."""
+    where = np.concatenate([np.arange(split.offsets[r], split.offsets[r + 1]) for r in rows])
     return Batch(
         rows=rows,
-        ids_NT=torch.from_numpy(np.where(mask, split.ids[where], pad_id).astype(np.int64)),
-        types_NT=torch.from_numpy(np.where(mask, split.types[where], 0).astype(np.int64)),
-        mask_NT=torch.from_numpy(mask.astype(np.int64)),
+        lengths=tuple(int(length) for length in split.lengths[rows]),
+        ids_T=torch.from_numpy(split.ids[where].astype(np.int64)),
+        types_T=torch.from_numpy(split.types[where].astype(np.int64)),
         labels_N=torch.from_numpy(split.labels[rows]),
+    )
+
+
+def padded(values_T: torch.Tensor, lengths: tuple[int, ...], fill: int) -> torch.Tensor:
+    """Turn texts laid end to end, (T,), into rows filled up to the longest, (N, longest)."""
+    return torch.nn.utils.rnn.pad_sequence(
+        list(torch.split(values_T, list(lengths))), batch_first=True, padding_value=fill
     )

@@ -1,13 +1,13 @@
 """Predictions of a model on a split, and what they are worth."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.metrics import f1_score
-from torch import nn
+from torch import Tensor, nn
 
 from lowrank_study.training.batches import Batch, evaluation_batches
 from lowrank_study.training.data import Split
@@ -39,32 +39,29 @@ class Predictions:
         }
 
 
-def scores(model: nn.Module, batch: Batch, device: torch.device) -> torch.Tensor:
-    """Return the class scores of a batch, (texts, classes)."""
-    inputs: Mapping[str, torch.Tensor] = {
-        "input_ids": batch.ids_NT.to(device),
-        "attention_mask": batch.mask_NT.to(device),
-    }
-    if getattr(model.config, "type_vocab_size", 0) > 1:
-        inputs = {**inputs, "token_type_ids": batch.types_NT.to(device)}
-    logits: torch.Tensor = model(**inputs).logits
-    return logits
-
-
 @torch.inference_mode()
 def predict(
-    model: nn.Module, split: Split, *, device: torch.device, precision: str, pad_id: int
+    scores: Callable[[Batch], Tensor], split: Split, *, device: torch.device, precision: str
 ) -> Predictions:
-    """Return the model's predictions on a whole split."""
-    model.eval()
+    """Return predictions on a whole split.
+
+    Parameters
+    ----------
+    scores
+        Gives the class scores of a batch, (texts, classes), by a model in evaluation mode.
+    split
+        The texts.
+    device, precision
+        Where and how it computes.
+    """
     predicted = np.zeros(len(split), dtype=np.int64)
     losses = np.zeros(len(split), dtype=np.float64)
-    for batch in evaluation_batches(split, pad_id=pad_id):
+    for batch in evaluation_batches(split):
         with autocast(device, precision):
-            logits = scores(model, batch, device)
-        labels = batch.labels_N.to(device)
-        loss_N = nn.functional.cross_entropy(logits.float(), labels, reduction="none")
-        predicted[batch.rows] = logits.argmax(-1).cpu().numpy()
+            scores_NC = scores(batch)
+        labels_N = batch.labels_N.to(device)
+        loss_N = nn.functional.cross_entropy(scores_NC.float(), labels_N, reduction="none")
+        predicted[batch.rows] = scores_NC.argmax(-1).cpu().numpy()
         losses[batch.rows] = loss_N.double().cpu().numpy()
     return Predictions(labels=split.labels, predicted=predicted, losses=losses)
 

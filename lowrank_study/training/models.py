@@ -323,6 +323,13 @@ def _lora_of(rank: int, scaling: float) -> Lora:
     )
 
 
+def halve_frozen(model: nn.Module) -> None:
+    """Keep the frozen maps' weights in bf16, so that autocast need not cast them every step."""
+    for module in model.modules():
+        if is_linear(module) and not module.weight.requires_grad:
+            module.weight.data = module.weight.data.bfloat16()
+
+
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
     """Return copies of the trained parameters, to go back to later."""
     return {

@@ -79,7 +79,7 @@ class WandbTracker:
             group=group,
             config=mapping,
             dir=str(folder),
-            reinit="finish_previous",
+            reinit="create_new",
         )
 
     def log(self, *, step: int, metrics: Mapping[str, float]) -> None:

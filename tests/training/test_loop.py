@@ -1,4 +1,4 @@
-"""Batches, schedule, evaluation, narrowing and the loop itself."""
+"""Batches, schedule, evaluation and the loop itself."""
 
 import json
 import math
@@ -11,16 +11,16 @@ import torch
 
 from lowrank_study.config import compose
 from lowrank_study.errors import InputError
-from lowrank_study.training import batches
-from lowrank_study.training import fit as fit_module
+from lowrank_study.training import batches, member
 from lowrank_study.training.batches import evaluation_batches, steps_of, training_batches
 from lowrank_study.training.data import Split, load_splits
-from lowrank_study.training.evaluate import predict, scores
-from lowrank_study.training.first_token import read_first_token_only
-from lowrank_study.training.fit import Diverged, FitResult, fit, torch_device
+from lowrank_study.training.evaluate import predict
+from lowrank_study.training.fit import fit, torch_device
+from lowrank_study.training.member import Diverged, FitResult
 from lowrank_study.training.models import build_model, load_adapter, load_classifier
 from lowrank_study.training.optim import make_optimizer, rate_share
 from lowrank_study.training.tracking import JsonLinesTracker, NoTracker
+from lowrank_study.training.unpadded import padded_scores
 
 CPU = torch.device("cpu")
 
@@ -39,21 +39,18 @@ def run(overrides: list[str], folder: Path, *more: str) -> FitResult:
     return fit(compose(*overrides, *more), checkpoint_folder=folder, tracker=NoTracker())
 
 
-def test_every_epoch_has_every_text_once_and_little_padding() -> None:
+def test_every_epoch_has_every_text_once_and_no_padding() -> None:
     lengths = np.random.default_rng(0).integers(3, 60, 500).tolist()
     split = split_of(lengths)
     seen: list[int] = []
-    padded = real = 0
-    for batch in training_batches(split, batch_size=16, epochs=2, seed=3, pad_id=0):
+    for batch in training_batches(split, batch_size=16, epochs=2, seed=3):
         seen += batch.rows.tolist()
-        padded += batch.mask_NT.numel()
-        real += int(batch.mask_NT.sum())
-        for row, ids, mask in zip(batch.rows, batch.ids_NT, batch.mask_NT, strict=True):
-            assert ids[mask.bool()].tolist() == split.tokens(row).tolist()
-            assert not ids[~mask.bool()].any()
+        assert len(batch.ids_T) == sum(batch.lengths)
+        for row, ids in zip(batch.rows, torch.split(batch.ids_T, list(batch.lengths)), strict=True):
+            assert ids.tolist() == split.tokens(row).tolist()
+        assert batch.labels_N.tolist() == split.labels[batch.rows].tolist()
     assert sorted(seen) == sorted(list(range(500)) * 2)
     assert seen[:500] != seen[500:]
-    assert padded / real < 1.15
     assert len(seen) // 16 <= steps_of(split, batch_size=16, epochs=2) == 2 * math.ceil(500 / 16)
 
 
@@ -61,7 +58,7 @@ def test_the_order_follows_from_the_seed() -> None:
     split = split_of(list(range(3, 60)))
 
     def order(seed: int) -> list[int]:
-        found = training_batches(split, batch_size=4, epochs=1, seed=seed, pad_id=0)
+        found = training_batches(split, batch_size=4, epochs=1, seed=seed)
         return [int(row) for batch in found for row in batch.rows]
 
     assert order(0) == order(0)
@@ -71,10 +68,10 @@ def test_the_order_follows_from_the_seed() -> None:
 def test_evaluation_reads_every_text_once_within_the_token_budget() -> None:
     split = split_of(np.random.default_rng(0).integers(3, 700, 90).tolist())
     rows: list[int] = []
-    for batch in evaluation_batches(split, pad_id=0):
+    for batch in evaluation_batches(split):
         rows += batch.rows.tolist()
-        assert batch.mask_NT.numel() <= batches._EVALUATION_TOKENS or len(batch.rows) == 1
-    assert sorted(rows) == list(range(90))
+        assert len(batch.ids_T) <= batches._EVALUATION_TOKENS or len(batch.rows) == 1
+    assert rows == list(range(90))
 
 
 def test_the_rate_rises_and_falls_linearly() -> None:
@@ -95,36 +92,6 @@ def test_biases_and_norms_are_not_decayed(tiny_model: Callable[[str], Path]) -> 
     assert all(p.ndim > 1 for p in groups[0]["params"])
     assert all(p.ndim == 1 for p in groups[1]["params"])
     assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
-
-
-@pytest.mark.parametrize("family", ["bert", "roberta"])
-def test_reading_the_first_token_only_changes_nothing(
-    family: str, tiny_model: Callable[[str], Path]
-) -> None:
-    spec = compose(f"model={family}", "method=full", "model.dropout=0.0")
-    ids = torch.randint(4, 40, (3, 9), generator=torch.Generator().manual_seed(1))
-    mask = torch.ones_like(ids)
-    mask[1, 6:] = 0
-    ids = ids * mask
-    outcomes = []
-    for narrow in (False, True):
-        model = build_model(spec, tiny_model(family), number_of_labels=3).double()
-        assert not narrow or read_first_token_only(model)
-        logits = model(input_ids=ids, attention_mask=mask).logits
-        torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2])).backward()
-        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-        outcomes.append((logits, gradients))
-    (stock, stock_gradients), (ours, our_gradients) = outcomes
-    torch.testing.assert_close(ours, stock, rtol=1e-12, atol=1e-12)
-    for name, gradient in stock_gradients.items():
-        found = our_gradients.get(name, torch.zeros_like(gradient))
-        torch.testing.assert_close(found, gradient, rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize("family", ["gpt2", "llama", "distilbert"])
-def test_other_models_are_not_narrowed(family: str, tiny_model: Callable[[str], Path]) -> None:
-    model = load_classifier(tiny_model(family), number_of_labels=2, dropout=None)
-    assert not read_first_token_only(model)
 
 
 def test_dropout_of_the_model_is_set(tiny_model: Callable[[str], Path]) -> None:
@@ -159,7 +126,13 @@ def test_training_learns_repeats_and_restores(
         model = load_classifier(tiny_model("bert"), number_of_labels=2, dropout=None)
         load_adapter(model, tmp_path / "a")
     splits = load_splits(spec.task, tiny_model("bert"))
-    read = predict(model, splits.test, device=CPU, precision="fp32", pad_id=0)
+    model.eval()
+    read = predict(
+        lambda batch: padded_scores(model, batch, CPU, pad_id=0)[0],
+        splits.test,
+        device=CPU,
+        precision="fp32",
+    )
     np.testing.assert_allclose(read.losses, first.test.losses, rtol=1e-5, atol=1e-6)
 
 
@@ -179,10 +152,10 @@ def test_an_evaluation_in_between_keeps_the_best_step(
     tiny_overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accuracies = iter([0.9, 0.2])
-    real = fit_module.predict
+    real = member.predict
 
-    def predict_with(model: torch.nn.Module, split: Split, **options: object) -> object:
-        found = real(model, split, **options)  # type: ignore[arg-type]
+    def predict_with(scores: member.Scores, split: Split, **options: object) -> object:
+        found = real(scores, split, **options)  # type: ignore[arg-type]
         if len(split) == 40:  # validation
             wanted = next(accuracies)
             found.predicted[:] = found.labels
@@ -191,7 +164,7 @@ def test_an_evaluation_in_between_keeps_the_best_step(
             )
         return found
 
-    monkeypatch.setattr(fit_module, "predict", predict_with)
+    monkeypatch.setattr(member, "predict", predict_with)
     result = run(tiny_overrides, tmp_path, "trainer.evaluations=2", "trainer.epochs=2")
     assert result.record["best_step"] == result.record["steps"] // 2
     assert result.record["validation"]["accuracy"] == 0.9
@@ -233,19 +206,3 @@ def test_the_curve_as_json_lines(tiny_overrides: list[str], tmp_path: Path) -> N
     lines = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
     assert all(0 <= line["validation_accuracy"] <= 1 for line in lines)
-
-
-def test_decoders_are_scored_at_their_last_token_whatever_the_padding(
-    tiny_model: Callable[[str], Path],
-) -> None:
-    for family in ("gpt2", "llama"):
-        model = load_classifier(tiny_model(family), number_of_labels=2, dropout=0.0).eval()
-        split = split_of([9, 4, 6])
-        split = Split(
-            ids=split.ids % 30 + 4, types=split.types, offsets=split.offsets, labels=split.labels
-        )
-        alone = [
-            scores(model, batches.collate(split, np.array([row]), 0), CPU)[0] for row in range(3)
-        ]
-        together = scores(model, batches.collate(split, np.arange(3), 0), CPU)
-        torch.testing.assert_close(together, torch.stack(alone), rtol=1e-5, atol=1e-6)

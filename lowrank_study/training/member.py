@@ -1,0 +1,192 @@
+"""One run while it trains: its model, optimizer, schedule, curve, and the best step so far."""
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_study.spec import RunSpec
+from lowrank_study.training.batches import Batch
+from lowrank_study.training.data import Split, Splits
+from lowrank_study.training.evaluate import Predictions, predict
+from lowrank_study.training.lora import lora_modules, merged
+from lowrank_study.training.models import build_model, restore, save_model, trainable_state
+from lowrank_study.training.optim import make_optimizer, make_schedule
+from lowrank_study.training.tracking import Tracker
+
+Scores = Callable[[Batch], Tensor]
+
+
+class Diverged(ArithmeticError):
+    """Training reached a loss or a gradient that is not finite."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitResult:
+    """A trained model's measurements, and its predictions on the test split."""
+
+    record: dict[str, Any]
+    test: Predictions
+
+
+class Stopwatch:
+    """Adds up the seconds spent inside its `with` blocks."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._started
+
+
+@dataclass(slots=True)
+class _Best:
+    """The best step so far, by validation accuracy and then by validation loss."""
+
+    key: tuple[float, float] = (-1.0, -math.inf)
+    step: int = 0
+    validation: dict[str, float] | None = None
+    state: dict[str, Tensor] | None = None
+
+
+class Member:
+    """One run while it trains.
+
+    Parameters
+    ----------
+    spec
+        The run.
+    tracker
+        Takes its curve.
+    splits
+        The task's texts.
+    folder
+        Of the pretrained model.
+    steps
+        How many there will be.
+    device
+        Where it trains.
+    """
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        tracker: Tracker,
+        splits: Splits,
+        folder: Path,
+        steps: int,
+        device: torch.device,
+    ) -> None:
+        self.model = build_model(spec, folder, number_of_labels=len(splits.labels)).to(device)
+        self._spec, self._tracker, self._splits = spec, tracker, splits
+        self._steps, self._device = steps, device
+        self._trained = [p for p in self.model.parameters() if p.requires_grad]
+        self._optimizer = make_optimizer(self.model, spec.method.learning_rate, spec.train)
+        self._schedule = make_schedule(self._optimizer, steps, spec.train)
+        self._losses: list[float] = []
+        self._best = _Best()
+        self._evaluating = Stopwatch()
+
+    def update(self, loss: float) -> None:
+        """Take an optimizer step with the gradients that lie there.
+
+        Raises
+        ------
+        Diverged
+            The loss or the gradient is not finite; the weights are left as they were.
+        """
+        norm = nn.utils.clip_grad_norm_(self._trained, self._spec.train.max_grad_norm)
+        self._losses.append(loss)
+        if not (math.isfinite(loss) and math.isfinite(norm.item())):
+            raise Diverged(
+                f"the loss was {loss:g} and the gradient's norm {norm.item():g} at step "
+                f"{len(self._losses)} of {self._steps}, at learning rate "
+                f"{self._spec.method.learning_rate:g}"
+            )
+        self._optimizer.step()
+        self._schedule.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def validate(self, scores: Scores) -> None:
+        """Read the validation split, and keep the weights if they are the best so far."""
+        step = len(self._losses)
+        with self._evaluating:
+            validation = self._read(scores, self._splits.validation).metrics()
+        self._tracker.log(
+            step=step,
+            metrics={
+                "train_loss": self._recent_loss(),
+                **{f"validation_{name}": value for name, value in validation.items()},
+            },
+        )
+        key = (validation["accuracy"], -validation["loss"])
+        if key > self._best.key:
+            state = trainable_state(self.model) if step < self._steps else None
+            self._best = _Best(key, step, validation, state)
+
+    def finish(self, scores: Scores, checkpoint_folder: Path, *, base: Path) -> FitResult:
+        """Go back to the best step, read the test split, and save what was trained."""
+        if self._best.state is not None:
+            restore(self.model, self._best.state)
+        with self._evaluating:
+            test = self._read(scores, self._splits.test)
+        save_model(self.model, self._spec, checkpoint_folder, base=base)
+        files = checkpoint_folder.rglob("*.safetensors")
+        record = {
+            "test": test.metrics(),
+            "validation": self._best.validation,
+            "train": {"loss": self._recent_loss()},
+            "best_step": self._best.step,
+            "steps": self._steps,
+            **_parameter_counts(self.model),
+            "checkpoint_bytes": sum(file.stat().st_size for file in files),
+            "evaluate_seconds": self._evaluating.seconds,
+            "merge_round_trip_error": _merge_round_trip_error(self.model),
+        }
+        return FitResult(record=record, test=test)
+
+    def _read(self, scores: Scores, split: Split) -> Predictions:
+        # Merged, a text costs two thin products less a map; weights in bf16 would round the
+        # update away.
+        precision = self._spec.train.precision
+        with merged(self.model) if precision == "fp32" else nullcontext():
+            return predict(scores, split, device=self._device, precision=precision)
+
+    def _recent_loss(self) -> float:
+        recent = self._losses[-20:]
+        return sum(recent) / len(recent)
+
+
+def is_evaluated(step: int, steps: int, evaluations: int) -> bool:
+    """Whether validation is read after a step: evenly spaced, the last time at the end."""
+    return step in {max(1, round(steps * k / evaluations)) for k in range(1, evaluations + 1)}
+
+
+def _parameter_counts(model: nn.Module) -> dict[str, int]:
+    """Count parameters; for LoRA the factors' Σ r(d + k) apart from the head."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    factors = sum(m.A_RI.numel() + m.B_OR.numel() for _, m in lora_modules(model))
+    return {
+        "trainable_parameters": trained,
+        "adapter_parameters": factors,
+        "total_parameters": sum(p.numel() for p in model.parameters()),
+    }
+
+
+def _merge_round_trip_error(model: nn.Module) -> float | None:
+    """Largest |((W0 + delta) - delta) - W0| over the adapted maps; `None` where there are none."""
+    errors = [
+        module.round_trip_error()
+        for _, module in lora_modules(model)
+        if module.base.weight.dtype == torch.float32
+    ]
+    return max(errors) if errors else None

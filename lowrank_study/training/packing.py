@@ -1,0 +1,194 @@
+"""Many LoRA runs of one frozen base, trained together: the model's batch dimension is the run.
+
+Every run of a pack is a complete model of its own, with its factors, head, optimizer and
+schedule; they share the frozen weights, data order and dropout masks. One forward pass serves all:
+one matrix product for a frozen weight, a batched one for the factors. No gradient of one run
+depends on another, so each run's losses are those of training it alone, up to the rounding of
+sums in another order, and a run that is dropped costs the others nothing.
+
+    >>> models = [build_model(spec, folder, number_of_labels=2) for spec in specs]
+    >>> pack = Pack(models, device=device, pad_id=0, sample=batch)
+    >>> scores_RNC = pack.scores(batch)
+    >>> pack.drop(2)                       # the third run has diverged
+
+Letters: R runs, N texts, C classes, O out_features, I in_features, K the pack's largest rank.
+"""
+
+import contextlib
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lowrank_study.errors import InputError
+from lowrank_study.training.batches import Batch
+from lowrank_study.training.lora import LoraLinear, lora_modules
+from lowrank_study.training.models import head_names
+from lowrank_study.training.unpadded import (
+    can_unpad,
+    padded_scores,
+    shared_dropout,
+    unpad,
+    unpadded_scores,
+)
+
+
+class Pack:
+    """The models of several runs, computed as one.
+
+    Parameters
+    ----------
+    models
+        LoRA models of one base and one set of adapted maps; or a single model of any kind.
+        Ranks, scalings and heads may differ. Changed in place: they share the first one's frozen
+        weights, and are set up for `unpadded_scores`.
+    device
+        Where they are.
+    pad_id
+        The tokenizer's padding token.
+    sample
+        A few texts, on which laying them end to end is tried out. `None` leaves the (single)
+        model as it is, and fills texts up to the longest: the oracle.
+
+    Raises
+    ------
+    InputError
+        The model gives other scores for texts that are laid end to end.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        *,
+        device: torch.device,
+        pad_id: int,
+        sample: Batch | None,
+    ) -> None:
+        self.active = list(range(len(models)))
+        """Which of the models are still trained."""
+        self._models, self._device, self._pad_id = models, device, pad_id
+        self._plain = sample is None or not can_unpad(models[0])
+        assert len(models) == 1 or not self._plain
+        for other in models[1:]:
+            _share_frozen(models[0], other)
+        self._joint = models[0] if len(models) == 1 else _joint(models, self.active)
+        if sample is not None and not self._plain:
+            with torch.inference_mode():
+                expected = padded_scores(models[0].eval(), sample, device, pad_id)[0]
+                for model in {*models, self._joint}:
+                    unpad(model)
+                _check_equal(self.scores_of(0, sample), expected)
+
+    def scores(self, batch: Batch) -> Tensor:
+        """Return the class scores of all active runs while they train, (R, N, C)."""
+        return self._scores(self._joint.train(), batch, len(self.active))
+
+    def scores_of(self, number: int, batch: Batch) -> Tensor:
+        """Return the class scores of one run for evaluation, (N, C)."""
+        return self._scores(self._models[number].eval(), batch, 1)[0]
+
+    def drop(self, number: int) -> None:
+        """Leave a run out from now on."""
+        self.active.remove(number)
+
+    def _scores(self, model: nn.Module, batch: Batch, runs: int) -> Tensor:
+        if self._plain:
+            return padded_scores(model, batch, self._device, self._pad_id)
+        return unpadded_scores(model, batch, self._device, runs)
+
+
+def _check_equal(found_NC: Tensor, expected_NC: Tensor) -> None:
+    """Refuse a model that does not compute the same end to end: far more than rounding off."""
+    difference = float((found_NC - expected_NC).abs().max())
+    if not difference <= 1e-3 * (1.0 + float(expected_NC.abs().max())):
+        raise InputError(
+            f"this model's scores change by {difference:.2g} when texts are laid end to end: "
+            "train it with trainer=reference, which pads them"
+        )
+
+
+def _share_frozen(first: nn.Module, other: nn.Module) -> None:
+    """Let `other` use the frozen parameters of `first`, which hold the same numbers."""
+    frozen = {name: p for name, p in first.named_parameters() if not p.requires_grad}
+    for name, parameter in list(other.named_parameters()):
+        if not parameter.requires_grad:
+            path, _, attribute = name.rpartition(".")
+            setattr(other.get_submodule(path), attribute, frozen[name])
+
+
+def _joint(models: Sequence[nn.Module], active: list[int]) -> nn.Module:
+    """Copy the first model around the runs' own parts; no parameter is copied."""
+    first = models[0]
+    instead: dict[int, Any] = {id(tensor): tensor for tensor in first.parameters()}
+    instead |= {id(tensor): tensor for tensor in first.buffers()}
+    for module in first.modules():
+        if isinstance(module, nn.Dropout):
+            instead[id(module)] = _SharedDropout(module.p)
+    for name, module in lora_modules(first):
+        instead[id(module)] = _PackedLora([m.get_submodule(name) for m in models], active)
+    for name in head_names(first):
+        heads = [model.get_submodule(name) for model in models]
+        instead[id(heads[0])] = _PackedHead(heads, active)
+    joint: nn.Module = copy.deepcopy(first, instead)
+    return joint
+
+
+class _PackedLora(nn.Module):
+    """The adapted map of several runs: y = x Wᵀ + b + scaling_r · (x A_rᵀ) B_rᵀ for run r."""
+
+    def __init__(self, loras: Sequence[Any], active: list[int]) -> None:
+        super().__init__()
+        self.loras = nn.ModuleList(loras)
+        self._active = active
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (R, ..., in) to (R, ..., out); the first dimension may hold R times as many."""
+        loras: list[LoraLinear] = [self.loras[number] for number in self._active]  # type: ignore[misc]
+        y: Tensor = loras[0].base(x)
+        rank = max(lora.A_RI.shape[0] for lora in loras)
+        # Smaller ranks are filled up with zeros, whose gradients are zero.
+        A_RKI = torch.stack([_filled(lora.A_RI, rank) for lora in loras])
+        B_ROK = torch.stack([_filled(lora.B_OR.T * lora.scaling, rank).T for lora in loras])
+        dropped = shared_dropout(x, loras[0].dropout, self.training)
+        low_RTK = dropped.reshape(len(loras), -1, x.shape[-1]) @ A_RKI.mT
+        of_runs = y.reshape(len(loras), -1, y.shape[-1])
+        return torch.baddbmm(of_runs.to(low_RTK.dtype), low_RTK, B_ROK.mT).view_as(y)
+
+
+def _filled(factor: Tensor, rank: int) -> Tensor:
+    return functional.pad(factor, (0, 0, 0, rank - factor.shape[0]))
+
+
+class _PackedHead(nn.Module):
+    """Each run's own head on its own texts."""
+
+    def __init__(self, heads: Sequence[nn.Module], active: list[int]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(heads)
+        self._active = active
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (R N, ...) to (R N, classes)."""
+        parts = x.chunk(len(self._active))
+        devices = [x.device] if x.device.type == "cuda" else []
+        scored = []
+        for position, (number, part) in enumerate(zip(self._active, parts, strict=True)):
+            last = position == len(parts) - 1
+            # Each head draws the dropout masks that it would draw alone.
+            with contextlib.nullcontext() if last else torch.random.fork_rng(devices):
+                scored.append(self.heads[number](part))
+        return torch.cat(scored)
+
+
+class _SharedDropout(nn.Module):
+    """Dropout with one mask for all runs."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.p = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        return shared_dropout(x, self.p, self.training)

@@ -1,0 +1,164 @@
+"""Runs trained together give what each gives alone."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lowrank_study.config import compose
+from lowrank_study.errors import InputError
+from lowrank_study.spec import RunSpec
+from lowrank_study.training import packing
+from lowrank_study.training.batches import first_texts
+from lowrank_study.training.data import load_splits
+from lowrank_study.training.fit import Job, fit_together
+from lowrank_study.training.member import Diverged, FitResult
+from lowrank_study.training.models import build_model, load_tokenizer, model_folder
+from lowrank_study.training.packing import Pack
+from lowrank_study.training.tracking import JsonLinesTracker
+
+CPU = torch.device("cpu")
+MIXED = [
+    ["method.rank=1", "method.learning_rate=6e-3", "seed=0"],
+    ["method.rank=8", "method.learning_rate=1e-3", "seed=1", "method.alpha=4"],
+    ["method.rank=3", "method.learning_rate=3e-3", "seed=2", "method.scaling=alpha_over_sqrt_rank"],
+]
+EVERY_STEP = ["trainer.evaluations=100", "trainer.epochs=3", "data_seed=0"]
+
+
+def specs_of(tiny_overrides: list[str], *more: str) -> list[RunSpec]:
+    return [compose(*tiny_overrides, *EVERY_STEP, *more, *variant) for variant in MIXED]
+
+
+def trained(
+    specs: Sequence[RunSpec], folder: Path
+) -> list[tuple[FitResult | Exception, list[str]]]:
+    """Train runs together; give each one's outcome and its curve, a line a step."""
+    folder.mkdir()
+    places = [folder / str(number) for number in range(len(specs))]
+    for place in places:
+        place.mkdir()
+    jobs = [
+        Job(spec=spec, checkpoint_folder=place / "checkpoint", tracker=JsonLinesTracker(place))
+        for spec, place in zip(specs, places, strict=True)
+    ]
+    outcomes = fit_together(jobs, device="cpu")
+    for job in jobs:
+        job.tracker.__exit__(None, None, None)
+    return [
+        (outcome, (place / "curve.jsonl").read_text().splitlines())
+        for outcome, place in zip(outcomes, places, strict=True)
+    ]
+
+
+def losses(curve: list[str]) -> np.ndarray:
+    import json
+
+    lines = [json.loads(line) for line in curve]
+    return np.array([[line["train_loss"], line["validation_loss"]] for line in lines])
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("bert", []),
+        ("bert", ["model.dropout=0.3", "method.dropout=0.2", "method.target=all_linear"]),
+        ("roberta", ["model.dropout=0.3"]),
+        ("gpt2", ["method.target=mlp"]),
+        ("llama", ["method.target=mlp"]),
+    ],
+)
+def test_each_run_of_a_pack_is_the_run_alone(
+    family: str,
+    options: list[str],
+    tiny_overrides: list[str],
+    tiny_model: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    model = [f"model={family}", f"model.source={tiny_model(family)}", *options]
+    specs = specs_of(tiny_overrides, *model)
+    together = trained(specs, tmp_path / "together")
+    for number, spec in enumerate(specs):
+        [(alone, curve)] = trained([spec], tmp_path / f"alone{number}")
+        packed, packed_curve = together[number]
+        assert isinstance(alone, FitResult)
+        assert isinstance(packed, FitResult)
+        assert len(curve) == alone.record["steps"] >= 24
+        np.testing.assert_allclose(losses(packed_curve), losses(curve), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(packed.test.losses, alone.test.losses, rtol=0, atol=1e-5)
+        assert packed.record["adapter_parameters"] == alone.record["adapter_parameters"]
+        assert packed.record["pack_size"] == 3
+
+
+def test_the_reference_path_gives_the_same(tiny_overrides: list[str], tmp_path: Path) -> None:
+    fast = specs_of(tiny_overrides, "model.dropout=0.0")[:1]
+    plain = specs_of(tiny_overrides, "model.dropout=0.0", "trainer.reference=true")[:1]
+    assert fast[0].run_id != plain[0].run_id
+    [(_, fast_curve)] = trained(fast, tmp_path / "fast")
+    [(_, plain_curve)] = trained(plain, tmp_path / "plain")
+    np.testing.assert_allclose(losses(fast_curve), losses(plain_curve), rtol=0, atol=1e-5)
+
+
+def test_a_run_that_diverges_or_fails_costs_the_others_nothing(
+    tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    first, second, third = specs_of(tiny_overrides)
+    hot = compose(
+        *tiny_overrides, *EVERY_STEP, "method.learning_rate=1e38", "trainer.max_grad_norm=1e38"
+    )
+    import dataclasses
+
+    hot = dataclasses.replace(hot, train=first.train)
+    (tmp_path / "x").mkdir()
+    places = [tmp_path / "x" / str(number) for number in range(4)]
+    for place in places:
+        place.mkdir()
+    (places[2] / "checkpoint").write_text("a file where the folder is to be")
+    jobs = [
+        Job(spec=spec, checkpoint_folder=place / "checkpoint", tracker=JsonLinesTracker(place))
+        for spec, place in zip((first, hot, second, third), places, strict=True)
+    ]
+    done, diverged, failed, other = fit_together(jobs, device="cpu")
+    for job in jobs:
+        job.tracker.__exit__(None, None, None)
+    assert isinstance(diverged, Diverged)
+    assert isinstance(failed, OSError)
+    for outcome, spec, place in ((done, first, "p"), (other, third, "q")):
+        [(alone, _)] = trained([spec], tmp_path / place)
+        assert isinstance(outcome, FitResult)
+        assert isinstance(alone, FitResult)
+        np.testing.assert_allclose(outcome.test.losses, alone.test.losses, rtol=0, atol=1e-5)
+
+
+def test_a_pack_holds_the_frozen_weights_once(
+    tiny_overrides: list[str], tiny_model: Callable[[str], Path]
+) -> None:
+    specs = specs_of(tiny_overrides)
+    folder = model_folder(specs[0].model)
+    splits = load_splits(specs[0].task, folder)
+    models = [build_model(spec, folder, number_of_labels=2) for spec in specs]
+    before = {n: p.detach().clone() for n, p in models[0].named_parameters()}
+    pack = Pack(models, device=CPU, pad_id=0, sample=first_texts(splits.train))
+    distinct = {p.data_ptr() for model in models for p in model.parameters() if not p.requires_grad}
+    assert len(distinct) == sum(not p.requires_grad for p in models[0].parameters())
+    joint = [p for p in pack._joint.parameters() if not p.requires_grad]
+    assert {p.data_ptr() for p in joint} == distinct
+    pack.scores(first_texts(splits.train)).square().sum().backward()
+    for name, parameter in models[0].named_parameters():
+        assert torch.equal(parameter, before[name]), name
+        assert parameter.requires_grad or parameter.grad is None
+
+
+def test_a_model_that_computes_otherwise_end_to_end_is_refused(
+    tiny_overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = compose(*tiny_overrides)
+    folder = model_folder(spec.model)
+    sample = first_texts(load_splits(spec.task, folder).train)
+    model = build_model(spec, folder, number_of_labels=2)
+    torch.nn.init.normal_(model.get_parameter("classifier.weight"))
+    monkeypatch.setattr(packing, "unpadded_scores", lambda *_: torch.full((1, 4, 2), 9.0))
+    with pytest.raises(InputError, match=r"scores change by .* trainer=reference"):
+        Pack([model], device=CPU, pad_id=load_tokenizer(folder).pad_token_id, sample=sample)

@@ -1,0 +1,102 @@
+"""Texts laid end to end give the scores and gradients that padded ones give."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lowrank_study.training.batches import Batch, batch_of, padded
+from lowrank_study.training.data import Split
+from lowrank_study.training.models import load_classifier
+from lowrank_study.training.unpadded import can_unpad, padded_scores, unpad, unpadded_scores
+
+CPU = torch.device("cpu")
+FAMILIES = ["bert", "roberta", "distilbert", "gpt2", "llama"]
+LENGTHS = [5, 9, 1, 3, 9, 2]
+
+
+def texts() -> Batch:
+    offsets = np.concatenate([[0], np.cumsum(LENGTHS)])
+    generator = np.random.default_rng(0)
+    split = Split(
+        ids=generator.integers(4, 40, offsets[-1]).astype(np.int32),
+        types=generator.integers(0, 2, offsets[-1]).astype(np.int8),
+        offsets=offsets.astype(np.int64),
+        labels=np.array([0, 1, 2, 0, 1, 2]),
+    )
+    return batch_of(split, np.arange(len(LENGTHS)))
+
+
+def model_of(folder: Path) -> nn.Module:
+    """A tiny model with large weights, in float64: a wrong position or mask shows."""
+    torch.manual_seed(0)
+    model = load_classifier(folder, number_of_labels=3, dropout=0.0).double().eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator).double()
+    return model
+
+
+def gradients(model: nn.Module, scores_NC: torch.Tensor) -> dict[str, torch.Tensor]:
+    nn.functional.cross_entropy(scores_NC, texts().labels_N).backward()  # type: ignore[no-untyped-call]
+    return {
+        name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        for name, p in model.named_parameters()
+    }
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_and_gradients_are_those_of_padded_texts(
+    family: str, tiny_model: Callable[[str], Path]
+) -> None:
+    stock, ours = model_of(tiny_model(family)), model_of(tiny_model(family))
+    assert can_unpad(ours)
+    unpad(ours)
+    expected = padded_scores(stock, texts(), CPU, pad_id=0)[0]
+    found = unpadded_scores(ours, texts(), CPU)[0]
+    assert expected.std() > 0.01
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+    wanted, got = gradients(stock, expected), gradients(ours, found)
+    for name in wanted:
+        torch.testing.assert_close(got[name], wanted[name], rtol=1e-8, atol=1e-11, msg=name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_text_does_not_see_its_neighbours(family: str, tiny_model: Callable[[str], Path]) -> None:
+    model = model_of(tiny_model(family))
+    unpad(model)
+    together = unpadded_scores(model, texts(), CPU)[0]
+    start = 0
+    for number, length in enumerate(LENGTHS):
+        alone = Batch(
+            rows=np.array([number]),
+            lengths=(length,),
+            ids_T=texts().ids_T[start : start + length],
+            types_T=texts().types_T[start : start + length],
+            labels_N=texts().labels_N[number : number + 1],
+        )
+        found = unpadded_scores(model, alone, CPU)[0]
+        torch.testing.assert_close(found[0], together[number], rtol=1e-11, atol=1e-11)
+        start += length
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_run_gets_the_same_texts(family: str, tiny_model: Callable[[str], Path]) -> None:
+    model = model_of(tiny_model(family))
+    unpad(model)
+    three = unpadded_scores(model, texts(), CPU, runs=3)
+    assert three.shape == (3, len(LENGTHS), 3)
+    for scores in three:
+        torch.testing.assert_close(scores, unpadded_scores(model, texts(), CPU)[0])
+
+
+def test_padding_fills_up_to_the_longest() -> None:
+    assert padded(torch.arange(1, 7), (1, 3, 2), fill=9).tolist() == [
+        [1, 9, 9],
+        [2, 3, 4],
+        [5, 6, 9],
+    ]
