@@ -26,7 +26,7 @@ import numpy as np
 from lowrank_study.checkpoints.adapter_names import sort_tensors
 from lowrank_study.checkpoints.adapter_settings import Settings, read_settings
 from lowrank_study.checkpoints.matrices import is_transposed, module_of
-from lowrank_study.checkpoints.pairing import coarser
+from lowrank_study.checkpoints.pairing import coarser, is_vocabulary
 from lowrank_study.checkpoints.paths import SourceFile, read_json, shown
 from lowrank_study.checkpoints.peft_delta import peft_delta
 from lowrank_study.checkpoints.save import BASE_HASH, CONFIG_NAME, WEIGHTS_NAME
@@ -210,6 +210,8 @@ class Adapter:
     def saved_delta(self, name: str, base: Weights) -> Array:
         """Return W - W0 in float64 of a tensor trained in full, shaped as the base stores it.
 
+        Of a vocabulary that was resized, it is that of the rows both have.
+
         Args:
             name: one of `saved_weights()`.
             base: the opened base model.
@@ -219,9 +221,8 @@ class Adapter:
         """
         self.check_base(base)
         before = self._finite_base(self.base_tensor(name, base), base)
-        rows = self._tensors.token_rows.get(name)
         after = self.read(name)
-        if rows is not None:
+        if name in self._tensors.token_rows:
             indices = self._settings.token_indices(name, self._where)
             if (
                 after.shape != (len(indices), *before.shape[1:])
@@ -235,12 +236,40 @@ class Adapter:
             delta = np.zeros_like(before)
             delta[indices] = after - before[indices]
             return delta
-        if after.shape != before.shape:
+        if not self.fits(name, base):
             raise InputError(
                 f"{self._where}: {shown(name)} has shape {list(after.shape)}, in the base "
                 f"{list(before.shape)}; give the base it was trained on"
             )
-        return np.asarray(after - before)
+        rows = min(after.shape[:1], before.shape[:1])
+        return np.asarray(after[: rows[0]] - before[: rows[0]] if rows else after - before)
+
+    def fits(self, name: str, base: Weights) -> bool:
+        """Whether a tensor trained in full has the base's shape, but for a vocabulary's rows."""
+        if name in self._tensors.token_rows:
+            return True
+        shape, before = self.shape(name), base.shape(self.base_tensor(name, base))
+        resized = is_vocabulary(module_of(name)) and len(before) == 2
+        return shape == before or (resized and shape[1:] == before[1:])
+
+    def new_rows(self, name: str, base: Weights) -> int:
+        """Rows of a vocabulary trained in full that the base doesn't have; else 0."""
+        if name in self._tensors.token_rows or not self.fits(name, base):
+            return 0
+        shape, before = self.shape(name), base.shape(self.base_tensor(name, base))
+        return max(0, shape[0] - before[0]) if shape else 0
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor trained in full; of trained tokens, of their rows."""
+        return self._weights.shape(self._saved_tensor(name))
+
+    def in_base(self, name: str, base: Weights) -> bool:
+        """Whether the base has a tensor that was trained in full; a new head it hasn't."""
+        try:
+            self.base_tensor(name, base)
+        except InputError:
+            return False
+        return True
 
     def base_tensor(self, module: str, base: Weights) -> str:
         """Return the name of the base tensor that `module` changes.

@@ -12,7 +12,7 @@ Convolutions (out, in, *kernel) become (out, in * prod(kernel)). What is fused b
 split exactly is skipped with the reason.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -70,9 +70,15 @@ class Matrix:
     def read(self) -> Array:
         """Return the matrix as float32 or float64, exactly."""
         if self.expert is None:
-            values = self.weights.read(self.tensor)
-        else:
-            values = self.weights.read_rows(self.tensor, self.expert, self.expert + 1)[0]
+            return self._oriented(self.weights.read(self.tensor))
+        rows = self.weights.read_rows(self.tensor, self.expert, self.expert + 1)
+        return self._oriented(rows[0])
+
+    def cut(self, stored: Array) -> Array:
+        """Return this matrix out of its whole stored tensor, or out of a change of it."""
+        return self._oriented(stored if self.expert is None else stored[self.expert])
+
+    def _oriented(self, values: Array) -> Array:
         matrix = values.reshape(values.shape[0], -1)
         if self.transposed:
             matrix = matrix.T
@@ -80,6 +86,54 @@ class Matrix:
             grouped = matrix.reshape(self.groups, -1, matrix.shape[1])
             matrix = grouped[:, self.first : self.last].reshape(-1, matrix.shape[1])
         return np.ascontiguousarray(matrix)
+
+    @property
+    def reads_parts(self) -> bool:
+        """Whether `read_part` can give a part of it without reading the rest."""
+        return self.groups == 1 and self.weights.reads_parts(self.tensor)
+
+    def read_part(self, rows: tuple[int, int], columns: tuple[int, int]) -> Array:
+        """Return some rows and columns of the matrix, exactly, and read nothing else of it.
+
+        Args:
+            rows: first row and one past the last.
+            columns: first column and one past the last.
+        """
+        shape = self.weights.shape(self.tensor)
+        if self.expert is not None:
+            shape = shape[1:]
+        above = shape[0] * (self.expert or 0)
+        rows = rows[0] + self.first, rows[1] + self.first
+        down, across = (columns, rows) if self.transposed else (rows, columns)
+        values = self.weights.read_part(
+            self.tensor,
+            width=prod(shape[1:]),
+            rows=(above + down[0], above + down[1]),
+            columns=across,
+        )
+        return values.T if self.transposed else values
+
+    def read_blocks(self, shape: tuple[int, int], entries: int) -> Iterator[Array]:
+        """Yield the matrix in consecutive blocks of its longer axis, that axis first.
+
+        Args:
+            shape: (out, in) of what is read, from the top left; as a rule that of the matrix.
+            entries: most entries of a block, but for a single row or column.
+
+        Yields:
+            (part of the longer axis, shorter axis); a square matrix's longer axis is its rows.
+        """
+        tall = shape[0] >= shape[1]
+        whole = None if self.reads_parts else self.read()[: shape[0], : shape[1]]
+        step = max(1, entries // min(shape))
+        for first in range(0, max(shape), step):
+            part = first, min(first + step, max(shape))
+            rows, columns = (part, (0, shape[1])) if tall else ((0, shape[0]), part)
+            if whole is None:
+                block = self.read_part(rows, columns)
+            else:
+                block = whole[rows[0] : rows[1], columns[0] : columns[1]]
+            yield block if tall else block.T
 
 
 def find_matrices(

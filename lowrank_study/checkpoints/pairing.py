@@ -51,8 +51,11 @@ _ARCHITECTURE = (
 )
 """Settings of config.json that have to agree: two of one shape could be cut apart differently."""
 
-_PRECISION = ("float64", "float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
+_PRECISION = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
+"""From the finest step of a weight to the coarsest, down to magnitudes of about 1e-5."""
 _SAMPLE = 4096
+_BLOCK = 2**22
+"""Entries of two matrices compared at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -76,6 +79,32 @@ class Match:
         """Return (W0_OI, W_OI) exactly; for a resized vocabulary, the rows both have."""
         rows = self.shape[0]
         return self.before.read()[:rows], self.after.read()[:rows]
+
+    def read_blocks(self, entries: int) -> Iterator[tuple[slice, Array, Array]]:
+        """Yield (part, W0, W) in blocks of the longer axis, that axis first.
+
+        The same numbers as of `read`, of which only a block is in memory at a time. What can't
+        be read in parts (GGUF, PyTorch's own files, heads stored in turns) is held as a whole.
+
+        Args:
+            entries: most entries of a block, but for a single row or column.
+
+        Yields:
+            The part of the longer axis, and both matrices there: (part, shorter axis).
+        """
+        first = 0
+        blocks = (each.read_blocks(self.shape, entries) for each in (self.before, self.after))
+        for W0, W in zip(*blocks, strict=True):
+            yield slice(first, first + W0.shape[0]), W0, W
+            first += W0.shape[0]
+
+    @property
+    def is_single(self) -> bool:
+        """Whether both are read as float32, so that no sum of squares in float64 can overflow."""
+        return not any(
+            matrix.storage_dtype == "float64" or matrix.weights.is_scaled(matrix.tensor)
+            for matrix in (self.before, self.after)
+        )
 
     def read_new_rows(self) -> Array:
         """Return the rows that only the tuned checkpoint has."""
@@ -111,9 +140,8 @@ class Pairing:
     def read_matrices(self) -> Iterator[tuple[Match, Array, Array]]:
         """Yield (match, W0_OI, W_OI) one at a time, leaving out what isn't finite."""
         for match in self.matches:
-            W0_OI, W_OI = match.read()
-            if self._finite(match.name, W0_OI, W_OI):
-                yield match, W0_OI, W_OI
+            if (both := self.read(match)) is not None:
+                yield match, *both
 
     def read_vectors(self) -> Iterator[tuple[str, Array, Array]]:
         """Yield (name, before, after) for vectors and scalars, leaving out what isn't finite."""
@@ -121,6 +149,11 @@ class Pairing:
             w0, w = self.before.read(tensor_before), self.after.read(tensor_after)
             if self._finite(name, w0, w):
                 yield name, w0, w
+
+    def read(self, match: Match) -> tuple[Array, Array] | None:
+        """Return (W0_OI, W_OI) of a match, or None where it isn't finite and is left out."""
+        W0_OI, W_OI = match.read()
+        return (W0_OI, W_OI) if self._finite(match.name, W0_OI, W_OI) else None
 
     def _finite(self, name: str, *arrays: Array) -> bool:
         nan = sum(int(np.isnan(array).sum()) for array in arrays)
@@ -181,8 +214,17 @@ def pair(before: Weights, after: Weights) -> Pairing:
 
 
 def coarser(*dtypes: str) -> str:
-    """Return the coarsest of storage dtypes; GGUF's quantisations count as coarser than floats."""
+    """Return the storage dtype of fewest significant bits; GGUF's quantisations come after all."""
     return max(dtypes, key=lambda dtype: _PRECISION.index(dtype) if dtype in _PRECISION else 99)
+
+
+def is_vocabulary(module: str) -> bool:
+    """Whether the rows of a module's weight are the tokens of a vocabulary, which may be resized.
+
+    Args:
+        module: its path; GGUF and Llama's own files call the head just "output".
+    """
+    return module == "output" or module.rpartition(".")[2] in _VOCABULARY
 
 
 def _check_architecture(before: Weights, after: Weights) -> None:
@@ -220,8 +262,9 @@ def _prefixes(before: list[str], after: list[str]) -> tuple[str, str]:
 
 def _match(name: str, before: Matrix, after: Matrix) -> Match | None:
     rows = min(before.shape[0], after.shape[0])
-    vocabulary = name.rpartition(".")[2] in _VOCABULARY
-    if before.shape[1] != after.shape[1] or (before.shape[0] != after.shape[0] and not vocabulary):
+    if before.shape[1] != after.shape[1] or (
+        before.shape[0] != after.shape[0] and not is_vocabulary(name)
+    ):
         return None
     return Match(
         name=name,
@@ -267,8 +310,12 @@ def _same(a: Matrix, b: Matrix) -> bool:
     start_a, start_b = (weights.read_rows(m.tensor, 0, few) for m in (a, b))
     if not np.array_equal(start_a, start_b):
         return False
-    full_a, full_b = a.read(), b.read()
-    return np.array_equal(full_a, full_b) and bool(np.any(full_a != full_a.flat[0]))
+    varied = False
+    for block_a, block_b in zip(*(m.read_blocks(m.shape, _BLOCK) for m in (a, b)), strict=True):
+        if not np.array_equal(block_a, block_b):
+            return False
+        varied = varied or bool(np.any(block_a != start_a.flat[0]))
+    return varied
 
 
 def _without_tied(matches: list[Match], skipped: dict[str, str]) -> list[Match]:
@@ -276,7 +323,7 @@ def _without_tied(matches: list[Match], skipped: dict[str, str]) -> list[Match]:
     kept: list[Match] = []
     vocabulary: list[Match] = []
     for match in matches:
-        if match.name.rpartition(".")[2] in _VOCABULARY:
+        if is_vocabulary(match.name):
             twin = next(
                 (
                     other
@@ -321,11 +368,20 @@ def _flags(
         shorter = "pretrained" if prefix_before else "tuned"
         prefix = prefix_before or prefix_after
         flags.append(f"names of the {shorter} checkpoint read with the prefix {shown(prefix)}")
-    coarse = sorted({match.storage_dtype for match in matches} - {"float32", "float64"})
+    pairs = {(match.before.storage_dtype, match.after.storage_dtype) for match in matches}
+    fine = {"float32", "float64"}
+    # A W0 coarser than W may be where training began: then its differences are exact.
+    only_before = {before for before, after in pairs if after in fine} - fine
+    coarse = {coarser(*both) for both in pairs if both[1] not in fine or both[0] in fine} - fine
     if coarse:
         flags.append(
-            f"stored in {', '.join(coarse)}: each difference (as of a merged adapter) carries "
-            "rounding noise"
+            f"stored in {', '.join(sorted(coarse))}: each difference (as of a merged adapter) "
+            "carries rounding noise"
+        )
+    if only_before:
+        flags.append(
+            f"only before is stored in {', '.join(sorted(only_before))}: its rounding counts as "
+            "noise where the differences have as much of it"
         )
     known = ("model_type", "gguf_architecture")  # GGUF is always (out, in)
     if not any(weights.config.get(key) for weights in (before, after) for key in known):

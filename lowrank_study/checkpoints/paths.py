@@ -115,21 +115,43 @@ class SourceFile:
                 f"{shown(self.path)}: bytes {start} to {stop} asked of a file of {self.size}; "
                 "it is truncated or damaged: download it again"
             )
-        buffer = bytearray(stop - start)
+        return self._gather(start, stop - start, stop - start, 1)
+
+    def read_pieces(self, start: int, length: int, step: int, count: int) -> bytearray:
+        """Return `count` pieces of `length` bytes, each beginning `step` after the last, joined.
+
+        Some columns of a row-major matrix are such pieces; nothing between them is read.
+        """
+        if count and not 0 <= start <= start + (count - 1) * step + length <= self.size:
+            raise ValueError(f"{count} pieces from byte {start} of a file of {self.size}")
+        if length == step:
+            return self._gather(start, length * count, length * count, 1)
+        return self._gather(start, length, step, count)
+
+    def _gather(self, start: int, length: int, step: int, count: int) -> bytearray:
+        if self._descriptor is None:
+            raise ValueError(f"{self.path} is closed")
+        buffer = bytearray(length * count)
         view = memoryview(buffer)
+        for piece in range(count):
+            if not self._fill(view[piece * length : (piece + 1) * length], start + piece * step):
+                self._refuse_changed()
+        self.check_unchanged()
+        return buffer
+
+    def _fill(self, view: memoryview, position: int) -> bool:
+        """Read into a buffer; whether there was enough to fill it."""
+        assert self._descriptor is not None
         done = 0
-        while done < len(buffer):
+        while done < len(view):
             try:
-                count = os.preadv(self._descriptor, [view[done : done + 2**30]], start + done)
+                count = os.preadv(self._descriptor, [view[done : done + 2**30]], position + done)
             except OSError as error:
                 raise InputError(f"{shown(self.path)}: can't be read ({error.strerror})") from None
             if count == 0:
-                break
+                return False
             done += count
-        if done < len(buffer):
-            self._refuse_changed()
-        self.check_unchanged()
-        return buffer
+        return True
 
     def check_unchanged(self) -> None:
         """Refuse a file whose size, time of change or identity differs from when it was opened."""

@@ -39,7 +39,7 @@ from lowrank_study.checkpoints.shards import (
     index_files,
     refuse_lone_shard,
 )
-from lowrank_study.checkpoints.tensors import FLOATS, Array, TensorInfo, decode
+from lowrank_study.checkpoints.tensors import FLOATS, ITEM_BYTES, Array, TensorInfo, decode
 from lowrank_study.checkpoints.torch_file import load_torch, refuse_pickle
 from lowrank_study.errors import InputError
 
@@ -147,6 +147,37 @@ class Weights:
         values = self._read_rows(info, first, last)
         scale = self._scales.get(info.name)
         return values if scale is None else apply_scale(values, first, scale, self._read_raw)
+
+    def reads_parts(self, name: str) -> bool:
+        """Whether `read_part` can give a part of this tensor without reading the rest."""
+        return self._read_rows is _read_plain_rows and not self.is_scaled(name)
+
+    def is_scaled(self, name: str) -> bool:
+        """Whether the tensor is float8 with scales beside it."""
+        return self.info(name).name in self._scales
+
+    def read_part(
+        self, name: str, *, width: int, rows: tuple[int, int], columns: tuple[int, int]
+    ) -> Array:
+        """Return some rows and columns of a tensor, exactly, and read nothing else of it.
+
+        Args:
+            name: a tensor of which `reads_parts` is true.
+            width: the tensor is seen as a matrix of this many columns, row-major.
+            rows: first row and one past the last.
+            columns: first column and one past the last.
+        """
+        assert self.reads_parts(name)
+        info = self.info(name)
+        item = ITEM_BYTES[info.dtype]
+        (top, bottom), (left, right) = rows, columns
+        data = info.file.read_pieces(
+            info.start + (top * width + left) * item,
+            (right - left) * item,
+            width * item,
+            bottom - top,
+        )
+        return decode(data, info.dtype, (bottom - top, right - left))
 
     def _read_raw(self, name: str) -> Array:
         info = self._raw[name]

@@ -32,9 +32,10 @@ from lowrank_study.checkpoints import (
     Weights,
     find_matrices,
 )
-from lowrank_study.checkpoints.matrices import is_transposed, module_of
-from lowrank_study.checkpoints.pairing import coarser
+from lowrank_study.checkpoints.matrices import module_of
+from lowrank_study.checkpoints.pairing import Match
 from lowrank_study.errors import InputError
+from lowrank_study.spectra.precision import dtype_of_difference
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -134,17 +135,34 @@ def updates_of_pair(pairing: Pairing, *, roles: Mapping[str, str]) -> Iterator[U
         Dense updates with their W0, in the order of the tuned checkpoint.
     """
     for match, W0_OI, W_OI in pairing.read_matrices():
-        yield UpdateMatrix(
-            name=match.name,
-            layer=layer_of(match.name),
-            role=_role(match.name, roles),
-            storage_dtype=coarser(match.storage_dtype, dtype_of_values(W_OI)),
-            delta_OI=np.subtract(W_OI, W0_OI, dtype=np.float64),
-            B_OR=None,
-            A_RI=None,
-            scaling=1.0,
-            W0_OI=W0_OI,
-        )
+        yield update_of_match(match, W0_OI, W_OI, roles=roles)
+
+
+def update_of_match(
+    match: Match, W0_OI: FloatArray, W_OI: FloatArray, *, roles: Mapping[str, str]
+) -> UpdateMatrix:
+    """Give the update of one matrix that two checkpoints share, as `updates_of_pair` does.
+
+    Args:
+        match: The matrix.
+        W0_OI: What `match.read()` gives of the pretrained checkpoint.
+        W_OI: What it gives of the tuned one.
+        roles: As for `updates_of_pair`.
+    """
+    delta_OI = np.subtract(W_OI, W0_OI, dtype=np.float64)
+    return UpdateMatrix(
+        name=match.name,
+        layer=layer_of(match.name),
+        role=role_in(match.name, roles),
+        storage_dtype=dtype_of_difference(
+            W0_OI, W_OI, delta_OI, dtypes=(match.before.storage_dtype, match.after.storage_dtype)
+        ),
+        delta_OI=delta_OI,
+        B_OR=None,
+        A_RI=None,
+        scaling=1.0,
+        W0_OI=W0_OI,
+    )
 
 
 def updates_of_adapter(
@@ -174,7 +192,10 @@ def updates_of_adapter(
     Raises:
         InputError: If the adapter needs a base that isn't given or doesn't fit.
     """
-    pieces = _pieces_by_tensor(base)
+    matrices, unreadable = ({}, {}) if base is None else find_matrices(base)
+    by_tensor: dict[str, list[Matrix]] = {}
+    for matrix in matrices.values():
+        by_tensor.setdefault(matrix.tensor, []).append(matrix)
     for module in adapter.modules():
         W0_OI = None if base is None else adapter.base_matrix(module, base)
         tensor = "" if base is None else adapter.base_tensor(module, base)
@@ -187,11 +208,11 @@ def updates_of_adapter(
             storage_dtype = adapter.storage_dtype(module)
             if adapter.kind != "dora":
                 W0_OI = None
-        for name, rows in _named_rows(module, pieces.get(tensor, [])):
+        for name, rows in _named_rows(module, tensor, by_tensor.get(tensor, [])):
             yield UpdateMatrix(
                 name=name,
                 layer=layer_of(name),
-                role=_role(name, roles),
+                role=role_in(name, roles),
                 storage_dtype=storage_dtype,
                 delta_OI=None if delta_OI is None else delta_OI[rows],
                 B_OR=None if B_OR is None else B_OR[rows],
@@ -199,31 +220,36 @@ def updates_of_adapter(
                 scaling=scaling,
                 W0_OI=None if W0_OI is None else W0_OI[rows],
             )
-    for tensor in adapter.saved_weights():
-        if base is None or tensor not in base:
-            skipped[module_of(tensor)] = "trained in full, with no W0 to compare with"
+    for saved in adapter.saved_weights():
+        module = module_of(saved)
+        if base is None or not adapter.in_base(saved, base):
+            skipped[module] = "trained in full, with no W0 to compare with"
             continue
-        if len(base.shape(tensor)) != 2:
-            skipped[module_of(tensor)] = f"no matrix: shape {list(base.shape(tensor))}"
+        tensor = adapter.base_tensor(saved, base)
+        shape = base.shape(tensor)
+        if not adapter.fits(saved, base):
+            skipped[module] = f"shape {list(shape)} in the base, {list(adapter.shape(saved))} here"
             continue
-        after = adapter.read(tensor)
-        storage_dtype = coarser(
-            adapter.storage_dtype(tensor), base.dtype(tensor), dtype_of_values(after)
+        if tensor not in by_tensor:
+            skipped[module] = unreadable.get(tensor, f"no matrix: shape {list(shape)}")
+            continue
+        W, delta = adapter.read(saved), adapter.saved_delta(saved, base)
+        W0 = base.read(tensor)[: delta.shape[0]]
+        storage_dtype = dtype_of_difference(
+            W0, W, delta, dtypes=(base.dtype(tensor), adapter.storage_dtype(saved))
         )
-        delta_OI, W0_OI = adapter.saved_delta(tensor, base), base.read(tensor)
-        if is_transposed(tensor, base):
-            delta_OI, W0_OI = delta_OI.T, W0_OI.T
-        for name, rows in _named_rows(module_of(tensor), pieces.get(tensor, [])):
+        for matrix in by_tensor[tensor]:
+            name = module + matrix.name.removeprefix(module_of(tensor))
             yield UpdateMatrix(
                 name=name,
                 layer=layer_of(name),
-                role=_role(name, roles),
+                role=role_in(name, roles),
                 storage_dtype=storage_dtype,
-                delta_OI=delta_OI[rows],
+                delta_OI=matrix.cut(delta),
                 B_OR=None,
                 A_RI=None,
                 scaling=1.0,
-                W0_OI=W0_OI[rows],
+                W0_OI=matrix.cut(W0),
             )
 
 
@@ -231,19 +257,11 @@ FACTORED_KINDS = ("lora", "kohya", "pissa", "olora")
 """Kinds of adapters whose update is exactly a product of two factors."""
 
 
-def _pieces_by_tensor(base: Weights | None) -> dict[str, list[Matrix]]:
-    """Matrices of the base that are only some rows of a stored tensor, by that tensor's name."""
-    pieces: dict[str, list[Matrix]] = {}
-    for matrix in find_matrices(base)[0].values() if base is not None else ():
-        if matrix.expert is None and matrix.name != module_of(matrix.tensor):
-            pieces.setdefault(matrix.tensor, []).append(matrix)
-    return pieces
-
-
 def _named_rows(
-    module: str, pieces: list[Matrix]
+    module: str, tensor: str, matrices: list[Matrix]
 ) -> Iterator[tuple[str, slice | npt.NDArray[np.intp]]]:
     """Names of the updates in one module and the rows of each; all rows if it isn't fused."""
+    pieces = [m for m in matrices if m.expert is None and m.name != module_of(tensor)]
     if not pieces:
         yield module, slice(None)
         return
@@ -256,39 +274,8 @@ def _named_rows(
         )
 
 
-def dtype_of_values(matrix: FloatArray) -> str:
-    """Give the coarsest dtype that holds every entry of a matrix.
-
-    A checkpoint that was tuned or kept in 16 bits and then saved as float32 has the rounding of
-    16 bits, whatever its file says. Its entries give that away: all their low bits are zero.
-
-    Args:
-        matrix: Any float dtype, as it was read.
-
-    Returns:
-        "bfloat16", "float16", "float32" or "float64"; that of the array itself for a matrix
-        that tells nothing (all entries of one magnitude).
-    """
-    declared = "float64" if matrix.dtype == np.float64 else "float32"
-    magnitudes = np.abs(matrix)
-    if magnitudes.min() == magnitudes.max():
-        return declared
-    if declared == "float64":
-        with np.errstate(over="ignore"):
-            single = matrix.astype(np.float32)
-        if not np.array_equal(single, matrix):
-            return "float64"
-    else:
-        single = matrix.astype(np.float32)
-    used = int(np.bitwise_or.reduce(single.view(np.uint32), axis=None))
-    if used & 0xFFFF == 0:
-        return "bfloat16"
-    with np.errstate(over="ignore"):
-        fits_half = used & 0x1FFF == 0 and np.array_equal(single.astype(np.float16), single)
-    return "float16" if fits_half else "float32"
-
-
-def _role(name: str, roles: Mapping[str, str]) -> str:
+def role_in(name: str, roles: Mapping[str, str]) -> str:
+    """Give the role of a module: that of the longest key that its path ends with, or `role_of`."""
     fitting = [key for key in roles if f".{name}".endswith(f".{key}")]
     return roles[max(fitting, key=len)] if fitting else role_of(name)
 

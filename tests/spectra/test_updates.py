@@ -12,7 +12,6 @@ from lowrank_study.errors import InputError
 from lowrank_study.spectra.spectrum import measure, row
 from lowrank_study.spectra.updates import (
     UpdateMatrix,
-    dtype_of_values,
     layer_of,
     role_of,
     updates_of_adapter,
@@ -257,26 +256,74 @@ def test_an_adapter_on_fused_attention_gives_three_updates(tmp_path):
         np.testing.assert_array_equal(one.W0_OI, W0.double().numpy().T[rows])
 
 
-@pytest.mark.parametrize(
-    ("dtype", "expected"),
-    [
-        (torch.bfloat16, "bfloat16"),
-        (torch.float16, "float16"),
-        (torch.float32, "float32"),
-        (torch.float64, "float64"),
-    ],
-)
-def test_the_dtype_that_values_have_been_through(dtype, expected):
-    random = torch.Generator().manual_seed(4)
-    values = torch.randn(20, 30, generator=random, dtype=torch.float64).to(dtype)
-    assert dtype_of_values(values.double().numpy()) == expected
-    if dtype != torch.float64:
-        assert dtype_of_values(values.float().numpy()) == expected
-        assert dtype_of_values(values.float().numpy().T) == expected
+def saved(folder, weights, settings=None):
+    """Write an adapter of tensors trained in full only."""
+    save_adapter(
+        folder,
+        factors={},
+        saved_modules=weights,
+        modules_to_save=[],
+        rank=2,
+        alpha=2.0,
+        use_rslora=False,
+        dropout=0.0,
+        target_modules=["query"],
+        base_model_name="base",
+        task_type=None,
+    )
+    return folder
 
 
-def test_values_that_tell_nothing_leave_the_dtype_as_it_is():
-    assert dtype_of_values(np.zeros((3, 3), dtype=np.float32)) == "float32"
-    assert dtype_of_values(np.ones((3, 3))) == "float64"
-    # Beyond the range of float16, though its 11 bits would do.
-    assert dtype_of_values(np.array([[2.0**20 + 2.0**10, 1.0]], dtype=np.float32)) == "float32"
+@pytest.mark.parametrize(("before", "after"), [(7, 9), (9, 7)])
+def test_of_a_resized_vocabulary_the_common_rows_are_compared(tmp_path, before, after):
+    W0, W = torch.randn(before, 4), torch.randn(after, 4)
+    base = model(tmp_path / "base", {"embed_tokens.weight": W0, "a.weight": torch.eye(4)})
+    folder = saved(tmp_path / "adapter", {"embed_tokens.weight": W})
+    skipped = {}
+    with open_adapter(folder) as adapter, open_weights(base) as weights:
+        assert adapter.new_rows("embed_tokens.weight", weights) == max(0, after - before)
+        (one,) = updates_of_adapter(adapter, base=weights, roles={}, skipped=skipped)
+    np.testing.assert_array_equal(one.delta_OI, (W[:7].double() - W0[:7].double()).numpy())
+    np.testing.assert_array_equal(one.W0_OI, W0[:7].numpy())
+    assert skipped == {}
+
+
+def test_a_saved_weight_of_another_shape_is_left_out_with_the_reason(tmp_path):
+    base = {"a.weight": torch.eye(4), "head.weight": torch.ones(2, 4), "head.bias": torch.ones(2)}
+    weights = {
+        "a.weight": 2 * torch.eye(4),
+        "head.weight": torch.ones(3, 4),
+        "head.bias": torch.ones(3),
+    }
+    skipped = {}
+    folder = saved(tmp_path / "adapter", weights)
+    with open_adapter(folder) as adapter, open_weights(model(tmp_path / "base", base)) as opened:
+        updates = list(updates_of_adapter(adapter, base=opened, roles={}, skipped=skipped))
+    assert [one.name for one in updates] == ["a"]
+    assert skipped == {
+        "head": "shape [2, 4] in the base, [3, 4] here",
+        "head.bias": "shape [2] in the base, [3] here",
+    }
+
+
+def test_saved_weights_come_as_the_matrices_of_the_base(tmp_path):
+    """Experts one by one, a convolution by its documented reshape, fused attention in three."""
+    tensors = {
+        "h.0.attn.c_attn.weight": torch.randn(4, 12),
+        "h.0.conv.weight": torch.randn(5, 3, 2, 2),
+        "h.0.mlp.experts.up": torch.randn(2, 5, 4),
+    }
+    tuned = {name: tensor + torch.rand(tensor.shape) for name, tensor in tensors.items()}
+    base = model(tmp_path / "base", tensors, model_type="gpt2")
+    after = model(tmp_path / "after", tuned, model_type="gpt2")
+    with open_weights(base) as before, open_weights(after) as other:
+        expected = {u.name: u for u in updates_of_pair(pair(before, other), roles={})}
+        with open_adapter(saved(tmp_path / "adapter", tuned)) as adapter:
+            found = {
+                u.name: u for u in updates_of_adapter(adapter, base=before, roles={}, skipped={})
+            }
+    assert len(found) == 6
+    assert found.keys() == expected.keys()
+    for name, one in found.items():
+        np.testing.assert_array_equal(one.delta_OI, expected[name].delta_OI)
+        np.testing.assert_array_equal(one.W0_OI, expected[name].W0_OI)
