@@ -72,18 +72,20 @@ def directions_above_floor(spectrum: Spectrum, wanted: int) -> int:
     return min(wanted, int(np.count_nonzero(spectrum.singular_values > spectrum.rounding_edge)))
 
 
-def is_too_large(update: UpdateMatrix) -> bool:
+def is_too_large(shape: tuple[int, int]) -> bool:
     """Tell whether singular vectors of a matrix of this size would take too much memory."""
-    return update.shape[0] * update.shape[1] > LARGEST_COMPARED
+    return shape[0] * shape[1] > LARGEST_COMPARED
 
 
-def directions_of(update: UpdateMatrix, spectrum: Spectrum, wanted: int) -> Directions | None:
+def directions_of(
+    update: UpdateMatrix | None, spectrum: Spectrum, wanted: int
+) -> Directions | None:
     """Give the leading directions above the rounding floor.
 
-    None where there is none, or the update is dense and too large.
+    None where there is none, or the update is dense and too large (or None for that reason).
     """
     count = directions_above_floor(spectrum, wanted)
-    if count == 0 or (update.factors is None and is_too_large(update)):
+    if update is None or count == 0 or (update.factors is None and is_too_large(update.shape)):
         return None
     return leading_directions(update, k=count)
 
@@ -109,8 +111,8 @@ def against_base(
     """
     result = dict.fromkeys(BASE_MEASURES, without_value("undefined"))
     assert update.W0_OI is not None
-    if is_too_large(update):
-        return dict.fromkeys(BASE_MEASURES, without_value("not computed")), ()
+    if is_too_large(update.shape):
+        return not_compared(), ()
     if spectrum.frobenius_norm == 0.0 or frobenius_norm(update.W0_OI) == 0.0:
         return result, ()
     count = directions_above_floor(spectrum, directions)
@@ -142,6 +144,11 @@ def against_base(
     )
     result["intruder_dimensions"] = resolved(len(found_intruders.positions))
     return result, found_intruders.largest_cosines
+
+
+def not_compared() -> dict[str, Reading]:
+    """Give the readings of the group "base" for an update that is too large for them."""
+    return dict.fromkeys(BASE_MEASURES, without_value("not computed"))
 
 
 def against_other(

@@ -2,15 +2,13 @@
 
     with ExitStack() as stack:
         opened = open_subject(CheckpointPair(before=base, after=tuned), stack, ...)
-        for update in prefetched(opened.updates):
-            measure(update, method="gram")
-        opened.skipped, opened.flags, list(opened.vectors()), list(opened.records())
+        opened.pairing, opened.skipped, opened.flags
+        list(opened.vectors()), list(opened.records())
 
-One update is worked on while a thread reads the next; nothing else is kept in memory.
+Nothing but headers is read before it is asked for.
 """
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
@@ -21,12 +19,12 @@ import numpy as np
 from lowrank_study.checkpoints import SourceFile, Weights, open_adapter, open_weights, pair
 from lowrank_study.checkpoints.adapters import Adapter
 from lowrank_study.checkpoints.matrices import module_of
-from lowrank_study.checkpoints.pairing import coarser
+from lowrank_study.checkpoints.pairing import Pairing, coarser
 from lowrank_study.checkpoints.paths import shown
 from lowrank_study.checkpoints.tensors import Array
 from lowrank_study.errors import InputError
 from lowrank_study.spectra.noise import rounding_floor_of_difference
-from lowrank_study.spectra.updates import UpdateMatrix, updates_of_adapter, updates_of_pair
+from lowrank_study.spectra.updates import UpdateMatrix, updates_of_adapter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +95,10 @@ class OpenedSubject:
 
     prefix: str
     """Put before its names where two subjects are told of together; empty, or "other: "."""
-    updates: Iterator[UpdateMatrix]
-    """Its updates, each read when it is asked for."""
+    pairing: Pairing | None
+    """The matrices of two checkpoints; None for an adapter."""
+    adapter_updates: Iterator[UpdateMatrix]
+    """The updates of an adapter, each read when it is asked for; none of two checkpoints."""
     total: int
     """How many there are, as far as names tell."""
     costs: dict[str, float]
@@ -141,14 +141,13 @@ def open_subject(
     if isinstance(subject, CheckpointPair):
         before, after = weights(subject.before), weights(subject.after)
         pairing = pair(before, after)
-        new_rows = [match for match in pairing.matches if match.new_rows]
         return OpenedSubject(
             prefix=prefix,
-            updates=updates_of_pair(pairing, roles={}),
+            pairing=pairing,
+            adapter_updates=iter(()),
             total=len(pairing.matches),
             costs={m.name: float(prod(m.shape)) * min(m.shape) for m in pairing.matches},
-            flags=[prefix + flag for flag in pairing.flags]
-            + [f"{prefix}{m.name}: {m.new_rows} new rows have no W0, left out" for m in new_rows],
+            flags=[prefix + flag for flag in (*pairing.flags, *_resized(pairing))],
             skipped=pairing.skipped,
             vectors=lambda: (
                 _vector_change(
@@ -165,15 +164,40 @@ def open_subject(
     skipped: dict[str, str] = {}
     return OpenedSubject(
         prefix=prefix,
-        updates=updates_of_adapter(adapter, base=base, roles={}, skipped=skipped),
+        pairing=None,
+        adapter_updates=updates_of_adapter(adapter, base=base, roles={}, skipped=skipped),
         total=len(adapter.modules()) + len(adapter.saved_weights()),
         costs={},
-        flags=[prefix + flag for flag in adapter.flags]
+        flags=[prefix + flag for flag in (*adapter.flags, *_resized_by(adapter, base))]
         + [f"{prefix}base: {flag}" for flag in (base.flags if base is not None else ())],
         skipped=skipped,
         vectors=lambda: _vectors_of_adapter(adapter, base),
         files=[("adapter", f) for f in adapter.files]
         + [("base", f) for f in (base.files if base is not None else ())],
+    )
+
+
+def _resized(pairing: Pairing) -> Iterator[str]:
+    """Sentences on vocabularies of which only the rows that both have are compared."""
+    for match in pairing.matches:
+        before, after = match.before.shape[0], match.after.shape[0]
+        if before != after:
+            yield _resized_flag(match.name, before, after)
+
+
+def _resized_by(adapter: Adapter, base: Weights | None) -> Iterator[str]:
+    for saved in adapter.saved_weights() if base is not None else ():
+        if base is not None and adapter.in_base(saved, base) and adapter.new_rows(saved, base):
+            before = base.shape(adapter.base_tensor(saved, base))[0]
+            after = adapter.shape(saved)[0]
+            yield _resized_flag(module_of(saved), before, after)
+
+
+def _resized_flag(module: str, before: int, after: int) -> str:
+    rest = f"{after - before} new rows have no W0" if after > before else "the others are gone"
+    return (
+        f"{shown(module)}: {before} rows before, {after} after; the first "
+        f"{min(before, after)} are compared, {rest}"
     )
 
 
@@ -196,21 +220,15 @@ def second_subject(subject: Subject, other: Path) -> Subject:
     return CheckpointPair(before=base, after=other)
 
 
-def prefetched(updates: Iterator[UpdateMatrix]) -> Iterator[UpdateMatrix]:
-    """Yield the same updates; a thread reads the next one while the last is worked on."""
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read") as reader:
-        ahead = reader.submit(next, updates, None)
-        while (update := ahead.result()) is not None:
-            ahead = reader.submit(next, updates, None)
-            yield update
-            del update
-
-
 def _vectors_of_adapter(adapter: Adapter, base: Weights | None) -> Iterator[VectorChange]:
-    for tensor in adapter.saved_weights():
-        if base is not None and tensor in base and len(base.shape(tensor)) == 1:
-            w0, delta = base.read(tensor), adapter.saved_delta(tensor, base)
-            yield _vector_change(module_of(tensor), w0, w0 + delta, base.dtype(tensor))
+    for saved in adapter.saved_weights():
+        if base is None or not adapter.in_base(saved, base) or not adapter.fits(saved, base):
+            continue
+        tensor = adapter.base_tensor(saved, base)
+        if len(base.shape(tensor)) < 2:
+            w0, delta = base.read(tensor), adapter.saved_delta(saved, base)
+            dtype = coarser(base.dtype(tensor), adapter.storage_dtype(saved))
+            yield _vector_change(module_of(saved), w0, w0 + delta, dtype)
 
 
 def _vector_change(name: str, before: Array, after: Array, dtype: str) -> VectorChange:

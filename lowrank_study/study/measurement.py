@@ -6,8 +6,8 @@
     )
     found.matrices[0].readings["energy_rank_90"]
 
-One update is in memory while the next is read by a thread: a checkpoint of any size needs the
-memory of its two largest neighbours. Nothing is written here.
+Of two checkpoints only blocks are in memory where singular values by Gram matrices are asked
+for, else one update (see `measured_updates`). Nothing is written here.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+from lowrank_study.checkpoints.pairing import coarser
 from lowrank_study.checkpoints.paths import shown
 from lowrank_study.errors import InputError
-from lowrank_study.spectra.spectrum import MeasureMethod, Spectrum, measure
+from lowrank_study.spectra.spectrum import MeasureMethod, Spectrum
 from lowrank_study.spectra.subspaces import Directions
 from lowrank_study.spectra.updates import UpdateMatrix
 from lowrank_study.study.comparison import (
@@ -28,6 +29,7 @@ from lowrank_study.study.comparison import (
     against_other,
     directions_of,
     is_too_large,
+    not_compared,
 )
 from lowrank_study.study.measured_files import (
     FileRecord,
@@ -35,9 +37,9 @@ from lowrank_study.study.measured_files import (
     Subject,
     VectorChange,
     open_subject,
-    prefetched,
     second_subject,
 )
+from lowrank_study.study.measured_updates import measured_updates
 from lowrank_study.study.readings import Reading, readings, without_value
 
 
@@ -149,14 +151,16 @@ def measure_spectra(
         if second is not None:
             opened = [open_subject(second, stack, allow_pickle=pickle, prefix="other: "), main]
         tracker = _Tracker(sum(each.total for each in opened), opened, on_progress)
+        vectors = settings.compare_with_base or second is not None
         partners: dict[str, Directions | None] = {}
         other_matrices, matrices, used = [], [], set()
         if second is not None:
-            for update, found in _each(opened[0], settings, tracker):
-                partners[update.name] = directions_of(update, found.spectrum, settings.directions)
+            for update, found in _each(opened[0], settings, tracker, vectors=vectors):
+                name = found.spectrum.module
+                partners[name] = directions_of(update, found.spectrum, settings.directions)
                 other_matrices.append(found)
-        for update, found in _each(main, settings, tracker):
-            partner = _partner(update.name, partners)
+        for update, found in _each(main, settings, tracker, vectors=vectors):
+            partner = _partner(found.spectrum.module, partners)
             if partner is not None:
                 used.add(partner)
                 found = _compared(found, update, partners[partner], settings)
@@ -166,9 +170,10 @@ def measure_spectra(
         if other is not None and not used:
             _refuse_strangers(other, list(partners), [m.spectrum.module for m in matrices])
         tracker.tell_hashing(sum(len(each.files) for each in opened))
-        vectors = list(main.vectors())
-        named = {vector.name for vector in vectors}
+        changes = list(main.vectors())
+        named = {change.name for change in changes}
         flags = [flag for each in opened for flag in each.flags] + _flags(matrices, settings)
+        flags += _flags_of_start(main, matrices)
         if second is not None:
             flags += _flags_of_two(matrices, other_matrices, used)
         return Measurement(
@@ -177,7 +182,7 @@ def measure_spectra(
             settings=settings,
             matrices=matrices,
             other_matrices=other_matrices,
-            vectors=vectors,
+            vectors=changes,
             skipped={
                 each.prefix + name: reason
                 for each in opened
@@ -190,20 +195,22 @@ def measure_spectra(
 
 
 def _each(
-    opened: OpenedSubject, settings: MeasureSettings, tracker: "_Tracker"
-) -> Iterator[tuple[UpdateMatrix, MeasuredMatrix]]:
-    for update in prefetched(opened.updates):
-        found = _measured(update, measure(update, method=settings.method), settings)
+    opened: OpenedSubject, settings: MeasureSettings, tracker: "_Tracker", *, vectors: bool
+) -> Iterator[tuple[UpdateMatrix | None, MeasuredMatrix]]:
+    for update, spectrum in measured_updates(opened, method=settings.method, vectors=vectors):
+        found = _measured(update, spectrum, settings)
         yield update, found
-        tracker.tell(opened.prefix + update.name, found)
+        tracker.tell(opened.prefix + spectrum.module, found)
 
 
 def _measured(
-    update: UpdateMatrix, spectrum: Spectrum, settings: MeasureSettings
+    update: UpdateMatrix | None, spectrum: Spectrum, settings: MeasureSettings
 ) -> MeasuredMatrix:
     found = readings(spectrum, fit_first=settings.fit_first, fit_last=settings.fit_last)
     cosines: tuple[float, ...] = ()
-    if settings.compare_with_base and update.W0_OI is not None:
+    if settings.compare_with_base and update is None:
+        found |= not_compared()
+    elif settings.compare_with_base and update is not None and update.W0_OI is not None:
         of_base, cosines = against_base(
             update,
             spectrum,
@@ -214,33 +221,33 @@ def _measured(
         found |= of_base
     return MeasuredMatrix(
         spectrum=spectrum,
-        state=_state(update, spectrum),
+        state=_state(spectrum),
         readings=found,
         intruder_cosines=cosines,
         similarity=None,
     )
 
 
-def _state(update: UpdateMatrix, spectrum: Spectrum) -> str:
+def _state(spectrum: Spectrum) -> str:
     if spectrum.frobenius_norm > 0.0:
         return "changed"
-    return "identical" if update.factors is None else "untrained"
+    return "untrained" if spectrum.factored else "identical"
 
 
 def _compared(
     found: MeasuredMatrix,
-    update: UpdateMatrix,
+    update: UpdateMatrix | None,
     partner: Directions | None,
     settings: MeasureSettings,
 ) -> MeasuredMatrix:
     mine = directions_of(update, found.spectrum, settings.directions)
     if mine is not None and partner is not None and mine.V_IK.shape[0] != partner.V_IK.shape[0]:
         raise InputError(
-            f"{shown(update.name)}: has {mine.V_IK.shape[0]} inputs in one update and "
+            f"{shown(found.spectrum.module)}: has {mine.V_IK.shape[0]} inputs in one update and "
             f"{partner.V_IK.shape[0]} in the other; give two updates of the same model"
         )
     of_other, similarity = against_other(mine, partner)
-    if similarity is None and is_too_large(update):
+    if similarity is None and is_too_large(found.spectrum.shape):
         of_other = dict.fromkeys(of_other, without_value("not computed"))
     return MeasuredMatrix(
         spectrum=found.spectrum,
@@ -283,6 +290,24 @@ def _flags(matrices: list[MeasuredMatrix], settings: MeasureSettings) -> list[st
             f"{', '.join(large)}; their singular values are measured all the same"
         )
     return flags
+
+
+def _flags_of_start(main: OpenedSubject, matrices: list[MeasuredMatrix]) -> list[str]:
+    """Say of which matrices a coarsely stored W0 is exactly where training began."""
+    if main.pairing is None:
+        return []
+    stored = {match.name: match.before.storage_dtype for match in main.pairing.matches}
+    exact: dict[tuple[str, str], int] = {}
+    for matrix in matrices:
+        dtype = matrix.spectrum.storage_dtype
+        before = stored[matrix.spectrum.module]
+        if coarser(before, dtype) != dtype:
+            exact[before, dtype] = exact.get((before, dtype), 0) + 1
+    return [
+        f"the {before} rounding of before is not in the differences of {count} matrices: training "
+        f"began from its weights as they are stored, so that the noise floor is that of {dtype}"
+        for (before, dtype), count in exact.items()
+    ]
 
 
 def _flags_of_two(

@@ -3,8 +3,7 @@
 import hashlib
 import json
 import shutil
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from lowrank_study.study.measured_files import (
     AdapterOnBase,
     CheckpointPair,
     Subject,
-    prefetched,
 )
 from lowrank_study.study.measurement import (
     MeasuredMatrix,
@@ -377,43 +375,6 @@ def test_progress_counts_every_matrix_once(base: Path, tuned: Path, noisy_model:
     assert told[-1].outcome == "90 % energy rank 2"
 
 
-def update(number: int) -> UpdateMatrix:
-    delta = np.eye(3) * number
-    return UpdateMatrix(
-        name=str(number), layer=None, role="m", storage_dtype="float64", delta_OI=delta,
-        B_OR=None, A_RI=None, scaling=1.0, W0_OI=None,
-    )  # fmt: skip
-
-
-def test_exactly_one_update_is_read_ahead() -> None:
-    made: list[int] = []
-    second_is_made = threading.Event()
-
-    def source() -> Iterator[UpdateMatrix]:
-        for number in (1, 2, 3):
-            made.append(number)
-            if number == 2:
-                second_is_made.set()
-            yield update(number)
-
-    ahead = prefetched(source())
-    assert next(ahead).name == "1"
-    assert second_is_made.wait(timeout=10)
-    assert made == [1, 2]
-    assert [item.name for item in ahead] == ["2", "3"]
-
-
-def test_an_error_while_reading_ahead_comes_in_its_place() -> None:
-    def source() -> Iterator[UpdateMatrix]:
-        yield update(1)
-        raise InputError("the second is broken")
-
-    ahead = prefetched(source())
-    assert next(ahead).name == "1"
-    with pytest.raises(InputError, match="the second is broken"):
-        next(ahead)
-
-
 def spectrum_of(delta: Array, dtype: str, w0: Array | None, method: Any = "gram") -> Spectrum:
     return measure(
         UpdateMatrix(
@@ -454,6 +415,137 @@ def test_a_true_rank_4_in_bfloat16(relative: float, status: str) -> None:
     else:
         assert reading.as_read > 100
     assert found["gavish_donoho_rank"].as_read == 4
+
+
+def fine_and_coarse(folder: Path, *, relative: float, begun: str) -> CheckpointPair:
+    """A base stored in bfloat16 and a float32 model of it that was changed by rank 4.
+
+    `begun` says what training began from: the base "as stored", or the "finer" weights that were
+    rounded afterwards.
+    """
+    random = torch.Generator().manual_seed(1)
+    w0 = torch.randn(512, 256, generator=random) / 16
+    delta = torch.randn(512, 4, generator=random) @ torch.randn(4, 256, generator=random)
+    delta *= relative * w0.norm() / delta.norm()
+    start = w0.bfloat16().float() if begun == "as stored" else w0
+    save_file({"q.weight": w0.bfloat16(), "b": w0[0].bfloat16()}, folder / "base.safetensors")
+    save_file({"q.weight": start + delta, "b": start[0] + 1}, folder / "tuned.safetensors")
+    return CheckpointPair(before=folder / "base.safetensors", after=folder / "tuned.safetensors")
+
+
+@pytest.mark.parametrize("method", ["gram", "svd"])
+@pytest.mark.parametrize(
+    ("relative", "begun", "dtype", "rank"),
+    [
+        (1e-3, "finer", "bfloat16", None),
+        (0.2, "finer", "bfloat16", 4),
+        (1e-3, "as stored", "float32", 4),
+        (1e-5, "as stored", "float32", 4),
+        (0.2, "as stored", "bfloat16", 4),
+    ],
+)
+def test_a_float32_model_of_a_bfloat16_base(
+    tmp_path: Path, method: str, relative: float, begun: str, dtype: str, rank: int | None
+) -> None:
+    """Only where its rounding really is in the difference is a coarse base's rank left open."""
+    subject = fine_and_coarse(tmp_path, relative=relative, begun=begun)
+    found = measured(subject, method=method)
+    (matrix,) = found.matrices
+    assert matrix.spectrum.storage_dtype == dtype
+    # Of the counts of large singular values, rounding leaves the four largest as they are.
+    names = ["energy_rank_90", "energy_rank_95"]
+    for name in names if rank is None else [*names, "numerical_rank", "gavish_donoho_rank"]:
+        reading = matrix.readings[name]
+        assert reading.value == rank, name
+        assert reading.status == ("not resolvable" if rank is None else "resolved"), name
+    assert any("only before is stored in bfloat16" in flag for flag in found.flags)
+    exact = [flag for flag in found.flags if "is not in the differences of 1 matrices" in flag]
+    assert len(exact) == (dtype == "float32")
+
+
+def test_new_and_lost_rows_of_a_vocabulary_are_told(tmp_path: Path) -> None:
+    random = torch.Generator().manual_seed(1)
+    w0, w = torch.randn(30, 8, generator=random), torch.randn(33, 8, generator=random)
+    save_file({"embed_tokens.weight": w0, "lm_head.bias": w0[:, 0].clone()}, tmp_path / "small")
+    save_file({"embed_tokens.weight": w, "lm_head.bias": w[:, 0].clone()}, tmp_path / "grown")
+    sigma = np.linalg.svd(w[:30].double().numpy() - w0.double().numpy(), compute_uv=False)
+    for before, after, told in (
+        ("small", "grown", "30 rows before, 33 after; the first 30 are compared, 3 new rows have"),
+        ("grown", "small", "33 rows before, 30 after; the first 30 are compared, the others are"),
+    ):
+        found = measured(CheckpointPair(before=tmp_path / before, after=tmp_path / after))
+        (matrix,) = found.matrices
+        assert matrix.spectrum.shape == (30, 8)
+        assert matrix.spectrum.singular_values == pytest.approx(sigma, rel=1e-6)
+        assert any(flag.startswith("embed_tokens: ") and told in flag for flag in found.flags)
+        assert "before" in found.skipped["lm_head.bias"]
+
+
+def test_an_adapter_with_a_grown_vocabulary_and_a_new_head_is_measured(
+    base: Path, adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "grown"
+    shutil.copytree(adapters["adapter"], folder)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    original = load_file(base / "model.safetensors")
+    random = torch.Generator().manual_seed(1)
+    words = original["embeddings.word_embeddings.weight"]
+    more = torch.randn(len(words) + 3, words.shape[1], generator=random)
+    prefix = "base_model.model."
+    tensors |= {
+        f"{prefix}embeddings.word_embeddings.weight": more,
+        f"{prefix}classifier.weight": torch.ones(3, 16),
+        f"{prefix}classifier.bias": torch.ones(3),
+        f"{prefix}embeddings.LayerNorm.bias": torch.ones(16),
+        f"{prefix}embeddings.LayerNorm.weight": torch.ones(15),
+    }
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["modules_to_save"] = ["word_embeddings", "classifier", "LayerNorm"]
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    found = measured(AdapterOnBase(adapter=folder, base=base))
+    grown = by_module(found)["embeddings.word_embeddings"]
+    assert grown.spectrum.shape == tuple(words.shape)
+    expected = np.linalg.norm(more[: len(words)].double().numpy() - words.double().numpy())
+    assert grown.readings["frobenius_norm"].value == pytest.approx(expected)
+    assert any("the first 48 are compared, 3 new rows have no W0" in flag for flag in found.flags)
+    assert [vector.name for vector in found.vectors] == ["embeddings.LayerNorm.bias"]
+    assert found.skipped == {
+        "classifier": "trained in full, with no W0 to compare with",
+        "classifier.bias": "trained in full, with no W0 to compare with",
+        "embeddings.LayerNorm": "shape [16] in the base, [15] here",
+    }
+
+
+def test_scalars_and_vectors_are_listed_and_never_fail(base: Path, tmp_path: Path) -> None:
+    extra = {
+        "scale": torch.tensor(2.0),
+        "gate.bias": torch.zeros(4),
+        "nothing": torch.zeros(0),
+        "step": torch.tensor(7),
+        "odd": torch.ones(3),
+    }
+    tensors = load_file(base / "model.safetensors")
+    for name, add in (("before", 0.0), ("after", 0.5)):
+        shutil.copytree(base, tmp_path / name)
+        changed = {
+            key: (tensor + add).to(tensor.dtype) for key, tensor in (tensors | extra).items()
+        }
+        if name == "after":
+            changed["odd"] = torch.ones(4)
+            changed["gate.bias"][1] = float("nan")
+        save_file(changed, tmp_path / name / "model.safetensors")
+    found = measured(CheckpointPair(before=tmp_path / "before", after=tmp_path / "after"))
+    named = {vector.name: vector for vector in found.vectors}
+    assert named["scale"].length == 1
+    assert named["scale"].norm_of_change == 0.5
+    assert found.skipped == {
+        "gate.bias": "1 NaN and 0 infinite values",
+        "nothing": "empty, shape [0]",
+        "step": "int64, a counter or mask rather than weights",
+        "odd": "shape [3] before, [4] after",
+    }
+    assert len(found.matrices) == 16
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,292 @@
+"""The spectrum of the difference of two stored matrices, of which only blocks are in memory.
+
+A vocabulary of a large model is gigabytes in float64, its Gram matrix is not. So the matrices
+are read twice, a few rows at a time (columns, where those are more):
+
+    found = survey(match.read_blocks(BLOCK_ENTRIES), shape=match.shape, dtypes=("bfloat16",) * 2)
+    if found.not_finite is None:
+        sums = accumulate(match.read_blocks(BLOCK_ENTRIES), found)
+        spectrum = spectrum_of(sums, name="model.embed_tokens", layer=None, role="embed_tokens")
+
+The same numbers as of `spectrum.measure(update, method="gram")`. Both matrices are to come as
+float32: then no sum of squares in float64 overflows, and nothing has to be scaled.
+
+Axis suffixes: L the longer axis of the matrix, S the shorter one.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.linalg.blas import dsyrk
+
+from lowrank_study.checkpoints.pairing import coarser
+from lowrank_study.spectra.noise import (
+    FLOAT_FORMATS,
+    NO_ROUNDING,
+    UNKNOWN_ROUNDING,
+    RoundingFloor,
+)
+from lowrank_study.spectra.precision import UsedBits, coarse_start
+from lowrank_study.spectra.spectrum import Spectrum
+from lowrank_study.spectra.svd import GRAM_ERROR, GRAM_ZERO, LARGE_GRAM, svd_of_matrix
+
+FloatArray = npt.NDArray[np.floating[Any]]
+FloatVector = npt.NDArray[np.float64]
+Block = tuple[slice, FloatArray, FloatArray]
+"""A part of the longer axis, and W0 and W there, both (part, shorter axis)."""
+
+BLOCK_ENTRIES = 2**22
+"""Entries of a block: 16 MiB a matrix as float32, and the difference 32 MiB."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Survey:
+    """What a first reading shows."""
+
+    shape: tuple[int, int]
+    """(out features, in features)."""
+    not_finite: str | None
+    """How many NaN and infinite entries there are, or None if there is none."""
+    changed_L: npt.NDArray[np.bool_]
+    """Where on the longer axis anything changed."""
+    changed_S: npt.NDArray[np.bool_]
+    """Where on the shorter axis anything changed."""
+    base_norm: float
+    """Frobenius norm of W0."""
+    dtypes: tuple[str, str]
+    """Dtype of W0 as its file says, and the coarsest that W has been through."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sums:
+    """What a second reading adds up."""
+
+    survey: Survey
+    """What the first one showed."""
+    changes: "_Gram | _FewRows"
+    """What changed, as far as its singular values go."""
+    norm: float
+    """Frobenius norm of the difference."""
+    storage_dtype: str
+    """Coarsest dtype whose rounding is in the difference."""
+    floor: RoundingFloor
+    """What that rounding is expected to have added."""
+
+
+def survey(blocks: Iterable[Block], *, shape: tuple[int, int], dtypes: tuple[str, str]) -> Survey:
+    """Read two matrices once and tell what they are.
+
+    Args:
+        blocks: All of both, as `Match.read_blocks` gives them.
+        shape: (out features, in features).
+        dtypes: Storage dtypes of W0 and W as their files say.
+    """
+    changed_L = np.zeros(max(shape), dtype=bool)
+    changed_S = np.zeros(min(shape), dtype=bool)
+    bits = UsedBits()
+    nan = infinite = 0
+    energy = 0.0
+    for part, W0_LS, W_LS in blocks:
+        # One pass tells whether there is anything to be counted: NaN and Inf spread to the sum.
+        total = float(np.sum(W0_LS, dtype=np.float64) + np.sum(W_LS, dtype=np.float64))
+        if not math.isfinite(total):
+            for block in (W0_LS, W_LS):
+                nan += int(np.count_nonzero(np.isnan(block)))
+                infinite += int(np.count_nonzero(np.isinf(block)))
+        if nan or infinite:
+            continue
+        changed_LS = W0_LS != W_LS
+        changed_L[part] = changed_LS.any(axis=1)
+        changed_S |= changed_LS.any(axis=0)
+        wide = W0_LS.astype(np.float64).ravel(order="K")
+        energy += float(wide @ wide)
+        bits.add(W_LS)
+    return Survey(
+        shape=shape,
+        not_finite=f"{nan} NaN and {infinite} infinite values" if nan or infinite else None,
+        changed_L=changed_L,
+        changed_S=changed_S,
+        base_norm=math.sqrt(energy),
+        dtypes=(dtypes[0], coarser(dtypes[1], bits.dtype())),
+    )
+
+
+def accumulate(blocks: Iterable[Block], found: Survey) -> Sums:
+    """Read two matrices once more and add up what their difference's spectrum needs.
+
+    Rows and columns in which nothing changed are left out: they change no other singular value
+    and hold no rounding error. Where W0 is stored more coarsely than W, `CoarseStart` tells
+    whether its rounding is in the difference.
+
+    Args:
+        blocks: The same as for `survey`, read again.
+        found: Its result, without NaN or Inf.
+    """
+    changed_L, changed_S = found.changed_L, found.changed_S
+    count_L, count_S = int(np.count_nonzero(changed_L)), int(np.count_nonzero(changed_S))
+    changes: _Gram | _FewRows
+    # Half as many rows are at most half a Gram matrix, and have a quarter of one of their own.
+    changes = _FewRows(count_L, count_S) if 2 * count_L <= count_S else _Gram(count_S)
+    if count_L == 0:
+        # What is smaller than a step is hidden, and may be so everywhere.
+        changed_L, changed_S = np.ones_like(changed_L), np.ones_like(changed_S)
+    before, after = found.dtypes
+    start = coarse_start(before, after)
+    possible = {coarser(before, after)} if start is None else {before, after}
+    floors = {dtype: _FloorSums(dtype, changed_L.size, changed_S.size) for dtype in possible}
+    energy = 0.0
+    for part, W0_LS, W_LS in blocks:
+        kept = changed_L[part]
+        W0_LS, W_LS = _only(W0_LS, kept, changed_S), _only(W_LS, kept, changed_S)
+        for sums in floors.values():
+            sums.add(np.flatnonzero(kept) + part.start, changed_S, W0_LS, W_LS)
+        if count_L == 0 or W0_LS.size == 0:
+            continue
+        delta_LS = np.subtract(W_LS, W0_LS, dtype=np.float64)
+        flat = delta_LS.ravel(order="K")
+        energy += float(flat @ flat)
+        if start is not None:
+            start.add(W0_LS, delta_LS)
+        changes.add(delta_LS)
+    rounded = start is None or start.is_rounded()
+    dtype = coarser(before, after) if rounded else after
+    return Sums(
+        survey=found,
+        changes=changes,
+        norm=math.sqrt(energy),
+        storage_dtype=dtype,
+        # Nothing but zeros on both sides has no step.
+        floor=floors[dtype].floor() if energy or found.base_norm else NO_ROUNDING,
+    )
+
+
+def spectrum_of(sums: Sums, *, name: str, layer: int | None, role: str) -> Spectrum:
+    """Give the spectrum of a difference that was added up.
+
+    Args:
+        sums: As `accumulate` gives them.
+        name: Module path.
+        layer: Number of its layer, or None.
+        role: What the matrix does there.
+    """
+    found = sums.survey
+    active_L, active_S = int(found.changed_L.sum()), int(found.changed_S.sum())
+    # Fewer rows than columns may have changed: then some values are zero by counting.
+    values = sums.changes.singular_values()[: min(active_L, active_S)]
+    tall = found.shape[0] >= found.shape[1]
+    return Spectrum(
+        module=name,
+        layer=layer,
+        role=role,
+        shape=found.shape,
+        active_shape=(active_L, active_S) if tall else (active_S, active_L),
+        storage_dtype=sums.storage_dtype,
+        singular_values=values,
+        frobenius_norm=sums.norm,
+        base_frobenius_norm=found.base_norm,
+        rounding_edge=sums.floor.edge,
+        rounding_frobenius_norm=sums.floor.frobenius_norm,
+        factored=False,
+        rank_eps=float(np.finfo(np.float32).eps),
+        method="gram",
+        absolute_error=GRAM_ERROR * float(values[0]) if values.size else 0.0,
+        complete=True,
+        captured_energy_share=1.0,
+        residual_norm=0.0,
+    )
+
+
+def _only(
+    block_LS: FloatArray, kept_L: npt.NDArray[np.bool_], kept_S: npt.NDArray[np.bool_]
+) -> FloatArray:
+    if not kept_L.all():
+        block_LS = block_LS[kept_L]
+    return block_LS if kept_S.all() else block_LS[:, kept_S]
+
+
+class _Gram:
+    """A tall matrix that comes in blocks of rows, as its Gram matrix."""
+
+    def __init__(self, side: int) -> None:
+        self._lower_SS = np.zeros((side, side), order="F")
+
+    def add(self, delta_LS: FloatVector) -> None:
+        # BLAS takes columns first: of an array that has its rows first, the transpose.
+        by_rows = delta_LS.flags.c_contiguous
+        self._lower_SS = dsyrk(
+            1.0,
+            delta_LS.T if by_rows else delta_LS,
+            beta=1.0,
+            c=self._lower_SS,
+            trans=0 if by_rows else 1,
+            lower=1,
+            overwrite_c=1,
+        )
+
+    def singular_values(self) -> FloatVector:
+        """Descending, those within the rounding of a Gram matrix as zero."""
+        if self._lower_SS.shape[0] >= LARGE_GRAM:
+            lower = torch.from_numpy(self._lower_SS)
+            eigenvalues = torch.linalg.eigvalsh(lower, UPLO="L").numpy()
+        else:
+            eigenvalues = np.linalg.eigvalsh(self._lower_SS, UPLO="L")
+        values: FloatVector = np.sqrt(np.maximum(eigenvalues, 0.0))[::-1].copy()
+        values[values < GRAM_ZERO * values[0]] = 0.0
+        return values
+
+
+class _FewRows:
+    """A wide matrix that comes in blocks of rows, as it is."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        self._delta_LS = np.empty((rows, columns))
+        self._done = 0
+
+    def add(self, delta_LS: FloatVector) -> None:
+        self._delta_LS[self._done : self._done + delta_LS.shape[0]] = delta_LS
+        self._done += delta_LS.shape[0]
+
+    def singular_values(self) -> FloatVector:
+        if self._delta_LS.size == 0:
+            return np.zeros(0)
+        return svd_of_matrix(self._delta_LS, method="gram").singular_values
+
+
+class _FloorSums:
+    """`noise.rounding_floor_of_difference`, a block at a time."""
+
+    def __init__(self, dtype: str, long: int, short: int) -> None:
+        self._format = FLOAT_FORMATS.get(dtype)
+        self._sums_L, self._sums_S = np.zeros(long), np.zeros(short)
+
+    def add(
+        self, rows: npt.NDArray[np.intp], columns: npt.NDArray[np.bool_], *sides_LS: FloatArray
+    ) -> None:
+        if self._format is None:
+            return
+        bits, smallest = self._format
+        for side_LS in sides_LS:
+            # Only the exponent's bits are kept: the power of two at or below each magnitude.
+            fields = side_LS.astype(np.float32, copy=False).view(np.uint32) & _EXPONENT
+            powers_LS = fields.view(np.float32).astype(np.float64)
+            np.maximum(powers_LS, 2.0 ** (smallest + bits - 1), out=powers_LS)
+            self._sums_L[rows] += np.einsum("ij,ij->i", powers_LS, powers_LS)
+            self._sums_S[columns] += np.einsum("ij,ij->j", powers_LS, powers_LS)
+
+    def floor(self) -> RoundingFloor:
+        if self._format is None:
+            return UNKNOWN_ROUNDING
+        # The step above a power of two, squared and over 12, is the error's mean square.
+        root = 2.0 ** (1 - self._format[0]) / math.sqrt(12.0)
+        return RoundingFloor(
+            edge=root * (math.sqrt(self._sums_L.max()) + math.sqrt(self._sums_S.max())),
+            frobenius_norm=root * math.sqrt(self._sums_L.sum()),
+        )
+
+
+_EXPONENT = np.uint32(0x7F800000)
