@@ -13,9 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lowrank_study.assets import fetch
-from lowrank_study.checkpoints import open_weights
-from lowrank_study.config import compose
 from lowrank_study.errors import InputError
 from lowrank_study.spec import HubRepo
 from lowrank_study.spectra.spectrum import Spectrum, measure
@@ -587,29 +584,3 @@ def test_hub_ids_and_revisions_are_fetched(
     assert asked == [HubRepo(repo_id="someone/model", subset=None, revision="v1.0")]
     assert len(found.matrices) == 16
     assert request.out == Path("results/measured") / f"{tuned.parent.name}-{tuned.name}"
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("real_cache")
-def test_a_real_gguf_against_itself_and_against_rounded_copies(tmp_path: Path) -> None:
-    """SmolLM2-135M as Q4_1: what is measured is nothing, and then rounding alone."""
-    gguf = fetch(compose("model=smollm2").model.source)
-    same = measured(CheckpointPair(before=gguf, after=gguf))
-    assert len(same.matrices) > 200
-    assert {matrix.state for matrix in same.matrices} == {"identical"}
-    assert {matrix.readings["energy_rank_99"].value for matrix in same.matrices} == {0.0}
-    with open_weights(gguf) as weights:
-        names = [name for name in weights.names() if name.startswith(("blk.0.", "blk.29."))]
-        exact = {name: torch.from_numpy(np.array(weights.read(name))) for name in names}
-    save_file(exact, tmp_path / "exact.safetensors")
-    rounded = {name: tensor.bfloat16() for name, tensor in exact.items()}
-    save_file(rounded, tmp_path / "rounded.safetensors")
-    for before in (gguf, tmp_path / "exact.safetensors"):
-        found = measured(CheckpointPair(before=before, after=tmp_path / "rounded.safetensors"))
-        matrices = [matrix for matrix in found.matrices if matrix.state == "changed"]
-        assert len(matrices) == 14
-        for matrix in matrices:
-            reading = matrix.readings["energy_rank_90"]
-            assert reading.status == "not resolvable"
-            assert reading.as_read is not None
-            assert reading.as_read > 0.3 * min(matrix.spectrum.shape)
