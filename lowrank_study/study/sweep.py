@@ -3,6 +3,7 @@
 >>> sweep([compose("method.rank=4"), compose("method.rank=8")], name="two", results=Path("results"))
 """
 
+import math
 import os
 import signal
 import subprocess
@@ -19,7 +20,9 @@ from lowrank_study.study.progress import SweepProgress
 from lowrank_study.study.work import measure_run
 
 _POLL_SECONDS = 0.5
-_MOST_PACKED = 4
+_MOST_PACKED = {"cpu": 4, "cuda": 32}
+"""A processor's caches hold no more; a GPU waits less the more there is to do at once."""
+_MEMORY_SHARE = 0.8
 
 
 def sweep(
@@ -44,10 +47,12 @@ def sweep(
     store = RunStore(results / "runs")
     done = {run.spec.run_id for run in store.ended([spec.run_id for spec in unique])}
     check_specs([spec for spec in unique if spec.run_id not in done], results)
-    run_ids = store.plan(name, packs(unique, limit=pack or _MOST_PACKED), question=question)
+    places = _places(workers, device, len(unique))
+    planned = packs(unique, limit=lambda spec: pack or _most_packed(spec, places))
+    run_ids = store.plan(name, planned, question=question)
     if len(store.ended(run_ids)) < len(run_ids):
         costs = {spec.run_id: cost(spec) for spec in unique}
-        _run_workers(store, costs, name, results, device, tracker, workers)
+        _run_workers(store, costs, name, results, tracker, places[: len(planned)])
     runs = store.ended(run_ids)
     for run in runs:
         measure_run(run, results)
@@ -92,12 +97,10 @@ def _run_workers(
     costs: dict[str, float],
     name: str,
     results: Path,
-    device: str,
     tracker: str,
-    workers: int | None,
+    places: Sequence[tuple[str, str]],
 ) -> None:
     run_ids = list(costs)
-    places = _places(workers, device, len(run_ids))
     processes = [_start(name, results, tracker, *place) for place in places]
     try:
         with SweepProgress(name, costs, store.progress(run_ids)) as progress:
@@ -132,6 +135,33 @@ def _places(workers: int | None, device: str, runs: int) -> list[tuple[str, str]
     count = min(workers or len(free), runs)
     shares = [free[number::count] or [free[number % len(free)]] for number in range(count)]
     return [(",".join(map(str, cores)), device) for cores in shares]
+
+
+def _most_packed(spec: RunSpec, places: Sequence[tuple[str, str]]) -> int:
+    """Return how many runs like this fit into one process's share of the free memory."""
+    from lowrank_study.training.data import load_splits
+    from lowrank_study.training.fit import torch_device
+    from lowrank_study.training.memory import free_memory_bytes, predicted_peak_bytes
+    from lowrank_study.training.models import model_folder, model_without_weights
+    from lowrank_study.training.unpadded import can_unpad
+
+    if not isinstance(spec.method, Lora):
+        return 1
+    device = torch_device(places[0][1])
+    folder = model_folder(spec.model)
+    splits = load_splits(spec.task, folder)
+    model = model_without_weights(spec, folder, number_of_labels=len(splits.labels))
+    free = free_memory_bytes(device)
+    most = _MOST_PACKED[device.type] if can_unpad(model) else 1
+    share = math.inf if free is None else _MEMORY_SHARE * free
+    if device.type == "cpu":
+        share /= len(places)
+    fitting = [
+        size
+        for size in range(2, most + 1)
+        if predicted_peak_bytes(spec, folder, splits, pack_size=size) <= share
+    ]
+    return max(fitting, default=1)
 
 
 def _start(

@@ -25,7 +25,7 @@ from lowrank_study.training.evaluate import autocast
 from lowrank_study.training.member import FitResult, Member, Stopwatch, is_evaluated
 from lowrank_study.training.memory import peak_memory_bytes, reset_peak_memory
 from lowrank_study.training.models import halve_frozen, model_folder
-from lowrank_study.training.packing import Pack
+from lowrank_study.training.packing import Pack, share_frozen
 from lowrank_study.training.tracking import Tracker
 
 
@@ -81,7 +81,10 @@ def fit_together(jobs: Sequence[Job], *, device: str) -> list[FitResult | Except
     folder = model_folder(spec.model)
     splits = load_splits(spec.task, folder)
     steps = steps_of(splits.train, batch_size=spec.train.batch_size, epochs=spec.train.epochs)
-    members = [Member(job.spec, job.tracker, splits, folder, steps, place) for job in jobs]
+    members: list[Member] = []
+    for job in jobs:
+        members.append(Member(job.spec, job.tracker, splits, folder, steps, place))
+        share_frozen(members[0].model, members[-1].model)
     pack = Pack(
         [member.model for member in members],
         device=place,

@@ -1,7 +1,11 @@
-"""Peak memory of a run: of the GPU where it trains on one, else of the process.
+"""Peak memory of runs: measured, and predicted before anything is loaded.
 
-A worker process trains many runs. Before each, what the last one left is given back to the
-system and the high-water mark is set back (Linux), so that a run's number is its own.
+Measured is the GPU's where runs train on one, else the process's. A worker process trains many
+runs. Before each, what the last one left is given back to the system and the high-water mark is
+set back (Linux), so that a run's number is its own.
+
+    >>> predicted_peak_bytes(spec, folder, splits, pack_size=4)
+    803000000
 """
 
 import ctypes
@@ -11,10 +15,33 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
+from lowrank_study.spec import RunSpec
+from lowrank_study.training.batches import Batch, training_batches
+from lowrank_study.training.data import Split, Splits
+from lowrank_study.training.models import model_without_weights
+from lowrank_study.training.unpadded import unpad, unpadded_scores
+
+_FLOAT = 4
+_LIBRARIES = 600_000_000
+"""What torch and transformers take where the system doesn't say."""
+_HELD_BACK = 128 * 2**20
+"""Most that the C library's allocator was seen to hold back of freed blocks of many sizes."""
 _C_LIBRARY = ctypes.CDLL(None) if sys.platform == "linux" else None
 _RESET = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
+_MEMINFO = Path("/proc/meminfo")
+
+
+def free_memory_bytes(device: torch.device) -> int | None:
+    """Return how much memory can still be taken; `None` where the system doesn't say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if not _MEMINFO.exists():
+        return None
+    fields = dict(line.split(":") for line in _MEMINFO.read_text().splitlines())
+    return int(fields["MemAvailable"].split()[0]) * 1024
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -36,8 +63,70 @@ def peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     if _STATUS.exists():
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+        return _status_bytes("VmHWM")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def predicted_peak_bytes(spec: RunSpec, folder: Path, splits: Splits, *, pack_size: int) -> int:
+    """Predict the peak memory of a process that trains some runs like this one together.
+
+    The libraries and the weights; a gradient and Adam's two moments of every trained parameter of
+    every run; and what autograd keeps of the longest batch for the backward pass, counted by
+    running the model on the meta device, which has shapes but no numbers; and what the
+    allocator holds back.
+
+    Parameters
+    ----------
+    spec
+        One of the runs: the one with the largest rank.
+    folder
+        Of the pretrained model.
+    splits
+        The task's texts.
+    pack_size
+        How many runs.
+    """
+    model = model_without_weights(spec, folder, number_of_labels=len(splits.labels))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    kept = _kept_for_backward(model, _longest_batch(spec, splits.train))
+    libraries = _status_bytes("VmRSS") if _STATUS.exists() else _LIBRARIES
+    weights = _FLOAT * (frozen + pack_size * 4 * trained)
+    held_back = min(pack_size * kept // 2, _HELD_BACK)
+    return libraries + weights + pack_size * kept + held_back
+
+
+def _longest_batch(spec: RunSpec, split: Split) -> Batch:
+    batches = training_batches(
+        split, batch_size=spec.train.batch_size, epochs=spec.train.epochs, seed=spec.data_seed
+    )
+    return max(batches, key=lambda batch: len(batch.ids_T))
+
+
+def _kept_for_backward(model: nn.Module, batch: Batch) -> int:
+    """Count the bytes of distinct tensors, parameters aside, that autograd keeps of a batch."""
+    own = {id(parameter) for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+    alive = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        origin = tensor if tensor._base is None else tensor._base
+        if id(origin) not in own:
+            storage = origin.untyped_storage()
+            kept[storage._cdata] = storage.nbytes()
+            alive.append(storage)  # or its number would be given to another
+        return tensor
+
+    unpad(model)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        scores = unpadded_scores(model.train(), batch, torch.device("meta"))
+    assert scores.requires_grad
+    return sum(kept.values())
+
+
+def _status_bytes(field: str) -> int:
+    """Read a number of the process's status (Linux)."""
+    lines = _STATUS.read_text().splitlines()
+    [line] = [line for line in lines if line.startswith(f"{field}:")]
+    return int(line.split()[1]) * 1024

@@ -6,6 +6,7 @@
 'bert.encoder.layer.0.attention.self.query'
 """
 
+import copy
 import functools
 import math
 import os
@@ -79,6 +80,16 @@ def build_model(spec: RunSpec, folder: Path, *, number_of_labels: int) -> nn.Mod
     """
     torch.manual_seed(spec.seed)
     model = load_classifier(folder, number_of_labels=number_of_labels, dropout=spec.model.dropout)
+    return _with_method(model, spec)
+
+
+def model_without_weights(spec: RunSpec, folder: Path, *, number_of_labels: int) -> nn.Module:
+    """Return what `build_model` would, on the meta device: shapes without numbers."""
+    with torch.device("meta"):
+        return _with_method(copy.deepcopy(_without_weights(folder, number_of_labels)), spec)
+
+
+def _with_method(model: nn.Module, spec: RunSpec) -> nn.Module:
     match spec.method:
         case FullFineTuning():
             model.requires_grad_(True)

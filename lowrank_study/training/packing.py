@@ -43,8 +43,8 @@ class Pack:
     ----------
     models
         LoRA models of one base and one set of adapted maps; or a single model of any kind.
-        Ranks, scalings and heads may differ. Changed in place: they share the first one's frozen
-        weights, and are set up for `unpadded_scores`.
+        Ranks, scalings and heads may differ; they share the first one's frozen weights
+        (`share_frozen`). Set up in place for `unpadded_scores`.
     device
         Where they are.
     pad_id
@@ -72,8 +72,6 @@ class Pack:
         self._models, self._device, self._pad_id = models, device, pad_id
         self._plain = sample is None or not can_unpad(models[0])
         assert len(models) == 1 or not self._plain
-        for other in models[1:]:
-            _share_frozen(models[0], other)
         self._joint = models[0] if len(models) == 1 else _joint(models, self.active)
         if sample is not None and not self._plain:
             with torch.inference_mode():
@@ -110,8 +108,8 @@ def _check_equal(found_NC: Tensor, expected_NC: Tensor) -> None:
         )
 
 
-def _share_frozen(first: nn.Module, other: nn.Module) -> None:
-    """Let `other` use the frozen parameters of `first`, which hold the same numbers."""
+def share_frozen(first: nn.Module, other: nn.Module) -> None:
+    """Let `other` use the frozen parameters of `first`, which hold the same numbers, in place."""
     frozen = {name: p for name, p in first.named_parameters() if not p.requires_grad}
     for name, parameter in list(other.named_parameters()):
         if not parameter.requires_grad:

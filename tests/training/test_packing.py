@@ -16,7 +16,7 @@ from lowrank_study.training.data import load_splits
 from lowrank_study.training.fit import Job, fit_together
 from lowrank_study.training.member import Diverged, FitResult
 from lowrank_study.training.models import build_model, load_tokenizer, model_folder
-from lowrank_study.training.packing import Pack
+from lowrank_study.training.packing import Pack, share_frozen
 from lowrank_study.training.tracking import JsonLinesTracker
 
 CPU = torch.device("cpu")
@@ -139,6 +139,8 @@ def test_a_pack_holds_the_frozen_weights_once(
     folder = model_folder(specs[0].model)
     splits = load_splits(specs[0].task, folder)
     models = [build_model(spec, folder, number_of_labels=2) for spec in specs]
+    for model in models:
+        share_frozen(models[0], model)
     before = {n: p.detach().clone() for n, p in models[0].named_parameters()}
     pack = Pack(models, device=CPU, pad_id=0, sample=first_texts(splits.train))
     distinct = {p.data_ptr() for model in models for p in model.parameters() if not p.requires_grad}
