@@ -129,7 +129,7 @@ def gavish_donoho_coefficient(beta: float) -> float:
 
     Source:
         Gavish & Donoho, "The optimal hard threshold for singular values is 4/sqrt(3)", 2014,
-        eqs. 5, 11. Their cubic .56 b^3 - .95 b^2 + 1.82 b + 1.43 approximates this within .02.
+        eq. 11 for lambda. Their eq. 5, .56 b^3 - .95 b^2 + 1.82 b + 1.43, is within .02 of this.
     """
     median = marchenko_pastur_median(beta)
     squared = 2 * (beta + 1) + 8 * beta / (beta + 1 + math.sqrt(beta**2 + 14 * beta + 1))
@@ -155,7 +155,7 @@ def gavish_donoho_rank(
         A count in 0..min(m, n); 0 for pure noise.
 
     Source:
-        Gavish & Donoho, 2014, section III E (noise level unknown).
+        Gavish & Donoho, 2014, for a noise level that isn't known.
     """
     values = checked(singular_values)
     beta = min(shape) / max(shape)
@@ -211,7 +211,8 @@ def rounding_floor_of_difference(W0_OI: Matrix, delta_OI: Matrix, dtype: str) ->
 
     Source:
         Step noise: Widrow & Kollar, "Quantization noise", 2008. Norm of a matrix with a
-        variance profile: Bandeira & van Handel, 2016.
+        variance profile: Bandeira & van Handel, "Sharp nonasymptotic bounds on the norm of
+        random matrices with independent entries", 2016.
     """
     if W0_OI.shape != delta_OI.shape:
         raise InputError(f"shapes {W0_OI.shape} and {delta_OI.shape} differ; give the same matrix")

@@ -125,7 +125,8 @@ def stable_rank(singular_values: npt.ArrayLike) -> float:
         A real number in [1, n]; NaN for a zero matrix.
 
     Source:
-        Rudelson & Vershynin, "Sampling from large matrices", 2007.
+        Rudelson & Vershynin, "Sampling from large matrices: an approach through geometric
+        functional analysis", 2007.
     """
     scaled = unit_scaled(singular_values)
     return float(np.sum(scaled**2)) if scaled.size else math.nan
@@ -178,7 +179,8 @@ def participation_ratio(singular_values: npt.ArrayLike) -> float:
         A real number in [1, n]; NaN for a zero matrix.
 
     Source:
-        Bell & Dean, "Atomic vibrations in vitreous silica", 1970 (the inverse of theirs).
+        Bell & Dean, "Atomic vibrations in vitreous silica", 1970, for the atoms that take part in
+        a vibration.
     """
     energies = unit_scaled(singular_values) ** 2
     return float(energies.sum() ** 2 / np.sum(energies**2)) if energies.size else math.nan

@@ -115,7 +115,8 @@ def subspace_similarity(first_DK: Matrix, second_DK: Matrix, i: int, j: int) -> 
         InputError: If the bases aren't of one space, or lack that many columns.
 
     Source:
-        Hu et al., "LoRA", 2021, eq. 4 (with the right singular vectors of both matrices).
+        Hu et al., "LoRA", 2021, eq. 4 in section 7.2; there with the right singular vectors of
+        the factors A, which span what those of B A do, in another order.
     """
     _check_bases(first_DK, second_DK)
     if not (1 <= i <= first_DK.shape[1] and 1 <= j <= second_DK.shape[1]):
@@ -416,7 +417,8 @@ def intruder_dimensions(
 
     Source:
         Shuttleworth et al., "LoRA vs Full Fine-tuning: An Illusion of Equivalence", 2024,
-        algorithm 1.
+        definition 3.1 and algorithm 1. They write cos without the bars; the sign of a singular
+        vector is arbitrary. k = 10 is theirs in Fig. 4, epsilon = .5 in Fig. 15 a.
     """
     W0_OI = _base_of(update)
     side = min(update.shape)

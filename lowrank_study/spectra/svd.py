@@ -178,7 +178,8 @@ def certified_svd(matrix: Matrix, *, shares: tuple[float, ...]) -> Decomposition
 
     Source:
         Halko, Martinsson & Tropp, "Finding structure with randomness", 2011, algorithm 4.4;
-        Yu, Gu & Li, "Efficient randomized algorithms ...", 2018 (exact energy by differences).
+        Yu, Gu & Li, "Efficient randomized algorithms for the fixed-precision low-rank matrix
+        approximation", 2018 (exact energy by differences).
     """
     if not shares or not all(0.0 < share < 1.0 for share in shares):
         raise InputError(f"energy shares {shares}; give one or more, each inside (0, 1)")
