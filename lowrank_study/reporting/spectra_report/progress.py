@@ -14,7 +14,9 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
+from rich.text import Text
 
 from lowrank_study.reporting.display import printable
 from lowrank_study.study.measurement import OnProgress, Step
@@ -28,34 +30,90 @@ def progress_shown() -> Iterator[OnProgress]:
     if not console.is_terminal:
         yield lambda step: print(line_of(step, time.monotonic() - started), flush=True)
         return
-    columns = (
-        TextColumn("measuring"),
-        BarColumn(),
-        TextColumn("{task.fields[state]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as display:
-        bar = display.add_task("", total=1.0, state="reading headers")
+    with bar_on(console, started) as bar:
 
         def show(step: Step) -> None:
-            state = escape(f"{line_of(step, time.monotonic() - started)}")
-            display.update(bar, completed=step.share, state=state)
+            update(bar, step, time.monotonic())
 
         yield show
 
 
+def bar_on(console: Console, started: float) -> Progress:
+    """Give a bar for a terminal, before the first step.
+
+    What keeps its width comes first and names last, cut to what is left of the line: else the
+    bar would jump from matrix to matrix.
+
+    Args:
+        console: The terminal.
+        started: When the measurement began, in seconds of `time.monotonic`.
+    """
+    rest = Column(no_wrap=True, overflow="ellipsis", ratio=1)
+    columns = (
+        BarColumn(bar_width=16),
+        TextColumn("{task.fields[count]}"),
+        _Times(started),
+        TextColumn("{task.fields[state]}", table_column=rest),
+    )
+    bar = Progress(*columns, console=console, transient=True, expand=True)
+    bar.add_task("", total=1.0, count="", state="reading headers", step=None)
+    return bar
+
+
+def update(bar: Progress, step: Step, now: float) -> None:
+    """Show a step on a bar of `bar_on`."""
+    bar.update(
+        bar.task_ids[0],
+        completed=step.share,
+        count=_count(step),
+        state=escape(f"{printable(step.name)}: {step.outcome}"),
+        step=(now, step),
+    )
+
+
+class _Times(ProgressColumn):
+    """Time since the beginning, and what is left of it: counted down until the next step."""
+
+    def __init__(self, started: float) -> None:
+        super().__init__(table_column=Column(no_wrap=True))
+        self._started = started
+
+    def render(self, task: Task) -> Text:
+        """Write both."""
+        now = time.monotonic()
+        text = _clock(now - self._started)
+        if task.fields["step"] is not None:
+            at, step = task.fields["step"]
+            left = seconds_left(step, at - self._started)
+            if left is not None:
+                text += f", {_clock(max(left - (now - at), 0.0))} left"
+        return Text(text)
+
+
+def seconds_left(step: Step, seconds: float) -> float | None:
+    """Give the time that is left if the rest goes on as fast per work; None at either end.
+
+    Args:
+        step: What was done.
+        seconds: Time it took from the beginning.
+    """
+    return seconds * (1.0 - step.share) / step.share if 0.0 < step.share < 1.0 else None
+
+
+def _count(step: Step) -> str:
+    return f"{step.done:{len(str(step.total))}}/{step.total}"
+
+
 def line_of(step: Step, seconds: float) -> str:
-    """Write one step, with the time that is left if the rest goes on as fast per work.
+    """Write one step, with the time that is left.
 
     Args:
         step: What was done.
         seconds: Time since the beginning.
     """
-    width = len(str(step.total))
-    text = f"[{step.done:{width}}/{step.total}] {printable(step.name)}: {step.outcome}"
-    if 0.0 < step.share < 1.0:
-        text += f" ({_clock(seconds * (1.0 - step.share) / step.share)} left)"
-    return text
+    text = f"[{_count(step)}] {printable(step.name)}: {step.outcome}"
+    left = seconds_left(step, seconds)
+    return text if left is None else f"{text} ({_clock(left)} left)"
 
 
 def _clock(seconds: float) -> str:
