@@ -1,0 +1,46 @@
+"""Measures two checkpoints and tells the most memory that took, beyond the interpreter's own.
+
+Run by spectra.py in a process of its own:  python peak_memory.py BEFORE AFTER REPORT_FOLDER
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from lowrank_study.reporting.spectra_report import report_spectra
+
+
+def memory(field: str) -> int:
+    """Bytes of VmRSS (now) or VmHWM (the most so far) of this process; Linux only."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"no {field} in /proc/self/status")
+
+
+def main() -> None:
+    """Print what was found, and the bytes before and at most, as JSON."""
+    imported = memory("VmRSS")
+    start = time.perf_counter()
+    _, found = report_spectra(before=sys.argv[1], after=sys.argv[2], out=sys.argv[3])
+    ranks = {
+        matrix.spectrum.module: matrix.readings["energy_rank_99"].value
+        for matrix in found.matrices
+        if matrix.state == "changed"
+    }
+    print(
+        json.dumps(
+            {
+                "interpreter": imported,
+                "peak": memory("VmHWM"),
+                "seconds": time.perf_counter() - start,
+                "matrices": len(found.matrices),
+                "ranks": ranks,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

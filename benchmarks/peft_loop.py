@@ -1,0 +1,164 @@
+"""The sweep as a user would write it: transformers' Trainer and PEFT, run after run.
+
+    python benchmarks/peft_loop.py runs.json out.json [--tuned]
+
+`runs.json` is a list of run specifications (`spec.to_mapping`). Data, splits, steps, batch size,
+rates, schedule and epochs are those of the specifications; everything else is the Trainer's
+default, or with `--tuned` what its documentation advises for speed: bf16 where the processor
+has it, batches of texts of like length, and a larger batch for evaluation. Each run is
+evaluated on validation and test, saved, and its updates' singular values are computed, as the
+suite does. `out.json` gets each run's test accuracy and seconds.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from lowrank_study.config import _fast_precision
+from lowrank_study.spec import Lora, RunSpec, from_mapping
+from lowrank_study.training.data import Split, load_splits
+from lowrank_study.training.models import model_folder, target_modules
+
+
+class Texts(torch.utils.data.Dataset[dict[str, Any]]):
+    """The rows of a split as the Trainer wants them."""
+
+    def __init__(self, split: Split) -> None:
+        self.rows = [
+            {"input_ids": split.tokens(row).tolist(), "labels": int(split.labels[row])}
+            for row in range(len(split))
+        ]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return self.rows[row]
+
+
+def accuracy(prediction: Any) -> dict[str, float]:
+    """Return the share of right answers."""
+    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+
+
+def train(spec: RunSpec, folder: Path, *, tuned: bool) -> dict[str, Any]:
+    """Train, evaluate, save and measure one run."""
+    started = time.perf_counter()
+    base_folder = model_folder(spec.model)
+    splits = load_splits(spec.task, base_folder)
+    set_seed(spec.seed)
+    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model: Any = AutoModelForSequenceClassification.from_pretrained(
+        base_folder,
+        num_labels=len(splits.labels),
+        dtype=torch.float32,
+        **(off if spec.model.dropout == 0.0 else {}),
+    )
+    if isinstance(spec.method, Lora):
+        config = peft.LoraConfig(
+            task_type="SEQ_CLS",
+            r=spec.method.rank,
+            lora_alpha=int(spec.method.alpha),
+            lora_dropout=spec.method.dropout,
+            target_modules=target_modules(model, spec.model, spec.method.target),
+        )
+        model = peft.get_peft_model(model, config)
+    options: dict[str, Any] = {}
+    if tuned:
+        options = {
+            "train_sampling_strategy": "group_by_length",
+            "per_device_eval_batch_size": 64,
+            "bf16": _fast_precision() == "bf16",
+        }
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(folder),
+            per_device_train_batch_size=spec.train.batch_size,
+            num_train_epochs=spec.train.epochs,
+            learning_rate=spec.method.learning_rate,
+            weight_decay=spec.train.weight_decay,
+            warmup_steps=spec.train.warmup_fraction,
+            max_grad_norm=spec.train.max_grad_norm,
+            seed=spec.seed,
+            use_cpu=True,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            logging_strategy="no",
+            **options,
+        ),
+        train_dataset=Texts(splits.train),
+        data_collator=DataCollatorWithPadding(tokenizer),
+        compute_metrics=accuracy,
+    )
+    trainer.train()
+    trained = time.perf_counter()
+    trainer.evaluate(Texts(splits.validation))  # type: ignore[arg-type]
+    test = trainer.evaluate(Texts(splits.test))  # type: ignore[arg-type]
+    evaluated = time.perf_counter()
+    model.save_pretrained(folder / "saved")
+    values = singular_values(folder / "saved", base_folder, spec)
+    return {
+        "run_id": spec.run_id,
+        "test_accuracy": test["eval_accuracy"],
+        "matrices": len(values),
+        "train_seconds": trained - started,
+        "evaluate_seconds": evaluated - trained,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def singular_values(saved: Path, base_folder: Path, spec: RunSpec) -> dict[str, np.ndarray]:
+    """Decompose every update, as a notebook does: the dense difference or product, then SVD."""
+    deltas: dict[str, np.ndarray] = {}
+    if isinstance(spec.method, Lora):
+        weights = load_file(saved / "adapter_model.safetensors")
+        for name, A in weights.items():
+            if name.endswith("lora_A.weight"):
+                B = weights[name.replace("lora_A", "lora_B")]
+                deltas[name] = (spec.method.scaling * (B @ A)).numpy()
+    else:
+        before = load_file(base_folder / "model.safetensors")
+        for name, after in load_file(saved / "model.safetensors").items():
+            stem = name.removeprefix("bert.")
+            if stem in before and after.ndim == 2:
+                deltas[name] = (after - before[stem].float()).numpy()
+    return {name: np.linalg.svd(delta, compute_uv=False) for name, delta in deltas.items()}
+
+
+def main() -> None:
+    """Train all runs of a file, one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--tuned", action="store_true")
+    arguments = parser.parse_args()
+    specs = [from_mapping(mapping) for mapping in json.loads(arguments.runs.read_text())]
+    results = []
+    for spec in specs:
+        with tempfile.TemporaryDirectory() as folder:
+            results.append(train(spec, Path(folder), tuned=arguments.tuned))
+        print(json.dumps(results[-1]), flush=True)
+    arguments.out.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""Timings as ratios of one interleaved run, and the table and JSON file they end in.
+
+    times = interleaved({"ours": ours, "numpy": theirs}, rounds=3, warm_up=small_ones)
+    figure = ratio("exact spectrum, against numpy", times["numpy"], times["ours"], at_least=5.0)
+    write_results(Path("benchmarks/results"), "spectra", {"exact": [figure]}, provenance=facts())
+
+A machine is rarely alone and never at the same clock: seconds taken minutes apart say little of
+each other. So every round runs all contestants one after the other, each ratio is one of two
+times of one round, and what is reported is the median of the rounds' ratios with the smallest
+and the largest of them.
+"""
+
+import gc
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from threadpoolctl import threadpool_info  # type: ignore[import-untyped, unused-ignore]
+
+from lowrank_study.provenance import provenance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One measured number beside what it is held against."""
+
+    what: str
+    """What was measured, in a few words."""
+    value: float
+    """The number; of several rounds their median."""
+    lowest: float
+    """Smallest of the rounds."""
+    highest: float
+    """Largest of the rounds."""
+    unit: str
+    """"×" for a ratio, "s", "σ₁", ..."""
+    at_least: float | None
+    """The bar it must reach, or None."""
+    at_most: float | None
+    """The bar it must not exceed, or None; without either it is only told."""
+
+    @property
+    def verdict(self) -> str:
+        """Whether the bar is "met" or "missed"; empty where there is none."""
+        if self.at_least is not None:
+            return "met" if self.value >= self.at_least else "missed"
+        if self.at_most is not None:
+            return "met" if self.value <= self.at_most else "missed"
+        return ""
+
+
+def interleaved(
+    contestants: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    warm_up: Callable[[], object],
+) -> dict[str, list[float]]:
+    """Time functions in turn, round after round.
+
+    Args:
+        contestants: Name to what is timed; what they return is dropped.
+        rounds: How often each is run.
+        warm_up: Run once before, untimed: the same calls on something small, so that libraries
+            are loaded, threads started and code compiled.
+
+    Returns:
+        Name to the seconds of each round.
+    """
+    warm_up()
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(rounds):
+        for name, run in contestants.items():
+            gc.collect()
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+            print(
+                f"round {number + 1} of {rounds}, {name}: {seconds[name][-1]:.3g} s",
+                file=sys.stderr,
+            )
+    return seconds
+
+
+def figure(
+    what: str,
+    values: Sequence[float],
+    *,
+    unit: str,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> Figure:
+    """Give the median of some rounds' numbers, with their spread and the bar."""
+    return Figure(
+        what=what,
+        value=statistics.median(values),
+        lowest=min(values),
+        highest=max(values),
+        unit=unit,
+        at_least=at_least,
+        at_most=at_most,
+    )
+
+
+def ratio(
+    what: str,
+    slower: Sequence[float],
+    faster: Sequence[float],
+    *,
+    at_least: float | None = None,
+) -> Figure:
+    """Give how many times faster the second is, round by round; see `figure`."""
+    each = [slow / fast for slow, fast in zip(slower, faster, strict=True)]
+    return figure(what, each, unit="×", at_least=at_least)
+
+
+def facts(**more: str) -> dict[str, str]:
+    """Tell where figures come from: versions, commit, processor, threads, load of the machine.
+
+    Args:
+        more: What only the benchmark knows, such as the dtype it computes in.
+    """
+    libraries = {
+        f"{pool.get('internal_api')} {pool.get('version') or ''}".strip(): pool["num_threads"]
+        for pool in threadpool_info()
+    }
+    return provenance() | {
+        "threads": ", ".join(f"{name}: {threads}" for name, threads in sorted(libraries.items())),
+        # Anything well above 0 before the first round is somebody else's work.
+        "load_before": f"{os.getloadavg()[0]:.1f}",
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        **more,
+    }
+
+
+def table(cases: Mapping[str, Sequence[Figure]]) -> list[tuple[str, str, str, str, str]]:
+    """Give a row a figure: what, median, spread, bar, verdict; for people."""
+    rows = []
+    for figures in cases.values():
+        for each in figures:
+            spread = f"{_number(each.lowest)} – {_number(each.highest)}"
+            bar = ""
+            if each.at_least is not None:
+                bar = f"≥ {_number(each.at_least)} {each.unit}"
+            elif each.at_most is not None:
+                bar = f"≤ {_number(each.at_most)} {each.unit}"
+            median = f"{_number(each.value)} {each.unit}"
+            alone = each.lowest == each.highest
+            rows.append((each.what, median, "" if alone else spread, bar, each.verdict))
+    return rows
+
+
+HEADINGS = ("what", "median", "of all rounds", "bar", "")
+
+
+def write_results(
+    folder: Path,
+    name: str,
+    cases: Mapping[str, Sequence[Figure]],
+    *,
+    provenance: Mapping[str, str],
+) -> None:
+    """Write `<name>.json` and `<name>.md`; cases not run now are kept, each with its provenance.
+
+    Args:
+        folder: Made if it isn't there.
+        name: Of the benchmark.
+        cases: Case to figures.
+        provenance: Of these figures, as `facts` gives it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    for case, figures in cases.items():
+        content[case] = {
+            "figures": [asdict(each) | {"verdict": each.verdict} for each in figures],
+            "provenance": dict(provenance),
+        }
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    (folder / f"{name}.md").write_text(_markdown(content))
+
+
+def _markdown(content: Mapping[str, Any]) -> str:
+    """All cases, those of one run together, with where they come from below each."""
+    runs: dict[str, list[str]] = {}
+    for case, found in content.items():
+        runs.setdefault(json.dumps(found["provenance"]), []).append(case)
+    lines: list[str] = []
+    for run, names in runs.items():
+        cases = {
+            case: [
+                Figure(**{key: value for key, value in each.items() if key != "verdict"})
+                for each in content[case]["figures"]
+            ]
+            for case in names
+        }
+        lines += ["| " + " | ".join(HEADINGS) + " |", "| --- | ---: | ---: | ---: | --- |"]
+        lines += ["| " + " | ".join(row) + " |" for row in table(cases)]
+        lines += ["", "; ".join(f"{key} {value}" for key, value in json.loads(run).items()), ""]
+    return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    """Three significant digits, without an exponent where a person can do without."""
+    if value != 0 and not 1e-3 <= abs(value) < 1e6:
+        return f"{value:.1e}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
