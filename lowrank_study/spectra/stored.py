@@ -93,7 +93,8 @@ def survey(blocks: Iterable[Block], *, shape: tuple[int, int], dtypes: tuple[str
     energy = 0.0
     for part, W0_LS, W_LS in blocks:
         # One pass tells whether there is anything to be counted: NaN and Inf spread to the sum.
-        total = float(np.sum(W0_LS, dtype=np.float64) + np.sum(W_LS, dtype=np.float64))
+        with np.errstate(invalid="ignore"):
+            total = float(np.sum(W0_LS, dtype=np.float64) + np.sum(W_LS, dtype=np.float64))
         if not math.isfinite(total):
             for block in (W0_LS, W_LS):
                 nan += int(np.count_nonzero(np.isnan(block)))
@@ -141,6 +142,9 @@ def accumulate(blocks: Iterable[Block], found: Survey) -> Sums:
     floors = {dtype: _FloorSums(dtype, changed_L.size, changed_S.size) for dtype in possible}
     energy = 0.0
     for part, W0_LS, W_LS in blocks:
+        if start is not None:
+            # Of all rows: those that kept their stored numbers tell that nothing was rounded.
+            start.add(W0_LS, np.subtract(W_LS, W0_LS, dtype=np.float64))
         kept = changed_L[part]
         W0_LS, W_LS = _only(W0_LS, kept, changed_S), _only(W_LS, kept, changed_S)
         for sums in floors.values():
@@ -150,8 +154,6 @@ def accumulate(blocks: Iterable[Block], found: Survey) -> Sums:
         delta_LS = np.subtract(W_LS, W0_LS, dtype=np.float64)
         flat = delta_LS.ravel(order="K")
         energy += float(flat @ flat)
-        if start is not None:
-            start.add(W0_LS, delta_LS)
         changes.add(delta_LS)
     rounded = start is None or start.is_rounded()
     dtype = coarser(before, after) if rounded else after

@@ -126,6 +126,25 @@ def test_blocks_of_any_size_give_the_same_spectra(
         equal(spectrum, other)
 
 
+@pytest.mark.parametrize("begun", ["as stored", "finer"])
+@pytest.mark.parametrize("rows", [2, 40])
+def test_rows_that_kept_their_numbers_tell_that_the_base_was_not_rounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, begun: str
+) -> None:
+    monkeypatch.setattr(module, "BLOCK_ENTRIES", 1000)
+    random = torch.Generator().manual_seed(0)
+    w0 = torch.randn(400, 30, generator=random)
+    w = w0.bfloat16().float() if begun == "as stored" else w0.clone()
+    w[:rows] += torch.randn(rows, 30, generator=random)
+    with ExitStack() as stack:
+        subject = opened(tmp_path, {"a.weight": w0.bfloat16()}, {"a.weight": w}, stack)
+        assert subject.pairing is not None
+        (update,) = updates_of_pair(subject.pairing, roles={})
+        ((_, spectrum),) = measured_updates(subject, method="gram", vectors=False)
+    assert spectrum.storage_dtype == ("float32" if begun == "as stored" else "bfloat16")
+    equal(spectrum, measure(update, method="gram"))
+
+
 @pytest.mark.parametrize("place", [0, 39])
 def test_what_is_not_finite_anywhere_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int
@@ -133,7 +152,7 @@ def test_what_is_not_finite_anywhere_is_left_out(
     monkeypatch.setattr(module, "BLOCK_ENTRIES", 24)
     before, after = tensors(torch.float32, seed=0), tensors(torch.float32, seed=1)
     after["h.tall.weight"][place, 1] = float("nan")
-    before["h.tall.weight"][20, :2] = float("inf")
+    before["h.tall.weight"][20, :2] = torch.tensor([float("inf"), float("-inf")])
     with ExitStack() as stack:
         subject = opened(tmp_path, before, after, stack)
         found = list(measured_updates(subject, method="gram", vectors=False))
