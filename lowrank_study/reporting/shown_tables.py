@@ -133,7 +133,16 @@ def _cost_table(data: SettingData) -> Table:
             Column(name="min_train_seconds", label="shortest", kind="seconds", meaning="run"),
             Column(name="max_train_seconds", label="longest", kind="seconds", meaning="run"),
             Column(
-                name="peak_memory_bytes", label="peak memory", kind="bytes", meaning="of the run"
+                name="peak_memory_bytes",
+                label="peak memory",
+                kind="bytes",
+                meaning="of the process",
+            ),
+            Column(
+                name="pack_size",
+                label="runs at once",
+                kind="count",
+                meaning="trained together in one process",
             ),
             Column(
                 name="peak_memory_bytes_ratio",

@@ -48,4 +48,9 @@ def cost(data: SettingData) -> list[Finding]:
     )
     if table["steps"].dropna().nunique() > 1:
         text += " The configurations took different numbers of steps, so times are not per step."
+    if (most := float(table["pack_size"].max())) > 1:
+        text += (
+            f" Adapters trained up to {most:g} at once: a run's time is its share of its "
+            "process's, its peak memory all of it."
+        )
     return [Finding(topic="Cost", text=text, source=f"cost_by_method{data.suffix}")]

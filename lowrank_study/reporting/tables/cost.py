@@ -2,7 +2,8 @@
 
     cost_by_method(study.runs, accuracy)      # one row a configuration
 
-Medians, because a run that shared its machine is slow by no fault of its method.
+Medians, because a run that shared its machine is slow by no fault of its method. Runs that
+trained together have a share each of their process's time, and all of its memory.
 """
 
 import math
@@ -43,6 +44,7 @@ def cost_by_method(runs: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFrame:
             row[measure] = median_of(group[measure])
             row[f"min_{measure}"] = extreme_of(group[measure], largest=False)
             row[f"max_{measure}"] = extreme_of(group[measure], largest=True)
+        row["pack_size"] = median_of(group["pack_size"])
         row["examples_per_second"] = median_of(group["examples_per_second"])
         rows.append(row)
     table = pd.DataFrame(rows)

@@ -25,7 +25,7 @@ RUN_COLUMNS = {
     **dict.fromkeys(["train_accuracy", "majority_accuracy"], "share"),
     **dict.fromkeys(["test_loss", "train_loss"], "real"),
     **dict.fromkeys(["trainable_parameters", "adapted_parameters", "total_parameters"], "whole"),
-    **dict.fromkeys(["checkpoint_bytes", "peak_memory_bytes"], "whole"),
+    **dict.fromkeys(["checkpoint_bytes", "peak_memory_bytes", "pack_size"], "whole"),
     **dict.fromkeys(["train_seconds", "evaluate_seconds", "examples_per_second"], "real"),
     "precision": "text",
 }
