@@ -8,8 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from lowrank_study.config import compose
+from lowrank_study.spec import Lora
 from lowrank_study.training.batches import Batch, batch_of, padded
 from lowrank_study.training.data import Split
+from lowrank_study.training.lora import add_lora
 from lowrank_study.training.models import load_classifier
 from lowrank_study.training.unpadded import can_unpad, padded_scores, unpad, unpadded_scores
 
@@ -100,3 +103,48 @@ def test_padding_fills_up_to_the_longest() -> None:
         [2, 3, 4],
         [5, 6, 9],
     ]
+
+
+def test_nothing_is_computed_that_need_not_be() -> None:
+    """LoRA on q and v of BERT: the matrix products of a step are those that can't be left out."""
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import BertConfig, BertForSequenceClassification
+
+    D, layers, rank = 64, 3, 4
+    config = BertConfig(
+        vocab_size=40,
+        hidden_size=D,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        intermediate_size=4 * D,
+    )
+    model = BertForSequenceClassification(config)
+    lora = compose(f"method.rank={rank}").method
+    assert isinstance(lora, Lora)
+    names = [
+        f"bert.encoder.layer.{layer}.attention.self.{name}"
+        for layer in range(layers)
+        for name in ("query", "value")
+    ]
+    add_lora(model, dict.fromkeys(names, lora))
+    unpad(model)
+    with FlopCounterMode(display=False) as counter:
+        unpadded_scores(model.train(), texts(), CPU).sum().backward()
+    T, N = sum(LENGTHS), len(LENGTHS)
+    # Multiplications, a token: q, k, v, o are D² each, the feed-forward part 8 D². Forwards the
+    # last layer has k and v of every token, the rest of the read one. Backwards, gradients of
+    # activations alone: none through q, k and v of the first layer, below which nothing is trained.
+    forward = T * (12 * (layers - 1) + 2) + N * 10
+    backward = T * (9 + 12 * (layers - 2) + 2) + N * 10
+    # Of a factor pair: twice D·rank forwards, and as much again for both gradients each; the
+    # gradient of the input too, but in the first layer.
+    thin = T * (2 * layers - 1) + N
+    factors = 2 * (thin + thin + (thin - 2 * T)) * D * rank
+    pooler = 2 * N * D * D  # the frozen pooler, forwards and backwards
+    needed = 2 * ((forward + backward) * D * D + factors + pooler)
+    found = sum(
+        flops
+        for operation, flops in counter.get_flop_counts()["Global"].items()
+        if "attention" not in str(operation)
+    )
+    assert needed <= found <= 1.05 * needed
