@@ -120,6 +120,8 @@ def train(spec: RunSpec, folder: Path, *, tuned: bool) -> dict[str, Any]:
         "run_id": spec.run_id,
         "test_accuracy": test["eval_accuracy"],
         "matrices": len(values),
+        "steps": trainer.state.global_step,
+        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "train_seconds": trained - started,
         "evaluate_seconds": evaluated - trained,
         "seconds": time.perf_counter() - started,

@@ -36,7 +36,7 @@ def sweep(
     workers: int | None = None,
     pack: int | None = None,
 ) -> list[TrainedRun]:
-    """Train every run that has not ended, measure all spectra, and return the runs.
+    """Train every run that has not ended, measure all spectra, and return the runs in order.
 
     Raises
     ------
@@ -53,7 +53,7 @@ def sweep(
     if len(store.ended(run_ids)) < len(run_ids):
         costs = {spec.run_id: cost(spec) for spec in unique}
         _run_workers(store, costs, name, results, tracker, places[: len(planned)])
-    runs = store.ended(run_ids)
+    runs = store.ended([spec.run_id for spec in unique])
     for run in runs:
         measure_run(run, results)
     return runs

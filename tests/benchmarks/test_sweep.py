@@ -1,0 +1,50 @@
+"""The sweep benchmark compares the same work."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from lowrank_study.config import compose
+from lowrank_study.spec import Lora
+from lowrank_study.study.sweep import sweep
+from lowrank_study.study.tables import spectra_tables
+
+
+@pytest.fixture(autouse=True)
+def _path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+
+
+def test_the_runs_are_some_of_the_study() -> None:
+    benchmark = importlib.import_module("sweep")
+    specs = benchmark.specs_of(quick=False)
+    study = [
+        compose("experiment=rank_sweep", f"method={method}", f"method.rank={rank}")
+        for method in ("full", "lora", "lora_all_linear")
+        for rank in (1, 2, 4, 8, 16, 32, 64)
+    ]
+    assert {spec.run_id for spec in specs} < {spec.run_id for spec in study}
+    targets = {spec.method.target for spec in specs if isinstance(spec.method, Lora)}
+    assert len(targets) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tuned", [False, True])
+def test_the_trainer_does_what_the_suite_does(
+    tuned: bool, tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    peft_loop = importlib.import_module("peft_loop")
+    specs = [
+        compose(*tiny_overrides, "method.rank=2"),
+        compose(*tiny_overrides, "method=full", "method.learning_rate=3e-3"),
+    ]
+    runs = sweep(specs, name="ours", results=tmp_path / "ours")
+    spectra, _ = spectra_tables(runs, tmp_path / "ours")
+    for spec, run in zip(specs, runs, strict=True):
+        theirs = peft_loop.train(spec, tmp_path / "theirs" / spec.run_id, tuned=tuned)
+        assert theirs["run_id"] == run.spec.run_id
+        assert theirs["steps"] == run.record["steps"]
+        assert theirs["trainable_parameters"] == run.record["trainable_parameters"]
+        assert theirs["matrices"] == (spectra["run_id"] == spec.run_id).sum()
+        assert 0.0 <= theirs["test_accuracy"] <= 1.0
