@@ -10,9 +10,8 @@ that are exactly zero (embeddings of words that never occurred) are left out fir
 changes no other singular value; values are scaled by a power of two, which is exact, so
 that neither 1e30 nor 1e-300 overflows or vanishes on squaring.
 
-NumPy's BLAS does the work, PyTorch's the eigenvalues of large Gram matrices. That is as
-measured: NumPy's forms a Gram matrix in half the operations and is faster on small ones, where
-PyTorch has MKL its eigenvalues take two thirds of the time at 4096 rows and the same at 2048.
+`eigenvalues.GramMatrix` forms the Gram matrices and gives their eigenvalues; NumPy's LAPACK and
+SciPy's do the rest.
 """
 
 import math
@@ -23,9 +22,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import scipy.linalg
-import torch
 
 from lowrank_study.errors import InputError
+from lowrank_study.spectra.eigenvalues import LARGE_GRAM as LARGE_GRAM
+from lowrank_study.spectra.eigenvalues import GramMatrix
 
 Matrix = npt.NDArray[np.floating[Any]]
 Vector = npt.NDArray[np.float64]
@@ -36,8 +36,6 @@ BLOCK_ENTRIES = 2**25
 """Entries of a matrix converted to float64 at a time (256 MiB)."""
 FIRST_SKETCH = 16
 """Directions of the first random sketch; each later one doubles them."""
-LARGE_GRAM = 2048
-"""Rows of a Gram matrix from which PyTorch's eigenvalues are the faster ones."""
 GRAM_ERROR = 1e-7
 """Bound on the error of a singular value from a float64 Gram matrix, in units of sigma_1."""
 GRAM_ZERO = 5e-8
@@ -291,10 +289,10 @@ def _zero(shape: tuple[int, ...], method: str) -> Decomposition:
     return _complete(np.zeros(0), shape, (0, 0), 0.0, method, 0, 0.0)
 
 
-def _scaled(matrix: Matrix, exponent: int) -> Matrix:
+def _scaled(matrix: Matrix, exponent: int) -> Vector:
     """New float64 copy times 2^exponent; in two factors, as 2^1074 itself is no float64."""
     half = exponent // 2
-    copy: Matrix = matrix.astype(np.float64)
+    copy = matrix.astype(np.float64)
     if exponent != 0:
         if abs(exponent) > 1000:
             copy *= math.ldexp(1.0, half)
@@ -369,7 +367,7 @@ def _squared_norm(matrix: Matrix, exponent: int) -> float:
     return total
 
 
-def _row_blocks(matrix: Matrix, exponent: int) -> Iterator[Matrix]:
+def _row_blocks(matrix: Matrix, exponent: int) -> Iterator[Vector]:
     """Scaled float64 copies of consecutive rows, small enough never to double the memory."""
     rows = max(1, BLOCK_ENTRIES // matrix.shape[1])
     for start in range(0, matrix.shape[0], rows):
@@ -379,14 +377,10 @@ def _row_blocks(matrix: Matrix, exponent: int) -> Iterator[Matrix]:
 def _gram_values(matrix: Matrix, exponent: int) -> Vector:
     """Singular values from the Gram matrix of the smaller side, summed over row blocks."""
     tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
-    gram = np.zeros((tall.shape[1], tall.shape[1]))
+    gram = GramMatrix(tall.shape[1])
     for block in _row_blocks(tall, exponent):
-        gram += block.T @ block
-    if gram.shape[0] >= LARGE_GRAM:
-        eigenvalues = torch.linalg.eigvalsh(torch.from_numpy(gram)).numpy()
-    else:
-        eigenvalues = np.linalg.eigvalsh(gram)
-    values: Vector = np.sqrt(np.maximum(eigenvalues, 0.0))[::-1]
+        gram.add(block)
+    values: Vector = np.sqrt(np.maximum(gram.eigenvalues(), 0.0))[::-1]
     # The root of rounding: thousands of such values would add up in an effective rank.
     values[values < GRAM_ZERO * values[0]] = 0.0
     return values

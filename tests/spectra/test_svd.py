@@ -163,7 +163,7 @@ def test_large_gram_matrices_are_summed_over_blocks(monkeypatch):
 def test_large_gram_matrices_have_the_same_eigenvalues(monkeypatch):
     matrix = np.random.default_rng(9).standard_normal((70, 50))
     small = svd_of_matrix(matrix, method="gram")
-    monkeypatch.setattr("lowrank_study.spectra.svd.LARGE_GRAM", 50)
+    monkeypatch.setattr("lowrank_study.spectra.eigenvalues.LARGE_GRAM", 50)
     large = svd_of_matrix(matrix, method="gram")
     np.testing.assert_allclose(large.singular_values, small.singular_values, rtol=1e-12)
 

@@ -1,0 +1,102 @@
+"""C code for the few loops that NumPy and PyTorch don't have: compiled on first use, never needed.
+
+    code = native.library("tridiagonal.c")
+    if code is None:
+        ...  # the same in NumPy, slower
+
+The sources lie beside this file. `cc` compiles them for this machine's processor into the cache
+folder, under a name that holds a hash of source, flags and processor, so that neither a new
+version nor another machine with the same cache meets a stale file. Without a compiler, or with
+LOWRANK_STUDY_NATIVE=0, there is no library. Calls through `ctypes` let other threads go on.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from importlib import resources
+from pathlib import Path
+
+from lowrank_study.assets import cache_folder
+
+FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-shared", "-fPIC")
+TARGETS = (("-march=native",), ())
+"""Flags for the processor, tried in turn: not every compiler knows the first."""
+LIBRARIES = ("-lm", "-lpthread")
+COMPILE_SECONDS = 120
+
+_log = logging.getLogger(__name__)
+
+
+def library(source: str) -> ctypes.CDLL | None:
+    """Return a compiled and loaded source of this folder, or None where that can't be had.
+
+    Why it can't is logged, in one line and once, if there is a compiler.
+
+    Args:
+        source: File name, such as "tridiagonal.c".
+    """
+    if os.environ.get("LOWRANK_STUDY_NATIVE") == "0":
+        return None
+    return _load(source, cache_folder() / "native")
+
+
+@functools.cache
+def _load(source: str, folder: Path) -> ctypes.CDLL | None:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        return None
+    code = resources.files(__package__).joinpath(source).read_bytes()
+    parts = (*FLAGS, *TARGETS[0], *LIBRARIES, platform.platform(), _processor())
+    key = hashlib.sha256(b"\0".join([code, *(part.encode() for part in parts)])).hexdigest()[:16]
+    target = folder / f"{Path(source).stem}-{key}.so"
+    try:
+        if not target.is_file():
+            _compile(compiler, code, target)
+        return ctypes.CDLL(str(target))
+    except (OSError, subprocess.SubprocessError) as error:
+        _log.warning("no native code from %s, NumPy does it slower: %s", source, _reason(error))
+        return None
+
+
+def _compile(compiler: str, code: bytes, target: Path) -> None:
+    """Write the library under its name in one step: others may be at it too, or read it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        source, made = Path(folder) / "source.c", Path(folder) / "made.so"
+        source.write_bytes(code)
+        for number, processor in enumerate(TARGETS, start=1):
+            command = [compiler, *FLAGS, *processor, "-o", str(made), str(source), *LIBRARIES]
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=COMPILE_SECONDS, check=False
+            )
+            if done.returncode == 0:
+                break
+            if number == len(TARGETS):
+                done.check_returncode()
+        os.replace(made, target)
+
+
+def _processor() -> str:
+    """Name the instructions that the compiler may use here."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    known = (line for line in lines if line.startswith(("flags", "Features")))
+    return next(known, platform.processor())
+
+
+def _reason(error: Exception) -> str:
+    """Give the compiler's first complaint, or else what happened, as one line."""
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"cc took more than {COMPILE_SECONDS} s"
+    if isinstance(error, subprocess.CalledProcessError):
+        complaints = [line for line in error.stderr.splitlines() if "error" in line]
+        return complaints[0][:300] if complaints else f"cc ended with status {error.returncode}"
+    return " ".join(str(error).split())
