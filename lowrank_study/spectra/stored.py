@@ -21,10 +21,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from scipy.linalg.blas import dsyrk
 
 from lowrank_study.checkpoints.pairing import coarser
+from lowrank_study.spectra.eigenvalues import GramMatrix
 from lowrank_study.spectra.noise import (
     FLOAT_FORMATS,
     NO_ROUNDING,
@@ -33,7 +32,7 @@ from lowrank_study.spectra.noise import (
 )
 from lowrank_study.spectra.precision import UsedBits, coarse_start
 from lowrank_study.spectra.spectrum import Spectrum
-from lowrank_study.spectra.svd import GRAM_ERROR, GRAM_ZERO, LARGE_GRAM, svd_of_matrix
+from lowrank_study.spectra.svd import GRAM_ERROR, GRAM_ZERO, svd_of_matrix
 
 FloatArray = npt.NDArray[np.floating[Any]]
 FloatVector = npt.NDArray[np.float64]
@@ -215,28 +214,14 @@ class _Gram:
     """A tall matrix that comes in blocks of rows, as its Gram matrix."""
 
     def __init__(self, side: int) -> None:
-        self._lower_SS = np.zeros((side, side), order="F")
+        self._gram = GramMatrix(side)
 
     def add(self, delta_LS: FloatVector) -> None:
-        # BLAS takes columns first: of an array that has its rows first, the transpose.
-        by_rows = delta_LS.flags.c_contiguous
-        self._lower_SS = dsyrk(
-            1.0,
-            delta_LS.T if by_rows else delta_LS,
-            beta=1.0,
-            c=self._lower_SS,
-            trans=0 if by_rows else 1,
-            lower=1,
-            overwrite_c=1,
-        )
+        self._gram.add(delta_LS)
 
     def singular_values(self) -> FloatVector:
         """Descending, those within the rounding of a Gram matrix as zero."""
-        if self._lower_SS.shape[0] >= LARGE_GRAM:
-            lower = torch.from_numpy(self._lower_SS)
-            eigenvalues = torch.linalg.eigvalsh(lower, UPLO="L").numpy()
-        else:
-            eigenvalues = np.linalg.eigvalsh(self._lower_SS, UPLO="L")
+        eigenvalues = self._gram.eigenvalues()
         values: FloatVector = np.sqrt(np.maximum(eigenvalues, 0.0))[::-1].copy()
         values[values < GRAM_ZERO * values[0]] = 0.0
         return values
