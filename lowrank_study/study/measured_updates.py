@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
+from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped, unused-ignore]
+
 from lowrank_study.checkpoints import Match, Pairing
 from lowrank_study.spectra.spectrum import MeasureMethod, Spectrum, measure
 from lowrank_study.spectra.stored import BLOCK_ENTRIES, accumulate, spectrum_of, survey
@@ -69,8 +71,14 @@ def measured_updates(
         if opened.pairing is not None:
             yield from _of_pair(opened.pairing, reader, method=method, vectors=vectors)
             return
+        libraries = ThreadpoolController()
         for update in ReadAhead(opened.adapter_updates, reader):
-            yield update, measure(update, method=method)
+            # Products of thin factors are too small to share: where other work keeps the cores
+            # busy, waiting for a second thread takes ten times as long as the product.
+            alone = 1 if update.factors is not None else None
+            with libraries.limit(limits=alone, user_api="blas"):
+                spectrum = measure(update, method=method)
+            yield update, spectrum
 
 
 def _of_pair(

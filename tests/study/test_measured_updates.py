@@ -12,13 +12,22 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from threadpoolctl import (  # type: ignore[import-untyped, unused-ignore]
+    threadpool_info,
+    threadpool_limits,
+)
 
-from lowrank_study.checkpoints import Match, open_weights, pair
+from lowrank_study.checkpoints import Match, open_weights, pair, save_adapter
 from lowrank_study.errors import InputError
 from lowrank_study.spectra.spectrum import Spectrum, measure
-from lowrank_study.spectra.updates import updates_of_pair
+from lowrank_study.spectra.updates import UpdateMatrix, updates_of_pair
 from lowrank_study.study import measured_updates as module
-from lowrank_study.study.measured_files import CheckpointPair, OpenedSubject, open_subject
+from lowrank_study.study.measured_files import (
+    AdapterOnBase,
+    CheckpointPair,
+    OpenedSubject,
+    open_subject,
+)
 from lowrank_study.study.measured_updates import ReadAhead, measured_updates
 
 Tensors = Mapping[str, torch.Tensor]
@@ -271,3 +280,36 @@ def test_a_tied_vocabulary_is_recognised_in_blocks(
         pairing = pair(before, after)
     assert "tied" in pairing.skipped["lm_head"]
     assert "untied.embed_out" in {match.name for match in pairing.matches}
+
+
+def test_thin_factors_are_multiplied_by_one_thread_and_dense_updates_by_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = torch.randn(12, 10)
+    save_adapter(
+        tmp_path / "adapter",
+        factors={"q": (torch.randn(2, 10), torch.randn(12, 2))},
+        saved_modules={"v.weight": weight + 1},
+        modules_to_save=["v"],
+        rank=2,
+        alpha=2.0,
+        use_rslora=False,
+        dropout=0.0,
+        target_modules=["q"],
+        base_model_name="base",
+        task_type=None,
+    )
+    save_file({"q.weight": weight, "v.weight": weight}, tmp_path / "base.safetensors")
+    threads: dict[str, set[int]] = {}
+
+    def recorded(update: UpdateMatrix, *, method: Any) -> Spectrum:
+        found = threadpool_info()
+        threads[update.name] = {p["num_threads"] for p in found if p["user_api"] == "blas"}
+        return measure(update, method=method)
+
+    monkeypatch.setattr(module, "measure", recorded)
+    subject = AdapterOnBase(adapter=tmp_path / "adapter", base=tmp_path / "base.safetensors")
+    with threadpool_limits(2, user_api="blas"), ExitStack() as stack:
+        subject_opened = open_subject(subject, stack, allow_pickle=False, prefix="")
+        assert len(list(measured_updates(subject_opened, method="gram", vectors=False))) == 2
+    assert threads == {"q": {1}, "v": {2}}
