@@ -299,7 +299,8 @@ def test_thin_factors_are_multiplied_by_one_thread_and_dense_updates_by_all(
         base_model_name="base",
         task_type=None,
     )
-    save_file({"q.weight": weight, "v.weight": weight}, tmp_path / "base.safetensors")
+    base = {"q.weight": weight, "v.weight": weight.clone()}
+    save_file(base, tmp_path / "base.safetensors")
     threads: dict[str, set[int]] = {}
 
     def recorded(update: UpdateMatrix, *, method: Any) -> Spectrum:
