@@ -39,6 +39,8 @@ from lowrank_study.study.measurement_request import default_settings, read_reque
 Array = npt.NDArray[np.float64]
 RESULTS = Path(__file__).parent / "results"
 SHARES = (0.90, 0.95, 0.99)
+SHORTEST = 1.0
+"""Seconds for which a quick contestant is called again in a round."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +119,7 @@ def decompositions(chosen: set[str], sizes: Sizes) -> dict[str, list[Figure]]:
         if case in chosen
         for name, run in contestants[case].items()
     }
-    times = interleaved(needed, rounds=sizes.rounds, warm_up=warm_up)
+    times = interleaved(needed, rounds=sizes.rounds, warm_up=warm_up, shortest=SHORTEST)
     shape = f"{sizes.side}×{sizes.side}"
     found: dict[str, list[Figure]] = {}
     if "exact" in chosen:

@@ -60,6 +60,7 @@ def interleaved(
     *,
     rounds: int,
     warm_up: Callable[[], object],
+    shortest: float = 0.0,
 ) -> dict[str, list[float]]:
     """Time functions in turn, round after round.
 
@@ -68,6 +69,9 @@ def interleaved(
         rounds: How often each is run.
         warm_up: Run once before, untimed: the same calls on something small, so that libraries
             are loaded, threads started and code compiled.
+        shortest: Seconds that a contestant is given in each round at least: a quick one is
+            called again until they are over, and its time is the mean of these calls. A single
+            call of milliseconds would be one of cold caches and of whoever had the core.
 
     Returns:
         Name to the seconds of each round.
@@ -77,9 +81,11 @@ def interleaved(
     for number in range(rounds):
         for name, run in contestants.items():
             gc.collect()
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
+            calls, start, passed = 0, time.perf_counter(), 0.0
+            while calls == 0 or passed < shortest:
+                run()
+                calls, passed = calls + 1, time.perf_counter() - start
+            seconds[name].append(passed / calls)
             print(
                 f"round {number + 1} of {rounds}, {name}: {seconds[name][-1]:.3g} s",
                 file=sys.stderr,

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -25,6 +26,21 @@ def test_contestants_take_turns_after_one_warm_up(timing: ModuleType) -> None:
     )
     assert calls == ["warm", *("a", "b") * 3]
     assert {name: len(seconds) for name, seconds in times.items()} == {"a": 3, "b": 3}
+
+
+def test_a_quick_contestant_is_called_again_and_its_mean_taken(
+    timing: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+
+    def takes(seconds: float) -> Callable[[], None]:
+        return lambda: now.__setitem__(0, now[0] + seconds)
+
+    contestants = {"quick": takes(0.25), "slow": takes(7.0)}
+    found = timing.interleaved(contestants, rounds=2, warm_up=takes(99.0), shortest=1.0)
+    assert found == {"quick": [0.25, 0.25], "slow": [7.0, 7.0]}
+    assert now[0] == 99.0 + 2 * (4 * 0.25 + 7.0)
 
 
 def test_a_ratio_is_taken_round_by_round(timing: ModuleType) -> None:
