@@ -32,10 +32,12 @@ Vector = npt.NDArray[np.float64]
 Method = Literal["gram", "svd"]
 
 EPS = float(np.finfo(np.float64).eps)
-BLOCK_ENTRIES = 2**25
-"""Entries of a matrix converted to float64 at a time (256 MiB)."""
+BLOCK_ENTRIES = 2**22
+"""Entries of a matrix converted to float64 at a time (32 MiB)."""
 FIRST_SKETCH = 16
 """Directions of the first random sketch; each later one doubles them."""
+SQUARES_SAFELY = 300
+"""Exponents of the largest entry up to which squares and their sum stay far inside float64."""
 GRAM_ERROR = 1e-7
 """Bound on the error of a singular value from a float64 Gram matrix, in units of sigma_1."""
 GRAM_ZERO = 5e-8
@@ -153,15 +155,15 @@ def svd_of_product(B_OR: Matrix, A_RI: Matrix, scaling: float) -> Decomposition:
 def certified_svd(matrix: Matrix, *, shares: tuple[float, ...]) -> Decomposition:
     """Give the leading singular values of a matrix until its energy ranks are certain.
 
-    A randomised range finder with one power iteration: Q spans the leading directions found so
-    far, Q^T X has the singular values s_i <= sigma_i, and the energy left out is exactly
-    R^2 = |X|_F^2 - |Q^T X|_F^2. Then for every k
+    A randomised range finder: V spans the leading right directions found so far, from X^T X times
+    random ones; X V has the singular values s_i <= sigma_i, and the energy left out is exactly
+    R^2 = |X|_F^2 - |X V|_F^2. Then for every k
 
         sum_{i<=k} s_i^2  <=  sum_{i<=k} sigma_i^2  <=  sum_{i<=k} s_i^2 + R^2,
 
-    which bounds each energy rank from both sides (`energy_rank_bounds`). Q grows until both
+    which bounds each energy rank from both sides (`energy_rank_bounds`). V grows until both
     bounds agree at all shares. Chance decides only how fast that happens: the bounds hold for
-    any Q. A matrix that needs more than 1/8 of its directions is decomposed exactly instead.
+    any V. A matrix that needs more than 1/8 of its directions is decomposed exactly instead.
 
     Args:
         matrix: (m, n), any float dtype.
@@ -175,7 +177,7 @@ def certified_svd(matrix: Matrix, *, shares: tuple[float, ...]) -> Decomposition
         InputError: If the matrix holds NaN or Inf, or a share is outside (0, 1).
 
     Source:
-        Halko, Martinsson & Tropp, "Finding structure with randomness", 2011, algorithm 4.4;
+        Halko, Martinsson & Tropp, "Finding structure with randomness", 2011 (the range finder);
         Yu, Gu & Li, "Efficient randomized algorithms for the fixed-precision low-rank matrix
         approximation", 2018 (exact energy by differences).
     """
@@ -184,16 +186,17 @@ def certified_svd(matrix: Matrix, *, shares: tuple[float, ...]) -> Decomposition
     active, exponent = _active_and_exponent(matrix)
     if active.size == 0:
         return _zero(matrix.shape, "certified")
-    X = _scaled(active, -exponent)
-    flat = X.ravel()
-    energy = float(flat @ flat)
+    if active.dtype == np.float64 and abs(exponent) <= SQUARES_SAFELY:
+        X, exponent = active, 0  # a copy would cost as much as the rest
+    else:
+        X = _scaled(active, -exponent)
+    energy = float(np.vdot(X, X))
     rng = np.random.default_rng(0)
-    Q, projected = np.zeros((X.shape[0], 0)), np.zeros((0, X.shape[1]))
+    V, projected = np.zeros((X.shape[1], 0)), np.zeros((X.shape[0], 0))
     step = FIRST_SKETCH
-    while Q.shape[1] + step <= min(X.shape) // 8:
-        new = _next_directions(X, Q, step, rng)
-        Q = np.hstack([Q, new])
-        projected = np.vstack([projected, new.T @ X])
+    while V.shape[1] + step <= min(X.shape) // 8:
+        new = _next_directions(X, V, step, rng)
+        V, projected = np.hstack([V, new]), np.hstack([projected, X @ new])
         values = scipy.linalg.svdvals(projected, check_finite=False)
         # The difference of two almost equal sums can't be told from its rounding.
         rounding = 4 * EPS * math.sqrt(X.size) * energy
@@ -212,20 +215,19 @@ def certified_svd(matrix: Matrix, *, shares: tuple[float, ...]) -> Decomposition
                 captured_energy_share=max(0.0, 1.0 - left_out / energy),
                 residual_norm=_unscaled_number(residual, exponent),
             )
-        step = Q.shape[1]
+        step = V.shape[1]
     return svd_of_matrix(matrix, method="gram")
 
 
 def _next_directions(
-    X: Matrix, Q: Matrix, count: int, rng: np.random.Generator
+    X: Matrix, V: Matrix, count: int, rng: np.random.Generator
 ) -> npt.NDArray[np.float64]:
-    """Orthonormal directions orthogonal to Q that hold most of what Q leaves out of X."""
-    sketch = X @ rng.standard_normal((X.shape[1], count))
-    sketch = np.linalg.qr(sketch - Q @ (Q.T @ sketch))[0]
-    sketch = X @ np.linalg.qr(X.T @ sketch)[0]
+    """Orthonormal right directions orthogonal to V that hold most of what V leaves out of X."""
+    sketch = rng.standard_normal((X.shape[1], count))
+    sketch = X.T @ np.linalg.qr(X @ (sketch - V @ (V.T @ sketch)))[0]
     for _ in range(2):
-        # Twice, as one pass leaves traces of Q where little is new.
-        sketch = np.linalg.qr(sketch - Q @ (Q.T @ sketch))[0]
+        # Twice, as one pass leaves traces of V where little is new.
+        sketch = np.linalg.qr(sketch - V @ (V.T @ sketch))[0]
     return sketch
 
 
@@ -239,9 +241,9 @@ def energy_rank_bounds(
     sum_{i<=k} s_i^2 >= p E.
 
     Args:
-        singular_values: Singular values of Q^T X, descending.
+        singular_values: Singular values of X V, descending.
         norm: Frobenius norm of X.
-        residual_norm: Upper bound on the Frobenius norm of X - Q Q^T X.
+        residual_norm: Upper bound on the Frobenius norm of X - X V V^T.
         share: Share of the energy, in (0, 1].
 
     Returns:
