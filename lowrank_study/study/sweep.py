@@ -141,7 +141,7 @@ def _most_packed(spec: RunSpec, places: Sequence[tuple[str, str]]) -> int:
     """Return how many runs like this fit into one process's share of the free memory."""
     from lowrank_study.training.data import load_splits
     from lowrank_study.training.fit import torch_device
-    from lowrank_study.training.memory import free_memory_bytes, predicted_peak_bytes
+    from lowrank_study.training.memory import free_memory_bytes, predict_peak
     from lowrank_study.training.models import model_folder, model_without_weights
     from lowrank_study.training.unpadded import can_unpad
 
@@ -151,17 +151,15 @@ def _most_packed(spec: RunSpec, places: Sequence[tuple[str, str]]) -> int:
     folder = model_folder(spec.model)
     splits = load_splits(spec.task, folder)
     model = model_without_weights(spec, folder, number_of_labels=len(splits.labels))
+    if not can_unpad(model):
+        return 1
     free = free_memory_bytes(device)
-    most = _MOST_PACKED[device.type] if can_unpad(model) else 1
     share = math.inf if free is None else _MEMORY_SHARE * free
     if device.type == "cpu":
         share /= len(places)
-    fitting = [
-        size
-        for size in range(2, most + 1)
-        if predicted_peak_bytes(spec, folder, splits, pack_size=size) <= share
-    ]
-    return max(fitting, default=1)
+    predicted = predict_peak(spec, folder, splits)
+    sizes = range(2, _MOST_PACKED[device.type] + 1)
+    return max((size for size in sizes if predicted.peak(size) <= share), default=1)
 
 
 def _start(

@@ -4,7 +4,7 @@ Measured is the GPU's where runs train on one, else the process's. A worker proc
 runs. Before each, what the last one left is given back to the system and the high-water mark is
 set back (Linux), so that a run's number is its own.
 
-    >>> predicted_peak_bytes(spec, folder, splits, pack_size=4)
+    >>> predict_peak(spec, folder, splits).peak(pack_size=4)
     803000000
 """
 
@@ -12,6 +12,7 @@ import ctypes
 import gc
 import resource
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -68,33 +69,47 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def predicted_peak_bytes(spec: RunSpec, folder: Path, splits: Splits, *, pack_size: int) -> int:
-    """Predict the peak memory of a process that trains some runs like this one together.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeakPrediction:
+    """What a process will hold that trains runs of one kind together, in bytes."""
 
-    The libraries and the weights; a gradient and Adam's two moments of every trained parameter of
-    every run; and what autograd keeps of the longest batch for the backward pass, counted by
-    running the model on the meta device, which has shapes but no numbers; and what the
-    allocator holds back.
+    shared: int
+    """The libraries and the frozen weights."""
+    trained: int
+    """Of each run: trained parameters, their gradients and Adam's two moments."""
+    kept: int
+    """Of each run: what autograd keeps of the longest batch for the backward pass."""
+
+    def peak(self, pack_size: int) -> int:
+        """Return the predicted peak for so many runs, with what the allocator holds back."""
+        held_back = min(pack_size * self.kept // 2, _HELD_BACK)
+        return self.shared + pack_size * (self.trained + self.kept) + held_back
+
+
+def predict_peak(spec: RunSpec, folder: Path, splits: Splits) -> PeakPrediction:
+    """Predict the peak memory of a process that trains runs like this one.
+
+    The model runs on the meta device, which has shapes but no numbers, and what autograd keeps
+    of it is counted.
 
     Parameters
     ----------
     spec
-        One of the runs: the one with the largest rank.
+        One of the runs: the one with the largest rank. Its model must be one that `can_unpad`.
     folder
         Of the pretrained model.
     splits
         The task's texts.
-    pack_size
-        How many runs.
     """
     model = model_without_weights(spec, folder, number_of_labels=len(splits.labels))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    kept = _kept_for_backward(model, _longest_batch(spec, splits.train))
     libraries = _status_bytes("VmRSS") if _STATUS.exists() else _LIBRARIES
-    weights = _FLOAT * (frozen + pack_size * 4 * trained)
-    held_back = min(pack_size * kept // 2, _HELD_BACK)
-    return libraries + weights + pack_size * kept + held_back
+    return PeakPrediction(
+        shared=libraries + _FLOAT * frozen,
+        trained=4 * _FLOAT * trained,
+        kept=_kept_for_backward(model, _longest_batch(spec, splits.train)),
+    )
 
 
 def _longest_batch(spec: RunSpec, split: Split) -> Batch:

@@ -1,0 +1,58 @@
+"""The memory of a run: predicted before it is trained, and measured."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from lowrank_study.training.memory import PeakPrediction
+
+CHILD = """
+import json, sys, tempfile
+from pathlib import Path
+from lowrank_study.config import compose
+from lowrank_study.training.data import load_splits
+from lowrank_study.training.fit import Job, fit_together
+from lowrank_study.training.memory import predict_peak
+from lowrank_study.training.models import model_folder
+from lowrank_study.training.tracking import NoTracker
+
+small = ["task.train_size=96", "task.validation_size=32", "task.test_size=32", "model.dropout=0.0"]
+runs, *overrides = sys.argv[1:]
+specs = [compose(*small, *overrides, f"seed={seed}", "data_seed=0") for seed in range(int(runs))]
+folder = model_folder(specs[0].model)
+splits = load_splits(specs[0].task, folder)
+predicted = predict_peak(specs[0], folder, splits).peak(len(specs))
+with tempfile.TemporaryDirectory() as out:
+    jobs = [
+        Job(spec=spec, checkpoint_folder=Path(out) / spec.run_id, tracker=NoTracker())
+        for spec in specs
+    ]
+    outcomes = fit_together(jobs, device="cpu")
+print(json.dumps([predicted, outcomes[-1].record["peak_memory_bytes"]]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("runs", "overrides"),
+    [
+        (1, ["method.rank=8"]),
+        (4, ["method=lora_all_linear", "method.rank=64"]),
+        (1, ["method=full", "trainer.batch_size=32"]),
+    ],
+)
+def test_predicted_memory_is_near_the_measured(
+    runs: int, overrides: list[str], real_cache: None
+) -> None:
+    command = [sys.executable, "-c", CHILD, str(runs), *overrides]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    predicted, measured = json.loads(done.stdout.splitlines()[-1])
+    assert predicted == pytest.approx(measured, rel=0.15)
+
+
+def test_a_pack_shares_libraries_and_frozen_weights() -> None:
+    predicted = PeakPrediction(shared=1000, trained=10, kept=100)
+    assert predicted.peak(1) == 1000 + 110 + 50
+    assert predicted.peak(4) == 1000 + 440 + 200
