@@ -3,10 +3,10 @@
      gram          tiles += X'X, for some rows of X
      tridiagonal   tiles -> band of width B -> tridiagonal, by reflections only
 
-   A symmetric matrix is kept as the tiles on and below its diagonal, each B x B, row after row
-   in memory, column of tiles after column of tiles, filled up with zeros to a multiple of B.
-   So a panel (the tiles below the diagonal in one column) is one tall matrix in one piece, and
-   all products are those of small matrices in the processor's caches.
+   A symmetric matrix is kept as the tiles on and below its diagonal, each B x B, column of tiles
+   after column of tiles, filled up with zeros to a multiple of B. So all products are those of
+   small matrices in the processor's caches. Within a tile the entries lie in the order in which
+   a product reads them (`entry`).
 
    Results depend on the numbers and the processor's vectors only, never on how many threads
    there are or which of them does what.
@@ -34,7 +34,7 @@ enum { LANES = 4 };
 enum { LANES = 2 };
 #endif
 typedef double vector __attribute__((vector_size(8 * LANES), aligned(8)));
-enum { PIECES = B / LANES };
+enum { PIECES = B / LANES, WIDTH = 2 * LANES };
 
 #define ALIGNED __attribute__((aligned(64)))
 #define INLINED static inline __attribute__((always_inline))
@@ -77,37 +77,53 @@ static double *tile_at(double *tiles, int64_t size, int64_t row, int64_t column)
   return tiles + (column * size - column * (column - 1) / 2 + row - column) * TILE;
 }
 
-static void transpose(double *restrict out, const double *restrict tile) {
-  for (int row = 0; row < B; row++)
-    for (int column = 0; column < B; column++) out[column * B + row] = tile[row * B + column];
+/* Where (row, column) is in a tile: WIDTH columns row after row, then the next ones. */
+INLINED int64_t entry(int64_t row, int64_t column) {
+  return column / WIDTH * (B * WIDTH) + row * WIDTH + column % WIDTH;
 }
 
+static void transpose(double *restrict out, const double *restrict tile) {
+  for (int64_t row = 0; row < B; row++)
+    for (int64_t column = 0; column < B; column++)
+      out[entry(column, row)] = tile[entry(row, column)];
+}
+
+enum form { AS_IT_IS, TRANSPOSED };
 enum sign { SET, ADD, SUBTRACT };
 
-/* c = a b, c += a b or c -= a b for tiles. Entry (row, k) of a is at a[row * by_row + k * by_k],
-   so that a may be a tile or its transpose. 6 rows by 2 vectors of c stay in registers. */
-INLINED void multiply(double *restrict c, const double *restrict a, int64_t by_row, int64_t by_k,
+/* c = a b, c += a b or c -= a b for tiles, or the same with the transpose of a. 6 rows by 2
+   vectors of c stay in registers. */
+INLINED void multiply(double *restrict c, const double *restrict a, enum form form,
                       const double *restrict b, enum sign sign) {
-  enum { ROWS = 6, VECTORS = 2 };
-  for (int64_t column = 0; column < B; column += VECTORS * LANES)
+  enum { ROWS = 6 };
+  const int64_t by_panel = form == TRANSPOSED ? WIDTH * WIDTH : B * WIDTH;
+  const int64_t by_k = form == TRANSPOSED ? WIDTH : 1;
+  for (int64_t column = 0; column < B; column += WIDTH)
     for (int64_t row = 0; row < B; row += ROWS) {
-      vector sum[ROWS][VECTORS] = {0};
-      for (int64_t k = 0; k < B; k++) {
-        const vector *right = (const vector *)(b + k * B + column);
+      vector sum[ROWS][2] = {0};
+      for (int64_t panel = 0; panel < B / WIDTH; panel++) {
+        const double *rows[ROWS], *right = b + entry(panel * WIDTH, column);
 #pragma GCC unroll 6
-        for (int r = 0; r < ROWS; r++) {
-          double left = a[(row + r) * by_row + k * by_k];
-#pragma GCC unroll 2
-          for (int v = 0; v < VECTORS; v++) sum[r][v] += left * right[v];
+        for (int r = 0; r < ROWS; r++)
+          rows[r] = a + panel * by_panel +
+                    (form == TRANSPOSED ? entry(0, row + r) : entry(row + r, 0));
+#pragma GCC unroll 8
+        for (int k = 0; k < WIDTH; k++) {
+          const vector *pair = (const vector *)(right + k * WIDTH);
+#pragma GCC unroll 6
+          for (int r = 0; r < ROWS; r++) {
+            double left = rows[r][k * by_k];
+            sum[r][0] += left * pair[0];
+            sum[r][1] += left * pair[1];
+          }
         }
       }
 #pragma GCC unroll 6
-      for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 2
-        for (int v = 0; v < VECTORS; v++) {
-          vector *out = (vector *)(c + (row + r) * B + column) + v;
-          *out = sign == SET ? sum[r][v] : sign == ADD ? *out + sum[r][v] : *out - sum[r][v];
-        }
+      for (int r = 0; r < ROWS; r++) {
+        vector *out = (vector *)(c + entry(row + r, column));
+        for (int v = 0; v < 2; v++)
+          out[v] = sign == SET ? sum[r][v] : sign == ADD ? out[v] + sum[r][v] : out[v] - sum[r][v];
+      }
     }
 }
 
@@ -123,9 +139,9 @@ struct gram {
   double *tiles, *strips;
 };
 
-/* Tile k of the strip with B columns of X: transposed if `as` is 0, as it is if 1. */
-static double *strip_at(struct gram *g, int64_t strip, int64_t k, int as) {
-  return g->strips + ((strip * DEEP + k) * 2 + as) * TILE;
+/* Tile k of a strip, B columns of X. */
+static double *strip_at(struct gram *g, int64_t strip, int64_t k, enum form form) {
+  return g->strips + ((strip * DEEP + k) * 2 + form) * TILE;
 }
 
 static void pack_strip(void *work, int64_t strip) {
@@ -134,23 +150,25 @@ static void pack_strip(void *work, int64_t strip) {
   if (width > B) width = B;
   if (depth > DEEP * B) depth = DEEP * B;
   const double *x = g->x + g->first * g->by_row + strip * B * g->by_column;
-  memset(strip_at(g, strip, 0, 0), 0, DEEP * 2 * TILE * sizeof(double));
+  memset(strip_at(g, strip, 0, AS_IT_IS), 0, DEEP * 2 * TILE * sizeof(double));
   for (int64_t row = 0; row < depth; row++) {
-    double *out = strip_at(g, strip, row / B, 0) + row % B;
+    double *tile = strip_at(g, strip, row / B, AS_IT_IS);
     for (int64_t column = 0; column < width; column++)
-      out[column * B] = x[row * g->by_row + column * g->by_column];
+      tile[entry(row % B, column)] = x[row * g->by_row + column * g->by_column];
   }
-  for (int64_t k = 0; k < DEEP; k++) transpose(strip_at(g, strip, k, 1), strip_at(g, strip, k, 0));
+  for (int64_t k = 0; k < DEEP; k++)
+    transpose(strip_at(g, strip, k, TRANSPOSED), strip_at(g, strip, k, AS_IT_IS));
 }
 
 static void add_products(void *work, int64_t number) {
   struct gram *g = work;
   int64_t first = number * WIDE, end = first + WIDE < g->size ? first + WIDE : g->size;
+  int64_t deep = tiles_along(g->rows - g->first) < DEEP ? tiles_along(g->rows - g->first) : DEEP;
   for (int64_t row = first; row < g->size; row++)
     for (int64_t column = first; column < end && column <= row; column++)
-      for (int64_t k = 0; k < DEEP; k++)
-        multiply(tile_at(g->tiles, g->size, row, column), strip_at(g, row, k, 0), B, 1,
-                 strip_at(g, column, k, 1), ADD);
+      for (int64_t k = 0; k < deep; k++)
+        multiply(tile_at(g->tiles, g->size, row, column), strip_at(g, row, k, TRANSPOSED),
+                 AS_IT_IS, strip_at(g, column, k, AS_IT_IS), ADD);
 }
 
 /* tiles += X'X for X (rows, n), strides in entries. Gives 1 where memory is short, else 0. */
@@ -222,7 +240,7 @@ struct reduction {
   double *v, *x;                 /* V; X, then W */
   double *v_before;              /* V of the step before; its W is still in x */
   double *transposed;            /* per row of tiles: V' and W' of the step before */
-  double *parts;                 /* per row of tiles: its part of V' X */
+  double *parts;                 /* per row of tiles: its part of V' X; before, the panel */
   double t[TILE] ALIGNED;        /* T */
   double half_vx[TILE] ALIGNED;  /* -T' V' X / 2 */
 };
@@ -232,8 +250,8 @@ static void update_column(struct reduction *r, int64_t column) {
   const double *v = r->transposed + column * 2 * TILE, *w = v + TILE;
   for (int64_t row = column; row < r->size; row++) {
     double *tile = tile_at(r->tiles, r->size, row, column);
-    multiply(tile, r->v_before + row * TILE, B, 1, w, SUBTRACT);
-    multiply(tile, r->x + row * TILE, B, 1, v, SUBTRACT);
+    multiply(tile, r->v_before + row * TILE, AS_IT_IS, w, SUBTRACT);
+    multiply(tile, r->x + row * TILE, AS_IT_IS, v, SUBTRACT);
   }
 }
 
@@ -243,25 +261,32 @@ static void join_reflections(const double *vv, const double *tau, double *t) {
   for (int column = 0; column < B; column++) {
     for (int row = 0; row < column; row++) {
       double sum = 0.0;
-      for (int k = row; k < column; k++) sum += t[row * B + k] * vv[k * B + column];
-      t[row * B + column] = -tau[column] * sum;
+      for (int k = row; k < column; k++) sum += t[entry(row, k)] * vv[entry(k, column)];
+      t[entry(row, column)] = -tau[column] * sum;
     }
-    t[column * B + column] = tau[column];
+    t[entry(column, column)] = tau[column];
   }
 }
 
-/* V and T of the step's panel; R stays where it is. */
+/* V, T and R of the step's panel. R goes to its first tile, the others are used no more. */
 static void reduce_panel(struct reduction *r) {
   int64_t first = r->step + 1, rows = (r->size - first) * B;
-  double tau[B], vv[TILE] ALIGNED = {0};
+  double tau[B], vv[TILE] ALIGNED = {0}, *by_rows = r->parts;
   double *panel = tile_at(r->tiles, r->size, first, r->step), *v = r->v + first * TILE;
-  factor_panel(panel, rows, tau);
-  memcpy(v, panel, rows * B * sizeof(double));
-  for (int row = 0; row < B; row++) {
-    memset(v + row * B + row, 0, (B - row) * sizeof(double));
-    v[row * B + row] = 1.0;
-  }
-  for (int64_t row = 0; row < rows; row += B) multiply(vv, v + row * B, 1, B, v + row * B, ADD);
+  for (int64_t row = 0; row < rows; row++)
+    for (int column = 0; column < B; column++)
+      by_rows[row * B + column] = panel[row / B * TILE + entry(row % B, column)];
+  factor_panel(by_rows, rows, tau);
+  for (int64_t row = 0; row < rows; row++)
+    for (int column = 0; column < B; column++)
+      v[row / B * TILE + entry(row % B, column)] = by_rows[row * B + column];
+  for (int row = 0; row < B; row++)
+    for (int column = row; column < B; column++) {
+      panel[entry(row, column)] = by_rows[row * B + column];
+      v[entry(row, column)] = row == column;
+    }
+  for (int64_t row = 0; row < rows; row += B)
+    multiply(vv, v + row * B, TRANSPOSED, v + row * B, ADD);
   join_reflections(vv, tau, r->t);
 }
 
@@ -278,18 +303,18 @@ static void multiply_row(void *work, int64_t number) {
   int64_t first = r->step + 1, row = first + number;
   double av[TILE] ALIGNED = {0}, *x = r->x + row * TILE;
   for (int64_t column = first; column <= row; column++)
-    multiply(av, tile_at(r->tiles, r->size, row, column), B, 1, r->v + column * TILE, ADD);
+    multiply(av, tile_at(r->tiles, r->size, row, column), AS_IT_IS, r->v + column * TILE, ADD);
   for (int64_t below = row + 1; below < r->size; below++)
-    multiply(av, tile_at(r->tiles, r->size, below, row), 1, B, r->v + below * TILE, ADD);
-  multiply(x, av, B, 1, r->t, SET);
-  multiply(r->parts + row * TILE, r->v + row * TILE, 1, B, x, SET);
+    multiply(av, tile_at(r->tiles, r->size, below, row), TRANSPOSED, r->v + below * TILE, ADD);
+  multiply(x, av, AS_IT_IS, r->t, SET);
+  multiply(r->parts + row * TILE, r->v + row * TILE, TRANSPOSED, x, SET);
 }
 
 static void sum_parts(struct reduction *r) {
   double *total = r->parts + (r->step + 1) * TILE;
   for (int64_t row = r->step + 2; row < r->size; row++)
     for (int i = 0; i < TILE; i++) total[i] += r->parts[row * TILE + i];
-  multiply(r->half_vx, r->t, 1, B, total, SET);
+  multiply(r->half_vx, r->t, TRANSPOSED, total, SET);
   for (int i = 0; i < TILE; i++) r->half_vx[i] *= -0.5;
 }
 
@@ -298,13 +323,13 @@ static void finish_row(void *work, int64_t number) {
   struct reduction *r = work;
   int64_t row = r->step + 1 + number;
   double *w = r->x + row * TILE, *v = r->v + row * TILE;
-  multiply(w, v, B, 1, r->half_vx, ADD);
+  multiply(w, v, AS_IT_IS, r->half_vx, ADD);
   transpose(r->transposed + row * 2 * TILE, v);
   transpose(r->transposed + row * 2 * TILE + TILE, w);
 }
 
-/* Leaves in the tiles a matrix of the same eigenvalues that is zero below each panel's R,
-   where the v are. Gives 1 where memory is short, else 0. */
+/* Leaves in the tiles the diagonal ones and the R below them of a band with the same eigenvalues.
+   Gives 1 where memory is short, else 0. */
 static int reduce_to_band(double *tiles, int64_t size, int threads) {
   struct reduction r = {.size = size, .tiles = tiles};
   double *space = aligned_alloc(64, size * 6 * TILE * sizeof(double));
@@ -478,11 +503,11 @@ static void copy_band(double *tiles, int64_t n, double *band) {
   int64_t size = tiles_along(n);
   for (int64_t column = 0; column < n; column++) {
     int64_t k = column / B, c = column % B;
-    const double *diagonal = tile_at(tiles, size, k, k) + c, *r = diagonal + TILE;
+    const double *diagonal = tile_at(tiles, size, k, k), *below = diagonal + TILE;
     double *out = band + column * ALONG + k * B;
-    for (int64_t row = c; row < B; row++) out[row] = diagonal[row * B];
+    for (int64_t row = c; row < B; row++) out[row] = diagonal[entry(row, c)];
     if (k + 1 < size)
-      for (int64_t row = 0; row <= c; row++) out[B + row] = r[row * B];
+      for (int64_t row = 0; row <= c; row++) out[B + row] = below[entry(row, c)];
   }
 }
 

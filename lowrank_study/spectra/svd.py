@@ -24,7 +24,6 @@ import numpy.typing as npt
 import scipy.linalg
 
 from lowrank_study.errors import InputError
-from lowrank_study.spectra.eigenvalues import LARGE_GRAM as LARGE_GRAM
 from lowrank_study.spectra.eigenvalues import GramMatrix
 
 Matrix = npt.NDArray[np.floating[Any]]
@@ -88,11 +87,11 @@ def svd_of_matrix(matrix: Matrix, *, method: Method) -> Decomposition:
     active, exponent = _active_and_exponent(matrix)
     if active.size == 0:
         return _zero(matrix.shape, method)
-    squared_norm = _squared_norm(active, exponent)
     if method == "gram":
-        values = _gram_values(active, exponent)
+        values, squared_norm = _gram_values(active, exponent)
         relative_error = GRAM_ERROR
     else:
+        squared_norm = _squared_norm(active, exponent)
         values = scipy.linalg.svdvals(
             _scaled(active, -exponent), overwrite_a=True, check_finite=False
         )
@@ -362,11 +361,12 @@ def frobenius_norm(matrix: Matrix) -> float:
 
 def _squared_norm(matrix: Matrix, exponent: int) -> float:
     """Squared Frobenius norm in units of 4^exponent, in float64."""
-    total = 0.0
-    for block in _row_blocks(matrix, exponent):
-        flat = block.ravel()
-        total += float(flat @ flat)
-    return total
+    return sum(_squared_sum(block) for block in _row_blocks(matrix, exponent))
+
+
+def _squared_sum(block: Vector) -> float:
+    flat = block.ravel(order="K")
+    return float(flat @ flat)
 
 
 def _row_blocks(matrix: Matrix, exponent: int) -> Iterator[Vector]:
@@ -376,13 +376,14 @@ def _row_blocks(matrix: Matrix, exponent: int) -> Iterator[Vector]:
         yield _scaled(matrix[start : start + rows], -exponent)
 
 
-def _gram_values(matrix: Matrix, exponent: int) -> Vector:
-    """Singular values from the Gram matrix of the smaller side, summed over row blocks."""
+def _gram_values(matrix: Matrix, exponent: int) -> tuple[Vector, float]:
+    """Singular values from the Gram matrix of the smaller side, and the squared norm."""
     tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
-    gram = GramMatrix(tall.shape[1])
+    gram, squared_norm = GramMatrix(tall.shape[1]), 0.0
     for block in _row_blocks(tall, exponent):
         gram.add(block)
+        squared_norm += _squared_sum(block)
     values: Vector = np.sqrt(np.maximum(gram.eigenvalues(), 0.0))[::-1]
     # The root of rounding: thousands of such values would add up in an effective rank.
     values[values < GRAM_ZERO * values[0]] = 0.0
-    return values
+    return values, squared_norm
