@@ -84,17 +84,21 @@ def fuzzed(**strategies: st.SearchStrategy[Any]) -> Callable[[Callable[..., None
     return decorate
 
 
-@pytest.fixture(scope="module", autouse=True)
+START = time.time()
+
+
+@pytest.fixture(autouse=True)
 def _record(request: pytest.FixtureRequest) -> Iterator[None]:
-    start, used, made_with = time.time(), time.process_time(), provenance()
+    """Write down what was found so far after each property: a long run may be cut short."""
+    made_with = provenance()
     yield
     path = os.environ.get("LOWRANK_STUDY_FUZZ_RECORD")
     if path:
         record = {
             "examples_asked_of_each": EXAMPLES or 120,
             "seed": request.config.getoption("--hypothesis-seed"),
-            "seconds": round(time.time() - start),
-            "processor_seconds": round(time.process_time() - used),
+            "seconds": round(time.time() - START),
+            "processor_seconds": round(time.process_time()),
             "properties": {
                 name: dataclasses.asdict(tally) for name, tally in TALLIES.items() if tally.examples
             },
