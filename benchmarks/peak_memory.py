@@ -6,22 +6,14 @@ Run by spectra.py in a process of its own:  python peak_memory.py BEFORE AFTER R
 import json
 import sys
 import time
-from pathlib import Path
 
+from lowrank_study.provenance import status_bytes
 from lowrank_study.reporting.spectra_report import report_spectra
-
-
-def memory(field: str) -> int:
-    """Bytes of VmRSS (now) or VmHWM (the most so far) of this process; Linux only."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"no {field} in /proc/self/status")
 
 
 def main() -> None:
     """Print what was found, and the bytes before and at most, as JSON."""
-    imported = memory("VmRSS")
+    imported = status_bytes("VmRSS")
     start = time.perf_counter()
     _, found = report_spectra(before=sys.argv[1], after=sys.argv[2], out=sys.argv[3])
     ranks = {
@@ -33,7 +25,7 @@ def main() -> None:
         json.dumps(
             {
                 "interpreter": imported,
-                "peak": memory("VmHWM"),
+                "peak": status_bytes("VmHWM"),
                 "seconds": time.perf_counter() - start,
                 "matrices": len(found.matrices),
                 "ranks": ranks,

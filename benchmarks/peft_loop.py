@@ -1,13 +1,16 @@
 """The sweep as a user would write it: transformers' Trainer and PEFT, run after run.
 
-    python benchmarks/peft_loop.py runs.json out.json [--tuned]
+    python benchmarks/peft_loop.py runs.json out.json [--tuned] [--same-start]
 
 `runs.json` is a list of run specifications (`spec.to_mapping`). Data, splits, steps, batch size,
 rates, schedule and epochs are those of the specifications; everything else is the Trainer's
 default, or with `--tuned` what its documentation advises for speed: bf16 where the processor
 has it, batches of texts of like length, and a larger batch for evaluation. Each run is
 evaluated on validation and test, saved, and its updates' singular values are computed, as the
-suite does. `out.json` gets each run's test accuracy and seconds.
+suite does. `out.json` gets each run's test accuracy, seconds and memory.
+
+With `--same-start` head, factors and the order of the data are the suite's own for that seed, so
+that two accuracies of a seed differ by what the two programs do, and not by chance.
 """
 
 import argparse
@@ -31,9 +34,12 @@ from transformers import (
 )
 
 from lowrank_study.config import _fast_precision
+from lowrank_study.provenance import status_bytes
 from lowrank_study.spec import Lora, RunSpec, from_mapping
+from lowrank_study.training.batches import training_order
 from lowrank_study.training.data import Split, load_splits
-from lowrank_study.training.models import model_folder, target_modules
+from lowrank_study.training.lora import lora_modules
+from lowrank_study.training.models import build_model, head_names, model_folder, target_modules
 
 
 class Texts(torch.utils.data.Dataset[dict[str, Any]]):
@@ -57,8 +63,33 @@ def accuracy(prediction: Any) -> dict[str, float]:
     return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
 
 
-def train(spec: RunSpec, folder: Path, *, tuned: bool) -> dict[str, Any]:
-    """Train, evaluate, save and measure one run."""
+class InOurOrder(Trainer):
+    """The Trainer on the suite's batches."""
+
+    order: list[int]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return self.order
+
+
+def start_alike(model: Any, spec: RunSpec, base_folder: Path, *, labels: int) -> None:
+    """Give a PEFT model the head and the factors that the suite starts this run from."""
+    ours = build_model(spec, base_folder, number_of_labels=labels)
+    named = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, lora in lora_modules(ours):
+            named[f"base_model.model.{name}.lora_A.default.weight"].copy_(lora.A_RI)
+        for head in head_names(ours):
+            for name, value in ours.get_submodule(head).named_parameters():
+                path = f"base_model.model.{head}.modules_to_save.default.{name}"
+                named[path].copy_(value)
+
+
+def train(
+    spec: RunSpec, folder: Path, *, tuned: bool = False, same_start: bool = False
+) -> dict[str, Any]:
+    """Train, evaluate, save and measure one run; `same_start` is for LoRA and one epoch."""
+    interpreter = status_bytes("VmRSS")
     started = time.perf_counter()
     base_folder = model_folder(spec.model)
     splits = load_splits(spec.task, base_folder)
@@ -79,6 +110,8 @@ def train(spec: RunSpec, folder: Path, *, tuned: bool) -> dict[str, Any]:
             target_modules=target_modules(model, spec.model, spec.method.target),
         )
         model = peft.get_peft_model(model, config)
+        if same_start:
+            start_alike(model, spec, base_folder, labels=len(splits.labels))
     options: dict[str, Any] = {}
     if tuned:
         options = {
@@ -87,7 +120,7 @@ def train(spec: RunSpec, folder: Path, *, tuned: bool) -> dict[str, Any]:
             "bf16": _fast_precision() == "bf16",
         }
     tokenizer = AutoTokenizer.from_pretrained(base_folder)
-    trainer = Trainer(
+    trainer = (InOurOrder if same_start else Trainer)(
         model=model,
         args=TrainingArguments(
             output_dir=str(folder),
@@ -109,8 +142,13 @@ def train(spec: RunSpec, folder: Path, *, tuned: bool) -> dict[str, Any]:
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=accuracy,
     )
+    if isinstance(trainer, InOurOrder):
+        [order] = training_order(len(splits.train), epochs=spec.train.epochs, seed=spec.data_seed)
+        trainer.order = order.tolist()
+    starting = time.perf_counter()
     trainer.train()
     trained = time.perf_counter()
+    peak = status_bytes("VmHWM")
     trainer.evaluate(Texts(splits.validation))  # type: ignore[arg-type]
     test = trainer.evaluate(Texts(splits.test))  # type: ignore[arg-type]
     evaluated = time.perf_counter()
@@ -123,6 +161,9 @@ def train(spec: RunSpec, folder: Path, *, tuned: bool) -> dict[str, Any]:
         "steps": trainer.state.global_step,
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "train_seconds": trained - started,
+        "examples_per_second": spec.train.epochs * len(splits.train) / (trained - starting),
+        "interpreter_bytes": interpreter,
+        "peak_bytes": peak,
         "evaluate_seconds": evaluated - trained,
         "seconds": time.perf_counter() - started,
     }
@@ -152,12 +193,14 @@ def main() -> None:
     parser.add_argument("runs", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--tuned", action="store_true")
+    parser.add_argument("--same-start", action="store_true")
     arguments = parser.parse_args()
     specs = [from_mapping(mapping) for mapping in json.loads(arguments.runs.read_text())]
     results = []
     for spec in specs:
         with tempfile.TemporaryDirectory() as folder:
-            results.append(train(spec, Path(folder), tuned=arguments.tuned))
+            run = train(spec, Path(folder), tuned=arguments.tuned, same_start=arguments.same_start)
+            results.append(run)
         print(json.dumps(results[-1]), flush=True)
     arguments.out.write_text(json.dumps(results, indent=1))
 

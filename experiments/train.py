@@ -25,7 +25,8 @@ def main(config: DictConfig) -> None:
         tracker=asked.tracker,
         workers=1,
     )
-    outcome = run.record.get("message") or f"test accuracy {run.record['test']['accuracy']:.3f}"
+    split = "test" if asked.spec.train.read_test else "validation"
+    outcome = run.record.get("message") or f"{split} accuracy {run.record[split]['accuracy']:.3f}"
     print(f"{run.status}: {outcome}; everything is in {run.folder}")
 
 

@@ -265,6 +265,8 @@ def _train(fields: "Fields") -> TrainSpec:
         evaluations=fields.integer("evaluations", at_least=1),
         precision=_fast_precision() if precision == "auto" else precision,
         reference=fields.flag("reference"),
+        read_test=fields.flag("read_test"),
+        shuffle_labels=fields.flag("shuffle_labels"),
     )
 
 

@@ -176,6 +176,11 @@ class TrainSpec:
     reference: bool
     """Whether to take the plain path, one run at a time with padded texts: what the fast one,
     texts laid end to end and runs packed together, is compared with."""
+    read_test: bool
+    """Whether the test split is read at the end. Runs that a learning rate is chosen by don't."""
+    shuffle_labels: bool
+    """Whether the training labels are dealt out anew among the rows: a control, with nothing to
+    be learnt that would hold for other texts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -80,7 +80,8 @@ def _commit(claim: Claim, outcome: "FitResult | Exception") -> None:
             message = f"{type(outcome).__name__}: {outcome}"[:500]
             claim.commit(status="failed", record={"message": message})
         case _:
-            _save_predictions(claim.folder, outcome.test)
+            if outcome.test is not None:
+                _save_predictions(claim.folder, outcome.test)
             claim.commit(status="done", record=outcome.record)
 
 

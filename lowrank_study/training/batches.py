@@ -36,11 +36,16 @@ class Batch:
 
 def training_batches(split: Split, *, batch_size: int, epochs: int, seed: int) -> Iterator[Batch]:
     """Yield every epoch's batches: the same for every run that has this seed of the data."""
-    generator = np.random.default_rng([seed, 1])
-    for _ in range(epochs):
-        order = generator.permutation(len(split))
+    for order in training_order(len(split), epochs=epochs, seed=seed):
         for start in range(0, len(order), batch_size):
             yield batch_of(split, order[start : start + batch_size])
+
+
+def training_order(rows: int, *, epochs: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield the order in which each epoch reads the rows of the training split."""
+    generator = np.random.default_rng([seed, 1])
+    for _ in range(epochs):
+        yield generator.permutation(rows)
 
 
 def evaluation_batches(split: Split) -> Iterator[Batch]:

@@ -55,6 +55,17 @@ class Split:
         """Return the token ids of one text."""
         return self.ids[self.offsets[index] : self.offsets[index + 1]]
 
+    def first(self, count: int) -> "Split":
+        """Return the first texts, all of them if there are fewer."""
+        count = min(count, len(self))
+        end = self.offsets[count]
+        return Split(
+            ids=self.ids[:end],
+            types=self.types[:end],
+            offsets=self.offsets[: count + 1],
+            labels=self.labels[:count],
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Splits:
@@ -277,6 +288,12 @@ def _sample(frame: pd.DataFrame, size: int | None, generator: np.random.Generato
     if size is None or len(frame) <= size:
         return frame
     return frame.iloc[np.sort(generator.permutation(len(frame))[:size])]
+
+
+def with_shuffled_labels(splits: Splits, seed: int) -> Splits:
+    """Deal the training labels out anew among the rows; each class stays as common as it was."""
+    labels = np.random.default_rng([seed, 2]).permutation(splits.train.labels)
+    return dataclasses.replace(splits, train=dataclasses.replace(splits.train, labels=labels))
 
 
 def _tokenizer_hash(model_folder: Path) -> str:

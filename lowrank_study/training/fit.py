@@ -20,7 +20,12 @@ from lowrank_study.errors import InputError
 from lowrank_study.provenance import provenance
 from lowrank_study.spec import Lora, RunSpec
 from lowrank_study.training.batches import first_texts, steps_of, training_batches
-from lowrank_study.training.data import Splits, load_splits, load_tokenizer
+from lowrank_study.training.data import (
+    Splits,
+    load_splits,
+    load_tokenizer,
+    with_shuffled_labels,
+)
 from lowrank_study.training.evaluate import autocast
 from lowrank_study.training.member import FitResult, Member, Stopwatch, is_evaluated
 from lowrank_study.training.memory import peak_memory_bytes, reset_peak_memory
@@ -80,6 +85,8 @@ def fit_together(jobs: Sequence[Job], *, device: str) -> list[FitResult | Except
     spec = jobs[0].spec
     folder = model_folder(spec.model)
     splits = load_splits(spec.task, folder)
+    if spec.train.shuffle_labels:
+        splits = with_shuffled_labels(splits, spec.data_seed)
     steps = steps_of(splits.train, batch_size=spec.train.batch_size, epochs=spec.train.epochs)
     members: list[Member] = []
     for job in jobs:

@@ -32,7 +32,8 @@ class FitResult:
     """A trained model's measurements, and its predictions on the test split."""
 
     record: dict[str, Any]
-    test: Predictions
+    test: Predictions | None
+    """`None` where the test split is not read."""
 
 
 class Stopwatch:
@@ -137,14 +138,19 @@ class Member:
         """Go back to the best step, read the test split, and save what was trained."""
         if self._best.state is not None:
             restore(self.model, self._best.state)
-        with self._evaluating:
-            test = self._read(scores, self._splits.test)
+        test, train = None, {}
+        if self._spec.train.read_test:
+            with self._evaluating:
+                test = self._read(scores, self._splits.test)
+                # As many rows as validation has tell the gap between seen and unseen texts.
+                seen = self._splits.train.first(len(self._splits.validation))
+                train = self._read(scores, seen).metrics()
         save_model(self.model, self._spec, checkpoint_folder, base=base)
         files = checkpoint_folder.rglob("*.safetensors")
         record = {
-            "test": test.metrics(),
+            "test": test.metrics() if test else {},
             "validation": self._best.validation,
-            "train": {"loss": self._recent_loss()},
+            "train": {"running_loss": self._recent_loss(), **train},
             "best_step": self._best.step,
             "steps": self._steps,
             **_parameter_counts(self.model),

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lowrank_study.provenance import has_status, status_bytes
 from lowrank_study.spec import RunSpec
 from lowrank_study.training.batches import Batch, training_batches
 from lowrank_study.training.data import Split, Splits
@@ -31,7 +32,6 @@ _HELD_BACK = 128 * 2**20
 """Most that the C library's allocator was seen to hold back of freed blocks of many sizes."""
 _C_LIBRARY = ctypes.CDLL(None) if sys.platform == "linux" else None
 _RESET = Path("/proc/self/clear_refs")
-_STATUS = Path("/proc/self/status")
 _MEMINFO = Path("/proc/meminfo")
 
 
@@ -63,8 +63,8 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Return the largest memory held since the last reset, in bytes."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    if _STATUS.exists():
-        return _status_bytes("VmHWM")
+    if has_status():
+        return status_bytes("VmHWM")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -104,7 +104,7 @@ def predict_peak(spec: RunSpec, folder: Path, splits: Splits) -> PeakPrediction:
     model = model_without_weights(spec, folder, number_of_labels=len(splits.labels))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    libraries = _status_bytes("VmRSS") if _STATUS.exists() else _LIBRARIES
+    libraries = status_bytes("VmRSS") if has_status() else _LIBRARIES
     return PeakPrediction(
         shared=libraries + _FLOAT * frozen,
         trained=4 * _FLOAT * trained,
@@ -138,10 +138,3 @@ def _kept_for_backward(model: nn.Module, batch: Batch) -> int:
         scores = unpadded_scores(model.train(), batch, torch.device("meta"))
     assert scores.requires_grad
     return sum(kept.values())
-
-
-def _status_bytes(field: str) -> int:
-    """Read a number of the process's status (Linux)."""
-    lines = _STATUS.read_text().splitlines()
-    [line] = [line for line in lines if line.startswith(f"{field}:")]
-    return int(line.split()[1]) * 1024

@@ -1,0 +1,107 @@
+"""Whether fast runs are as accurate as the Trainer's: the same starts, the same order of the data.
+
+Two tasks × five seeds × three ranks, each by the suite in fp32, by the suite in bf16, and by PEFT
+in the Trainer in fp32. Head, factors and batches of a seed are the same for all three, so that a
+difference of two accuracies is what the programs do differently, and chance has little part in it.
+`agreement.csv` keeps every accuracy; what stands in it is not trained again.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+import timing
+from processes import peft_loop, train_here
+from scipy import stats
+
+from lowrank_study.config import compose
+from lowrank_study.spec import Lora, RunSpec
+
+SEEDS, RANKS = range(5), (2, 8, 32)
+TASKS = {
+    "rotten_tomatoes": ("task.train_size=1000", "task.validation_size=50", "task.test_size=1000"),
+    "reuters_r8": (
+        *("task.train_size=600", "task.validation_size=50", "task.test_size=800"),
+        "task.max_length=64",
+    ),
+}
+WAYS = ("ours fp32", "ours bf16", "Trainer fp32")
+COLUMNS = ["task", "way", "seed", "adapter_rank", "test_accuracy"]
+
+
+def agreement(folder: Path, *, quick: bool) -> list[timing.Figure]:
+    """Train what `agreement.csv` lacks, and compare the three ways seed by seed."""
+    path = folder / "agreement.csv"
+    kept = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=COLUMNS)
+    seeds = range(2) if quick else SEEDS
+    missing = [
+        (task, way, seed)
+        for task in TASKS
+        for seed in seeds
+        for way in WAYS
+        if not ((kept["task"] == task) & (kept["way"] == way) & (kept["seed"] == seed)).any()
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(max_workers=2) as pool:  # one process a core
+        for rows in pool.map(lambda job: _train(*job, quick=quick), missing):
+            kept = pd.concat([kept, rows] if len(kept) else [rows], ignore_index=True)
+            kept.sort_values(COLUMNS[:4]).to_csv(path, index=False)
+    return [figure for task in TASKS for figure in _compared(kept[kept["task"] == task], task)]
+
+
+def _train(task: str, way: str, seed: int, *, quick: bool) -> pd.DataFrame:
+    size = ("task.train_size=64", "task.test_size=64") if quick else ()
+    specs = [
+        compose(
+            *(f"task={task}", *TASKS[task], *size, "model.dropout=0.0", "trainer.precision=fp32"),
+            *(f"method.rank={rank}", f"seed={seed}"),
+        )
+        for rank in RANKS
+    ]
+    if way == "Trainer fp32":
+        found = peft_loop(specs, "--same-start", threads=1)
+        accuracies = [run["test_accuracy"] for run in found]
+    else:
+        accuracies = train_here([_in(spec, way) for spec in specs])["test_accuracies"]
+    rows = [
+        (task, way, seed, spec.method.rank, accuracy)
+        for spec, accuracy in zip(specs, accuracies, strict=True)
+        if isinstance(spec.method, Lora)
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _in(spec: RunSpec, way: str) -> RunSpec:
+    return dataclasses.replace(
+        spec, train=dataclasses.replace(spec.train, precision=way.removeprefix("ours "))
+    )
+
+
+def _compared(rows: pd.DataFrame, task: str) -> list[timing.Figure]:
+    """Means of the three, and intervals of the paired differences, in points of accuracy."""
+    wide = rows.pivot_table(index="seed", columns="way", values="test_accuracy")  # mean of ranks
+    figures = [
+        timing.figure(f"{task}: test accuracy, {way}", list(wide[way]), unit="") for way in WAYS
+    ]
+    for one, other in ((0, 2), (1, 2), (1, 0)):
+        differences = list(100 * (wide[WAYS[one]] - wide[WAYS[other]]))
+        low, high = interval(differences)
+        what = f"{task}: {WAYS[one]} less {WAYS[other]}, mean over seeds"
+        figures += [
+            timing.figure(what, differences, unit="points"),
+            timing.figure(f"{what}: 95 % interval from", [low], unit="points", at_most=0.0),
+            timing.figure(f"{what}: 95 % interval to", [high], unit="points", at_least=0.0),
+            timing.figure(f"{what}: its width", [high - low], unit="points", at_most=1.5),
+        ]
+    return figures
+
+
+def interval(differences: Sequence[float]) -> tuple[float, float]:
+    """Student's t interval of a mean over seeds: the ranks of a seed are not independent."""
+    count, mean = len(differences), sum(differences) / len(differences)
+    error = math.sqrt(sum((each - mean) ** 2 for each in differences) / (count - 1) / count)
+    half = float(stats.t.ppf(0.975, count - 1)) * error
+    return mean - half, mean + half

@@ -1,0 +1,156 @@
+"""How the cost of training grows: with runs, rank, length of texts, size of the model, examples.
+
+Every point is a process of its own on one core. `growth.csv` has the numbers, `growth.svg` the
+drawing; the memory that the suite predicts before it trains is held against the measured.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import timing
+from matplotlib.axes import Axes
+from processes import train_here
+
+from lowrank_study.config import compose
+from lowrank_study.reporting.figures.drawing import INK, Paper, draw_figure, line
+from lowrank_study.reporting.figures.rank_axis import series_colour
+from lowrank_study.reporting.svg import LIGHT, file_svg
+from lowrank_study.spec import RunSpec
+from lowrank_study.training.models import model_folder
+
+BASE = (
+    *("task.train_size=128", "task.validation_size=16", "task.test_size=16"),
+    *("model.dropout=0.0", "method.rank=8", "data_seed=0"),
+)
+LONG_TEXTS = ("task=newsgroups", *BASE, "task.train_size=64")
+MODELS = ((2, 128), (4, 256), (6, 384), (8, 512), (12, 768))
+"""Layers and width of BERTs with random weights: what a step costs does not depend on them."""
+AXES = {
+    "runs at once": "runs",
+    "adapter rank": "rank, on all linear maps",
+    "longest text": "tokens",
+    "model": "million parameters",
+    "examples": "training examples",
+}
+
+
+def growth(folder: Path, *, quick: bool) -> list[timing.Figure]:
+    """Measure, draw, and compare predicted with measured memory."""
+    with tempfile.TemporaryDirectory() as models:
+        points = [
+            {"axis": axis, "at": at, **_measured(specs)}
+            for axis, at, specs in _points(Path(models), quick=quick)
+        ]
+    frame = pd.DataFrame(points)
+    folder.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(folder / "growth.csv", index=False)
+    (folder / "growth.svg").write_text(_drawn(frame))
+    off = (frame["predicted_bytes"] / frame["peak_bytes"] - 1.0).abs()
+    figures = [
+        timing.figure(
+            f"predicted memory, largest error of {len(off)} points",
+            [100 * float(off.max())],
+            unit="%",
+            at_most=15.0,
+        )
+    ]
+    for axis, rows in frame.groupby("axis", sort=False):
+        first, last = rows.iloc[0], rows.iloc[-1]
+        for column, what in (("seconds", "time"), ("peak_bytes", "memory")):
+            label = f"{axis} {first['at']:g} to {last['at']:g}: {what} grows"
+            figures.append(timing.figure(label, [last[column] / first[column]], unit="×"))
+    return figures
+
+
+def _points(models: Path, *, quick: bool) -> Sequence[tuple[str, float, list[RunSpec]]]:
+    def few(values: Sequence[int]) -> Sequence[int]:
+        return values[:2] if quick else values
+
+    points: list[tuple[str, float, list[RunSpec]]] = [
+        ("runs at once", runs, [compose(*BASE, f"seed={seed}") for seed in range(runs)])
+        for runs in few((1, 2, 4, 8))
+    ]
+    points += [
+        ("adapter rank", rank, [compose("method=lora_all_linear", *BASE, f"method.rank={rank}")])
+        for rank in few((1, 8, 32, 128))
+    ]
+    points += [
+        ("longest text", length, [compose(*LONG_TEXTS, f"task.max_length={length}")])
+        for length in few((32, 64, 128, 256, 512))
+    ]
+    points += [
+        ("examples", count, [compose(*BASE, f"task.train_size={count}")])
+        for count in few((64, 128, 256, 512))
+    ]
+    for layers, width in MODELS[:2] if quick else MODELS:
+        parameters = _make_bert(models / f"{layers}x{width}", layers, width)
+        spec = compose(*BASE, f"model.source={models / f'{layers}x{width}'}")
+        points.append(("model", parameters / 1e6, [spec]))
+    return points
+
+
+def _make_bert(folder: Path, layers: int, width: int) -> int:
+    """Save a BERT with random weights and MiniLM's tokenizer; return its parameters."""
+    from transformers import AutoModel, AutoTokenizer, BertConfig
+
+    source = model_folder(compose().model)
+    config = BertConfig.from_pretrained(
+        source,
+        num_hidden_layers=layers,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_attention_heads=width // 64,
+    )
+    model = AutoModel.from_config(config)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return int(model.num_parameters())
+
+
+def _measured(specs: list[RunSpec]) -> dict[str, float]:
+    found = train_here(specs)
+    return {key: found[key] for key in ("seconds", "peak_bytes", "predicted_bytes")}
+
+
+def _drawn(frame: pd.DataFrame) -> str:
+    def draw(on: Paper) -> None:
+        names = list(AXES)
+        panels = on.panels(2 * len(names), across=(len(names), 2), height=(1.9, 1.7))
+        for number, name in enumerate(names):
+            rows = frame[frame["axis"] == name].sort_values("at")
+            time, memory = panels[number], panels[number + len(names)]
+            time.set_title(name)
+            time.plot(rows["at"], rows["seconds"], marker="o", ms=4, color=series_colour(0))
+            memory.plot(rows["at"], rows["peak_bytes"] / 1e6, marker="o", ms=4, color=INK)
+            memory.plot(
+                *(rows["at"], rows["predicted_bytes"] / 1e6),
+                **{"marker": "x", "ms": 5, "ls": ":", "color": series_colour(1)},
+            )
+            memory.set_xlabel(AXES[name])
+            for panel in (time, memory):
+                _dress(panel, linear=name in ("runs at once", "examples"))
+        panels[0].set_ylabel("training, s")
+        panels[len(names)].set_ylabel("peak memory, MB")
+        on.legend(
+            [
+                line("time", series_colour(0), marker="o", ms=4),
+                line("memory, measured", INK, marker="o", ms=4),
+                line("memory, predicted", series_colour(1), marker="x", ms=5, ls=":"),
+            ],
+            columns=(3, 1),
+        )
+
+    figure = draw_figure(
+        draw, name="growth", title="", caption="", note="", frame=frame, columns=()
+    )
+    return file_svg(figure.wide, LIGHT)
+
+
+def _dress(panel: Axes, *, linear: bool) -> None:
+    panel.set_ylim(bottom=0)
+    if not linear:
+        panel.set_xscale("log", base=2)
+        panel.xaxis.set_major_formatter(lambda at, _: f"{at:g}")
+    panel.locator_params(axis="y", nbins=4)

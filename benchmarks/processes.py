@@ -1,0 +1,50 @@
+"""Training in processes of their own: the suite's runs, and the same by PEFT and the Trainer."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lowrank_study.spec import RunSpec, to_mapping
+
+HERE = Path(__file__).parent
+
+
+def train_here(specs: Sequence[RunSpec], *, threads: int = 1) -> dict[str, Any]:
+    """Train runs together in one process; see `train_here.py` for what is told."""
+    with tempfile.TemporaryDirectory() as folder:
+        runs = written(specs, Path(folder))
+        command = [sys.executable, str(HERE / "train_here.py"), str(runs), str(threads)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=_threads(threads))
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def peft_loop(
+    specs: Sequence[RunSpec], *options: str, threads: int | None = None
+) -> list[dict[str, Any]]:
+    """Train runs one after the other with the Trainer; see `peft_loop.py` for what is told."""
+    with tempfile.TemporaryDirectory() as folder:
+        runs, out = written(specs, Path(folder)), Path(folder) / "out.json"
+        command = [sys.executable, str(HERE / "peft_loop.py"), str(runs), str(out), *options]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=_threads(threads))
+        found: list[dict[str, Any]] = json.loads(out.read_text())
+    return found
+
+
+def written(specs: Sequence[RunSpec], folder: Path) -> Path:
+    """Write runs as both programs read them."""
+    path = folder / "runs.json"
+    path.write_text(json.dumps([to_mapping(spec) for spec in specs]))
+    return path
+
+
+def _threads(threads: int | None) -> dict[str, str]:
+    quiet = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    if threads is None:
+        return quiet
+    return quiet | {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL")}

@@ -1,0 +1,133 @@
+"""One training step against its floor, and where its time goes.
+
+The floor is the operations that the step can't do without, at the speed of a matrix product of the
+model's largest shape, measured beside the step.
+"""
+
+import time
+from collections.abc import Sequence
+from itertools import islice
+
+import timing
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from lowrank_study.config import compose
+from lowrank_study.training.batches import Batch, first_texts, training_batches
+from lowrank_study.training.data import load_splits, load_tokenizer
+from lowrank_study.training.models import build_model, model_folder
+from lowrank_study.training.optim import make_optimizer
+from lowrank_study.training.packing import Pack, share_frozen
+
+CPU = torch.device("cpu")
+KINDS = {
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"),
+    "attention": ("scaled_dot_product",),
+    "GELU": ("gelu",),
+    "LayerNorm": ("layer_norm",),
+    "optimizer": ("_fused_adamw", "_foreach", "clip"),
+    "copies": ("copy_", "cat", "index_select", "index_add", "contiguous"),
+}
+
+
+class Step:
+    """One training step of some packed runs."""
+
+    def __init__(self, overrides: Sequence[Sequence[str]]) -> None:
+        specs = [compose("model.dropout=0.0", *each) for each in overrides]
+        folder = model_folder(specs[0].model)
+        splits = load_splits(specs[0].task, folder)
+        models: list[nn.Module] = []
+        for spec in specs:
+            models.append(build_model(spec, folder, number_of_labels=len(splits.labels)))
+            share_frozen(models[0], models[-1])
+        self.pack = Pack(
+            models,
+            device=CPU,
+            pad_id=int(load_tokenizer(folder).pad_token_id),
+            sample=first_texts(splits.train),
+        )
+        self.optimizers = [
+            make_optimizer(model, spec.method.learning_rate, spec.train)
+            for model, spec in zip(models, specs, strict=True)
+        ]
+        batches = training_batches(splits.train, batch_size=16, epochs=1, seed=0)
+        self.batches: list[Batch] = list(islice(batches, 12))
+
+    def __call__(self, batch: Batch) -> None:
+        """Train on one batch."""
+        scores_RNC = self.pack.scores(batch)
+        losses = [nn.functional.cross_entropy(scores, batch.labels_N) for scores in scores_RNC]
+        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def operations(self) -> list[int]:
+        """Multiplications and additions of each batch's step that can't be left out."""
+        counted = []
+        for batch in self.batches:
+            with FlopCounterMode(display=False) as counter:
+                self(batch)
+            counted.append(counter.get_total_flops())
+        return counted
+
+
+def peak_speed(tokens: int) -> float:
+    """Best operations per second of a matrix product of the model's largest shape."""
+    left, right = torch.randn(tokens, 384), torch.randn(384, 1536)
+    seconds = []
+    for _ in range(20):
+        start = time.perf_counter()
+        left @ right
+        seconds.append(time.perf_counter() - start)
+    return 2.0 * tokens * 384 * 1536 / min(seconds)
+
+
+def steps(rounds: int) -> list[timing.Figure]:
+    """Hold a step against its floor, on one core, and say where the rest goes."""
+    torch.set_num_threads(1)
+    figures = []
+    kinds = {
+        "LoRA r=8 on q,v": ([["method.rank=8"]], 0.35),
+        "four of them packed": (
+            [["method.rank=8", f"seed={s}", "data_seed=0"] for s in range(4)],
+            0.35,
+        ),
+        "full fine-tuning": ([["method=full"]], 0.30),
+    }
+    for name, (overrides, bar) in kinds.items():
+        step = Step(overrides)
+        operations = step.operations()
+        shares = []
+        for _ in range(rounds):
+            # The machine's speed drifts: each batch is held against a peak measured beside it.
+            for batch, needed in zip(step.batches, operations, strict=True):
+                peak = peak_speed(len(batch.ids_T))
+                start = time.perf_counter()
+                step(batch)
+                shares.append(needed / peak / (time.perf_counter() - start))
+        figures.append(timing.figure(f"share of the floor, {name}", shares, unit="", at_least=bar))
+        figures += spent(name, step)
+    return figures
+
+
+def spent(name: str, step: Step) -> list[timing.Figure]:
+    """Say which share of a step's time goes where."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        for batch in step.batches:
+            step(batch)
+    events = profiler.key_averages()
+    total = sum(event.self_cpu_time_total for event in events)
+    shares = dict.fromkeys([*KINDS, "the rest"], 0.0)
+    for event in events:
+        kind = next(
+            (k for k, keys in KINDS.items() if any(key in event.key for key in keys)), "the rest"
+        )
+        shares[kind] += event.self_cpu_time_total / total
+    return [
+        timing.figure(f"{name}: share of the time, {kind}", [share], unit="")
+        for kind, share in shares.items()
+    ]
