@@ -24,6 +24,7 @@ def main(config: DictConfig) -> None:
         device=asked.device,
         tracker=asked.tracker,
         workers=1,
+        tuning=asked.tuning,
     )
     split = "test" if asked.spec.train.read_test else "validation"
     outcome = run.record.get("message") or f"{split} accuracy {run.record[split]['accuracy']:.3f}"

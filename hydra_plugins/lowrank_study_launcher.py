@@ -42,6 +42,7 @@ class WorkersLauncher(Launcher):  # type: ignore[misc]  # hydra has no types
             tracker=first.tracker,
             workers=first.workers,
             pack=first.pack,
+            tuning=first.tuning,
         )
         jobs = []
         for overrides in job_overrides:

@@ -43,6 +43,20 @@ TRACKERS = ("none", "jsonl", "wandb")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """How learning rates are chosen (`study/tuning.py`)."""
+
+    rates: int
+    """Rates of the grid to begin with, around the configured one."""
+    factor: float
+    """From one rate to the next."""
+    seeds: tuple[int, ...]
+    """Of the runs that choose."""
+    most: int
+    """Rates at most, when the grid grows because its best is at an end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
     """What one command was asked for: the run, and what does not change its numbers."""
 
@@ -61,6 +75,8 @@ class RunConfig:
     """Processes that train at the same time; `None` is one a core."""
     pack: int | None
     """Most runs that one process trains together; `None` is as many as its memory holds."""
+    tuning: Tuning | None
+    """How each configuration's learning rate is chosen; `None` takes the configured one."""
 
 
 def compose(*overrides: str) -> RunSpec:
@@ -124,6 +140,20 @@ def read_config(config: Mapping[str, Any]) -> RunConfig:
         tracker=tracker,
         workers=workers,
         pack=pack,
+        tuning=_tuning(top.part("tuning")) if "tuning" in top.settings else None,
+    )
+
+
+def _tuning(fields: "Fields") -> Tuning:
+    rates = fields.integer("rates", at_least=3)
+    seeds = fields.value("seeds")
+    if not (isinstance(seeds, Sequence) and seeds and all(isinstance(s, int) for s in seeds)):
+        raise InputError(f"tuning.seeds={seeds!r}: a list of whole numbers is needed")
+    return Tuning(
+        rates=rates,
+        factor=fields.number("factor", above=1.0),
+        seeds=tuple(seeds),
+        most=fields.integer("most", at_least=rates),
     )
 
 

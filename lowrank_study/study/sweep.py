@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lowrank_study import assets
+from lowrank_study.config import Tuning
 from lowrank_study.runs import RunStore, TrainedRun
 from lowrank_study.spec import Asset, Lora, RunSpec, Task
 from lowrank_study.study.packs import cost, packs
 from lowrank_study.study.progress import SweepProgress
+from lowrank_study.study.tuning import tuned
 from lowrank_study.study.work import measure_run
 
 _POLL_SECONDS = 0.5
@@ -35,14 +37,32 @@ def sweep(
     tracker: str = "none",
     workers: int | None = None,
     pack: int | None = None,
+    tuning: Tuning | None = None,
 ) -> list[TrainedRun]:
     """Train every run that has not ended, measure all spectra, and return the runs in order.
+
+    With `tuning`, rates are chosen first, by the runs of another sweep, `<name>_rates`.
 
     Raises
     ------
     InputError
         Any of the runs can't be: then none is planned.
     """
+    if tuning is not None:
+        specs = tuned(
+            specs,
+            tuning,
+            train=lambda trials: sweep(
+                trials,
+                name=rates_sweep(name),
+                results=results,
+                question="Which learning rate is best on validation?",
+                device=device,
+                tracker=tracker,
+                workers=workers,
+                pack=pack,
+            ),
+        )
     unique = list({spec.run_id: spec for spec in specs}.values())
     store = RunStore(results / "runs")
     done = {run.spec.run_id for run in store.ended([spec.run_id for spec in unique])}
@@ -57,6 +77,11 @@ def sweep(
     for run in runs:
         measure_run(run, results)
     return runs
+
+
+def rates_sweep(name: str) -> str:
+    """Return the name of the sweep that chooses the rates of another."""
+    return f"{name}_rates"
 
 
 def check_specs(specs: Sequence[RunSpec], results: Path) -> None:

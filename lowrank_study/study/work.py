@@ -97,12 +97,15 @@ def _save_predictions(folder: Path, predictions: "Predictions") -> None:
 
 
 def measure_run(run: TrainedRun, results: Path) -> None:
-    """Measure the spectra of a run's updates, unless that has been done or there are none."""
+    """Measure the spectra of a run's updates, unless that has been done or there are none.
+
+    Runs that don't read the test split are there to choose a rate by: nobody asks for theirs.
+    """
     from lowrank_study.spectra.spectrum import save_spectra
     from lowrank_study.study.updates import spectra_of_run
 
     path = spectra_file(results, run.spec.run_id)
-    if run.status == "done" and not path.is_file():
+    if run.status == "done" and run.spec.train.read_test and not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         save_spectra(path, spectra_of_run(run))
 
