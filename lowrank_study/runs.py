@@ -103,6 +103,10 @@ class RunStore:
         """
         return list(dict.fromkeys(run_id for pack in self._packs(name) for run_id in pack))
 
+    def sweeps(self) -> list[str]:
+        """Return the names of the sweeps that were planned here."""
+        return sorted(path.stem for path in self._sweeps.glob("*.json"))
+
     def question(self, name: str) -> str:
         """Return what a sweep asks, in one sentence."""
         return str(self._read_sweep(name)["question"])
@@ -186,7 +190,7 @@ class RunStore:
     def _read_sweep(self, name: str) -> dict[str, Any]:
         path = self._sweeps / f"{name}.json"
         if not path.is_file():
-            known = sorted(p.stem for p in self._sweeps.glob("*.json")) or ["none yet"]
+            known = self.sweeps() or ["none yet"]
             raise InputError(
                 f"no sweep {name!r} in {self.folder}: planned ones are {', '.join(known)}"
             )

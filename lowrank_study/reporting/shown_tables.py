@@ -21,6 +21,7 @@ from lowrank_study.reporting.display import Column, Table, counted
 from lowrank_study.reporting.tables import (
     SettingData,
     StudyTables,
+    best_rates,
     cost_by_method,
     flat_provenance,
     rank_by_layer,
@@ -30,9 +31,39 @@ from lowrank_study.reporting.tables import (
 def tables_of_setting(data: SettingData) -> list[Table]:
     """Give the tables of one setting: accuracy, cost and, where there are spectra, ranks."""
     tables = [_accuracy_table(data), _cost_table(data)]
+    if len(data.rates):
+        tables.append(_rates_table(data))
     if len(data.spectra):
         tables += [_configuration_table(data), _layer_table(data), _module_table(data)]
     return tables
+
+
+def _rates_table(data: SettingData) -> Table:
+    return Table(
+        name=f"best_rates{data.suffix}",
+        title="Learning rates chosen on validation",
+        note=(
+            "One row a configuration. A grid grows until its best rate has neighbours on both "
+            "sides, or it has reached its limit; ratios are to full fine-tuning’s rate."
+        ),
+        frame=best_rates(data.rates),
+        columns=(
+            *CONFIGURATION_COLUMNS,
+            Column(name="rule", label="scaling", kind="text", meaning="α, and the factor"),
+            LEARNING_RATE,
+            Column(name="ratio_to_full", label="of full’s", kind="ratio", meaning="rate ratio"),
+            Column(
+                name="validation_accuracy",
+                label="validation accuracy",
+                kind="share",
+                meaning="of the runs that chose it",
+            ),
+            Column(name="rates_tried", label="tried", kind="count", meaning="rates tried"),
+            Column(name="lowest_tried", label="from", kind="rate", meaning="lowest rate tried"),
+            Column(name="highest_tried", label="to", kind="rate", meaning="highest rate tried"),
+            Column(name="inside", label="inside", kind="text", meaning="whether it is no end"),
+        ),
+    )
 
 
 def tables_of_study(study: StudyTables) -> list[Table]:

@@ -8,11 +8,14 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from lowrank_study.errors import InputError
 from lowrank_study.reporting.contents import compose
 from lowrank_study.reporting.report import write_composed
 from lowrank_study.reporting.tables import StudyTables
 from lowrank_study.runs import RunStore, TrainedRun
+from lowrank_study.study.sweep import rates_sweep
 from lowrank_study.study.tables import runs_table, spectra_tables
 
 
@@ -38,7 +41,14 @@ def study_tables(sweep: str, *, results: Path) -> StudyTables:
         singular_values=singular_values,
         planned=len(run_ids),
         provenance=_shared_provenance(runs),
+        rates=_rates(store, sweep),
     )
+
+
+def _rates(store: RunStore, sweep: str) -> pd.DataFrame | None:
+    """The runs that chose the sweep's learning rates, where it was tuned."""
+    name = rates_sweep(sweep)
+    return runs_table(store.ended(store.sweep(name))) if name in store.sweeps() else None
 
 
 def report_sweep(sweep: str, *, results: Path) -> tuple[Path, str]:

@@ -52,8 +52,8 @@ def tuned(specs: Sequence[RunSpec], tuning: Tuning, *, train: Train) -> list[Run
         }
         runs = iter(train([run for trial in trials.values() for run in trial]))
         worth = {key: _worth([next(runs) for _ in trial]) for key, trial in trials.items()}
-        best = {
-            name: max(rates, key=lambda rate, of=name: worth[of, rate])
+        best = {  # of equally good rates the lowest
+            name: -max((worth[name, rate], -rate) for rate in rates)[1]
             for name, rates in grids.items()
         }
         grown = {name: _grown(rates, best[name], tuning) for name, rates in grids.items()}

@@ -13,9 +13,11 @@ from lowrank_study.reporting.figures.decay import singular_value_decay
 from lowrank_study.reporting.figures.drawing import Figure
 from lowrank_study.reporting.figures.energy_rank import energy_rank_against_adapter_rank
 from lowrank_study.reporting.figures.heat_map import rank_heat_map
+from lowrank_study.reporting.figures.rates import rate_curves
 
 FIGURES = (
     accuracy_against_rank,
+    rate_curves,
     singular_value_decay,
     rank_heat_map,
     energy_rank_against_adapter_rank,
@@ -30,5 +32,6 @@ __all__ = [
     "cost_by_method",
     "energy_rank_against_adapter_rank",
     "rank_heat_map",
+    "rate_curves",
     "singular_value_decay",
 ]

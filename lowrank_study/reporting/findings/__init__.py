@@ -17,6 +17,7 @@ from lowrank_study.reporting.findings.accuracy import adapters, full_fine_tuning
 from lowrank_study.reporting.findings.completeness import completeness
 from lowrank_study.reporting.findings.cost import cost
 from lowrank_study.reporting.findings.finding import Finding
+from lowrank_study.reporting.findings.rates import rates
 from lowrank_study.reporting.findings.spectra import adapter_rank, full_rank, resolution
 from lowrank_study.reporting.tables import SettingData
 
@@ -28,6 +29,7 @@ def findings(data: SettingData) -> list[Finding]:
     return [
         full_fine_tuning(data),
         *adapters(data),
+        *rates(data),
         *cost(data),
         noise(data),
         *full_rank(data),

@@ -16,6 +16,7 @@ from lowrank_study.reporting.tables.accuracy import (
 )
 from lowrank_study.reporting.tables.cost import cost_by_method
 from lowrank_study.reporting.tables.provenance import flat_provenance
+from lowrank_study.reporting.tables.rates import best_rates
 from lowrank_study.reporting.tables.roles import ROLES, in_order, roles_inside
 from lowrank_study.reporting.tables.rows import CONFIGURATION, groups, records
 from lowrank_study.reporting.tables.setting import (
@@ -41,6 +42,7 @@ __all__ = [
     "SettingData",
     "StudyTables",
     "accuracy_by_rank",
+    "best_rates",
     "checked",
     "chosen_runs",
     "cost_by_method",

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from lowrank_study.reporting.tables.accuracy import accuracy_by_rank, chosen_runs
+from lowrank_study.reporting.tables.rates import rates_by_configuration
 from lowrank_study.reporting.tables.rows import records
 from lowrank_study.reporting.tables.study import StudyTables
 from lowrank_study.reporting.tables.update_ranks import (
@@ -53,6 +54,8 @@ class SettingData:
     """`rank_by_module`, this setting's rows"""
     configurations: pd.DataFrame
     """`rank_by_configuration`, this setting's rows"""
+    rates: pd.DataFrame
+    """`rates_by_configuration`, this setting's rows; none where no rate was chosen"""
 
     @property
     def runs(self) -> pd.DataFrame:
@@ -64,6 +67,7 @@ def settings_data(study: StudyTables) -> list[SettingData]:
     """Condense a checked study to the tables of its settings."""
     accuracy = accuracy_by_rank(study.runs)
     spectra = spectra_of_chosen(study, accuracy)
+    rates = rates_by_configuration(study.runs.iloc[:0] if study.rates is None else study.rates)
     settings = settings_of(study.runs)
     parts = []
     for number, setting in enumerate(settings, start=1):
@@ -77,6 +81,7 @@ def settings_data(study: StudyTables) -> list[SettingData]:
                 spectra=inside,
                 modules=rank_by_module(inside),
                 configurations=rank_by_configuration(inside),
+                rates=setting.rows(rates),
             )
         )
     return parts

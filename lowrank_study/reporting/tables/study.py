@@ -64,6 +64,8 @@ class StudyTables:
     """how many runs the sweep planned; those without a row are reported as not run"""
     provenance: Mapping[str, object]
     """commit, versions, hashes, machine; may be nested"""
+    rates: pd.DataFrame | None = None
+    """one row a run that chose a learning rate, with the columns of `runs`"""
 
 
 def checked(study: StudyTables) -> StudyTables:

@@ -1,0 +1,39 @@
+"""How learning rates were chosen, and what rates came out.
+
+rates(data)      # none where none was chosen
+"""
+
+from lowrank_study.reporting.display import adapter_name, counted, enumeration, written
+from lowrank_study.reporting.findings.finding import Finding
+from lowrank_study.reporting.tables import SettingData, best_rates, groups
+
+
+def rates(data: SettingData) -> list[Finding]:
+    """Say which rates are best, beside full fine-tuning's, and which ends of a grid are."""
+    if not len(data.rates):
+        return []
+    best = best_rates(data.rates)
+    parts = []
+    for key, rows in groups(best[best["adapter_rank"].notna()], ["method", "target", "rule"]):
+        low, high = rows["learning_rate"].min(), rows["learning_rate"].max()
+        span = (
+            written(low, "rate")
+            if low == high
+            else f"{written(low, 'rate')} to {written(high, 'rate')}"
+        )
+        ratio = rows["ratio_to_full"].median()
+        times = f" (median {written(ratio, 'ratio')} full fine-tuning’s)" if ratio == ratio else ""
+        parts.append(
+            f"{span} for {adapter_name(key['method'], key['target'])}, {key['rule']}{times}"
+        )
+    text = (
+        "Every configuration’s learning rate was chosen on validation, by runs that did not read "
+        f"the test split. Over the ranks it is {enumeration(parts)}."
+    )
+    full = best.loc[best["method"] == "full", "learning_rate"]
+    if len(full):
+        text += f" Full fine-tuning’s is {written(full.iloc[0], 'rate')}."
+    ends = int((~best["inside"].astype(bool)).sum())
+    if ends:
+        text += f" {counted(ends, 'configuration')} kept a rate at an end of the grid tried."
+    return [Finding(topic="Learning rates", text=text, source=f"best_rates{data.suffix}")]

@@ -1,0 +1,98 @@
+"""Learning rates against validation accuracy, and which was chosen.
+
+    rates = rates_by_configuration(study.rates)    # one row a configuration and rate
+    best_rates(rates)                              # one row a configuration
+
+Made of the runs that choose rates (`study/tuning.py`): none of them read the test split.
+"""
+
+import math
+
+import pandas as pd
+
+from lowrank_study.reporting.tables.rows import CONFIGURATION, SETTING, groups, mean_of
+
+RATE_COLUMNS = [
+    *("rule", "learning_rate", "runs", "lost"),
+    *("validation_accuracy", "validation_loss", "chosen"),
+]
+
+
+def rates_by_configuration(rates: pd.DataFrame) -> pd.DataFrame:
+    """Give validation accuracy over the choosing runs, one row a configuration and rate.
+
+    `rule` is what α and the scaling are as a function of the rank; `chosen` marks the rate with the
+    best mean accuracy, of equally good ones that with the lower loss; a rate that lost a run is
+    never chosen.
+    """
+    if not len(rates):
+        return pd.DataFrame(columns=[*CONFIGURATION, *RATE_COLUMNS])
+    rows = []
+    for key, group in groups(with_rules(rates), [*CONFIGURATION, "rule", "learning_rate"]):
+        done = group[group["status"] == "done"]
+        rows.append(
+            {
+                **key,
+                "runs": len(group),
+                "lost": len(group) - len(done),
+                "validation_accuracy": mean_of(done["validation_accuracy"]),
+                "validation_loss": mean_of(done["validation_loss"]),
+            }
+        )
+    table = pd.DataFrame(rows)
+    table["adapter_rank"] = table["adapter_rank"].astype("Int64")
+    order = table[table["lost"] == 0].sort_values(
+        ["validation_accuracy", "validation_loss", "learning_rate"], ascending=[False, True, True]
+    )
+    best = order.drop_duplicates([*CONFIGURATION, "rule"]).index
+    table["chosen"] = table.index.isin(best)
+    return table
+
+
+def best_rates(table: pd.DataFrame) -> pd.DataFrame:
+    """Give the chosen rate of each configuration, the range tried, and its ratio to full's.
+
+    `ratio_to_full` divides by the rate chosen for full fine-tuning in the same setting.
+    """
+    tried = table.groupby([*CONFIGURATION, "rule"], dropna=False)["learning_rate"]
+    frame = table.assign(
+        rates_tried=tried.transform("count"),
+        lowest_tried=tried.transform("min"),
+        highest_tried=tried.transform("max"),
+    )
+    best = frame[frame["chosen"]].drop(columns=["chosen", "lost", "runs"])
+    full = best[best["method"] == "full"].set_index(SETTING)["learning_rate"]
+    base = [
+        float(full.get((task, model), math.nan))
+        for task, model in zip(best["task"], best["model"], strict=True)
+    ]
+    return best.assign(
+        ratio_to_full=best["learning_rate"] / base,
+        inside=(best["learning_rate"] > best["lowest_tried"])
+        & (best["learning_rate"] < best["highest_tried"]),
+    ).reset_index(drop=True)
+
+
+def with_rules(runs: pd.DataFrame) -> pd.DataFrame:
+    """Add the column `rule`: how α, and the factor before B·A, follow from the rank.
+
+    A run can follow two rules (α = 16 and α = 2r at rank 8): it then has two rows. A rule is what
+    at least two ranks follow, where there are two.
+    """
+    alpha, rank = runs["alpha"].astype(float), runs["adapter_rank"].astype(float)
+    kinds = {True: "α/√r", False: "α/r"}
+    parts = [runs[rank.isna()].assign(rule="")]
+    for root, kind in kinds.items():
+        mine = rank.notna() & ((runs["scaling_rule"] == "alpha_over_sqrt_rank") == root)
+        rules = [(f"α={value:g}", mine & (alpha == value)) for value in sorted(set(alpha[mine]))]
+        multiples = sorted(set((alpha / rank)[mine]))
+        rules += [(f"α={value:g}r", mine & (alpha / rank == value)) for value in multiples]
+        most = max((rank[rows].nunique() for _, rows in rules), default=0)
+        if most < 2:
+            rules = rules[: len(set(alpha[mine]))]
+        parts += [
+            runs[rows].assign(rule=f"{name}, {kind}")
+            for name, rows in rules
+            if rank[rows].nunique() >= min(2, most)
+        ]
+    return pd.concat(parts, ignore_index=True)
