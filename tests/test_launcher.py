@@ -1,7 +1,6 @@
-"""The launcher composes the jobs that Hydra itself would compose, only sooner."""
+"""The jobs of a sweep are those that Hydra itself would compose, only sooner."""
 
 from collections.abc import Iterator
-from itertools import product
 
 import pytest
 from hydra import compose as hydra_compose
@@ -9,17 +8,16 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 
-from hydra_plugins.lowrank_study_launcher import WorkersLauncher
 from lowrank_study.config import CONF_FOLDER, plain, read_config
+from lowrank_study.jobs import JobComposer, planned_configs
 
 
 @pytest.fixture
-def launcher() -> Iterator[WorkersLauncher]:
+def composer() -> Iterator[JobComposer]:
     with initialize_config_dir(str(CONF_FOLDER), version_base="1.3"):
-        made = WorkersLauncher()
-        made._loader = GlobalHydra.instance().config_loader()
-        made._config = made._loader.load_configuration("config", [], run_mode=RunMode.MULTIRUN)
-        yield made
+        loader = GlobalHydra.instance().config_loader()
+        config = loader.load_configuration("config", [], run_mode=RunMode.MULTIRUN)
+        yield JobComposer(loader, config)
 
 
 @pytest.mark.parametrize(
@@ -32,35 +30,23 @@ def launcher() -> Iterator[WorkersLauncher]:
         ["task=glue_rte", "model=gpt2", "trainer=three_epochs", "trainer.epochs=2"],
     ],
 )
-def test_a_job_is_composed_as_hydra_would(overrides: list[str], launcher: WorkersLauncher) -> None:
-    ours = read_config(plain(launcher._job_config(overrides, {})))
+def test_a_job_is_composed_as_hydra_would(overrides: list[str], composer: JobComposer) -> None:
+    [ours] = composer.configs(overrides)
     assert ours == read_config(plain(hydra_compose("config", overrides)))
 
 
-def test_the_rank_sweep_is_45_runs_composed_from_three_readings(launcher: WorkersLauncher) -> None:
-    ranks, methods = (1, 2, 4, 8, 16, 32, 64), ("full", "lora", "lora_all_linear")
-    composed: dict[tuple[str, ...], object] = {}
-    specs = [
-        read_config(
-            plain(
-                launcher._job_config(
-                    [
-                        "experiment=rank_sweep",
-                        f"method={method}",
-                        f"method.rank={rank}",
-                        f"seed={seed}",
-                    ],
-                    composed,
-                )
-            )
-        ).spec
-        for method, rank, seed in product(methods, ranks, (0, 1, 2))
-    ]
+def test_the_rank_sweep_is_45_runs() -> None:
+    specs = [config.spec for config in planned_configs("experiment=rank_sweep")]
     assert len(specs) == 63
     assert len({spec.run_id for spec in specs}) == 45
-    assert len(composed) == 3
+    assert {spec.seed for spec in specs} == {0, 1, 2}
 
 
-def test_an_unknown_key_is_refused(launcher: WorkersLauncher) -> None:
-    with pytest.raises(Exception, match="rnk"):
-        launcher._job_config(["method=lora", "method.rnk=4"], {})
+def test_cases_are_runs_that_are_no_grid(composer: JobComposer) -> None:
+    cases = "cases=[{method.target: query, method.rank: 8}, {method.target: mlp, method.rank: 2}]"
+    found = [config.spec for config in composer.configs(["seed=3", cases])]
+    plain_ones = [
+        composer.configs(["seed=3", f"method.target={target}", f"method.rank={rank}"])[0].spec
+        for target, rank in (("query", 8), ("mlp", 2))
+    ]
+    assert [spec.run_id for spec in found] == [spec.run_id for spec in plain_ones]

@@ -51,15 +51,15 @@ def _rates(store: RunStore, sweep: str) -> pd.DataFrame | None:
     return runs_table(store.ended(store.sweep(name))) if name in store.sweeps() else None
 
 
-def report_sweep(sweep: str, *, results: Path) -> tuple[Path, str]:
-    """Write the report of a sweep below `results`.
+def report_sweep(sweep: str, *, results: Path, folder: Path | None = None) -> tuple[Path, str]:
+    """Write the report of a sweep into a folder, `results/report` if none is named.
 
     Returns
     -------
     The path of its HTML file, and what it found in one line.
     """
     report = compose(study_tables(sweep, results=results))
-    path = write_composed(report, results / "report")
+    path = write_composed(report, folder or results / "report")
     answers = [
         finding.text
         for part in report.parts

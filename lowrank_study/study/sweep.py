@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lowrank_study import assets
-from lowrank_study.config import Tuning
+from lowrank_study.config import RunConfig, Tuning
 from lowrank_study.runs import RunStore, TrainedRun
 from lowrank_study.spec import Asset, Lora, RunSpec, Task
 from lowrank_study.study.packs import cost, packs
@@ -25,6 +25,22 @@ _POLL_SECONDS = 0.5
 _MOST_PACKED = {"cpu": 4, "cuda": 32}
 """A processor's caches hold no more; a GPU waits less the more there is to do at once."""
 _MEMORY_SHARE = 0.8
+
+
+def sweep_of(configs: Sequence[RunConfig]) -> list[TrainedRun]:
+    """Run the sweep that configurations ask for together; what is not the run's is the first's."""
+    first = configs[0]
+    return sweep(
+        [config.spec for config in configs],
+        name=first.sweep,
+        results=first.results,
+        question=first.question,
+        device=first.device,
+        tracker=first.tracker,
+        workers=first.workers,
+        pack=first.pack,
+        tuning=first.tuning,
+    )
 
 
 def sweep(

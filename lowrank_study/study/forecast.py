@@ -1,0 +1,152 @@
+"""How long runs will take, said before the first one starts.
+
+    forecast(runs_of(configs), results=Path("results"), workers=2)      # seconds
+
+A run's operations follow from its texts and its model; the machine's speed is measured, in a
+moment, by a matrix product like the model's own. What is left is the share of that speed that
+training reaches, and it is measured too: by `benchmarks/sweep.py --only step`.
+"""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from lowrank_study.config import RunConfig
+from lowrank_study.runs import RunStore, TrainedRun
+from lowrank_study.spec import FullFineTuning, RunSpec, Task
+from lowrank_study.study.tuning import tuned
+from lowrank_study.training.data import Splits, load_splits
+from lowrank_study.training.lora import is_linear, linear_shape
+from lowrank_study.training.models import model_folder, model_without_weights
+
+_SHARE_OF_SPEED = 0.5
+"""Of the speed of a product alone; a step reaches about 0.6, evaluation and the rest less."""
+_SECONDS_A_RUN = 3.0
+"""Building the model, saving it and measuring its spectra."""
+
+
+class _NotChosenYet(Exception):
+    """Some of the runs that choose a rate have not ended."""
+
+    def __init__(self, trials: Sequence[RunSpec]) -> None:
+        self.trials = trials
+
+
+def runs_of(configs: Sequence[RunConfig]) -> list[RunSpec]:
+    """Return the runs that a sweep consists of, those that choose its rates too.
+
+    Where rates are still to be chosen, the runs at the middle of each grid stand for those at the
+    chosen rates: they take as long.
+    """
+    specs, tuning = [config.spec for config in configs], configs[0].tuning
+    if tuning is None:
+        return specs
+    store = RunStore(configs[0].results / "runs")
+
+    def look(trials: Sequence[RunSpec]) -> Sequence[TrainedRun]:
+        ended = store.ended([trial.run_id for trial in trials])
+        if len(ended) < len(trials):
+            raise _NotChosenYet(trials)
+        return ended
+
+    try:
+        return tuned(specs, tuning, train=look)
+    except _NotChosenYet as undecided:
+        return [*undecided.trials, *specs]
+
+
+def forecasts(planned: Mapping[str, Sequence[RunConfig]]) -> dict[str, float]:
+    """Return the seconds that each of several sweeps will take, run in this order.
+
+    A run that several of them ask for is the first one's. The speed is that of this machine's
+    processor: with a GPU it will be less.
+    """
+    seconds, asked = {}, set[str]()
+    for name, configs in planned.items():
+        runs = [run for run in runs_of(configs) if run.run_id not in asked]
+        asked |= {run.run_id for run in runs}
+        workers = configs[0].workers or usable_cores()
+        seconds[name] = forecast(runs, results=configs[0].results, workers=workers)
+    return seconds
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+
+
+def forecast(specs: Sequence[RunSpec], *, results: Path, workers: int) -> float:
+    """Return the seconds that those of the runs will take that have not ended.
+
+    Parameters
+    ----------
+    specs
+        The runs.
+    results
+        Where ended ones are.
+    workers
+        Processes that train at once, one a core.
+    """
+    store = RunStore(results / "runs")
+    unique = list({spec.run_id: spec for spec in specs}.values())
+    done = {run.spec.run_id for run in store.ended([spec.run_id for spec in unique])}
+    left = [spec for spec in unique if spec.run_id not in done]
+    if not left:
+        return 0.0
+    speed = _SHARE_OF_SPEED * measured_speed() * workers
+    shared: dict[tuple[Path, Task], tuple[Splits, int]] = {}
+    operations = 0.0
+    for spec in left:
+        folder = model_folder(spec.model)
+        if (folder, spec.task) not in shared:
+            splits = load_splits(spec.task, folder)
+            model = model_without_weights(spec, folder, number_of_labels=len(splits.labels))
+            weights = sum(
+                linear_shape(module)[0] * linear_shape(module)[1]
+                for module in model.modules()
+                if is_linear(module)
+            )
+            shared[folder, spec.task] = splits, weights
+        operations += operations_of(spec, *shared[folder, spec.task])
+    return operations / speed + _SECONDS_A_RUN * len(left) / workers
+
+
+def operations_of(spec: RunSpec, splits: Splits, weights: int) -> float:
+    """Return a run's multiplications and additions: two a weight and token, each pass.
+
+    A pass forward, one back to the activations, and for full fine-tuning one to the weights.
+    """
+    passes = 3 if isinstance(spec.method, FullFineTuning) else 2
+    tokens = passes * spec.train.epochs * splits.train.lengths.sum()
+    tokens += spec.train.evaluations * splits.validation.lengths.sum()
+    if spec.train.read_test:
+        seen = splits.train.first(len(splits.validation))
+        tokens += splits.test.lengths.sum() + seen.lengths.sum()
+    return float(2 * weights * tokens)
+
+
+def measured_speed(*, size: int = 512, seconds: float = 0.5) -> float:
+    """Return this machine's operations a second, of a matrix product on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        left, right = torch.randn(size, size), torch.randn(size, 4 * size)
+        best, until = float("inf"), time.perf_counter() + seconds
+        while (start := time.perf_counter()) < until:
+            left @ right
+            best = min(best, time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(threads)
+    return 2.0 * size * size * 4 * size / best
+
+
+def in_words(seconds: float) -> str:
+    """Write a duration as a person says it."""
+    if seconds < 90:
+        return f"about {max(1, round(seconds)):d} s"
+    if seconds < 90 * 60:
+        return f"about {round(seconds / 60):d} min"
+    return f"about {seconds / 3600:.1f} h"

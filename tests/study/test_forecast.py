@@ -1,0 +1,61 @@
+"""Forecasts count what is left to do, and are of the right size."""
+
+from pathlib import Path
+
+import pytest
+
+from lowrank_study.config import compose
+from lowrank_study.jobs import planned_configs
+from lowrank_study.study import forecast as module
+from lowrank_study.study.forecast import forecast, forecasts, in_words, measured_speed, runs_of
+from lowrank_study.study.sweep import sweep, sweep_of
+
+TINY_TUNED = ("tuning=grid", "method.rank=2", "seed=0")
+
+
+@pytest.fixture(autouse=True)
+def _speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "measured_speed", lambda: 1e9)
+
+
+def test_more_texts_and_full_fine_tuning_take_longer(
+    tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    def seconds(*overrides: str, workers: int = 1) -> float:
+        spec = compose(*tiny_overrides, *overrides)
+        return forecast([spec], results=tmp_path, workers=workers)
+
+    lora = seconds("method.rank=2")
+    assert seconds("method=full") > lora
+    assert seconds("method.rank=2", "trainer.epochs=9") > lora
+    assert seconds("method.rank=2", "trainer.read_test=false") < lora
+    assert seconds("method.rank=2", workers=2) == pytest.approx(lora / 2)
+
+
+def test_what_has_ended_takes_no_time(tiny_overrides: list[str], tmp_path: Path) -> None:
+    specs = [compose(*tiny_overrides, "method.rank=2", f"seed={seed}") for seed in range(2)]
+    both = forecast([*specs, specs[0]], results=tmp_path, workers=1)
+    sweep(specs[:1], name="one", results=tmp_path)
+    assert forecast(specs, results=tmp_path, workers=1) == pytest.approx(both / 2)
+
+
+def test_runs_that_choose_a_rate_are_counted_until_it_is_chosen(
+    tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    configs = planned_configs(*tiny_overrides, *TINY_TUNED, f"results={tmp_path}", "sweep=mine")
+    before = runs_of(configs)
+    assert [run.train.read_test for run in before] == [False, False, False, True]
+    sweep_of(configs)
+    [chosen] = runs_of(configs)
+    assert chosen.train.read_test
+    assert forecasts({"mine": configs}) == {"mine": 0.0}
+
+
+def test_durations_are_said_as_people_say_them() -> None:
+    assert [in_words(seconds) for seconds in (0.2, 75, 600, 15000)] == [
+        *("about 1 s", "about 75 s", "about 10 min", "about 4.2 h"),
+    ]
+
+
+def test_the_speed_is_that_of_a_processor() -> None:
+    assert 1e9 < measured_speed(seconds=0.05) < 1e13
