@@ -4,14 +4,17 @@ BIN := .venv/bin
 PIP_FLAGS := --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help study report test quick lint format clean
+.PHONY: help study reproduce test quick lint format clean
 
 help:  ## list the targets
-	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 study: .venv/ready  ## fetch model and data, run the rank sweep, write results/report/report.html
 	@$(BIN)/python experiments/train.py experiment=rank_sweep
 	@$(BIN)/python analysis/report.py sweep=rank_sweep
+
+reproduce: .venv/ready  ## remake the flagship study; says beforehand how long that will take
+	@$(BIN)/python experiments/reproduce.py
 
 test: lint  ## lint, types and the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal

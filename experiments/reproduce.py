@@ -2,7 +2,7 @@
 
 python experiments/reproduce.py                      # the flagship study: `make reproduce`
 python experiments/reproduce.py forecast=true        # only how long
-python experiments/reproduce.py experiments=[paper_lora_table6]
+python experiments/reproduce.py experiments=[] papers=[lora_table6,lora_table7]
 """
 
 from pathlib import Path
@@ -11,31 +11,20 @@ from omegaconf import DictConfig
 
 from lowrank_study.command import command
 from lowrank_study.config import plain
-from lowrank_study.jobs import planned_configs
-from lowrank_study.reporting.record import record_sweep
-from lowrank_study.reporting.sweep_report import report_sweep
-from lowrank_study.study.forecast import forecasts, in_words
-from lowrank_study.study.sweep import sweep_of
+from lowrank_study.reporting.reproduction import plan_of
+from lowrank_study.study.papers import load_paper
 
 
 def reproduce(config: DictConfig) -> None:
-    """Forecast, train, report and record each experiment."""
+    """Forecast, then train and report each experiment."""
     asked = plain(config)
+    papers = [load_paper(name) for name in asked["papers"]]
     results = Path(asked["results"])
-    planned = {
-        name: planned_configs(f"experiment={name}", f"results={results}")
-        for name in asked["experiments"]
-    }
-    seconds = forecasts(planned)
-    for name, duration in seconds.items():
-        print(f"{name}: {in_words(duration)}")
-    print(f"in all: {in_words(sum(seconds.values()))}; what has ended is not trained again")
-    for name, configs in {} if asked["forecast"] else planned.items():
-        sweep_of(configs)
-        path, found = report_sweep(name, results=results, folder=results / "report" / name)
-        print(f"{path}: {found}")
-        if asked["record"]:
-            record_sweep(name, results=results, name=f"{asked['record']}_{name}")
+    plan = plan_of(asked["experiments"], papers, results=results, scale=asked["scale"])
+    print(plan.in_words(), flush=True)
+    if not asked["forecast"]:
+        for line in plan.carry_out(record=asked["record"]):
+            print(line, flush=True)
 
 
 main = command(reproduce, config_name="reproduce")

@@ -81,15 +81,15 @@ def _write_all(files: Mapping[str, bytes], folder: Path) -> None:
         raise InputError(f"{folder} is a file: name a folder for the report")
     before = _listed_files(folder)
     for name, content in files.items():
-        _write(folder / name, content)
+        write_file(folder / name, content)
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    _write(folder / MANIFEST, (json.dumps(digests, indent=1, sort_keys=True) + "\n").encode())
+    write_file(folder / MANIFEST, (json.dumps(digests, indent=1, sort_keys=True) + "\n").encode())
     for name in before - set(files):
         (folder / name).unlink(missing_ok=True)
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Write a file so that its name always stands for whole contents."""
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file, in a folder made if need be, so that its name stands for whole contents."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
