@@ -22,6 +22,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtrit
 
+from lowrank_study.errors import InputError
+
 Vector = npt.NDArray[np.float64]
 Matrix = npt.NDArray[np.float64 | np.integer | np.bool_]
 Decision = Literal["sufficient", "inferior", "open"]
@@ -250,12 +252,18 @@ def sufficient_rank(differences: Mapping[int, Matrix], *, margin: float) -> Suff
         Rank → correctness less that of the whole, (seeds, examples), paired by both. The whole
         is full fine-tuning, or for the functional rank the update that isn't truncated.
     margin
-        See `SufficientRank.margin`; above 0.
+        See `SufficientRank.margin`.
+
+    Raises
+    ------
+    InputError
+        The margin is not between 0 and 1.
 
     Source: W. Maurer, L. A. Hothorn and W. Lehmacher, "Multiple comparisons in drug clinical
     trials and preclinical assays: a-priori ordered hypotheses" (1995).
     """
-    assert margin > 0, margin
+    if not 0 < margin < 1:
+        raise InputError(f"margin={margin!r}: a share of one is needed, such as 0.02 for 2 points")
     ranks = sorted(differences)
     estimates = [paired_difference(differences[rank]) for rank in ranks]
     limits = [estimate.interval(1 - 2 * ERROR) for estimate in estimates]

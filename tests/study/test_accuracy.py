@@ -127,14 +127,14 @@ def test_an_interval_over_seeds_says_nothing_of_other_test_examples() -> None:
 
 def test_the_variance_is_that_of_the_analysis_of_variance() -> None:
     rng = np.random.default_rng(0)
-    x = (rng.random((4, 7)) + np.linspace(0, 0.4, 7) + np.linspace(0, 0.6, 4)[:, None] > 0.8) * 1.0
+    x = rng.random((4, 1)) + rng.random((1, 7)) + 0.1 * rng.random((4, 7))
     rows, columns = x.mean(1, keepdims=True), x.mean(0, keepdims=True)
     by_row = 7 * np.sum((rows - x.mean()) ** 2) / 3
     by_column = 4 * np.sum((columns - x.mean()) ** 2) / 6
     residual = np.sum((x - rows - columns + x.mean()) ** 2) / 18
     halves = ((1 - x.mean()) ** 2 + x.mean() ** 2) / 2 / 7**2
     expected = (by_row + by_column - residual) / 28 + halves
-    assert expected > max(by_row, by_column) / 28 + halves  # no floor is reached
+    assert expected > max(by_row / 28, by_column / 28 + halves)  # no floor is reached
     found = mean_accuracy(x)
     assert found.mean == pytest.approx(x.mean())
     assert found.standard_error == pytest.approx(math.sqrt(expected), rel=1e-12)

@@ -53,6 +53,8 @@ class SettingData:
     """`rank_by_module`, this setting's rows"""
     configurations: pd.DataFrame
     """`rank_by_configuration`, this setting's rows"""
+    comparison: pd.DataFrame
+    """`StudyTables.comparison`, this setting's rows"""
 
     @property
     def runs(self) -> pd.DataFrame:
@@ -77,6 +79,7 @@ def settings_data(study: StudyTables) -> list[SettingData]:
                 spectra=inside,
                 modules=rank_by_module(inside),
                 configurations=rank_by_configuration(inside),
+                comparison=setting.rows(study.comparison),
             )
         )
     return parts
