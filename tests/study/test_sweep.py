@@ -52,6 +52,12 @@ def test_a_sweep_with_a_run_that_diverges(tiny_overrides: list[str], tmp_path: P
     tables = study_tables("three", results=tmp_path)
     assert tables.question == "What?"
     assert tables.planned == 3
+    assert tables.comparison.empty
+    compared = study_tables("three", results=tmp_path, margin=0.02).comparison
+    assert list(compared["seeds"]) == [1]
+    difference = table.set_index("run_id")["test_accuracy"]
+    expected = difference[specs[0].run_id] - difference[specs[2].run_id]
+    assert compared["difference"].tolist() == pytest.approx([expected])
     # again: nothing is trained, and it is quick
     stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("record.json")}
     sweep(specs, name="three", results=tmp_path)
