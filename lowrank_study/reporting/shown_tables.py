@@ -124,7 +124,12 @@ def _sufficient_table(data: SettingData) -> Table:
         frame=data.comparison,
         columns=(
             *CONFIGURATION_COLUMNS,
-            Column(name="seeds", label="pairs", kind="count", meaning="seeds with both runs"),
+            Column(
+                name="seeds",
+                label="pairs",
+                kind="count",
+                meaning="seeds whose runs are both done and have kept their predictions",
+            ),
             Column(name="difference", label="difference", kind="points", meaning="mean, in points"),
             Column(name="lower_limit", label="low", kind="points", meaning="one-sided 95 % limit"),
             Column(name="upper_limit", label="high", kind="points", meaning="one-sided 95 % limit"),

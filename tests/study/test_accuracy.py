@@ -91,7 +91,7 @@ def test_students_interval_covers_over_seeds_where_a_bootstrap_does_not(seeds: i
     )
     assert 0.94 < held < 0.96
     # Why no bootstrap is used: at 3 seeds it holds the truth three times in four.
-    assert held_by_bootstrap < {3: 0.79, 5: 0.87, 6: 0.89}[seeds]
+    assert held_by_bootstrap == pytest.approx({3: 0.75, 5: 0.84, 6: 0.86}[seeds], abs=0.03)
 
 
 CASES = [

@@ -81,8 +81,8 @@ def noise(data: SettingData) -> Finding:
             f"; their intervals are 95{NARROW_SPACE}% Student t intervals over seeds. To lie "
             "inside one is not to be equal, and outside not to be different. What was tested is "
             "the sufficient rank, with seeds and test examples both taken as drawn: each of its "
-            f"ends is wrong at most {percent(ERROR)} of the time, if accuracy does not fall with "
-            "rank."
+            f"ends is wrong at most {100 * ERROR:g}{NARROW_SPACE}% of the time, if accuracy does "
+            "not fall with rank."
         )
     else:
         text += (

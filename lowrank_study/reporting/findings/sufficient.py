@@ -55,14 +55,15 @@ def _text(name: str, rising: pd.DataFrame) -> str:
         for decision, what in (("sufficient", "less"), ("inferior", "more"))
         if ranks[decision]
     ]
+    parts = [enumeration(shown)] if shown else []
     if ranks["open"]:
-        shown.append(f"for {_listed(ranks['open'])} the data don’t decide")
+        parts.append(f"for {_listed(ranks['open'])} the data don’t decide")
     seeds = sorted({int(row["seeds"]) for row in rows})
     span = counted(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     examples = counted(int(rising["examples"].max()), "test example")
     text = (
         f"At a margin of {margin}, the sufficient rank of {name} {_where(ranks)}: "
-        f"{enumeration(shown)} ({span}, {examples})."
+        f"{'; '.join(parts)} ({span}, {examples})."
     )
     return text + _retention(rows, ranks["sufficient"])
 
@@ -74,7 +75,7 @@ def _where(ranks: dict[str, list[int]]) -> str:
         if not unsure:
             return f"is above {inferior[-1]}, the highest tried"
         if inferior:
-            return f"is above {inferior[-1]}, no rank is shown to suffice"
+            return f"is above {inferior[-1]}, and no upper end is shown"
         return "can’t be told"
     if not inferior:
         lowest = ", the lowest tried" if not unsure else ""

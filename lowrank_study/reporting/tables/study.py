@@ -157,9 +157,11 @@ def _text(value: object) -> str:
 def _check_plan(ended: int, planned: int) -> None:
     """Refuse a study that is not whole: those that end last are not like those that end first."""
     if ended < planned:
+        verb = "has" if planned - ended == 1 else "have"
         raise InputError(
-            f"{planned - ended} of the {planned} planned runs have not ended: a report needs "
-            f"every run done, diverged or failed; start the sweep again, it goes on with the rest"
+            f"{planned - ended} of the {planned} planned runs {verb} not ended: a report needs "
+            f"every run done, diverged or failed; run experiments/train.py with the sweep's "
+            f"settings again, which goes on with the rest"
         )
     if ended > planned:
         raise InputError(
