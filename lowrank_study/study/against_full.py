@@ -12,12 +12,13 @@ from itertools import groupby
 import pandas as pd
 
 from lowrank_study.runs import TrainedRun
-from lowrank_study.study.accuracy import RankTest, retention, sufficient_rank
+from lowrank_study.study.accuracy import RankTest, mean_accuracy, retention, sufficient_rank
 from lowrank_study.study.correctness import PairedRuns, accuracies, paired_with_full
 
 COLUMNS = (
     *("task", "model", "method", "target", "adapter_rank"),
-    *("margin", "seeds", "examples", "difference", "standard_error", "degrees_of_freedom"),
+    *("seeds", "examples", "accuracy", "accuracy_low_95", "accuracy_high_95"),
+    *("margin", "difference", "standard_error", "degrees_of_freedom"),
     *("low_95", "high_95", "lower_limit", "upper_limit", "decision"),
     *("retention", "retention_low_95", "retention_high_95", "retention_bounded"),
 )
@@ -35,8 +36,9 @@ def against_full(runs: Sequence[TrainedRun], *, margin: float) -> pd.DataFrame:
 
     Returns
     -------
-    The columns `COLUMNS`: differences and limits are shares of one; `retention_*` are NaN
-    where the interval is unbounded.
+    The columns `COLUMNS`: `accuracy` is the adapter's; differences and limits are shares of one;
+    intervals are over seeds and test examples, that of the retention over seeds; it is NaN where
+    it is unbounded.
 
     Raises
     ------
@@ -59,6 +61,8 @@ def _target(pairs: PairedRuns) -> tuple[str, str, str, str]:
 
 def _row(pairs: PairedRuns, test: RankTest, margin: float) -> dict[str, object]:
     low, high = test.difference.interval()
+    accuracy = mean_accuracy(pairs.adapter_SE)
+    accuracy_low, accuracy_high = accuracy.interval()
     adapter_S, full_S = accuracies(pairs.adapter_SE), accuracies(pairs.full_SE)
     kept = retention(adapter_S, full_S, chance=pairs.chance)
     return {
@@ -67,9 +71,12 @@ def _row(pairs: PairedRuns, test: RankTest, margin: float) -> dict[str, object]:
         "method": pairs.method,
         "target": pairs.target,
         "adapter_rank": pairs.adapter_rank,
-        "margin": margin,
         "seeds": test.seeds,
         "examples": pairs.adapter_SE.shape[1],
+        "accuracy": accuracy.mean,
+        "accuracy_low_95": accuracy_low,
+        "accuracy_high_95": accuracy_high,
+        "margin": margin,
         "difference": test.difference.mean,
         "standard_error": test.difference.standard_error,
         "degrees_of_freedom": test.difference.degrees_of_freedom,

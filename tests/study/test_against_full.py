@@ -12,7 +12,7 @@ from lowrank_study.config import compose
 from lowrank_study.errors import InputError
 from lowrank_study.runs import TrainedRun
 from lowrank_study.spec import FullFineTuning, Lora, RunSpec
-from lowrank_study.study.accuracy import paired_difference
+from lowrank_study.study.accuracy import mean_accuracy, paired_difference
 from lowrank_study.study.against_full import COLUMNS, against_full
 from lowrank_study.study.correctness import paired_with_full
 
@@ -132,7 +132,10 @@ def test_every_rank_has_a_row(runs: Runs) -> None:
     estimate = paired_difference(pairs.difference_SE)
     assert (eight["low_95"], eight["high_95"]) == estimate.interval()
     assert (eight["lower_limit"], eight["upper_limit"]) == estimate.interval(0.9)
+    accuracy = mean_accuracy(pairs.adapter_SE)
+    assert (eight["accuracy_low_95"], eight["accuracy_high_95"]) == accuracy.interval()
     full = 1 - 22.5 / 200
+    assert eight["accuracy"] == pytest.approx(full - 0.005)
     assert eight["retention"] == pytest.approx((full - 0.005 - 0.6) / (full - 0.6))
     assert eight["retention_bounded"]
     assert eight["retention_low_95"] < eight["retention"] < eight["retention_high_95"]
