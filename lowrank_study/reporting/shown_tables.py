@@ -119,7 +119,7 @@ def _sufficient_table(data: SettingData) -> Table:
             f"rank down to the first that fails; inferior when high is below it, from the lowest "
             f"up; the data leave the others open. Retention is (a−c)/(f−c), c the commonest "
             f"class’s share, with Fieller’s 95 % interval over seeds; where that is unbounded "
-            f"there are no ends."
+            f"full fine-tuning itself is not shown to lie above chance."
         ),
         frame=data.comparison,
         columns=(

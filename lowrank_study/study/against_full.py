@@ -20,7 +20,7 @@ COLUMNS = (
     *("seeds", "examples", "accuracy", "accuracy_low_95", "accuracy_high_95"),
     *("margin", "difference", "standard_error", "degrees_of_freedom"),
     *("low_95", "high_95", "lower_limit", "upper_limit", "decision"),
-    *("retention", "retention_low_95", "retention_high_95", "retention_bounded"),
+    *("chance", "retention", "retention_low_95", "retention_high_95", "retention_bounded"),
 )
 
 
@@ -85,6 +85,7 @@ def _row(pairs: PairedRuns, test: RankTest, margin: float) -> dict[str, object]:
         "lower_limit": test.low,
         "upper_limit": test.high,
         "decision": test.decision,
+        "chance": pairs.chance,
         "retention": kept.ratio,
         "retention_low_95": kept.low if kept.is_bounded else math.nan,
         "retention_high_95": kept.high if kept.is_bounded else math.nan,

@@ -41,6 +41,7 @@ def compared(study: StudyTables, decisions: dict[int, str], **other: object) -> 
             "lower_limit": -0.0194,
             "upper_limit": -0.0052,
             "decision": SIGN[sign],
+            "chance": 0.504,
             "retention": 0.957,
             "retention_low_95": 0.931,
             "retention_high_95": 0.984,
@@ -92,10 +93,15 @@ def test_what_is_shown_is_listed(small_study: StudyTables) -> None:
     assert "neither was tested" not in said["Noise"]
 
 
-def test_an_unbounded_retention_is_said_to_be_so(small_study: StudyTables) -> None:
+def test_to_keep_up_with_chance_is_said_to_be_nothing(small_study: StudyTables) -> None:
     none = {"retention_low_95": math.nan, "retention_high_95": math.nan, "retention_bounded": False}
     text = told(compared(small_study, {1: "o"}, **none))["Sufficient rank, LoRA on attention_qv"]
-    assert text.endswith("the data set no bounds to that share.")
+    assert text.endswith(
+        " Full fine-tuning is not shown to lie above the commonest class: to keep up with it says "
+        "nothing of the rank."
+    )
+    below = told(compared(small_study, {1: "s"}, chance=0.8))
+    assert "is not shown to lie above" in below["Sufficient rank, LoRA on attention_qv"]
 
 
 def test_what_could_not_be_tested_is_said(small_study: StudyTables) -> None:

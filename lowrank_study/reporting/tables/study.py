@@ -43,7 +43,7 @@ COMPARISON_COLUMNS = {
     **dict.fromkeys(["task", "model", "method", "target", "decision"], "text"),
     **dict.fromkeys(["adapter_rank", "seeds", "examples"], "whole"),
     **dict.fromkeys(["margin", "difference", "standard_error", "degrees_of_freedom"], "real"),
-    **dict.fromkeys(["accuracy", "accuracy_low_95", "accuracy_high_95"], "share"),
+    **dict.fromkeys(["accuracy", "accuracy_low_95", "accuracy_high_95", "chance"], "share"),
     **dict.fromkeys(["low_95", "high_95", "lower_limit", "upper_limit"], "real"),
     **dict.fromkeys(["retention", "retention_low_95", "retention_high_95"], "real"),
     "retention_bounded": "flag",
