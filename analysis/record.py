@@ -16,7 +16,8 @@ def main(config: DictConfig) -> None:
     settings = plain(config)
     name = str(settings.get("record") or settings["sweep"])
     asked = read_config(settings)
-    print(record_sweep(asked.sweep, results=asked.results, name=name))
+    margin = asked.margin
+    print(record_sweep(asked.sweep, results=asked.results, name=name, margin=margin))
 
 
 if __name__ == "__main__":

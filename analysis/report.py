@@ -14,7 +14,7 @@ from lowrank_study.reporting.sweep_report import report_sweep
 def main(config: DictConfig) -> None:
     """Write the report and say where it is and what it found."""
     asked = read_config(plain(config))
-    path, found = report_sweep(asked.sweep, results=asked.results)
+    path, found = report_sweep(asked.sweep, results=asked.results, margin=asked.margin)
     print(f"{path}: {found}")
 
 

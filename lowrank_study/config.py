@@ -67,6 +67,8 @@ class RunConfig:
     """Name under which the run is planned, and its report written."""
     question: str
     """What the sweep asks, in one sentence, for its report."""
+    margin: float
+    """Largest loss of accuracy, as a share of one, that a sufficient rank may have."""
     device: str
     """`auto` (a GPU if there is one), or torch's name of a device."""
     tracker: str
@@ -136,6 +138,7 @@ def read_config(config: Mapping[str, Any]) -> RunConfig:
         results=Path(top.text("results")).expanduser(),
         sweep=sweep,
         question=top.text("question"),
+        margin=top.number("margin", above=0.0, below=1.0),
         device=top.text("device"),
         tracker=tracker,
         workers=workers,

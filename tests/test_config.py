@@ -30,6 +30,7 @@ from lowrank_study.spec import HubRepo, Lora
         ("task.source=./no/such.csv", ["./no/such.csv", "existing path"]),
         ("task.source='a b c'", ["'a b c'", "hub id"]),
         ("tracker=tensorboard", ["'tensorboard'", "none, jsonl, wandb"]),
+        ("margin=0", ["margin=0", "above 0", "below 1"]),
         ("seed=-1", ["seed=-1", "at least 0"]),
         ("sweep=../up", ["'../up'", "letters"]),
         ("model.targets.mlp=[mlp_sideways]", ["mlp_sideways", "query"]),

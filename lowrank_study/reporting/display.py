@@ -21,8 +21,11 @@ from typing import Any, Literal
 
 import pandas as pd
 
-Kind = Literal["text", "count", "rank", "share", "percent", "ratio", "rate", "bytes", "seconds"]
-"""How a column is written; `share` is an accuracy, `percent` a share written in per cent."""
+Kind = Literal[
+    "text", "count", "rank", "share", "points", "percent", "ratio", "rate", "bytes", "seconds"
+]
+"""How a column is written; `share` is an accuracy, `points` a difference of two in percentage
+points, `percent` a share written in per cent."""
 
 MISSING = "–"
 NARROW_SPACE = "\u202f"
@@ -102,6 +105,8 @@ def written(value: object, kind: Kind) -> str:
             return f"{number:,.0f}" if number == round(number) else f"{number:,.1f}"
         case "share":
             return f"{number:.3f}"
+        case "points":
+            return f"{100 * number:.2f}"
         case "percent":
             return percent(number)
         case "ratio":

@@ -20,17 +20,17 @@ from lowrank_study.reporting.sweep_report import study_tables
 _LARGEST_BYTES = 1_000_000
 
 
-def record_sweep(sweep: str, *, results: Path, name: str) -> Path:
+def record_sweep(sweep: str, *, results: Path, name: str, margin: float | None = None) -> Path:
     """Write the record of a sweep below `results/records`, in the place of an earlier one.
 
     Raises
     ------
     InputError
-        The name is no file name, there is no such sweep, or none of its runs has ended.
+        The name is no file name, there is no such sweep, or a run of it has not ended.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise InputError(f"record={name!r}: a name of letters, digits and ._- is needed")
-    report = compose(study_tables(sweep, results=results))
+    report = compose(study_tables(sweep, results=results, margin=margin))
     target = results / "records" / name
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:

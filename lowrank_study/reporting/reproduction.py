@@ -45,10 +45,12 @@ class Plan:
         for name, configs in self.sweeps.items():
             sweep_of(configs)
             folder = self.results / "report" / name
-            path, found = report_sweep(name, results=self.results, folder=folder)
+            margin = configs[0].margin
+            path, found = report_sweep(name, results=self.results, margin=margin, folder=folder)
             yield f"{path}: {found}"
             if record:
-                yield str(record_sweep(name, results=self.results, name=f"{record}_{name}"))
+                kept = f"{record}_{name}"
+                yield str(record_sweep(name, results=self.results, name=kept, margin=margin))
         for paper in self.papers:
             table = beside(paper, *ended(paper, self.results))
             yield str(write_paper(paper, table, self.results / "papers"))

@@ -17,7 +17,7 @@ from lowrank_study.reporting.columns import (
     SEED,
     TRAINABLE,
 )
-from lowrank_study.reporting.display import Column, Table, counted
+from lowrank_study.reporting.display import Column, Table, counted, points
 from lowrank_study.reporting.tables import (
     SettingData,
     StudyTables,
@@ -29,10 +29,13 @@ from lowrank_study.reporting.tables import (
 
 
 def tables_of_setting(data: SettingData) -> list[Table]:
-    """Give the tables of one setting: accuracy, cost and, where there are spectra, ranks."""
-    tables = [_accuracy_table(data), _cost_table(data)]
+    """Give the tables of one setting: accuracy, what was tested, cost and ranks of updates."""
+    tables = [_accuracy_table(data)]
+    if len(data.comparison):
+        tables.append(_sufficient_table(data))
     if len(data.rates):
         tables.append(_rates_table(data))
+    tables.append(_cost_table(data))
     if len(data.spectra):
         tables += [_configuration_table(data), _layer_table(data), _module_table(data)]
     return tables
@@ -130,6 +133,61 @@ def _accuracy_table(data: SettingData) -> Table:
                 meaning="sqrt(p(1−p)/test examples): error from the drawing of the test set",
             ),
             TRAINABLE,
+        ),
+    )
+
+
+def _sufficient_table(data: SettingData) -> Table:
+    margin = points(float(data.comparison["margin"].iloc[0]))
+    return Table(
+        name=f"sufficient_rank{data.suffix}",
+        title="Sufficient rank",
+        note=(
+            f"One row a target and rank: its accuracy less full fine-tuning’s, over runs paired "
+            f"by seed and test example, in points. Low and high are one-sided 95 % limits over "
+            f"seeds and test examples (crossed random effects, Satterthwaite’s degrees of "
+            f"freedom). A rank is sufficient when low is above −{margin}, tested from the highest "
+            f"rank down to the first that fails; inferior when high is below it, from the lowest "
+            f"up; the data leave the others open. Retention is (a−c)/(f−c), c the commonest "
+            f"class’s share, with Fieller’s 95 % interval over seeds; where that is unbounded "
+            f"full fine-tuning itself is not shown to lie above chance."
+        ),
+        frame=data.comparison,
+        columns=(
+            *CONFIGURATION_COLUMNS,
+            Column(
+                name="seeds",
+                label="pairs",
+                kind="count",
+                meaning="seeds whose runs are both done and have kept their predictions",
+            ),
+            Column(name="difference", label="difference", kind="points", meaning="mean, in points"),
+            Column(name="lower_limit", label="low", kind="points", meaning="one-sided 95 % limit"),
+            Column(name="upper_limit", label="high", kind="points", meaning="one-sided 95 % limit"),
+            Column(
+                name="decision",
+                label="decision",
+                kind="text",
+                meaning="sufficient, inferior, or open",
+            ),
+            Column(
+                name="retention",
+                label="retention",
+                kind="percent",
+                meaning="of what full fine-tuning has above the commonest class",
+            ),
+            Column(
+                name="retention_low_95", label="95 % low", kind="percent", meaning="of retention"
+            ),
+            Column(
+                name="retention_high_95", label="95 % high", kind="percent", meaning="of retention"
+            ),
+            Column(
+                name="retention_bounded",
+                label="bounded",
+                kind="text",
+                meaning="whether the data bound the retention",
+            ),
         ),
     )
 

@@ -13,14 +13,25 @@ import pandas as pd
 from lowrank_study.errors import InputError
 from lowrank_study.reporting.contents import compose
 from lowrank_study.reporting.report import write_composed
-from lowrank_study.reporting.tables import StudyTables
+from lowrank_study.reporting.tables import StudyTables, accuracy_by_rank, chosen_runs
 from lowrank_study.runs import RunStore, TrainedRun
+from lowrank_study.study.against_full import COLUMNS, against_full
 from lowrank_study.study.sweep import rates_sweep
 from lowrank_study.study.tables import runs_table, spectra_tables
 
 
-def study_tables(sweep: str, *, results: Path) -> StudyTables:
-    """Gather a sweep's tables from the store.
+def study_tables(sweep: str, *, results: Path, margin: float | None = None) -> StudyTables:
+    """Gather a sweep's tables from the store, also while it is under way.
+
+    Parameters
+    ----------
+    sweep
+        Its name.
+    results
+        Folder of the run store and the spectra.
+    margin
+        Largest loss of accuracy that counts as none, set before the sweep is read; without
+        one no rank is tested against full fine-tuning.
 
     Raises
     ------
@@ -33,12 +44,14 @@ def study_tables(sweep: str, *, results: Path) -> StudyTables:
     if not runs:
         raise InputError(f"no run of the sweep {sweep!r} has ended yet: run it, then report it")
     spectra, singular_values = spectra_tables(runs, results)
+    table = runs_table(runs)
     return StudyTables(
         title=sweep.replace("_", " ").capitalize(),
         question=store.question(sweep),
-        runs=runs_table(runs),
+        runs=table,
         spectra=spectra,
         singular_values=singular_values,
+        comparison=_comparison(runs, table, margin),
         planned=len(run_ids),
         provenance=_shared_provenance(runs),
         rates=_rates(store, sweep),
@@ -51,14 +64,23 @@ def _rates(store: RunStore, sweep: str) -> pd.DataFrame | None:
     return runs_table(store.ended(store.sweep(name))) if name in store.sweeps() else None
 
 
-def report_sweep(sweep: str, *, results: Path, folder: Path | None = None) -> tuple[Path, str]:
+def report_sweep(
+    sweep: str, *, results: Path, margin: float | None = None, folder: Path | None = None
+) -> tuple[Path, str]:
     """Write the report of a sweep into a folder, `results/report` if none is named.
+
+    `margin` is that of `study_tables`.
+
+    Raises
+    ------
+    InputError
+        A planned run has not ended: the sweep has to be gone on with first.
 
     Returns
     -------
     The path of its HTML file, and what it found in one line.
     """
-    report = compose(study_tables(sweep, results=results))
+    report = compose(study_tables(sweep, results=results, margin=margin))
     path = write_composed(report, folder or results / "report")
     answers = [
         finding.text
@@ -66,6 +88,14 @@ def report_sweep(sweep: str, *, results: Path, folder: Path | None = None) -> tu
         for finding in takewhile(lambda finding: finding.topic != "Cost", part.findings)
     ]
     return path, " ".join([report.completeness.text, *answers])
+
+
+def _comparison(runs: list[TrainedRun], table: pd.DataFrame, margin: float | None) -> pd.DataFrame:
+    """Every rank against full fine-tuning, at each configuration's chosen learning rate."""
+    if margin is None:
+        return pd.DataFrame(columns=list(COLUMNS))
+    chosen = set(chosen_runs(table, accuracy_by_rank(table))["run_id"])
+    return against_full([run for run in runs if run.spec.run_id in chosen], margin=margin)
 
 
 def _shared_provenance(runs: list[TrainedRun]) -> dict[str, Any]:

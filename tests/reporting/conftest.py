@@ -9,6 +9,7 @@ import pytest
 
 from lowrank_study.reporting.report import write_report
 from lowrank_study.reporting.tables import SettingData, StudyTables, checked, settings_data
+from lowrank_study.reporting.tables.study import COMPARISON_COLUMNS
 
 SHAPES = {
     "query": (384, 384),
@@ -81,7 +82,8 @@ def build_study(
         runs=pd.DataFrame(runs).astype({"adapter_rank": "Int64"}),
         spectra=pd.DataFrame(spectra).astype({"layer": "Int64"}),
         singular_values=_long(values),
-        planned=len(runs) + (2 if losses else 0),
+        comparison=pd.DataFrame(columns=list(COMPARISON_COLUMNS)),
+        planned=len(runs),
         provenance={
             "commit": "4f1d0a7c",
             "versions": {"python": "3.11.7", "torch": "2.13.0+cpu", "numpy": "2.4.1"},

@@ -15,7 +15,7 @@ import pytest
 
 from lowrank_study.config import compose
 from lowrank_study.errors import InputError
-from lowrank_study.reporting.sweep_report import study_tables
+from lowrank_study.reporting.sweep_report import report_sweep, study_tables
 from lowrank_study.runs import RunStore
 from lowrank_study.spec import RunSpec
 from lowrank_study.spectra.spectrum import load_spectra
@@ -52,6 +52,18 @@ def test_a_sweep_with_a_run_that_diverges(tiny_overrides: list[str], tmp_path: P
     tables = study_tables("three", results=tmp_path)
     assert tables.question == "What?"
     assert tables.planned == 3
+    assert tables.comparison.empty
+    compared = study_tables("three", results=tmp_path, margin=0.02).comparison
+    assert list(compared["seeds"]) == [1]
+    difference = table.set_index("run_id")["test_accuracy"]
+    expected = difference[specs[0].run_id] - difference[specs[2].run_id]
+    assert compared["difference"].tolist() == pytest.approx([expected])
+    # a sweep that is under way can be looked at, and not reported
+    more = [*specs, *specs_of(tiny_overrides, ["method.rank=3"])]
+    RunStore(tmp_path / "runs").plan("more", [[spec] for spec in more], question="")
+    assert len(study_tables("more", results=tmp_path).runs) == 3
+    with pytest.raises(InputError, match="1 of the 4 planned runs has not ended"):
+        report_sweep("more", results=tmp_path)
     # again: nothing is trained, and it is quick
     stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("record.json")}
     sweep(specs, name="three", results=tmp_path)

@@ -7,7 +7,8 @@ The rules of the wording:
 * the first sentences are the answer and stand alone, outside the report too: each names
   what it speaks of, and what limits it is said once, under noise;
 * a mean is called inside, below or above the *interval of full fine-tuning*; nothing is
-  called equal, better or significant, because nothing is tested here;
+  called equal, better or significant, because neither was tested;
+* what was tested, where it was, is the sufficient rank, at a margin set beforehand;
 * how many seeds stand behind a statement is said with it, and with one seed no comparison
   is made;
 * ranks that the storage format can’t resolve are left out of medians and counted.
@@ -19,6 +20,7 @@ from lowrank_study.reporting.findings.cost import cost
 from lowrank_study.reporting.findings.finding import Finding
 from lowrank_study.reporting.findings.rates import rates
 from lowrank_study.reporting.findings.spectra import adapter_rank, full_rank, resolution
+from lowrank_study.reporting.findings.sufficient import sufficient
 from lowrank_study.reporting.tables import SettingData
 
 __all__ = ["Finding", "completeness", "findings"]
@@ -29,6 +31,7 @@ def findings(data: SettingData) -> list[Finding]:
     return [
         full_fine_tuning(data),
         *adapters(data),
+        *sufficient(data),
         *rates(data),
         *cost(data),
         noise(data),

@@ -22,7 +22,9 @@ from lowrank_study.reporting.display import (
     points,
 )
 from lowrank_study.reporting.findings.finding import Finding
+from lowrank_study.reporting.findings.sufficient import was_tested
 from lowrank_study.reporting.tables import SettingData, full_row, groups, records
+from lowrank_study.study.accuracy import ERROR
 
 FEW_SEEDS = 5
 """Below this the report warns that small differences can’t be told."""
@@ -67,12 +69,21 @@ def noise(data: SettingData) -> Finding:
     """Say on how many seeds and test examples everything rests, and what was not tested."""
     rows = data.accuracy[data.accuracy["chosen"] & (data.accuracy["n"] > 0)]
     least, most = int(rows["n"].min()), int(rows["n"].max())
+    tested = was_tested(data)
     span = str(most) if least == most else f"{least} to {most}"
     text = f"The means rest on {span} {'seed' if most == 1 else 'seeds'} each"
     if least < FEW_SEEDS:
         text += ", too few to tell small differences"
     if most == 1:
         text += ": how much another seed would differ is not known. No difference was tested here."
+    elif tested:
+        text += (
+            f"; their intervals are 95{NARROW_SPACE}% Student t intervals over seeds. To lie "
+            "inside one is not to be equal, and outside not to be different. What was tested is "
+            "the sufficient rank, with seeds and test examples both taken as drawn: each of its "
+            f"ends is wrong at most {100 * ERROR:g}{NARROW_SPACE}% of the time, if accuracy does "
+            "not fall with rank."
+        )
     else:
         text += (
             f"; their intervals are 95{NARROW_SPACE}% Student t intervals over seeds. To lie "
@@ -87,7 +98,8 @@ def noise(data: SettingData) -> Finding:
             f" A single accuracy on {counted(examples, 'test example')} has a standard error of "
             f"up to {points(error)}, sqrt(p(1−p)/{examples:,}), from the drawing of the examples "
             f"alone. All runs share them, so differences between runs are steadier than that; "
-            f"but what is said here is of this test set only."
+            f"but what is said here is of this test set only"
+            f"{', the sufficient rank aside' if tested else ''}."
         )
     return Finding(topic="Noise", text=text, source=_source(data))
 

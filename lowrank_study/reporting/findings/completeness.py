@@ -2,7 +2,8 @@
 
     completeness(study).text      # "2 of 2 planned runs are done."
 
-Runs that are lost are counted first: every mean is over those that are not.
+Every planned run has ended, or there is no report. Runs that are lost are counted first: every
+mean is over those that are not.
 """
 
 from lowrank_study.reporting.display import counted, enumeration
@@ -18,16 +19,8 @@ def completeness(study: StudyTables) -> Finding:
     others = [
         f"{int(lost[status])} {status}" for status in ("diverged", "failed") if status in lost
     ]
-    missing = study.planned - len(runs)
-    if missing > 0:
-        others.append(f"{missing} not run")
     count = int(done.sum())
     text = f"{count} of {counted(study.planned, 'planned run')} {_is(count)} done"
-    if missing < 0:
-        text = (
-            f"{count} of {counted(len(runs), 'run')} {_is(count)} done "
-            f"({study.planned} were planned)"
-        )
     text += f"; {enumeration(others)}." if others else "."
     unmeasured = int((done & runs["test_accuracy"].isna()).sum())
     if unmeasured:

@@ -9,11 +9,7 @@ A *setting* is a task with a base model. A *configuration* is a method with its 
 adapter rank in one setting.
 """
 
-from lowrank_study.reporting.tables.accuracy import (
-    accuracy_by_rank,
-    chosen_runs,
-    interval_of_mean,
-)
+from lowrank_study.reporting.tables.accuracy import accuracy_by_rank, chosen_runs
 from lowrank_study.reporting.tables.cost import cost_by_method
 from lowrank_study.reporting.tables.provenance import flat_provenance
 from lowrank_study.reporting.tables.rates import best_rates
@@ -34,6 +30,7 @@ from lowrank_study.reporting.tables.update_ranks import (
     rank_by_module,
     spectra_of_chosen,
 )
+from lowrank_study.study.accuracy import interval_of_mean
 
 __all__ = [
     "CONFIGURATION",

@@ -12,12 +12,10 @@ import math
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 
 from lowrank_study.reporting.tables.rows import (
     CONFIGURATION,
     TUNING,
-    Vector,
     groups,
     key_of,
     mean_of,
@@ -25,23 +23,7 @@ from lowrank_study.reporting.tables.rows import (
     whole,
 )
 from lowrank_study.reporting.tables.study import RUN_COLUMNS, typed_table
-
-CONFIDENCE = 0.95
-
-
-def interval_of_mean(values: Vector) -> tuple[float, float]:
-    """Give the two-sided 95 % Student t interval of a mean over seeds.
-
-    mean ± t(0.975, n - 1) · sd / √n, with sd the sample standard deviation (n - 1).
-    It assumes that seeds are independent and their accuracies near normal, and covers the
-    seeds' spread alone, not the drawing of the test set. (NaN, NaN) for fewer than two.
-    """
-    if len(values) < 2:
-        return math.nan, math.nan
-    mean = float(values.mean())
-    quantile = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2))
-    half = quantile * float(values.std(ddof=1)) / math.sqrt(len(values))
-    return mean - half, mean + half
+from lowrank_study.study.accuracy import interval_of_mean
 
 
 def accuracy_by_rank(runs: pd.DataFrame) -> pd.DataFrame:

@@ -56,6 +56,8 @@ class SettingData:
     """`rank_by_configuration`, this setting's rows"""
     rates: pd.DataFrame
     """`rates_by_configuration`, this setting's rows; none where no rate was chosen"""
+    comparison: pd.DataFrame
+    """`StudyTables.comparison`, this setting's rows"""
 
     @property
     def runs(self) -> pd.DataFrame:
@@ -82,6 +84,7 @@ def settings_data(study: StudyTables) -> list[SettingData]:
                 modules=rank_by_module(inside),
                 configurations=rank_by_configuration(inside),
                 rates=setting.rows(rates),
+                comparison=setting.rows(study.comparison),
             )
         )
     return parts

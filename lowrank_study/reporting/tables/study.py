@@ -39,6 +39,15 @@ SPECTRA_COLUMNS = {
     **dict.fromkeys(["rank_above_mp_edge", "gavish_donoho_rank", "rounding_floor"], "real"),
     "resolvable": "flag",
 }
+COMPARISON_COLUMNS = {
+    **dict.fromkeys(["task", "model", "method", "target", "decision"], "text"),
+    **dict.fromkeys(["adapter_rank", "seeds", "examples"], "whole"),
+    **dict.fromkeys(["margin", "difference", "standard_error", "degrees_of_freedom"], "real"),
+    **dict.fromkeys(["accuracy", "accuracy_low_95", "accuracy_high_95", "chance"], "share"),
+    **dict.fromkeys(["low_95", "high_95", "lower_limit", "upper_limit"], "real"),
+    **dict.fromkeys(["retention", "retention_low_95", "retention_high_95"], "real"),
+    "retention_bounded": "flag",
+}
 SINGULAR_VALUE_COLUMNS = {
     **dict.fromkeys(["run_id", "module", "role"], "text"),
     **dict.fromkeys(["layer", "index"], "whole"),
@@ -60,8 +69,10 @@ class StudyTables:
     """one row a weight matrix of a run: the ranks of its update; see `SPECTRA_COLUMNS`"""
     singular_values: pd.DataFrame
     """one row a singular value of an update; see `SINGULAR_VALUE_COLUMNS`"""
+    comparison: pd.DataFrame
+    """one row a rank that was tested against full fine-tuning; see `COMPARISON_COLUMNS`"""
     planned: int
-    """how many runs the sweep planned; those without a row are reported as not run"""
+    """how many runs the sweep planned; a report needs a row for each"""
     provenance: Mapping[str, object]
     """commit, versions, hashes, machine; may be nested"""
     rates: pd.DataFrame | None = None
@@ -73,13 +84,15 @@ def checked(study: StudyTables) -> StudyTables:
 
     Raises:
         InputError: a column is missing or not of its type, a status is unknown, a run
-            appears twice, an accuracy is not a share, two runs can't be told apart, or no
-            run is done.
+            appears twice, an accuracy is not a share, two runs can't be told apart, no
+            run is done, or a planned one has not ended.
     """
     runs = typed_table(study.runs, RUN_COLUMNS, "runs").sort_values("run_id", ignore_index=True)
     spectra = typed_table(study.spectra, SPECTRA_COLUMNS, "spectra")
     values = typed_table(study.singular_values, SINGULAR_VALUE_COLUMNS, "singular values")
+    comparison = typed_table(study.comparison, COMPARISON_COLUMNS, "comparison")
     _check_runs(runs)
+    _check_plan(len(runs), study.planned)
     for frame, name in ((spectra, "spectra"), (values, "singular values")):
         strangers = sorted(set(frame["run_id"]) - set(runs["run_id"]))
         if strangers:
@@ -92,6 +105,7 @@ def checked(study: StudyTables) -> StudyTables:
         runs=runs,
         spectra=spectra.sort_values(["run_id", "module"], ignore_index=True),
         singular_values=values.sort_values(["run_id", "module", "index"], ignore_index=True),
+        comparison=comparison,
     )
 
 
@@ -141,6 +155,22 @@ def _as_kind(column: "pd.Series[Any]", kind: str) -> "pd.Series[Any]":
 
 def _text(value: object) -> str:
     return "" if value is None or value != value else str(value)
+
+
+def _check_plan(ended: int, planned: int) -> None:
+    """Refuse a study that is not whole: those that end last are not like those that end first."""
+    if ended < planned:
+        verb = "has" if planned - ended == 1 else "have"
+        raise InputError(
+            f"{planned - ended} of the {planned} planned runs {verb} not ended: a report needs "
+            f"every run done, diverged or failed; run experiments/train.py with the sweep's "
+            f"settings again, which goes on with the rest"
+        )
+    if ended > planned:
+        raise InputError(
+            f"the runs table has {ended} runs, and {planned} were planned: give the tables of "
+            f"one and the same study"
+        )
 
 
 def _check_runs(runs: pd.DataFrame) -> None:

@@ -1,0 +1,93 @@
+"""Every rank against full fine-tuning, as a tidy table: one row a target and rank.
+
+    >>> against_full(runs, margin=0.02)[["adapter_rank", "difference", "decision"]]
+
+What the numbers mean is said in `study/accuracy.py`.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import groupby
+
+import pandas as pd
+
+from lowrank_study.runs import TrainedRun
+from lowrank_study.study.accuracy import RankTest, mean_accuracy, retention, sufficient_rank
+from lowrank_study.study.correctness import PairedRuns, accuracies, paired_with_full
+
+COLUMNS = (
+    *("task", "model", "method", "target", "adapter_rank"),
+    *("seeds", "examples", "accuracy", "accuracy_low_95", "accuracy_high_95"),
+    *("margin", "difference", "standard_error", "degrees_of_freedom"),
+    *("low_95", "high_95", "lower_limit", "upper_limit", "decision"),
+    *("chance", "retention", "retention_low_95", "retention_high_95", "retention_bounded"),
+)
+
+
+def against_full(runs: Sequence[TrainedRun], *, margin: float) -> pd.DataFrame:
+    """Test every rank of every target for non-inferiority to full fine-tuning.
+
+    Parameters
+    ----------
+    runs
+        At each configuration's chosen learning rate, whatever became of them.
+    margin
+        Largest loss of accuracy, as a share of one, that still counts as none.
+
+    Returns
+    -------
+    The columns `COLUMNS`: `accuracy` is the adapter's; differences and limits are shares of one;
+    intervals are over seeds and test examples, that of the retention over seeds; it is NaN where
+    it is unbounded.
+
+    Raises
+    ------
+    InputError
+        The margin is no share, predictions can't be read, or the runs' test splits differ.
+    """
+    rows = []
+    for _, group in groupby(paired_with_full(runs), key=_target):
+        by_rank = {pairs.adapter_rank: pairs for pairs in group}
+        found = sufficient_rank(
+            {rank: pairs.difference_SE for rank, pairs in by_rank.items()}, margin=margin
+        )
+        rows += [_row(by_rank[test.rank], test, margin) for test in found.tests]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _target(pairs: PairedRuns) -> tuple[str, str, str, str]:
+    return pairs.task, pairs.model, pairs.method, pairs.target
+
+
+def _row(pairs: PairedRuns, test: RankTest, margin: float) -> dict[str, object]:
+    low, high = test.difference.interval()
+    accuracy = mean_accuracy(pairs.adapter_SE)
+    accuracy_low, accuracy_high = accuracy.interval()
+    adapter_S, full_S = accuracies(pairs.adapter_SE), accuracies(pairs.full_SE)
+    kept = retention(adapter_S, full_S, chance=pairs.chance)
+    return {
+        "task": pairs.task,
+        "model": pairs.model,
+        "method": pairs.method,
+        "target": pairs.target,
+        "adapter_rank": pairs.adapter_rank,
+        "seeds": test.seeds,
+        "examples": pairs.adapter_SE.shape[1],
+        "accuracy": accuracy.mean,
+        "accuracy_low_95": accuracy_low,
+        "accuracy_high_95": accuracy_high,
+        "margin": margin,
+        "difference": test.difference.mean,
+        "standard_error": test.difference.standard_error,
+        "degrees_of_freedom": test.difference.degrees_of_freedom,
+        "low_95": low,
+        "high_95": high,
+        "lower_limit": test.low,
+        "upper_limit": test.high,
+        "decision": test.decision,
+        "chance": pairs.chance,
+        "retention": kept.ratio,
+        "retention_low_95": kept.low if kept.is_bounded else math.nan,
+        "retention_high_95": kept.high if kept.is_bounded else math.nan,
+        "retention_bounded": kept.is_bounded,
+    }
