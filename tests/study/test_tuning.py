@@ -96,6 +96,7 @@ def test_full_fine_tuning_of_all_ranks_is_one_configuration() -> None:
     assert len({configuration(spec).run_id for spec in specs}) == 1
 
 
+@pytest.mark.slow
 def test_a_tuned_sweep_keeps_its_trials_in_a_sweep_of_their_own(
     tiny_overrides: list[str], tmp_path: Path
 ) -> None:
