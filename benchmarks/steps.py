@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lowrank_study.config import compose
 from lowrank_study.training.batches import Batch, first_texts, training_batches
 from lowrank_study.training.data import load_splits, load_tokenizer
+from lowrank_study.training.fit import backward
 from lowrank_study.training.models import build_model, model_folder
 from lowrank_study.training.optim import make_optimizer
 from lowrank_study.training.packing import Pack, share_frozen
@@ -37,6 +38,7 @@ class Step:
 
     def __init__(self, overrides: Sequence[Sequence[str]]) -> None:
         specs = [compose("model.dropout=0.0", *each) for each in overrides]
+        self.spec = specs[0]
         folder = model_folder(specs[0].model)
         splits = load_splits(specs[0].task, folder)
         models: list[nn.Module] = []
@@ -58,9 +60,7 @@ class Step:
 
     def __call__(self, batch: Batch) -> None:
         """Train on one batch."""
-        scores_RNC = self.pack.scores(batch)
-        losses = [nn.functional.cross_entropy(scores, batch.labels_N) for scores in scores_RNC]
-        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+        backward(self.pack, batch, self.spec, CPU)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -33,6 +33,22 @@ class Batch:
     """Segment of each token."""
     labels_N: torch.Tensor
 
+    def parts(self, tokens: int) -> "Iterator[Batch]":
+        """Yield the texts in parts of at most so many tokens, whole texts each.
+
+        Gradients of a sum add up over its parts, and what is kept for the backward pass is that
+        of a part.
+        """
+        for start, end in _spans(np.asarray(self.lengths), tokens):
+            first, last = sum(self.lengths[:start]), sum(self.lengths[:end])
+            yield Batch(
+                rows=self.rows[start:end],
+                lengths=self.lengths[start:end],
+                ids_T=self.ids_T[first:last],
+                types_T=self.types_T[first:last],
+                labels_N=self.labels_N[start:end],
+            )
+
 
 def training_batches(split: Split, *, batch_size: int, epochs: int, seed: int) -> Iterator[Batch]:
     """Yield every epoch's batches: the same for every run that has this seed of the data."""
@@ -50,12 +66,18 @@ def training_order(rows: int, *, epochs: int, seed: int) -> Iterator[np.ndarray]
 
 def evaluation_batches(split: Split) -> Iterator[Batch]:
     """Yield the whole split in its order, in batches of a bounded number of tokens."""
-    ends = split.offsets[1:]
-    start = 0
-    while start < len(split):
-        limit = split.offsets[start] + _EVALUATION_TOKENS
-        end = max(start + 1, int(np.searchsorted(ends, limit, side="right")))
+    for start, end in _spans(split.lengths, _EVALUATION_TOKENS):
         yield batch_of(split, np.arange(start, end))
+
+
+def _spans(lengths: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
+    """Cut a row of texts into spans of at most so many tokens, or of a single longer text."""
+    ends = np.cumsum(lengths)
+    start = 0
+    while start < len(lengths):
+        limit = (ends[start - 1] if start else 0) + most
+        end = max(start + 1, int(np.searchsorted(ends, limit, side="right")))
+        yield start, end
         start = end
 
 

@@ -19,7 +19,7 @@ from lowrank_study import assets
 from lowrank_study.errors import InputError
 from lowrank_study.provenance import provenance
 from lowrank_study.spec import Lora, RunSpec
-from lowrank_study.training.batches import first_texts, steps_of, training_batches
+from lowrank_study.training.batches import Batch, first_texts, steps_of, training_batches
 from lowrank_study.training.data import (
     Splits,
     load_splits,
@@ -121,14 +121,8 @@ def fit_together(jobs: Sequence[Job], *, device: str) -> list[FitResult | Except
     training = Stopwatch()
     for step, batch in enumerate(batches, start=1):
         with training:
-            with autocast(place, spec.train.precision):
-                scores_RNC = pack.scores(batch)
-            labels_N = batch.labels_N.to(place)
-            losses_R = torch.stack(
-                [nn.functional.cross_entropy(scores.float(), labels_N) for scores in scores_RNC]
-            )
-            losses_R.sum().backward()  # type: ignore[no-untyped-call]
-            for number, loss in zip(list(pack.active), losses_R.tolist(), strict=True):
+            losses = backward(pack, batch, spec, place)
+            for number, loss in zip(list(pack.active), losses, strict=True):
                 with of_one(number) as member:
                     member.update(loss)
         for number in list(pack.active):
@@ -156,6 +150,24 @@ def fit_together(jobs: Sequence[Job], *, device: str) -> list[FitResult | Except
             outcomes[number] = replace(result, record={**result.record, **facts})
             jobs[number].on_progress(1.0)
     return [outcomes[number] for number in range(len(jobs))]
+
+
+def backward(pack: Pack, batch: Batch, spec: RunSpec, device: torch.device) -> list[float]:
+    """Add the gradients of the mean loss over a batch, and return the loss of each active run."""
+    losses_R = torch.zeros(len(pack.active))
+    for part in pack.parts(batch):
+        with autocast(device, spec.train.precision):
+            scores_RNC = pack.scores(part)
+        labels_N = part.labels_N.to(device)
+        part_R = torch.stack(
+            [
+                nn.functional.cross_entropy(scores.float(), labels_N, reduction="sum")
+                for scores in scores_RNC
+            ]
+        ) / len(batch.lengths)
+        part_R.sum().backward()  # type: ignore[no-untyped-call]
+        losses_R += part_R.detach().cpu()
+    return losses_R.tolist()
 
 
 def torch_device(name: str) -> torch.device:

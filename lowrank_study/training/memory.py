@@ -23,7 +23,7 @@ from lowrank_study.spec import RunSpec
 from lowrank_study.training.batches import Batch, training_batches
 from lowrank_study.training.data import Split, Splits
 from lowrank_study.training.models import model_without_weights
-from lowrank_study.training.unpadded import unpad, unpadded_scores
+from lowrank_study.training.unpadded import part_tokens, unpad, unpadded_scores
 
 _FLOAT = 4
 _LIBRARIES = 600_000_000
@@ -78,7 +78,7 @@ class PeakPrediction:
     trained: int
     """Of each run: trained parameters, their gradients and Adam's two moments."""
     kept: int
-    """Of each run: what autograd keeps of the longest batch for the backward pass."""
+    """Of each run: what autograd keeps of a batch's longest part for the backward pass."""
 
     def peak(self, pack_size: int) -> int:
         """Return the predicted peak for so many runs, with what the allocator holds back."""
@@ -108,15 +108,16 @@ def predict_peak(spec: RunSpec, folder: Path, splits: Splits) -> PeakPrediction:
     return PeakPrediction(
         shared=libraries + _FLOAT * frozen,
         trained=4 * _FLOAT * trained,
-        kept=_kept_for_backward(model, _longest_batch(spec, splits.train)),
+        kept=_kept_for_backward(model, _longest_part(spec, splits.train, part_tokens(model))),
     )
 
 
-def _longest_batch(spec: RunSpec, split: Split) -> Batch:
+def _longest_part(spec: RunSpec, split: Split, tokens: int) -> Batch:
     batches = training_batches(
         split, batch_size=spec.train.batch_size, epochs=spec.train.epochs, seed=spec.data_seed
     )
-    return max(batches, key=lambda batch: len(batch.ids_T))
+    parts = (part for batch in batches for part in batch.parts(tokens))
+    return max(parts, key=lambda part: len(part.ids_T))
 
 
 def _kept_for_backward(model: nn.Module, batch: Batch) -> int:

@@ -16,7 +16,7 @@ Letters: R runs, N texts, C classes, O out_features, I in_features, K the pack's
 
 import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ from lowrank_study.training.models import head_names
 from lowrank_study.training.unpadded import (
     can_unpad,
     padded_scores,
+    part_tokens,
     shared_dropout,
     unpad,
     unpadded_scores,
@@ -79,6 +80,10 @@ class Pack:
                 for model in {*models, self._joint}:
                     unpad(model)
                 _check_equal(self.scores_of(0, sample), expected)
+
+    def parts(self, batch: Batch) -> Iterable[Batch]:
+        """Yield what is computed at once of a batch: its parts, or all of it where it is padded."""
+        return [batch] if self._plain else batch.parts(part_tokens(self._joint))
 
     def scores(self, batch: Batch) -> Tensor:
         """Return the class scores of all active runs while they train, (R, N, C)."""
