@@ -10,7 +10,6 @@ on with the next one.
 """
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from lowrank_study.config import Fields
 from lowrank_study.errors import InputError
 from lowrank_study.runs import RunStore, TrainedRun
 from lowrank_study.study.full_runs import chosen_full_runs
+from lowrank_study.study.parquet import write_parquet
 from lowrank_study.study.progress import SweepProgress
 from lowrank_study.study.truncation import (
     SCOPES,
@@ -191,7 +191,7 @@ def truncate_run(
                 predictions = model.predict()
             rows = _rows(cut, sum(kept), energy_kept(updates, kept), predictions)
             table = rows if table is None else pd.concat([table, rows], ignore_index=True)
-            _write(path, table)
+            write_parquet(path, table)
     return run.spec.run_id
 
 
@@ -214,22 +214,6 @@ def _rows(cut: Cut, directions: int, energy: float, predictions: Predictions) ->
 def _keys(table: pd.DataFrame) -> list[tuple[str, str, int | None]]:
     rows = table[KEY].drop_duplicates().itertuples(index=False, name=None)
     return [(scope, part, None if pd.isna(k) else int(k)) for scope, part, k in rows]
-
-
-def _write(path: Path, table: pd.DataFrame) -> None:
-    """Write a table so that a reader sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            table.to_parquet(file, index=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp makes files that only their owner may read
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def truncation_file(results: Path, run_id: str) -> Path:

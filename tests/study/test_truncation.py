@@ -1,7 +1,8 @@
 """What is left of a tuned model when its updates are cut to a rank."""
 
 import json
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -44,12 +45,20 @@ from lowrank_study.study.work import work
 FULL = ["method=full", "method.learning_rate=5e-3"]
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the folder that `results` trains into once."""
+    return tmp_path_factory.mktemp("trained")
+
+
 @pytest.fixture
-def results(tiny_overrides: list[str], tmp_path: Path) -> Path:
+def results(trained: Path, tiny_overrides: list[str], tmp_path: Path) -> Path:
     """Give a folder with a sweep of two seeds of full fine-tuning on the tiny model."""
-    specs = [compose(*tiny_overrides, *FULL, f"seed={seed}") for seed in (0, 1)]
-    RunStore(tmp_path / "runs").plan("two", [[spec] for spec in specs], question="")
-    work(tmp_path, "two", device="cpu", tracker="none")
+    if not (trained / "runs").is_dir():
+        specs = [compose(*tiny_overrides, *FULL, f"seed={seed}") for seed in (0, 1)]
+        RunStore(trained / "runs").plan("two", [[spec] for spec in specs], question="")
+        work(trained, "two", device="cpu", tracker="none")
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
@@ -187,6 +196,15 @@ def test_a_sweep_is_truncated_once(results: Path, monkeypatch: pytest.MonkeyPatc
         truncate_sweep(request(results, ranks=[5]))
 
 
+@pytest.mark.slow
+def test_several_processes_find_what_one_does(results: Path) -> None:
+    runs = truncate_sweep(request(results, workers=2, scopes=["all"]))
+    together = truncation_table(runs, results)
+    shutil.rmtree(results / "truncation")
+    truncate_sweep(request(results, scopes=["all"]))
+    pd.testing.assert_frame_equal(together, truncation_table(runs, results))
+
+
 def test_a_stopped_command_leaves_whole_files_and_goes_on(
     results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,14 +286,9 @@ def test_validation_chooses_the_rate(tiny_overrides: list[str], tmp_path: Path) 
     assert chosen_full_runs(others[3:]) == []
 
 
-@pytest.fixture
-def gpt2_file(tiny_model: Callable[[str], Path]) -> Iterator[Path]:
-    """Give a checkpoint that stores (in, out), and query, key and value in one tensor."""
-    yield tiny_model("gpt2")
-
-
-def test_put_is_the_inverse_of_cut(gpt2_file: Path) -> None:
-    with open_weights(gpt2_file) as weights:
+def test_put_is_the_inverse_of_cut(tiny_model: Callable[[str], Path]) -> None:
+    # GPT-2 stores (in, out), and query, key and value in one tensor.
+    with open_weights(tiny_model("gpt2")) as weights:
         matrices, _ = find_matrices(weights)
         fused = [matrix for matrix in matrices.values() if "h.0.attn.c_attn" in matrix.name]
         assert len(fused) == 3
