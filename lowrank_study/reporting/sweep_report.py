@@ -13,11 +13,15 @@ from lowrank_study.reporting.contents import compose
 from lowrank_study.reporting.report import write_composed
 from lowrank_study.reporting.tables import StudyTables
 from lowrank_study.runs import RunStore, TrainedRun
+from lowrank_study.study.measured_controls import read_controls
 from lowrank_study.study.tables import runs_table, spectra_tables
+from lowrank_study.study.truncated_runs import truncation_table
 
 
 def study_tables(sweep: str, *, results: Path) -> StudyTables:
     """Gather a sweep's tables from the store.
+
+    Runs on shuffled labels are no answer to its question: they are among the controls.
 
     Raises
     ------
@@ -26,7 +30,8 @@ def study_tables(sweep: str, *, results: Path) -> StudyTables:
     """
     store = RunStore(results / "runs")
     run_ids = store.sweep(sweep)
-    runs = store.ended(run_ids)
+    ended = store.ended(run_ids)
+    runs = [run for run in ended if not run.spec.train.shuffle_labels]
     if not runs:
         raise InputError(f"no run of the sweep {sweep!r} has ended yet: run it, then report it")
     spectra, singular_values = spectra_tables(runs, results)
@@ -36,8 +41,10 @@ def study_tables(sweep: str, *, results: Path) -> StudyTables:
         runs=runs_table(runs),
         spectra=spectra,
         singular_values=singular_values,
-        planned=len(run_ids),
+        planned=len(run_ids) - (len(ended) - len(runs)),
         provenance=_shared_provenance(runs),
+        truncation=truncation_table(runs, results),
+        controls=read_controls(sweep, results),
     )
 
 

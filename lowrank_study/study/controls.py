@@ -52,7 +52,7 @@ SIMILARITIES = (
     "similarity_right", "similarity_right_chance", "similarity_left", "similarity_left_chance",
 )  # fmt: skip
 CONTROL_COLUMNS = {
-    **dict.fromkeys(["control", "run_id", "other_run_id"], "str"),
+    **dict.fromkeys(["task", "model", "control", "run_id", "other_run_id"], "str"),
     "step": "Int64",
     "module": "str",
     "layer": "Int64",
@@ -68,9 +68,10 @@ CONTROL_COLUMNS = {
 Row = dict[str, Any]
 
 
-def controls_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """Return rows as a table with all of `CONTROL_COLUMNS`."""
-    return pd.DataFrame(list(rows), columns=list(CONTROL_COLUMNS)).astype(CONTROL_COLUMNS)
+def controls_table(spec: RunSpec, rows: Sequence[Row]) -> pd.DataFrame:
+    """Return rows of one task and model as a table with all of `CONTROL_COLUMNS`."""
+    table = pd.DataFrame(list(rows), columns=list(CONTROL_COLUMNS))
+    return table.assign(task=spec.task.name, model=spec.model.name).astype(CONTROL_COLUMNS)
 
 
 def controls_of(
@@ -100,7 +101,7 @@ def controls_of(
             rows += _measured(run, "shuffled_labels", results)
     rows += _noise_and_decay(runs[0])
     rows += _overlaps(runs, directions)
-    return controls_table(rows)
+    return controls_table(runs[0].spec, rows)
 
 
 def _unshuffled(spec: RunSpec) -> str:
@@ -235,4 +236,4 @@ def rank_along_training(run: TrainedRun, *, device: str) -> pd.DataFrame:
         [outcome] = fit_together([job], device=device)
     if isinstance(outcome, Exception):
         raise outcome
-    return controls_table(rows)
+    return controls_table(run.spec, rows)

@@ -32,6 +32,8 @@ class ControlsRequest:
     """Folder of the run store and of everything made from it."""
     device: str
     """`auto` (a GPU if there is one), or torch's name of a device."""
+    shuffled: str
+    """The sweep whose runs on shuffled labels are taken."""
     directions: int
     """Most leading directions of two updates that are compared."""
     along_training: bool
@@ -47,10 +49,12 @@ def read_request(config: Mapping[str, Any]) -> ControlsRequest:
         A value that can't be, naming it and the valid ones.
     """
     fields = Fields("", config)
+    sweep = fields.text("sweep")
     return ControlsRequest(
-        sweep=fields.text("sweep"),
+        sweep=sweep,
         results=Path(fields.text("results")).expanduser(),
         device=fields.text("device"),
+        shuffled=fields.optional_text("shuffled") or sweep,
         directions=fields.integer("directions", at_least=1),
         along_training=fields.flag("along_training"),
     )
@@ -65,8 +69,7 @@ def measure_controls(request: ControlsRequest) -> pd.DataFrame:
         No such sweep, or no ended run of full fine-tuning in it.
     """
     store = RunStore(request.results / "runs")
-    ended = store.ended(store.sweep(request.sweep))
-    chosen = chosen_full_runs(ended)
+    chosen = chosen_full_runs(store.ended(store.sweep(request.sweep)))
     if not chosen:
         raise InputError(
             f"sweep={request.sweep}: no run of full fine-tuning that read the test split has "
@@ -74,7 +77,7 @@ def measure_controls(request: ControlsRequest) -> pd.DataFrame:
         )
     shuffled = [
         run
-        for run in ended
+        for run in store.ended(store.sweep(request.shuffled))
         if run.spec.train.shuffle_labels
         and isinstance(run.spec.method, FullFineTuning)
         and run.status == "done"

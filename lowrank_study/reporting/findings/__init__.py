@@ -15,8 +15,10 @@ The rules of the wording:
 
 from lowrank_study.reporting.findings.accuracy import adapters, full_fine_tuning, noise
 from lowrank_study.reporting.findings.completeness import completeness
+from lowrank_study.reporting.findings.controls import controls
 from lowrank_study.reporting.findings.cost import cost
 from lowrank_study.reporting.findings.finding import Finding
+from lowrank_study.reporting.findings.functional_rank import functional_rank
 from lowrank_study.reporting.findings.spectra import adapter_rank, full_rank, resolution
 from lowrank_study.reporting.tables import SettingData
 
@@ -28,9 +30,11 @@ def findings(data: SettingData) -> list[Finding]:
     return [
         full_fine_tuning(data),
         *adapters(data),
+        *functional_rank(data),
         *cost(data),
         noise(data),
         *full_rank(data),
         *adapter_rank(data),
+        *controls(data),
         resolution(data),
     ]

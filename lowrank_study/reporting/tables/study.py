@@ -44,6 +44,21 @@ SINGULAR_VALUE_COLUMNS = {
     **dict.fromkeys(["layer", "index"], "whole"),
     "singular_value": "real",
 }
+TRUNCATION_COLUMNS = {
+    **dict.fromkeys(["run_id", "scope", "part"], "text"),
+    **dict.fromkeys(["kept_rank", "kept_directions", "examples"], "whole"),
+    **dict.fromkeys(["energy_kept", "test_accuracy"], "real"),
+}
+CONTROL_COLUMNS = {
+    **dict.fromkeys(["task", "model", "control", "run_id", "other_run_id"], "text"),
+    **dict.fromkeys(["module", "role"], "text"),
+    **dict.fromkeys(["step", "layer", "out_features", "in_features", "directions"], "whole"),
+    "resolvable": "flag",
+    **dict.fromkeys(["relative_norm", "energy_rank_90", "energy_rank_99"], "real"),
+    **dict.fromkeys(["effective_rank", "stable_rank", "participation_ratio"], "real"),
+    **dict.fromkeys(["gavish_donoho_rank", "similarity_right", "similarity_left"], "real"),
+    **dict.fromkeys(["similarity_right_chance", "similarity_left_chance"], "real"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +79,10 @@ class StudyTables:
     """how many runs the sweep planned; those without a row are reported as not run"""
     provenance: Mapping[str, object]
     """commit, versions, hashes, machine; may be nested"""
+    truncation: pd.DataFrame | None = None
+    """one row a run of full fine-tuning and cut of its update; see `TRUNCATION_COLUMNS`"""
+    controls: pd.DataFrame | None = None
+    """one row a matrix or pair under a control; see `CONTROL_COLUMNS`"""
 
 
 def checked(study: StudyTables) -> StudyTables:
@@ -78,7 +97,11 @@ def checked(study: StudyTables) -> StudyTables:
     spectra = typed_table(study.spectra, SPECTRA_COLUMNS, "spectra")
     values = typed_table(study.singular_values, SINGULAR_VALUE_COLUMNS, "singular values")
     _check_runs(runs)
-    for frame, name in ((spectra, "spectra"), (values, "singular values")):
+    truncation = _optional(study.truncation, TRUNCATION_COLUMNS, "truncation")
+    tables = {"spectra": spectra, "singular values": values, "truncation": truncation}
+    for name, frame in tables.items():
+        if frame is None:
+            continue
         strangers = sorted(set(frame["run_id"]) - set(runs["run_id"]))
         if strangers:
             raise InputError(
@@ -90,7 +113,16 @@ def checked(study: StudyTables) -> StudyTables:
         runs=runs,
         spectra=spectra.sort_values(["run_id", "module"], ignore_index=True),
         singular_values=values.sort_values(["run_id", "module", "index"], ignore_index=True),
+        truncation=truncation,
+        controls=_optional(study.controls, CONTROL_COLUMNS, "controls"),
     )
+
+
+def _optional(
+    frame: pd.DataFrame | None, columns: Mapping[str, str], name: str
+) -> pd.DataFrame | None:
+    """Give a table that may be absent, or empty, which is the same."""
+    return typed_table(frame, columns, name) if frame is not None and len(frame) else None
 
 
 def typed_table(frame: pd.DataFrame, columns: Mapping[str, str], name: str) -> pd.DataFrame:
