@@ -1,6 +1,8 @@
 """The tables of truncated updates and of controls that a report shows, where there are any.
 
-truncation_tables(data), control_tables(data)
+    truncation_tables(data), control_tables(data)
+
+The figures of the same numbers show the same columns.
 """
 
 from lowrank_study.reporting.columns import ROLE

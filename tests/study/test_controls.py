@@ -145,8 +145,8 @@ def test_an_update_agrees_with_itself_and_noise_by_chance_alone(results: Path) -
 
 def request(results: Path, **changes: object) -> measured_controls.ControlsRequest:
     settings = {
-        "sweep": "three", "results": str(results), "device": "cpu", "shuffled": None, "directions": 2,
-        "along_training": True,
+        "sweep": "three", "results": str(results), "device": "cpu", "shuffled": None,
+        "directions": 2, "along_training": True,
     }  # fmt: skip
     return read_request(settings | changes)
 

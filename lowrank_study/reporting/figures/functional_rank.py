@@ -6,6 +6,7 @@ The cut update asks what training had put into ΔW; LoRA at that rank asks what 
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -114,13 +115,13 @@ def _places(ranks: "pd.Series[int]") -> npt.NDArray[np.float64]:
     return np.array([NOTHING if rank == 0 else math.log2(rank) for rank in values])
 
 
-def _marks(rows: pd.DataFrame) -> dict[str, npt.NDArray[np.float64]]:
+def _marks(rows: pd.DataFrame) -> dict[str, Any]:
     mean = rows["mean_test_accuracy"].to_numpy(dtype=np.float64)
     return {"y": mean, "yerr": np.nan_to_num(rows["test_high_95"].to_numpy(np.float64) - mean)}
 
 
 def _numbers(cut: pd.DataFrame, above_noise: pd.DataFrame, trained: pd.DataFrame) -> pd.DataFrame:
-    own = pd.concat([cut, above_noise]).assign(method="full", target="", adapter_rank=pd.NA)
+    own = pd.concat([cut, above_noise]).assign(method="full", target="", adapter_rank=None)
     names = ["method", "target", "adapter_rank", *(c.name for c in MEAN_COLUMNS)]
     table = pd.concat([own.astype({"adapter_rank": "Int64"}), trained[names]], ignore_index=True)
     return table[[*names, *(c.name for c in (*CUT_COLUMNS, *KEPT_COLUMNS))]]

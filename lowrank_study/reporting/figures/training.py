@@ -1,6 +1,8 @@
 """The rank of W − W0 while a model is trained: 90 % energy rank against steps, a line a role.
 
-figure = rank_along_training(data)     # None where no run was watched
+    figure = rank_along_training(data)     # None where no run was watched
+
+Only measured steps are joined; nothing is smoothed.
 """
 
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
@@ -17,9 +19,8 @@ from lowrank_study.reporting.tables.controls import training_ranks
 CAPTION = (
     "One run of full fine-tuning, trained once more and measured on the way: medians of the 90 % "
     "energy rank of W − W0 over the layers, for the matrices of each role. Steps at which no "
-    "matrix of a role stands above the rounding of its weights have no mark. A step of Adam "
-    "moves every weight by about its rate whatever the gradient’s size, so that the first one "
-    "has a high rank by itself."
+    "matrix of a role stands above the rounding of its weights have no mark. Adam’s first step "
+    "moves every weight by about the rate, however small its gradient."
 )
 
 

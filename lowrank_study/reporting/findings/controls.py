@@ -1,6 +1,8 @@
 """What the measures read where there is nothing to find, beside what they read of training.
 
-[finding.text for finding in controls(data)]     # none where no controls were measured
+    [finding.text for finding in controls(data)]     # none where no controls were measured
+
+They are readings, not tests: nothing is called different here.
 """
 
 from typing import Any
@@ -50,7 +52,7 @@ def _overlap(data: SettingData) -> list[Finding]:
     table = control_overlap(data)
     table = table[table["role"] == ""]
     seeds = table[table["control"] == "seeds"]
-    noise = table[table["control"] == "noise_pair"].set_index("directions")
+    noise = {row["directions"]: row for row in records(table[table["control"] == "noise_pair"])}
     if not len(seeds):
         return []
     parts = []
@@ -58,9 +60,7 @@ def _overlap(data: SettingData) -> list[Finding]:
     for row in rows[:1] if len(rows) == 1 else [rows[0], rows[-1]]:
         k = int(row["directions"])
         by_noise = (
-            f", {noise.loc[k, 'median_similarity_right']:.3f} for two noises"
-            if k in noise.index
-            else ""
+            f", {noise[k]['median_similarity_right']:.3f} for two noises" if k in noise else ""
         )
         parts.append(
             f"{row['median_similarity_right']:.3f} for the first {k} "

@@ -1,6 +1,8 @@
 """What is left of full fine-tuning when little of its update is kept.
 
-[finding.text for finding in functional_rank(data)]     # none where nothing was truncated
+    [finding.text for finding in functional_rank(data)]     # none where nothing was truncated
+
+A mean lies inside an interval or does not; which rank suffices is tested elsewhere.
 """
 
 from typing import Any

@@ -9,6 +9,7 @@ tables has rows where no controls were measured.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -24,6 +25,8 @@ RANKS = (
 SIMILARITIES = (
     "similarity_right", "similarity_right_chance", "similarity_left", "similarity_left_chance",
 )  # fmt: skip
+_COUNTED = ("role", "n", "resolvable")
+_EXTREMES = ("min_energy_rank_90", "max_energy_rank_90")
 
 
 def control_ranks(data: SettingData) -> pd.DataFrame:
@@ -37,7 +40,7 @@ def control_ranks(data: SettingData) -> pd.DataFrame:
         }
         for key, group in _groups(data, CONTROLS, ["control", "role"])
     ]
-    return pd.DataFrame(rows, columns=["control", "role", "n", "resolvable", *_named(RANKS)])
+    return pd.DataFrame(rows, columns=["control", *_COUNTED, *_named(RANKS)])
 
 
 def control_overlap(data: SettingData) -> pd.DataFrame:
@@ -52,7 +55,7 @@ def control_overlap(data: SettingData) -> pd.DataFrame:
 
 def training_ranks(data: SettingData) -> pd.DataFrame:
     """Give the ranks of W − W0 after some steps, medians over the resolvable matrices."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for key, group in _groups(data, ["training"], ["step", "role"]):
         clear = group[group["resolvable"]]
         rows.append(
@@ -65,21 +68,18 @@ def training_ranks(data: SettingData) -> pd.DataFrame:
                 "max_energy_rank_90": extreme_of(clear["energy_rank_90"], largest=True),
             }
         )
-    extremes = ["min_energy_rank_90", "max_energy_rank_90"]
-    return pd.DataFrame(
-        rows, columns=["step", "role", "n", "resolvable", *_named(RANKS), *extremes]
-    )
+    return pd.DataFrame(rows, columns=["step", *_COUNTED, *_named(RANKS), *_EXTREMES])
 
 
 def _groups(
     data: SettingData, controls: Sequence[str], keys: list[str]
-) -> list[tuple[dict[str, object], pd.DataFrame]]:
+) -> list[tuple[dict[str, Any], pd.DataFrame]]:
     """The rows of each combination of keys, and of all roles together (the empty role) first."""
     if data.study.controls is None:
         return []
     table = data.setting.rows(data.study.controls)
     table = table[table["layer"].notna()]
-    parts: list[tuple[dict[str, object], pd.DataFrame]] = []
+    parts: list[tuple[dict[str, Any], pd.DataFrame]] = []
     for control in controls:
         rows = table[table["control"] == control]
         parts += list(groups(rows.assign(role=""), keys))
