@@ -8,11 +8,13 @@ from omegaconf import DictConfig
 
 from lowrank_study.command import command
 from lowrank_study.config import plain
-from lowrank_study.study.measured_controls import controls_file, measure_controls, read_request
 
 
 def controls(config: DictConfig) -> None:
     """Measure the controls, and say where they are."""
+    # Not before `command` has told the libraries to keep their progress bars out of a log.
+    from lowrank_study.study.measured_controls import controls_file, measure_controls, read_request
+
     request = read_request(plain(config))
     table = measure_controls(request)
     path = controls_file(request.sweep, request.results)

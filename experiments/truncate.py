@@ -8,11 +8,13 @@ from omegaconf import DictConfig
 
 from lowrank_study.command import command
 from lowrank_study.config import plain
-from lowrank_study.study.truncated_runs import read_request, truncate_sweep
 
 
 def truncate(config: DictConfig) -> None:
     """Evaluate what is not there yet, and say where it is."""
+    # Not before `command` has told the libraries to keep their progress bars out of a log.
+    from lowrank_study.study.truncated_runs import read_request, truncate_sweep
+
     request = read_request(plain(config))
     runs = truncate_sweep(request)
     folder = request.results / "truncation"

@@ -37,7 +37,7 @@ from lowrank_study.spectra.subspaces import (
 )
 from lowrank_study.spectra.svd import frobenius_norm
 from lowrank_study.spectra.updates import UpdateMatrix, update_of_match
-from lowrank_study.study.truncation import tuned_matrices
+from lowrank_study.study.truncation import threads_of, tuned_matrices
 from lowrank_study.study.updates import updates_of_run
 from lowrank_study.study.work import spectra_file
 from lowrank_study.training.fit import Job, fit_together
@@ -233,7 +233,8 @@ def rank_along_training(run: TrainedRun, *, device: str) -> pd.DataFrame:
             tracker=NoTracker(),
             watch=watch,
         )
-        [outcome] = fit_together([job], device=device)
+        with threads_of(run):
+            [outcome] = fit_together([job], device=device)
     if isinstance(outcome, Exception):
         raise outcome
     return controls_table(run.spec, rows)

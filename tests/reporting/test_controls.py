@@ -108,7 +108,7 @@ def test_the_figure_has_the_cuts_and_the_adapters(data: SettingData) -> None:
     assert frame.loc[frame["method"] == "full", "scope"].tolist() == ["all"] * 5 + ["noise_cut"]
     assert frame.loc[frame["method"] == "lora", "adapter_rank"].tolist() == [1, 4]
     assert "k = 0: head, biases and norms alone" in figure.wide
-    assert "attention_qv: trained at rank k" in figure.wide
+    assert "LoRA on attention_qv, trained" in figure.wide
 
 
 def test_the_finding_gives_every_level(data: SettingData) -> None:
@@ -118,10 +118,11 @@ def test_the_finding_gives_every_level(data: SettingData) -> None:
     assert f"cut to its best rank 1, {full - 0.1:.3f}" in text
     assert f"head, biases and norms tuned alone, {full - 0.2:.3f}" in text
     assert "From rank 16 on" in text
+    assert "at rank 16 it is 0.1 points below the same seeds’ uncut" in text
     assert "Trained at rank 1 in place of cut to it" in text
     assert "100 of 4,608 directions" in text
     seed0 = truncation_of(data.study).query("scope == 'layers' and part == '10'")
-    assert f"layer 10 with {seed0['test_accuracy'].iloc[0]:.3f} (1 seed)" in text
+    assert f"of single layers, layer 10 with {seed0['test_accuracy'].iloc[0]:.3f} (1 seed)" in text
 
 
 def test_a_mean_that_leaves_the_interval_again_is_no_threshold(thin_study: StudyTables) -> None:
@@ -155,7 +156,7 @@ def test_controls_are_told_and_drawn(data: SettingData) -> None:
     said = told(data)
     assert "10 (1) of full fine-tuning’s updates, 190 (19) of Gaussian noise" in said["Controls"]
     assert "150 (15) of weight decay alone" in said["Controls"]
-    assert "0.300 for the first 1 (by chance 0.003, 0.003 for two noises)" in said[
+    assert "0.300 for the first direction (by chance 0.003, 0.003 for two noises)" in said[
         "Overlap of seeds"
     ]  # fmt: skip
     assert "is 100 at step 1 and 25 at step 4; lowest, 25 at step 4" in said["Rank along training"]

@@ -15,6 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator
 
 from lowrank_study.reporting.columns import CONFIGURATION_COLUMNS
+from lowrank_study.reporting.display import adapter_name
 from lowrank_study.reporting.figures.accuracy import DOTTED
 from lowrank_study.reporting.figures.drawing import (
     BAND,
@@ -77,9 +78,11 @@ def functional_rank(data: SettingData) -> Figure | None:
         )  # fmt: skip
         if len(above_noise):
             panel.errorbar([end], **_marks(above_noise), color=INK, marker="D", ms=5, ls="none")
-        ranks = [int(rank) for rank in cut["kept_rank"]]
-        names = [str(rank) for rank in ranks] + (["above\nnoise"] if len(above_noise) else [])
-        ticks = [*_places(cut["kept_rank"]), *([end] if len(above_noise) else [])]
+        ticks, names = list(_places(cut["kept_rank"])), [str(rank) for rank in cut["kept_rank"]]
+        if not on.wide and len(ticks) > 1 and ticks[-1] - ticks[-2] < 0.9:
+            names[-2] = ""  # the full rank stands where the next octave’s label would begin
+        if len(above_noise):
+            ticks, names = [*ticks, end], [*names, "above\nnoise"]
         panel.xaxis.set_major_locator(FixedLocator(ticks))
         panel.set_xticks(ticks, names)
         panel.grid(False, axis="x")
@@ -90,7 +93,7 @@ def functional_rank(data: SettingData) -> Figure | None:
     def legend() -> list[Entry]:
         entries: list[Entry] = [
             line("full fine-tuning’s ΔW, cut to rank k", INK, marker="o", ms=5),
-            *(one.entry(f"{one.label}: trained at rank k") for one in series),
+            *(one.entry(f"{adapter_name(one.method, one.target)}, trained") for one in series),
             line("full fine-tuning, uncut: mean", INK, lw=1.1),
         ]
         if whole["n"] > 1:

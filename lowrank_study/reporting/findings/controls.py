@@ -63,7 +63,7 @@ def _overlap(data: SettingData) -> list[Finding]:
             f", {noise[k]['median_similarity_right']:.3f} for two noises" if k in noise else ""
         )
         parts.append(
-            f"{row['median_similarity_right']:.3f} for the first {k} "
+            f"{row['median_similarity_right']:.3f} for the first {'direction' if k == 1 else k} "
             f"(by chance {row['median_similarity_right_chance']:.3f}{by_noise})"
         )
     text = (

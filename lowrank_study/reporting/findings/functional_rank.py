@@ -15,6 +15,7 @@ from lowrank_study.reporting.display import (
     counted,
     enumeration,
     percent,
+    points,
     printable,
     written,
 )
@@ -50,7 +51,7 @@ def functional_rank(data: SettingData) -> list[Finding]:
         )
     parts = [_best_part(table, scope) for scope in ("layers", "roles")]
     if known := [part for part in parts if part]:
-        text += f" Of parts kept alone, the highest is {enumeration(known)}."
+        text += f" Kept alone, the highest is, {enumeration(known)}."
     source = f"accuracy_by_kept_rank{data.suffix}"
     return [Finding(topic="Functional rank", text=text, source=source)]
 
@@ -74,9 +75,14 @@ def _inside(cut: list[dict[str, Any]]) -> str:
             f" Below the full rank, no mean lies inside the uncut runs’ "
             f"95{NARROW_SPACE}% interval for good."
         )
+    difference = row["mean_difference"]
     return (
         f" From rank {int(row['kept_rank'])} on ({percent(row['energy_kept'])} of the energy), "
-        f"every mean lies inside the uncut runs’ 95{NARROW_SPACE}% interval."
+        f"every mean lies inside the uncut runs’ 95{NARROW_SPACE}% interval; at rank "
+        f"{int(row['kept_rank'])} it is {points(abs(difference))} "
+        f"{'above' if difference >= 0 else 'below'} the same seeds’ uncut "
+        f"(95{NARROW_SPACE}% interval {100 * row['difference_low_95']:+.1f} to "
+        f"{100 * row['difference_high_95']:+.1f} points)."
     )
 
 
@@ -107,7 +113,7 @@ def _best_part(table: pd.DataFrame, scope: str) -> str:
     best = max(rows, key=lambda row: row["mean_test_accuracy"])
     name = printable(best["part"])
     part = name if scope == "roles" else f"layer {name}" if name.isdecimal() else f"{name} layers"
-    return f"{part} with {_accuracy(best)} ({counted(int(best['n']), 'seed')})"
+    return f"of single {scope}, {part} with {_accuracy(best)} ({counted(int(best['n']), 'seed')})"
 
 
 def _accuracy(row: dict[str, Any]) -> str:
