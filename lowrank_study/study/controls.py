@@ -123,8 +123,12 @@ def _noise_and_decay(run: TrainedRun) -> Iterator[Row]:
     rng, decayed = np.random.default_rng(run.spec.seed), decayed_share(run)
     for update in updates_of_run(run):
         of_run = {"run_id": run.spec.run_id}
+        # Of the real W0: noise and decay are measured without it, as nothing of them was stored.
+        assert update.W0_OI is not None
+        base = frobenius_norm(update.W0_OI)
         noise = row(measure(noise_like(update, rng), method="gram"))
-        yield {**noise, **of_run, "control": "noise"}
+        share = noise["frobenius_norm"] / base if base else math.nan
+        yield {**noise, **of_run, "control": "noise", "relative_norm": share}
         if decayed:
             decay = row(measure(decay_of(update, decayed), method="gram"))
             yield {**decay, **of_run, "control": "weight_decay", "relative_norm": decayed}

@@ -125,6 +125,7 @@ def test_every_control_is_a_row_a_matrix(results: Path) -> None:
     for module in norms.loc["noise"].index:
         noise, real = norms.loc[("noise", module)], norms.loc[("trained", module)]
         assert noise["frobenius_norm"] == pytest.approx(real["frobenius_norm"])
+        assert noise["relative_norm"] == pytest.approx(real["relative_norm"])
     pairs = table[table["control"] == "seeds"]
     assert set(pairs["directions"]) == {1, 2, 4}
     chance = pairs["directions"] / pairs["in_features"]

@@ -55,7 +55,7 @@ def functional_rank(data: SettingData) -> Figure | None:
     trained = accuracy[accuracy["adapter_rank"].notna()]
     series = series_of(trained)
     whole, nothing = cut.iloc[-1], cut[cut["kept_rank"] == 0]
-    end = math.log2(float(whole["kept_rank"])) + 1.3
+    end = math.log2(float(whole["kept_rank"])) + 1.6
 
     def draw(on: Paper) -> None:
         panel = on.panels(1, across=(1, 1), height=(3.9, 4.2))[0]

@@ -112,8 +112,14 @@ def _best_part(table: pd.DataFrame, scope: str) -> str:
         return ""
     best = max(rows, key=lambda row: row["mean_test_accuracy"])
     name = printable(best["part"])
-    part = name if scope == "roles" else f"layer {name}" if name.isdecimal() else f"{name} layers"
-    return f"of single {scope}, {part} with {_accuracy(best)} ({counted(int(best['n']), 'seed')})"
+    part = (
+        name
+        if scope == "roles"
+        else f"layer {name}"
+        if name.isdecimal()
+        else f"what is {name} the layers"
+    )
+    return f"of the {scope}, {part} with {_accuracy(best)} ({counted(int(best['n']), 'seed')})"
 
 
 def _accuracy(row: dict[str, Any]) -> str:
