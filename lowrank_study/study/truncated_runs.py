@@ -245,7 +245,8 @@ def truncation_table(runs: Sequence[TrainedRun], results: Path) -> pd.DataFrame:
                 test_accuracy=("correct", "mean"),
                 examples=("correct", "size"),
             )
-            parts.append(made.reset_index().assign(run_id=run.spec.run_id))
+            made = made.reset_index().sort_values("kept_rank", kind="stable")
+            parts.append(made.assign(run_id=run.spec.run_id))
     if not parts:
         return pd.DataFrame(columns=list(TRUNCATION_COLUMNS))
     return pd.concat(parts, ignore_index=True)[list(TRUNCATION_COLUMNS)]

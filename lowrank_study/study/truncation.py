@@ -122,7 +122,8 @@ def cuts_of(
     for scope in scopes:
         match scope:
             case "all":
-                cuts += [Cut(scope=scope, part="", kept_rank=k) for k in [*kept, largest]]
+                # The full one first: it costs nothing, and the others are compared with it.
+                cuts += [Cut(scope=scope, part="", kept_rank=k) for k in [largest, *kept]]
             case "noise_cut":
                 cuts.append(Cut(scope=scope, part="", kept_rank=None))
             case _:

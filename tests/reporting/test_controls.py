@@ -122,7 +122,8 @@ def test_the_finding_gives_every_level(data: SettingData) -> None:
     assert "Trained at rank 1 in place of cut to it" in text
     assert "100 of 4,608 directions" in text
     seed0 = truncation_of(data.study).query("scope == 'layers' and part == '10'")
-    assert f"of the layers, layer 10 with {seed0['test_accuracy'].iloc[0]:.3f} (1 seed)" in text
+    best = seed0["test_accuracy"].iloc[0]
+    assert f"layer 10 ({best:.3f}, 1 seed) and the role value (" in text
 
 
 def test_a_mean_that_leaves_the_interval_again_is_no_threshold(thin_study: StudyTables) -> None:

@@ -143,14 +143,14 @@ def test_layers_and_roles_part_the_matrices(results: Path) -> None:
             assert sum(kept) == update.matrix.side
 
 
-def test_ranks_double_up_to_the_full_one(results: Path) -> None:
+def test_the_full_rank_comes_before_doubling_ones(results: Path) -> None:
     matrices = [update.matrix for update in decomposed(runs_of(results)[0])]
 
     def ranks(asked: list[int] | None) -> list[int | None]:
         return [cut.kept_rank for cut in cuts_of(matrices, scopes=["all"], ranks=asked)]
 
-    assert ranks(None) == [0, 1, 2, 4, 8, 16]
-    assert ranks([3, 0, 99]) == [0, 3, 16]
+    assert ranks(None) == [16, 0, 1, 2, 4, 8]
+    assert ranks([3, 0, 99]) == [16, 0, 3]
 
 
 def request(results: Path, **changes: object) -> TruncateRequest:
@@ -221,8 +221,7 @@ def test_a_stopped_command_leaves_whole_files_and_goes_on(
     monkeypatch.setattr(TunedModel, "predict", until_killed)
     with pytest.raises(KeyboardInterrupt):
         truncate_run(run, results, ["all"], None, "cpu")
-    ranks = pd.read_parquet(path)["kept_rank"].unique().tolist()
-    assert ranks == [0, 1]
+    assert pd.read_parquet(path)["kept_rank"].unique().tolist() == [16, 0, 1]
     to_parquet = pd.DataFrame.to_parquet
 
     def killed_while_writing(self: pd.DataFrame, file: object, **options: object) -> None:
@@ -233,11 +232,11 @@ def test_a_stopped_command_leaves_whole_files_and_goes_on(
         patch.setattr(pd.DataFrame, "to_parquet", killed_while_writing)
         with pytest.raises(KeyboardInterrupt):
             truncate_run(run, results, ["all"], None, "cpu")
-    assert pd.read_parquet(path)["kept_rank"].unique().tolist() == [0, 1]
+    assert pd.read_parquet(path)["kept_rank"].unique().tolist() == [16, 0, 1]
     assert [file.name for file in path.parent.iterdir()] == [path.name]
     told[:] = [0] * 10
     truncate_run(run, results, ["all"], None, "cpu")
-    assert pd.read_parquet(path)["kept_rank"].unique().tolist() == [0, 1, 2, 4, 8, 16]
+    assert pd.read_parquet(path)["kept_rank"].unique().tolist() == [16, 0, 1, 2, 4, 8]
     assert len(told) == 10 + 1 + 3  # the whole model, then 2, 4 and 8
 
 

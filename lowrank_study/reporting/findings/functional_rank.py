@@ -51,7 +51,7 @@ def functional_rank(data: SettingData) -> list[Finding]:
         )
     parts = [_best_part(table, scope) for scope in ("layers", "roles")]
     if known := [part for part in parts if part]:
-        text += f" Kept alone, the highest is, {enumeration(known)}."
+        text += f" Highest when kept alone: {enumeration(known)}."
     source = f"accuracy_by_kept_rank{data.suffix}"
     return [Finding(topic="Functional rank", text=text, source=source)]
 
@@ -112,14 +112,11 @@ def _best_part(table: pd.DataFrame, scope: str) -> str:
         return ""
     best = max(rows, key=lambda row: row["mean_test_accuracy"])
     name = printable(best["part"])
-    part = (
-        name
-        if scope == "roles"
-        else f"layer {name}"
-        if name.isdecimal()
-        else f"what is {name} the layers"
-    )
-    return f"of the {scope}, {part} with {_accuracy(best)} ({counted(int(best['n']), 'seed')})"
+    if scope == "roles":
+        part = f"the role {name}"
+    else:
+        part = f"layer {name}" if name.isdecimal() else f"all {name} the layers"
+    return f"{part} ({_accuracy(best)}, {counted(int(best['n']), 'seed')})"
 
 
 def _accuracy(row: dict[str, Any]) -> str:

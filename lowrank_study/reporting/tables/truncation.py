@@ -33,13 +33,10 @@ def accuracy_by_kept_rank(data: SettingData) -> pd.DataFrame:
         return pd.DataFrame(columns=list(_COLUMNS))
     chosen = data.runs[data.runs["status"] == "done"]
     table = table[table["run_id"].isin(chosen["run_id"])]
-    of_all = table[table["scope"] == "all"]
-    highest = of_all[of_all["kept_rank"] == of_all["kept_rank"].max()]
     accuracy = {
         str(run_id): float(value)
         for run_id, value in chosen[["run_id", "test_accuracy"]].itertuples(index=False)
     }
-    accuracy |= dict(zip(highest["run_id"], highest["test_accuracy"], strict=True))
     rows = []
     for key, group in table.groupby(CUT, dropna=False):
         values = group["test_accuracy"].to_numpy(dtype=np.float64)
