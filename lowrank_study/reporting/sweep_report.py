@@ -15,7 +15,7 @@ from lowrank_study.reporting.tables import StudyTables
 from lowrank_study.runs import RunStore, TrainedRun
 from lowrank_study.study.measured_controls import read_controls
 from lowrank_study.study.tables import runs_table, spectra_tables
-from lowrank_study.study.truncated_runs import truncation_table
+from lowrank_study.study.truncation_tables import truncation_table
 
 
 def study_tables(sweep: str, *, results: Path) -> StudyTables:

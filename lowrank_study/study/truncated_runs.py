@@ -1,8 +1,6 @@
-"""The truncated updates of a sweep's full fine-tuning: evaluated, kept, and as tables.
+"""The truncated updates of a sweep's full fine-tuning: evaluated and kept.
 
-    truncate_sweep(TruncateRequest(sweep="rank_sweep", ...))
-    truncation_table(runs, Path("results"))       # one row a run and cut
-    correctness_by_kept_rank(runs, results)[8]    # (seeds, examples)
+    truncate_sweep(read_request({"sweep": "rank_sweep", ...}))
 
 A run's evaluations are one Parquet file, `results/truncation/<run_id>.parquet`, one row a cut
 and test text. It is replaced as a whole after every evaluation, so that a stopped command goes
@@ -18,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
 
@@ -39,11 +36,9 @@ from lowrank_study.study.truncation import (
     threads_of,
     tuned_matrices,
 )
+from lowrank_study.study.truncation_tables import KEY, truncation_file
 from lowrank_study.training.evaluate import Predictions
 from lowrank_study.training.fit import torch_device
-
-KEY = ["scope", "part", "kept_rank"]
-"""What tells the cuts of a run apart; `kept_rank` is missing but for the scope `all`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +75,8 @@ def read_request(config: Mapping[str, Any]) -> TruncateRequest:
     """
     fields = Fields("", config)
     scopes = fields.names("scopes")
-    if unknown := [scope for scope in scopes if scope not in SCOPES] or not scopes:
-        raise InputError(f"scopes={unknown or []}: valid are {', '.join(SCOPES)}")
+    if not scopes or any(scope not in SCOPES for scope in scopes):
+        raise InputError(f"scopes={list(scopes)}: valid are {', '.join(SCOPES)}")
     ranks = fields.value("ranks")
     whole = isinstance(ranks, list) and all(type(rank) is int and rank >= 0 for rank in ranks)
     if ranks is not None and not whole:
@@ -214,73 +209,3 @@ def _rows(cut: Cut, directions: int, energy: float, predictions: Predictions) ->
 def _keys(table: pd.DataFrame) -> list[tuple[str, str, int | None]]:
     rows = table[KEY].drop_duplicates().itertuples(index=False, name=None)
     return [(scope, part, None if pd.isna(k) else int(k)) for scope, part, k in rows]
-
-
-def truncation_file(results: Path, run_id: str) -> Path:
-    """Return where the evaluations of a run's truncated updates are kept."""
-    return results / "truncation" / f"{run_id}.parquet"
-
-
-TRUNCATION_COLUMNS = (
-    "run_id", "scope", "part", "kept_rank", "kept_directions", "energy_kept", "test_accuracy",
-    "examples",
-)  # fmt: skip
-
-
-def truncation_table(runs: Sequence[TrainedRun], results: Path) -> pd.DataFrame:
-    """Return one row a run and cut, of the runs that have been truncated.
-
-    `kept_directions` are those kept over all matrices together, `energy_kept` their share of
-    Σ‖ΔW‖²_F over all matrices.
-    """
-    parts = []
-    for run in runs:
-        path = truncation_file(results, run.spec.run_id)
-        if path.is_file():
-            rows = pd.read_parquet(path)
-            rows["correct"] = rows["label"] == rows["predicted"]
-            made = rows.groupby(KEY, dropna=False, sort=False).agg(
-                kept_directions=("kept_directions", "first"),
-                energy_kept=("energy_kept", "first"),
-                test_accuracy=("correct", "mean"),
-                examples=("correct", "size"),
-            )
-            made = made.reset_index().sort_values("kept_rank", kind="stable")
-            parts.append(made.assign(run_id=run.spec.run_id))
-    if not parts:
-        return pd.DataFrame(columns=list(TRUNCATION_COLUMNS))
-    return pd.concat(parts, ignore_index=True)[list(TRUNCATION_COLUMNS)]
-
-
-def correctness_by_kept_rank(
-    runs: Sequence[TrainedRun], results: Path
-) -> dict[int, npt.NDArray[np.bool_]]:
-    """Return which test texts are classified rightly at each kept rank, (seeds, examples).
-
-    Seeds are in the order of `runs`; the highest rank is the tuned model itself. Only ranks
-    that all of the runs have are there.
-
-    Raises
-    ------
-    InputError
-        A run has not been truncated, or the runs don't share their test texts.
-    """
-    found: list[dict[int, npt.NDArray[np.bool_]]] = []
-    labels: npt.NDArray[np.int64] | None = None
-    for run in runs:
-        path = truncation_file(results, run.spec.run_id)
-        if not path.is_file():
-            raise InputError(f"no {path}: run experiments/truncate.py on its sweep first")
-        rows = pd.read_parquet(path)
-        found.append({})
-        for kept, group in rows[rows["scope"] == "all"].groupby("kept_rank"):
-            own = group["label"].to_numpy()
-            if not np.array_equal(own, own if labels is None else labels):
-                raise InputError(
-                    f"{run.spec.run_id} has other test texts than {runs[0].spec.run_id}: give "
-                    "runs of one task"
-                )
-            labels = own
-            found[-1][int(str(kept))] = own == group["predicted"].to_numpy()
-    shared = sorted(set.intersection(*(set(ranks) for ranks in found))) if found else []
-    return {rank: np.stack([ranks[rank] for ranks in found]) for rank in shared}

@@ -19,7 +19,7 @@ from lowrank_study.reporting.tables.controls import (
 )
 from lowrank_study.reporting.tables.truncation import accuracy_by_kept_rank
 from lowrank_study.study.controls import CONTROL_COLUMNS
-from lowrank_study.study.truncated_runs import TRUNCATION_COLUMNS
+from lowrank_study.study.truncation_tables import TRUNCATION_COLUMNS
 
 LOSS = {0: 0.20, 1: 0.10, 4: 0.05, 16: 0.001, 384: 0.0}
 """Kept rank → what is lost of the run's accuracy."""

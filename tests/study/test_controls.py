@@ -12,6 +12,9 @@ from torch import nn
 
 from lowrank_study.config import compose
 from lowrank_study.errors import InputError
+from lowrank_study.reporting.sweep_report import study_tables
+from lowrank_study.reporting.tables import checked, settings_data
+from lowrank_study.reporting.tables.controls import control_ranks
 from lowrank_study.runs import RunStore, TrainedRun
 from lowrank_study.spectra.ranks import energy_rank
 from lowrank_study.spectra.spectrum import load_spectra, measure, row
@@ -177,6 +180,17 @@ def test_the_run_is_trained_once_more_to_the_same_weights(
 
     monkeypatch.setattr(measured_controls, "rank_along_training", fails)
     pd.testing.assert_frame_equal(measure_controls(request(results)), table)
+
+
+def test_shuffled_labels_are_a_control_and_no_answer(results: Path) -> None:
+    measure_controls(request(results, along_training=False))
+    study = study_tables("three", results=results)
+    assert len(study.runs) == study.planned == 2
+    assert study.truncation is not None
+    assert not len(study.truncation)
+    data = settings_data(checked(study))[0]
+    found = set(control_ranks(data)["control"])
+    assert found == {"trained", "shuffled_labels", "noise", "weight_decay"}
 
 
 def test_a_sweep_without_full_fine_tuning_is_refused(

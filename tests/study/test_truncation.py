@@ -20,12 +20,9 @@ from lowrank_study.study import truncated_runs
 from lowrank_study.study.full_runs import chosen_full_runs
 from lowrank_study.study.truncated_runs import (
     TruncateRequest,
-    correctness_by_kept_rank,
     read_request,
     truncate_run,
     truncate_sweep,
-    truncation_file,
-    truncation_table,
 )
 from lowrank_study.study.truncation import (
     SCOPES,
@@ -38,6 +35,11 @@ from lowrank_study.study.truncation import (
     threads_of,
     truncated,
     tuned_matrices,
+)
+from lowrank_study.study.truncation_tables import (
+    correctness_by_kept_rank,
+    truncation_file,
+    truncation_table,
 )
 from lowrank_study.study.updates import spectra_of_run
 from lowrank_study.study.work import work
@@ -253,8 +255,8 @@ def test_a_checkpoint_that_is_not_the_records_is_refused(results: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"scopes": ["al"]}, "valid are all, noise_cut, layers, roles"),
-        ({"scopes": []}, "valid are all"),
+        ({"scopes": ["al"]}, r"scopes=\['al'\]: valid are all, noise_cut, layers, roles"),
+        ({"scopes": []}, r"scopes=\[\]: valid are all"),
         ({"ranks": [1, -1]}, "whole numbers from 0 on"),
         ({"workers": 0}, "workers=0"),
     ],
