@@ -118,3 +118,32 @@ def test_the_python_api_needs_no_hydra_main(
     path, finding = ls.report_sweep("api", results=tmp_path)
     assert path.is_file()
     assert finding
+
+
+@pytest.mark.slow
+def test_truncate_and_control_then_report(tiny_overrides: list[str], tmp_path: Path) -> None:
+    results = f"results={tmp_path / 'results'}"
+    many = train(
+        "-m", *tiny_overrides, results, "sweep=mine", "method=full,lora", "method.rank=1,4",
+        "method.learning_rate=5e-3", "seed=0,1",
+    )  # fmt: skip
+    assert many.returncode == 0, many.stderr
+    cut = run(str(ROOT / "experiments" / "truncate.py"), results, "sweep=mine", "workers=1")
+    assert cut.returncode == 0, cut.stderr
+    assert "2 runs" in cut.stdout
+    controls = run(str(ROOT / "analysis" / "measure_controls.py"), results, "sweep=mine")
+    assert controls.returncode == 0, controls.stderr
+    assert "trained, noise, weight_decay, seeds, noise_pair, training" in controls.stdout
+    report = run(str(ROOT / "analysis" / "report.py"), results, "sweep=mine")
+    assert report.returncode == 0, report.stderr
+    written = tmp_path / "results" / "report"
+    page = (written / "report.html").read_text()
+    assert "head, biases and norms tuned alone" in page
+    for name in ("functional_rank", "rank_along_training"):
+        assert (written / "figures" / f"{name}.svg").is_file()
+        assert (written / "tables" / f"figure_{name}.csv").is_file()
+    for name in ("accuracy_by_kept_rank", "control_ranks", "control_overlap"):
+        assert (written / "tables" / f"{name}.csv").is_file()
+    wrong = run(str(ROOT / "experiments" / "truncate.py"), results, "sweep=theirs")
+    assert wrong.returncode == 2
+    assert "no sweep 'theirs'" in wrong.stderr

@@ -78,6 +78,20 @@ class Matrix:
         """Return this matrix out of its whole stored tensor, or out of a change of it."""
         return self._oriented(stored if self.expert is None else stored[self.expert])
 
+    def put(self, stored: Array, values: Array) -> None:
+        """Write this matrix into its whole stored tensor, in place, where `cut` takes it from.
+
+        Args:
+            stored: the tensor, contiguous.
+            values: (out, in).
+        """
+        whole = stored if self.expert is None else stored[self.expert]
+        matrix = whole.reshape(whole.shape[0], -1)
+        if self.transposed:
+            matrix = matrix.T
+        grouped = np.arange(matrix.shape[0]).reshape(self.groups, -1)
+        matrix[grouped[:, self.first : self.last].ravel()] = values
+
     def _oriented(self, values: Array) -> Array:
         matrix = values.reshape(values.shape[0], -1)
         if self.transposed:

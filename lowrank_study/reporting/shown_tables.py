@@ -18,6 +18,7 @@ from lowrank_study.reporting.columns import (
     TRAINABLE,
 )
 from lowrank_study.reporting.display import Column, Table, counted, points
+from lowrank_study.reporting.shown_controls import control_tables, truncation_tables
 from lowrank_study.reporting.tables import (
     SettingData,
     StudyTables,
@@ -38,7 +39,7 @@ def tables_of_setting(data: SettingData) -> list[Table]:
     tables.append(_cost_table(data))
     if len(data.spectra):
         tables += [_configuration_table(data), _layer_table(data), _module_table(data)]
-    return tables
+    return [*tables, *truncation_tables(data), *control_tables(data)]
 
 
 def _rates_table(data: SettingData) -> Table:

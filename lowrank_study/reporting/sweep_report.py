@@ -16,8 +16,10 @@ from lowrank_study.reporting.report import write_composed
 from lowrank_study.reporting.tables import StudyTables, accuracy_by_rank, chosen_runs
 from lowrank_study.runs import RunStore, TrainedRun
 from lowrank_study.study.against_full import COLUMNS, against_full
+from lowrank_study.study.measured_controls import read_controls
 from lowrank_study.study.sweep import rates_sweep
 from lowrank_study.study.tables import runs_table, spectra_tables
+from lowrank_study.study.truncation_tables import truncation_table
 
 
 def study_tables(sweep: str, *, results: Path, margin: float | None = None) -> StudyTables:
@@ -33,6 +35,8 @@ def study_tables(sweep: str, *, results: Path, margin: float | None = None) -> S
         Largest loss of accuracy that counts as none, set before the sweep is read; without
         one no rank is tested against full fine-tuning.
 
+    Runs on shuffled labels are no answer to its question: they are among the controls.
+
     Raises
     ------
     InputError
@@ -40,7 +44,8 @@ def study_tables(sweep: str, *, results: Path, margin: float | None = None) -> S
     """
     store = RunStore(results / "runs")
     run_ids = store.sweep(sweep)
-    runs = store.ended(run_ids)
+    ended = store.ended(run_ids)
+    runs = [run for run in ended if not run.spec.train.shuffle_labels]
     if not runs:
         raise InputError(f"no run of the sweep {sweep!r} has ended yet: run it, then report it")
     spectra, singular_values = spectra_tables(runs, results)
@@ -52,9 +57,11 @@ def study_tables(sweep: str, *, results: Path, margin: float | None = None) -> S
         spectra=spectra,
         singular_values=singular_values,
         comparison=_comparison(runs, table, margin),
-        planned=len(run_ids),
+        planned=len(run_ids) - (len(ended) - len(runs)),
         provenance=_shared_provenance(runs),
         rates=_rates(store, sweep),
+        truncation=truncation_table(runs, results),
+        controls=read_controls(sweep, results),
     )
 
 

@@ -45,6 +45,8 @@ class Job:
     """Takes the curve."""
     on_progress: Callable[[float], None] = lambda share: None
     """Told the share of the run that is done, in [0, 1], after every step."""
+    watch: Callable[[int, nn.Module], None] = lambda step, model: None
+    """Shown the model after every optimizer step, counted from 1; it is not to change it."""
 
 
 def fit(
@@ -127,6 +129,7 @@ def fit_together(jobs: Sequence[Job], *, device: str) -> list[FitResult | Except
                     member.update(loss)
         for number in list(pack.active):
             with of_one(number) as member:
+                jobs[number].watch(step, member.model)
                 if is_evaluated(step, steps, spec.train.evaluations):
                     member.validate(partial(pack.scores_of, number))
                 jobs[number].on_progress(0.9 * step / steps)

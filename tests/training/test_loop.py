@@ -15,7 +15,7 @@ from lowrank_study.training import batches, member
 from lowrank_study.training.batches import evaluation_batches, steps_of, training_batches
 from lowrank_study.training.data import Split, load_splits
 from lowrank_study.training.evaluate import predict
-from lowrank_study.training.fit import fit, torch_device
+from lowrank_study.training.fit import Job, fit, fit_together, torch_device
 from lowrank_study.training.member import Diverged, FitResult
 from lowrank_study.training.models import build_model, load_adapter, load_classifier
 from lowrank_study.training.optim import make_optimizer, rate_share
@@ -205,3 +205,36 @@ def test_the_curve_as_json_lines(tiny_overrides: list[str], tmp_path: Path) -> N
     lines = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
     assert all(0 <= line["validation_accuracy"] <= 1 for line in lines)
+
+
+def test_the_model_is_shown_after_every_step(tiny_overrides: list[str], tmp_path: Path) -> None:
+    seen: list[tuple[int, float]] = []
+
+    def watch(step: int, model: torch.nn.Module) -> None:
+        weights = [float(p.detach().double().abs().sum()) for p in model.parameters()]
+        seen.append((step, sum(weights)))
+
+    spec = compose(*tiny_overrides, "method=full", "method.learning_rate=1e-2")
+    job = Job(spec=spec, checkpoint_folder=tmp_path / "a", tracker=NoTracker(), watch=watch)
+    [watched] = fit_together([job], device="cpu")
+    assert isinstance(watched, FitResult)
+    assert [step for step, _ in seen] == list(range(1, watched.record["steps"] + 1))
+    assert len({weight for _, weight in seen}) == len(seen)
+    alone = fit(spec, checkpoint_folder=tmp_path / "b", tracker=NoTracker())
+    assert alone.test is not None
+    assert watched.test is not None
+    np.testing.assert_array_equal(alone.test.losses, watched.test.losses)
+
+
+def test_who_watches_ends_its_own_run_alone(tiny_overrides: list[str], tmp_path: Path) -> None:
+    def fails(step: int, model: torch.nn.Module) -> None:
+        raise RuntimeError(f"seen enough at step {step}")
+
+    specs = [compose(*tiny_overrides, f"method.rank={rank}") for rank in (1, 2)]
+    first, second = (
+        Job(spec=spec, checkpoint_folder=tmp_path / spec.run_id, tracker=NoTracker(), **more)
+        for spec, more in zip(specs, ({"watch": fails}, {}), strict=True)
+    )
+    failed, done = fit_together([first, second], device="cpu")
+    assert isinstance(failed, RuntimeError)
+    assert isinstance(done, FitResult)

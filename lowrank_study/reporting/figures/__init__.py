@@ -12,15 +12,19 @@ from lowrank_study.reporting.figures.cost import cost_by_method
 from lowrank_study.reporting.figures.decay import singular_value_decay
 from lowrank_study.reporting.figures.drawing import Figure
 from lowrank_study.reporting.figures.energy_rank import energy_rank_against_adapter_rank
+from lowrank_study.reporting.figures.functional_rank import functional_rank
 from lowrank_study.reporting.figures.heat_map import rank_heat_map
 from lowrank_study.reporting.figures.rates import rate_curves
+from lowrank_study.reporting.figures.training import rank_along_training
 
 FIGURES = (
     accuracy_against_rank,
+    functional_rank,
     rate_curves,
     singular_value_decay,
     rank_heat_map,
     energy_rank_against_adapter_rank,
+    rank_along_training,
     cost_by_method,
 )
 """Those of a report, in their order; each gives None where there is nothing to draw."""
@@ -31,6 +35,8 @@ __all__ = [
     "accuracy_against_rank",
     "cost_by_method",
     "energy_rank_against_adapter_rank",
+    "functional_rank",
+    "rank_along_training",
     "rank_heat_map",
     "rate_curves",
     "singular_value_decay",

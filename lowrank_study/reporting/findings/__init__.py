@@ -16,8 +16,10 @@ The rules of the wording:
 
 from lowrank_study.reporting.findings.accuracy import adapters, full_fine_tuning, noise
 from lowrank_study.reporting.findings.completeness import completeness
+from lowrank_study.reporting.findings.controls import controls
 from lowrank_study.reporting.findings.cost import cost
 from lowrank_study.reporting.findings.finding import Finding
+from lowrank_study.reporting.findings.functional_rank import functional_rank
 from lowrank_study.reporting.findings.rates import rates
 from lowrank_study.reporting.findings.spectra import adapter_rank, full_rank, resolution
 from lowrank_study.reporting.findings.sufficient import sufficient
@@ -32,10 +34,12 @@ def findings(data: SettingData) -> list[Finding]:
         full_fine_tuning(data),
         *adapters(data),
         *sufficient(data),
+        *functional_rank(data),
         *rates(data),
         *cost(data),
         noise(data),
         *full_rank(data),
         *adapter_rank(data),
+        *controls(data),
         resolution(data),
     ]

@@ -53,6 +53,21 @@ SINGULAR_VALUE_COLUMNS = {
     **dict.fromkeys(["layer", "index"], "whole"),
     "singular_value": "real",
 }
+TRUNCATION_COLUMNS = {
+    **dict.fromkeys(["run_id", "scope", "part"], "text"),
+    **dict.fromkeys(["kept_rank", "kept_directions", "examples"], "whole"),
+    **dict.fromkeys(["energy_kept", "test_accuracy"], "real"),
+}
+CONTROL_COLUMNS = {
+    **dict.fromkeys(["task", "model", "control", "run_id", "other_run_id"], "text"),
+    **dict.fromkeys(["module", "role"], "text"),
+    **dict.fromkeys(["step", "layer", "out_features", "in_features", "directions"], "whole"),
+    "resolvable": "flag",
+    **dict.fromkeys(["relative_norm", "energy_rank_90", "energy_rank_99"], "real"),
+    **dict.fromkeys(["effective_rank", "stable_rank", "participation_ratio"], "real"),
+    **dict.fromkeys(["gavish_donoho_rank", "similarity_right", "similarity_left"], "real"),
+    **dict.fromkeys(["similarity_right_chance", "similarity_left_chance"], "real"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +92,10 @@ class StudyTables:
     """commit, versions, hashes, machine; may be nested"""
     rates: pd.DataFrame | None = None
     """one row a run that chose a learning rate, with the columns of `runs`"""
+    truncation: pd.DataFrame | None = None
+    """one row a run of full fine-tuning and cut of its update; see `TRUNCATION_COLUMNS`"""
+    controls: pd.DataFrame | None = None
+    """one row a matrix or pair under a control; see `CONTROL_COLUMNS`"""
 
 
 def checked(study: StudyTables) -> StudyTables:
@@ -93,7 +112,11 @@ def checked(study: StudyTables) -> StudyTables:
     comparison = typed_table(study.comparison, COMPARISON_COLUMNS, "comparison")
     _check_runs(runs)
     _check_plan(len(runs), study.planned)
-    for frame, name in ((spectra, "spectra"), (values, "singular values")):
+    truncation = _optional(study.truncation, TRUNCATION_COLUMNS, "truncation")
+    tables = {"spectra": spectra, "singular values": values, "truncation": truncation}
+    for name, frame in tables.items():
+        if frame is None:
+            continue
         strangers = sorted(set(frame["run_id"]) - set(runs["run_id"]))
         if strangers:
             raise InputError(
@@ -106,7 +129,16 @@ def checked(study: StudyTables) -> StudyTables:
         spectra=spectra.sort_values(["run_id", "module"], ignore_index=True),
         singular_values=values.sort_values(["run_id", "module", "index"], ignore_index=True),
         comparison=comparison,
+        truncation=truncation,
+        controls=_optional(study.controls, CONTROL_COLUMNS, "controls"),
     )
+
+
+def _optional(
+    frame: pd.DataFrame | None, columns: Mapping[str, str], name: str
+) -> pd.DataFrame | None:
+    """Give a table that may be absent, or empty, which is the same."""
+    return typed_table(frame, columns, name) if frame is not None and len(frame) else None
 
 
 def typed_table(frame: pd.DataFrame, columns: Mapping[str, str], name: str) -> pd.DataFrame:

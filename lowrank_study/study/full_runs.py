@@ -1,0 +1,44 @@
+"""Which runs of full fine-tuning speak for a sweep: those at the rate that validation chose.
+
+for runs in chosen_full_runs(store.ended(store.sweep("rank_sweep"))):
+    runs[0].spec.task.name, [run.spec.seed for run in runs]
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+from lowrank_study.runs import TrainedRun
+from lowrank_study.spec import FullFineTuning
+
+
+def chosen_full_runs(runs: Sequence[TrainedRun]) -> list[list[TrainedRun]]:
+    """Return the runs of full fine-tuning of each task and model, one a seed, in order of seeds.
+
+    Of several learning rates the one with the best mean validation accuracy, the lower one of
+    two that tie; one at which a run diverged only where every rate lost one. The test split
+    never chooses. Runs that did not read it, and those on shuffled labels, are left out.
+    """
+    settings: dict[tuple[str, str], dict[str, list[TrainedRun]]] = defaultdict(dict)
+    for run in runs:
+        spec = run.spec
+        full = isinstance(spec.method, FullFineTuning) and spec.train.read_test
+        if full and not spec.train.shuffle_labels:
+            # What differs in nothing but its seeds is one configuration.
+            configuration = replace(spec, seed=0, data_seed=0).run_id
+            of_setting = settings[spec.task.name, spec.model.name]
+            of_setting.setdefault(configuration, []).append(run)
+    chosen = []
+    for configurations in settings.values():
+        best = max(configurations.values(), key=_preference)
+        done = [run for run in best if run.status == "done"]
+        if done:
+            chosen.append(sorted(done, key=lambda run: (run.spec.seed, run.spec.data_seed)))
+    return chosen
+
+
+def _preference(runs: Sequence[TrainedRun]) -> tuple[bool, bool, float, float]:
+    done = [run.record["validation"]["accuracy"] for run in runs if run.status == "done"]
+    whole = not any(run.status == "diverged" for run in runs)
+    mean = sum(done) / len(done) if done else 0.0
+    return bool(done), whole, mean, -runs[0].spec.method.learning_rate
