@@ -146,16 +146,40 @@ def adapters_against_copies(
     return computed(tasks * base / (base + tasks * each * bytes_each), how)
 
 
-@measure
-def nf4_bytes(size: Mapping[str, Any], block: int, second_block: int | None) -> Outcome:
-    """Give a model's bytes in NF4: 4 bits and one constant a block.
+def nf4_bits(block: int, second_block: int | None) -> float:
+    """Give the bits of a weight in NF4 with its share of the constants, one in 32 bits a block.
 
-    4 + 32 / block bits; with double quantisation 4 + 8 / block + 32 / (block · second_block)
-    (Dettmers et al. 2023, section 3). All weights are counted, embeddings too.
+    4 + 32 / block; with double quantisation 4 + 8 / block + 32 / (block · second_block)
+    (Dettmers et al. 2023, section 3).
     """
     constant = 32 / block if second_block is None else 8 / block + 32 / (block * second_block)
-    bits = 4 + constant
+    return 4 + constant
+
+
+@measure
+def nf4_bytes(size: Mapping[str, Any], block: int, second_block: int | None) -> Outcome:
+    """Give a model's bytes in NF4; all weights are counted, embeddings too."""
+    bits = nf4_bits(block, second_block)
     return computed(_parameters(size)[0] * bits / 8, f"{_parameters(size)[1]} at {bits:.3f} bits")
+
+
+@measure
+def qlora_memory(
+    size: Mapping[str, Any],
+    block: int,
+    second_block: int | None,
+    adapter: Mapping[str, Any],
+    weights: float,
+    gradients: float,
+    state: float,
+) -> Outcome:
+    """Give the bytes of an adapter trained on a base in NF4, as `lora_memory`."""
+    bits = nf4_bits(block, second_block)
+    how = (
+        f"{_parameters(size)[1]} at {bits:.3f} bits, {_adapter(adapter)[1]} at "
+        f"{weights:g} + {gradients:g} + {state:g} bytes, without activations"
+    )
+    return computed(lora_bytes(size, bits / 8, adapter, weights, gradients, state), how)
 
 
 @measure
