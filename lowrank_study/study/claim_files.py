@@ -1,13 +1,13 @@
 """Reads the claims of `conf/claim/`: one file per document or paper, a list of claims in each.
 
-    source: 'Hu et al., "LoRA", 2021'
-    claims:
-      - id: hu2021_random_column
-        section: Table 7
-        claim: Random directions of rank 4 hold a norm of .02 of Wq.
-        published: 0.02
-        tolerance: {absolute: 0.005}
-        measure: {name: random_projection, norm: 61.95, rank: 4, dimension: 12288}
+source: 'Hu et al., "LoRA", 2021'
+claims:
+  - id: hu2021_random_column
+    section: Table 7
+    claim: Random directions of rank 4 hold a norm of .02 of Wq.
+    published: 0.02
+    tolerance: {absolute: 0.005}
+    measure: {name: random_projection, norm: 61.95, rank: 4, dimension: 12288}
 """
 
 import inspect
@@ -21,6 +21,7 @@ from lowrank_study.study.claim_measures import MEASURES
 from lowrank_study.study.claims import BOUNDS, UNITS, WIDTHS, Claim, needs_evidence
 
 CLAIM_FOLDER = CONF_FOLDER / "claim"
+
 
 def load_claims(folder: Path = CLAIM_FOLDER) -> list[Claim]:
     """Read every claim of a folder, file by file.

@@ -162,9 +162,7 @@ def regions_of(claim: Claim) -> list[Region]:
                 half = {"exact": ROUNDING, "relative": amount}.get(kind, 0.0) * abs(published)
                 half += amount if kind == "absolute" else 0.0
                 low, high = published - half, published + half
-        regions.append(
-            Region(low=low * scale, high=high * scale, open=kind in ("above", "below"))
-        )
+        regions.append(Region(low=low * scale, high=high * scale, open=kind in ("above", "below")))
     return regions
 
 

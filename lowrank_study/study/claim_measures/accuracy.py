@@ -62,7 +62,7 @@ def best_rank(runs: pd.DataFrame, *, target: str, ranks: Sequence[int]) -> int:
     means = chosen.groupby("adapter_rank")["validation_accuracy"].mean().dropna()
     if means.empty:
         raise Lacking(f"LoRA runs on {target} at r of {', '.join(map(str, ranks))}")
-    return int(means.idxmax())
+    return int(float(str(means.index[int(means.to_numpy().argmax())])))
 
 
 @measure
@@ -83,9 +83,7 @@ def retention(evidence: Evidence, target: str, rank: int, above_chance: bool) ->
 
 @measure
 @unless_lacking
-def lora_minus_full(
-    evidence: Evidence, target: str, ranks: Sequence[int], column: str
-) -> Outcome:
+def lora_minus_full(evidence: Evidence, target: str, ranks: Sequence[int], column: str) -> Outcome:
     """Give LoRA minus full fine-tuning in a column; of several ranks the best on validation."""
 
     def quantity(task: pd.DataFrame) -> "pd.Series[float]":
@@ -140,7 +138,7 @@ def target_difference(
             raise Lacking(f"runs on {first} and {second} with sizes in the ratio {budget:g}")
         return pd.concat(differences, axis=1).dropna().mean(axis=1)
 
-    how = f"test accuracy of {first} minus {second}, sizes in the ratio {budget:g}, paired by seed"
+    how = f"test accuracy of {first} minus {second} paired by seed, sizes in the ratio {budget:g} ± {100 * slack:.0f} %"
     return over_tasks(tuned_runs(evidence), quantity, how=how)
 
 
@@ -150,7 +148,7 @@ def _by_rank(task: pd.DataFrame, target: str) -> dict[int, float]:
     sizes = chosen.groupby("adapter_rank")["adapted_parameters"].mean().dropna()
     if sizes.empty:
         raise Lacking(f"runs on {target} with their adapters' parameters")
-    return {int(str(rank)): float(size) for rank, size in sizes.astype("float64").to_dict().items()}
+    return {int(float(str(rank))): float(size) for rank, size in sizes.to_dict().items()}
 
 
 @measure
@@ -204,10 +202,10 @@ def truncated_minus_whole(evidence: Evidence, kept_rank: int, scope: str) -> Out
 
     def quantity(task: pd.DataFrame) -> "pd.Series[float]":
         by_rank = task.pivot_table(index="seed", columns="kept_rank", values="test_accuracy")
-        if kept_rank not in by_rank.columns or by_rank.columns.max() <= kept_rank:
+        highest = max(float(str(rank)) for rank in by_rank.columns)
+        if kept_rank not in by_rank.columns or highest <= kept_rank:
             raise Lacking(f"truncations to rank {kept_rank} and to the whole update")
-        whole = by_rank[by_rank.columns.max()]
-        return by_rank[kept_rank] - whole
+        return by_rank[kept_rank] - by_rank[highest]
 
     how = f"test accuracy of ΔW cut to rank {kept_rank} ({scope}) minus the highest rank kept"
     return over_tasks(chosen, quantity, how=how)

@@ -73,7 +73,8 @@ def change_of_frozen_weight(steps: int, rate: float, seed: int) -> Outcome:
     optimizer = torch.optim.SGD((module.A_RI, module.B_OR), lr=rate)
     for _ in range(steps):
         optimizer.zero_grad()
-        functional.mse_loss(module(x), y).backward()
+        loss = functional.mse_loss(module(x), y)
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     assert float(module.B_OR.detach().abs().max()) > 0.0
     how = f"largest |W - W0| after {steps} steps, bit by bit"
@@ -141,7 +142,7 @@ def layer_coupling(seed: int) -> Outcome:
 
 @measure
 def initial_kurtosis(seed: int, entries: int) -> Outcome:
-    """Give the excess kurtosis of A under Kaiming's uniform rule: 0 if Gaussian, -1.2 if uniform."""
+    """Give the excess kurtosis of A under Kaiming's rule: 0 if Gaussian, -1.2 if uniform."""
     values = torch.empty(RANK, entries // RANK)
     nn.init.kaiming_uniform_(values, generator=_generator(seed))
     scaled = (values - values.mean()) / values.std()

@@ -131,9 +131,7 @@ def trainable_share(architecture: str, target: str, rank: int) -> Outcome:
 
 
 @measure
-def parameter_reduction(
-    architecture: str, targets: Sequence[str], ranks: Sequence[int]
-) -> Outcome:
+def parameter_reduction(architecture: str, targets: Sequence[str], ranks: Sequence[int]) -> Outcome:
     """Give how many times fewer parameters are trained; a range over settings left open."""
     total = architecture_of(architecture).parameters()
     reductions = [total / adapter_of(architecture, t, rank) for t in targets for rank in ranks]
@@ -165,7 +163,9 @@ def map_shape(architecture: str, role: str, stored: bool, fused: int) -> Outcome
     name = target_modules(found.model, found.base, (role,))[0]
     module = found.model.get_submodule(name)
     width_in, width_out = linear_shape(module)
-    shape = list(module.weight.shape) if stored else [width_out // fused, width_in]
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)
+    shape = list(weight.shape) if stored else [width_out // fused, width_in]
     how = f"{name} of {architecture}, a {type(module).__name__}, "
     return computed([float(n) for n in shape], how + ("as stored" if stored else "(out, in)"))
 
@@ -190,7 +190,9 @@ def matched_maps(architecture: str, names: Sequence[str]) -> Outcome:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and any(wanted in name for wanted in names)
     ]
-    return computed(len(matched), f"nn.Linear with {' or '.join(names)} in its path, {architecture}")
+    return computed(
+        len(matched), f"nn.Linear with {' or '.join(names)} in its path, {architecture}"
+    )
 
 
 @measure

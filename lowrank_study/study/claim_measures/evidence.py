@@ -105,22 +105,21 @@ def part(table: pd.DataFrame | None, needs: str) -> pd.DataFrame:
 def tuned_runs(evidence: Evidence) -> pd.DataFrame:
     """Give the runs that are done, of each setting those at its best rate on validation.
 
-    A setting is a task, model, method, target, rank and scaling; where it was run at several
-    rates, the one with the highest mean validation accuracy stands. A column `setting` says
+    A setting is a task, model, method, target and rank; where it was run at several rates or
+    scalings, the one with the highest mean validation accuracy stands. A column `setting` says
     task and model.
 
     Raises:
         Lacking: There are no runs that are done.
     """
     runs = part(evidence.runs, "trained runs: sweep=NAME")
-    done = runs[runs["status"] == "done"].copy()
+    done = runs[runs["status"] == "done"]
     if done.empty:
         raise Lacking("trained runs that are done; those of the sweep diverged or failed")
-    # A scaling of α/r in binary fractions must not split a setting in two.
-    done["scaling"] = done["scaling"].astype("float64").round(9)
-    cell = ["task", "model", "method", "target", "adapter_rank", "scaling"]
-    mean = done.groupby([*cell, "learning_rate"], dropna=False)["validation_accuracy"].mean()
-    means = mean.reset_index().sort_values("validation_accuracy", kind="stable")
-    best = means.drop_duplicates(cell, keep="last")[[*cell, "learning_rate"]]
-    chosen = done.merge(best, on=[*cell, "learning_rate"])
+    cell = ["task", "model", "method", "target", "adapter_rank"]
+    tried = ["scaling", "learning_rate"]
+    mean = done.groupby([*cell, *tried], dropna=False)["validation_accuracy"].mean()
+    means = mean.reset_index().sort_values("validation_accuracy", kind="stable", na_position="first")
+    best = means.drop_duplicates(cell, keep="last")[[*cell, *tried]]
+    chosen = done.merge(best, on=[*cell, *tried])
     return chosen.assign(setting=chosen["task"] + ", " + chosen["model"])

@@ -49,9 +49,7 @@ def median_interval(values: npt.ArrayLike, *, label: str) -> Interval:
     while k > 0 and stats.binom.cdf(k - 1, size, 0.5) > (1 - CONFIDENCE) / 2:
         k -= 1
     low, high = (-math.inf, math.inf) if k == 0 else (ordered[k - 1], ordered[size - k])
-    return Interval(
-        value=float(np.median(ordered)), low=float(low), high=float(high), label=label
-    )
+    return Interval(value=float(np.median(ordered)), low=float(low), high=float(high), label=label)
 
 
 def over_tasks(

@@ -48,9 +48,7 @@ def lora_bytes(
 
 
 @measure
-def full_memory(
-    size: Mapping[str, Any], weights: float, gradients: float, state: float
-) -> Outcome:
+def full_memory(size: Mapping[str, Any], weights: float, gradients: float, state: float) -> Outcome:
     """Give the bytes of full fine-tuning; `weights`, `gradients`, `state` are per parameter."""
     how = f"{_parameters(size)[1]} at {weights:g} + {gradients:g} + {state:g} bytes"
     return computed(full_bytes(size, weights, gradients, state), f"{how}, without activations")

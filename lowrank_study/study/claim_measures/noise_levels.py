@@ -46,8 +46,7 @@ def _gaussian_sigma(size: int, seed: int) -> npt.NDArray[np.float64]:
 
 
 def _sigma(matrix: Matrix) -> npt.NDArray[np.float64]:
-    values: npt.NDArray[np.float64] = np.linalg.svd(matrix, compute_uv=False)
-    return values
+    return np.asarray(np.linalg.svd(matrix, compute_uv=False), dtype=np.float64)
 
 
 def _low_rank(rank: int, size: int, norm: float, generator: np.random.Generator) -> Matrix:

@@ -140,5 +140,7 @@ def best_rate_drift(evidence: Evidence, target: str, rule: str, ranks: Sequence[
         )
     if not values:
         return Unmeasured(why=f"needs {reasons[0]}", testable=True)
-    how = f"highest best rate over the lowest, r of {', '.join(map(str, ranks))} on {target}, {rule}"
+    how = (
+        f"highest best rate over the lowest, r of {', '.join(map(str, ranks))} on {target}, {rule}"
+    )
     return Measured(values=tuple(values), how=f"{how}; tied rates and half a grid step included")

@@ -24,7 +24,7 @@ from lowrank_study.study.claim_measures.outcome import Lacking, Measured, Outcom
 from lowrank_study.training.lora import add_lora, lora_modules, merge_lora
 from lowrank_study.training.models import load_classifier, model_folder, target_modules
 
-TEXTS, TOKENS, ADAPTERS, WARM_UP = 16, 64, 8, 2
+TEXTS, TOKENS, ADAPTERS, WARM_UP = 8, 32, 4, 2
 
 
 class MixedAdapters(nn.Module):

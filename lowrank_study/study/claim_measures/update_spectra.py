@@ -79,7 +79,9 @@ def full_over_lora(evidence: Evidence, column: str, target: str, adapter_rank: i
         pairs = full.merge(lora, on=["seed", "module"], suffixes=("_full", "_lora"))
         if pairs.empty:
             raise Lacking(f"spectra of full fine-tuning and of r = {adapter_rank} on {target}")
-        ratio = pairs[f"{column}_full"].astype("float64") / pairs[f"{column}_lora"].astype("float64")
+        ratio = pairs[f"{column}_full"].astype("float64") / pairs[f"{column}_lora"].astype(
+            "float64"
+        )
         return _per_seed(pairs.assign(ratio=ratio), "ratio")
 
     how = f"{column} of full fine-tuning over that of r = {adapter_rank} on {target}, same matrices"
@@ -94,9 +96,7 @@ def column_of_lora(
     """Give the mean of a column over LoRA's updates, or that minus full fine-tuning's."""
 
     def quantity(matrices: pd.DataFrame) -> "pd.Series[float]":
-        lora = matrices[
-            (matrices["target"] == target) & (matrices["adapter_rank"] == adapter_rank)
-        ]
+        lora = matrices[(matrices["target"] == target) & (matrices["adapter_rank"] == adapter_rank)]
         values = _per_seed(lora, column)
         if minus_full:
             modules = set(lora["module"])
