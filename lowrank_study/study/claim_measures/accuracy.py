@@ -138,7 +138,8 @@ def target_difference(
             raise Lacking(f"runs on {first} and {second} with sizes in the ratio {budget:g}")
         return pd.concat(differences, axis=1).dropna().mean(axis=1)
 
-    how = f"test accuracy of {first} minus {second} paired by seed, sizes in the ratio {budget:g} ± {100 * slack:.0f} %"
+    sizes = f"sizes in the ratio {budget:g} ± {100 * slack:.0f} %"
+    how = f"test accuracy of {first} minus {second} paired by seed, {sizes}"
     return over_tasks(tuned_runs(evidence), quantity, how=how)
 
 

@@ -119,7 +119,9 @@ def tuned_runs(evidence: Evidence) -> pd.DataFrame:
     cell = ["task", "model", "method", "target", "adapter_rank"]
     tried = ["scaling", "learning_rate"]
     mean = done.groupby([*cell, *tried], dropna=False)["validation_accuracy"].mean()
-    means = mean.reset_index().sort_values("validation_accuracy", kind="stable", na_position="first")
+    means = mean.reset_index().sort_values(
+        "validation_accuracy", kind="stable", na_position="first"
+    )
     best = means.drop_duplicates(cell, keep="last")[[*cell, *tried]]
     chosen = done.merge(best, on=[*cell, *tried])
     return chosen.assign(setting=chosen["task"] + ", " + chosen["model"])

@@ -152,7 +152,9 @@ def test_counts_are_those_of_the_adapter_itself() -> None:
 def test_widths_that_4096_belongs_to() -> None:
     shape = MEASURES["map_shape"]("gpt3_6_7b", "query", stored=False, fused=1)
     assert values(shape) == [4096, 4096]
-    assert values(MEASURES["map_shape"]("gpt2", "query_key_value", stored=False, fused=3)) == [768] * 2
+    assert (
+        values(MEASURES["map_shape"]("gpt2", "query_key_value", stored=False, fused=3)) == [768] * 2
+    )
     with pytest.raises(InputError, match="architecture 'gpt5': valid are gpt2"):
         architecture_of("gpt5")
 
