@@ -19,10 +19,10 @@ class ClaimRequest:
 
     results: Path
     """Folder of the run store."""
-    sweep: str | None
-    """Sweep whose runs and spectra are read; None for arithmetic alone."""
-    rates: str | None
-    """Sweep of tuning runs; None for none."""
+    sweeps: tuple[str, ...]
+    """Sweeps whose runs and spectra are read; none for arithmetic alone."""
+    rates: tuple[str, ...]
+    """Sweeps of tuning runs."""
     truncation: Path | None
     """Table of truncated updates; None for none."""
     live: bool
@@ -46,8 +46,8 @@ def read_claim_request(config: Mapping[str, Any]) -> ClaimRequest:
     truncation = fields.optional_text("truncation")
     return ClaimRequest(
         results=Path(fields.text("results")).expanduser(),
-        sweep=fields.optional_text("sweep"),
-        rates=fields.optional_text("rates"),
+        sweeps=fields.names("sweep"),
+        rates=fields.names("rates"),
         truncation=None if truncation is None else Path(truncation).expanduser(),
         live=fields.flag("live"),
         rounds=fields.integer("rounds", at_least=1),
@@ -64,7 +64,7 @@ def check_request(request: ClaimRequest) -> list[Entry]:
     claims = load_claims()
     evidence = load_evidence(
         request.results,
-        sweep=request.sweep,
+        sweeps=request.sweeps,
         rates=request.rates,
         truncation=request.truncation,
         serving=measure_serving(rounds=request.rounds) if request.live else None,

@@ -129,7 +129,7 @@ def test_the_same_entries_give_the_same_bytes(tmp_path: Path) -> None:
 
 def test_settings_are_checked(tmp_path: Path) -> None:
     request = read_claim_request(SETTINGS | {"sweep": "rank_sweep", "truncation": "~/t.csv"})
-    assert request.sweep == "rank_sweep"
+    assert request.sweeps == ("rank_sweep",)
     assert request.truncation is not None
     assert request.truncation.is_absolute()
     for change, message in (

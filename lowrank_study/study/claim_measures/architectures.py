@@ -198,14 +198,16 @@ def matched_maps(architecture: str, names: Sequence[str]) -> Outcome:
 @measure
 def matrix_parameters(out_features: int, in_features: int) -> Outcome:
     """Count the entries of one map."""
-    return computed(out_features * in_features, "out · in")
+    return computed(
+        out_features * in_features, f"entries of a {out_features} × {in_features} matrix"
+    )
 
 
 @measure
 def factor_parameters(out_features: int, in_features: int, rank: int, maps: int) -> Outcome:
     """Count the entries of the factors of `maps` equal maps."""
     shapes = [(in_features, out_features)] * maps
-    return computed(adapter_parameters(shapes, rank), f"r (in + out), {maps} maps")
+    return computed(adapter_parameters(shapes, rank), f"r (in + out) with r = {rank}, maps: {maps}")
 
 
 @measure
@@ -223,7 +225,10 @@ def factor_share(
 def factor_reduction(out_features: int, in_features: int, rank: int) -> Outcome:
     """Give how many times fewer entries the factors have than the map."""
     factors = adapter_parameters([(in_features, out_features)], rank)
-    return computed(out_features * in_features / factors, f"out · in over {factors:,}")
+    return computed(
+        out_features * in_features / factors,
+        f"{out_features * in_features:,} entries over the factors' {factors:,}",
+    )
 
 
 @measure

@@ -1,17 +1,18 @@
 """What the empirical claims are measured from: tidy tables of trained runs, read once.
 
-    evidence = load_evidence(Path("results"), sweep="rank_sweep", rates=None, truncation=None)
+    evidence = load_evidence(Path("results"), sweeps=["rank_sweep"], rates=[], truncation=None)
 
 A part that is not there is None, and the claims that need it say so.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from lowrank_study.errors import InputError
-from lowrank_study.runs import RunStore
+from lowrank_study.runs import RunStore, TrainedRun
 from lowrank_study.study.claim_measures.outcome import Lacking
 from lowrank_study.study.tables import runs_table, spectra_tables
 
@@ -44,8 +45,8 @@ NO_EVIDENCE = Evidence(
 def load_evidence(
     results: Path,
     *,
-    sweep: str | None,
-    rates: str | None,
+    sweeps: Sequence[str],
+    rates: Sequence[str],
     truncation: Path | None,
     serving: pd.DataFrame | None,
 ) -> Evidence:
@@ -53,8 +54,8 @@ def load_evidence(
 
     Args:
         results: Folder of the run store.
-        sweep: The sweep whose runs and spectra are read; None for no trained runs.
-        rates: The sweep of the tuning runs; None for none.
+        sweeps: The sweeps whose runs and spectra are read; none for no trained runs.
+        rates: The sweeps of the tuning runs; none for no rates.
         truncation: A CSV or Parquet file of truncated updates; None for none.
         serving: What `serving.measure_serving` timed; None if it did not.
 
@@ -62,24 +63,30 @@ def load_evidence(
         InputError: A sweep that there is not or of which no run has ended, or a truncation
             file without its columns.
     """
-    runs = spectra = singular_values = None
-    if sweep is not None:
-        store = RunStore(results / "runs")
-        ended = store.ended(store.sweep(sweep))
-        if not ended:
-            raise InputError(f"no run of the sweep {sweep!r} has ended yet: run it, then check")
-        runs = runs_table(ended)
+    store = RunStore(results / "runs")
+    ended, tuning = _ended(store, sweeps), _ended(store, rates)
+    spectra = singular_values = None
+    if ended:
         spectra, singular_values = spectra_tables(ended, results)
-    tuning = None
-    if rates is not None:
-        store = RunStore(results / "runs")
-        tuning = runs_table(store.ended(store.sweep(rates)))
-        if tuning.empty:
-            raise InputError(f"no run of the sweep {rates!r} has ended yet: run it, then check")
     return Evidence(
-        runs=runs, spectra=spectra, singular_values=singular_values, rates=tuning,
-        truncation=None if truncation is None else _read_truncation(truncation), serving=serving,
-    )  # fmt: skip
+        runs=runs_table(ended) if ended else None,
+        spectra=spectra,
+        singular_values=singular_values,
+        rates=runs_table(tuning) if tuning else None,
+        truncation=None if truncation is None else _read_truncation(truncation),
+        serving=serving,
+    )
+
+
+def _ended(store: RunStore, sweeps: Sequence[str]) -> list[TrainedRun]:
+    """Give the ended runs of some sweeps, each once."""
+    run_ids: dict[str, None] = {}
+    for sweep in sweeps:
+        planned = store.sweep(sweep)
+        if not store.ended(planned):
+            raise InputError(f"no run of the sweep {sweep!r} has ended yet: run it, then check")
+        run_ids |= dict.fromkeys(planned)
+    return store.ended(list(run_ids))
 
 
 def _read_truncation(path: Path) -> pd.DataFrame:

@@ -72,7 +72,6 @@ KNOWN = [
     ("hu2021_table_5_budget", "holds", [18_874_368] * 7),
     ("hu2021_table_7_random_4", "holds", [0.020166]),
     ("hu2021_table_7_random_64", "holds", [0.322656]),
-    ("biderman2024_noise", "fails", [0.5098]),
     ("noise_energy_rank_90", "holds", [0.509]),
     ("noise_energy_rank_99", "holds", [0.77]),
     ("noise_effective_rank", "holds", [0.804]),

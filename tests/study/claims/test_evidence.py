@@ -304,16 +304,16 @@ def test_verdicts_from_runs() -> None:
 
 
 def test_evidence_that_is_not_asked_for_is_none(tmp_path: Path) -> None:
-    loaded = load_evidence(tmp_path, sweep=None, rates=None, truncation=None, serving=None)
+    loaded = load_evidence(tmp_path, sweeps=[], rates=[], truncation=None, serving=None)
     assert loaded.runs is loaded.spectra is loaded.rates is loaded.truncation is None
     assert NO_EVIDENCE.runs is None
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="none_such"):
-        load_evidence(tmp_path, sweep="none_such", rates=None, truncation=None, serving=None)
+        load_evidence(tmp_path, sweeps=["none_such"], rates=[], truncation=None, serving=None)
     with pytest.raises(InputError, match="no such file"):
-        load_evidence(tmp_path, sweep=None, rates=None, truncation=tmp_path / "t.csv", serving=None)
+        load_evidence(tmp_path, sweeps=[], rates=[], truncation=tmp_path / "t.csv", serving=None)
     (tmp_path / "t.csv").write_text("run_id,task\n")
     with pytest.raises(InputError, match="no column 'scope'"):
-        load_evidence(tmp_path, sweep=None, rates=None, truncation=tmp_path / "t.csv", serving=None)
+        load_evidence(tmp_path, sweeps=[], rates=[], truncation=tmp_path / "t.csv", serving=None)
