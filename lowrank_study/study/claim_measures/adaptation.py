@@ -1,5 +1,6 @@
 """What adapting a linear map does, tried on small maps with the suite's own `LoraLinear`."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -77,7 +78,7 @@ def change_of_frozen_weight(steps: int, rate: float, seed: int) -> Outcome:
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     assert float(module.B_OR.detach().abs().max()) > 0.0
-    how = f"largest |W - W0| after {steps} steps, bit by bit"
+    how = f"largest |W - W0|, steps of training: {steps}"
     return computed(float((weight.detach() - before).abs().max()), how)
 
 
@@ -146,7 +147,7 @@ def initial_kurtosis(seed: int, entries: int) -> Outcome:
     values = torch.empty(RANK, entries // RANK)
     nn.init.kaiming_uniform_(values, generator=_generator(seed))
     scaled = (values - values.mean()) / values.std()
-    return computed(float((scaled**4).mean() - 3), f"{entries} entries drawn by kaiming_uniform_")
+    return computed(float((scaled**4).mean() - 3), f"{entries:,} entries drawn by kaiming_uniform_")
 
 
 class _Wrapped(nn.Module):
@@ -165,8 +166,6 @@ def trainable_besides_adapter(architecture: str, names: Sequence[str], rank: int
 
     The model's maps whose path holds one of `names` are wrapped in place, nothing else is done.
     """
-    import copy
-
     model = copy.deepcopy(architecture_of(architecture).model)
     pretrained = sum(parameter.numel() for parameter in model.parameters())
     linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}

@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lowrank_study.config import compose
 from lowrank_study.errors import InputError
+from lowrank_study.runs import RunStore
 from lowrank_study.study.claim_files import load_claims
 from lowrank_study.study.claim_measures.accuracy import (
     gap_of_full_minus_lora,
@@ -317,3 +319,26 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("run_id,task\n")
     with pytest.raises(InputError, match="no column 'scope'"):
         load_evidence(tmp_path, sweeps=[], rates=[], truncation=tmp_path / "t.csv", serving=None)
+
+
+def test_sweeps_are_read_from_the_store_each_run_once(tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "runs")
+    specs = [compose("method=lora", "method.rank=4", f"seed={seed}") for seed in range(3)]
+    names = {"first": specs[:2], "second": specs[1:]}
+    for name, planned in names.items():
+        store.plan(name, [[spec] for spec in planned], question="Why?")
+    with pytest.raises(InputError, match="no run of the sweep 'first' has ended"):
+        load_evidence(tmp_path, sweeps=["first"], rates=[], truncation=None, serving=None)
+    for claim in iter(lambda: store.claim([spec.run_id for spec in specs]), None):
+        accuracy = {"accuracy": 0.7 + 0.01 * claim.spec.seed, "majority_accuracy": 0.5}
+        claim.commit(status="done", record={"test": accuracy, "validation": accuracy})
+    found = load_evidence(
+        tmp_path, sweeps=["first", "second"], rates=["second"], truncation=None, serving=None
+    )
+    assert found.runs is not None
+    assert found.rates is not None
+    assert sorted(found.runs["seed"]) == [0, 1, 2]
+    assert sorted(found.rates["seed"]) == [1, 2]
+    assert len(tuned_runs(found)) == 3
+    assert "full fine-tuning" in lacking(retention(found, "attention_qv", 4, above_chance=True))
+    assert "spectra" in lacking(full_update(found, "energy_rank_90", None, over_dimension=False))

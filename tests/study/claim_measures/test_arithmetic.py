@@ -1,5 +1,7 @@
 """Known answers of the claims that need no training, and their verdicts."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from lowrank_study.study.claim_measures.noise_levels import random_projection
 from lowrank_study.study.claim_measures.outcome import Measured, Observed, Outcome
 from lowrank_study.study.claims import check_claim
 from lowrank_study.training.lora import add_lora
+from lowrank_study.training.models import target_modules
 
 CLAIMS = {claim.id: claim for claim in load_claims()}
 
@@ -136,10 +139,6 @@ def test_counts_are_those_of_the_adapter_itself() -> None:
         learning_rate=0.0, rank=4, alpha=4.0, scaling_rule="alpha_over_rank", dropout=0.0,
         init="kaiming", target=(),
     )  # fmt: skip
-    import copy
-
-    from lowrank_study.training.models import target_modules
-
     model = copy.deepcopy(found.model)
     with torch.device("meta"):
         names = target_modules(model, found.base, ("all_linear",))
