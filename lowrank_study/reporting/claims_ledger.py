@@ -96,7 +96,7 @@ def published_text(claim: Claim) -> str:
         return _word(claim.published)
     if claim.tolerance == "between":
         return _with_unit(" to ".join(number(value) for value in claim.published), claim.unit)
-    return _with_unit(", ".join(number(value) for value in claim.published), claim.unit)
+    return _with_unit("; ".join(number(value) for value in claim.published), claim.unit)
 
 
 def tolerance_text(claim: Claim) -> str:
@@ -122,8 +122,7 @@ def measured_text(claim: Claim, outcome: Outcome) -> str:
     match outcome:
         case Measured(values=values):
             parts = [_interval_text(value, UNITS[claim.unit]) for value in values]
-            labelled = any(value.label for value in values)
-            return _with_unit(("; " if labelled else ", ").join(parts), claim.unit)
+            return _with_unit("; ".join(parts), claim.unit)
         case Observed(value=value):
             return _word(value)
         case _:

@@ -35,7 +35,7 @@ Verdict = Literal["holds", "fails", "not resolved by this data", "not tested her
 VERDICTS: tuple[Verdict, ...] = ("holds", "fails", "not resolved by this data", "not tested here")
 
 UNITS = {
-    "": 1.0, "×": 1.0, "parameters": 1.0, "maps": 1.0, "GPUs": 1.0, "ranks": 1.0,
+    "": 1.0, "×": 1.0, "parameters": 1.0, "GPUs": 1.0, "ranks": 1.0,
     "million": 1e6, "billion": 1e9, "MB": 1e6, "GB": 1e9, "%": 0.01, "points": 0.01,
 }  # fmt: skip
 """Units that published values are written in, each with its size in base units."""

@@ -31,7 +31,7 @@ def _lora(init: str, rank: int = RANK) -> Lora:
 
 def _adapted_map(generator: torch.Generator, init: str, *, trained: bool) -> LoraLinear:
     """Give an adapted map with seeded numbers; `trained` fills B, which starts at zero."""
-    module = LoraLinear(nn.Linear(WIDTH, WIDTH), _lora(init), "map")
+    module = LoraLinear(nn.Linear(WIDTH, WIDTH, bias=False), _lora(init), "map")
     with torch.no_grad():
         _fill(module.base.weight, generator, WIDTH**-0.5)
         _fill(module.A_RI, generator, WIDTH**-0.5)
@@ -98,7 +98,10 @@ def merging_changes_output(seed: int) -> Outcome:
 
 @measure
 def can_be_unmerged(seed: int) -> Outcome:
-    """Tell whether subtracting the update gives W0 back, up to the rounding of two sums."""
+    """Tell whether subtracting the update gives W0 back, up to the rounding of two sums.
+
+    `reversible` or `one-way`.
+    """
     module = _adapted_map(_generator(seed), "kaiming", trained=True)
     weight = module.base.weight
     assert isinstance(weight, Tensor)
@@ -114,7 +117,8 @@ def can_be_unmerged(seed: int) -> Outcome:
         f"merged moves W by up to {moved:.2g}; unmerged it is back to {error:.1g}, and one "
         f"rounding of the largest entry is {bound:.1g}"
     )
-    return Observed(value=error <= 2 * bound and moved > 1000 * bound, how=how)
+    reversible = error <= 2 * bound and moved > 1000 * bound
+    return Observed(value="reversible" if reversible else "one-way", how=how)
 
 
 @measure

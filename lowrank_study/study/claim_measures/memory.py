@@ -127,8 +127,7 @@ def adapter_bytes(
     sizes = [count * each for count in counts for each in bytes_each]
     how = (
         f"r = {', '.join(map(str, ranks))} on {', '.join(targets)} of {architecture} at "
-        f"{' or '.join(f'{each:g}' for each in bytes_each)} bytes: "
-        f"{min(sizes) / 1e6:.3g} to {max(sizes) / 1e6:.3g} MB"
+        f"{' or '.join(f'{each:g}' for each in bytes_each)} bytes a parameter"
     )
     return ranging(sizes, how)
 

@@ -1,8 +1,8 @@
 """Claims on learning rates, measured from tuning runs over a grid.
 
 A best rate is an interval: from the lowest to the highest rate that is not worse than the best
-one by more than its paired 95 % interval over seeds, and half a step of the grid further on
-either side. Where that reaches an end of the grid, the interval is open on that side.
+one by more than its paired interval over seeds (95 % for the whole grid), and half a step of the
+grid further on either side. Where that reaches an end of the grid, the interval is open there.
 """
 
 import math
@@ -13,7 +13,7 @@ import pandas as pd
 
 from lowrank_study.study.claim_measures.accuracy import unless_lacking
 from lowrank_study.study.claim_measures.evidence import Evidence, part
-from lowrank_study.study.claim_measures.intervals import CONFIDENCE, FEWEST_SEEDS, student_interval
+from lowrank_study.study.claim_measures.intervals import CONFIDENCE, student_interval
 from lowrank_study.study.claim_measures.outcome import (
     Interval,
     Lacking,
@@ -45,12 +45,11 @@ def best_rate(runs: pd.DataFrame, *, label: str) -> Interval:
     if grid.size < 3:
         raise Lacking(f"three rates or more for {label}, each at the same seeds")
     best = int(table.mean().to_numpy().argmax())
-    tied = [best] if len(table) >= FEWEST_SEEDS else list(range(grid.size))
-    for other in range(grid.size) if len(table) >= FEWEST_SEEDS else ():
-        lost = student_interval(
-            table.iloc[:, best] - table.iloc[:, other], confidence=CONFIDENCE, label=""
-        )
-        if lost.low <= 0.0:
+    confidence = 1 - (1 - CONFIDENCE) / (grid.size - 1)
+    tied = [best]
+    for other in range(grid.size):
+        lost = table.iloc[:, best] - table.iloc[:, other]
+        if student_interval(lost, confidence=confidence, label="").low <= 0.0:
             tied.append(other)
     first, last = min(tied), max(tied)
     low = 0.0 if first == 0 else math.sqrt(grid[first - 1] * grid[first])

@@ -184,8 +184,17 @@ def test_what_the_adapted_map_does() -> None:
 
 
 def test_layers_couple() -> None:
-    coupling = values(MEASURES["layer_coupling"](seed=1))[0]
-    assert coupling > 0.1
+    assert values(MEASURES["layer_coupling"](seed=1))[0] > 0.1
+
+
+def test_what_is_seeded_does_not_depend_on_what_ran_before() -> None:
+    seeded = [c for c in CLAIMS.values() if "seed" in c.arguments and "size" not in c.arguments]
+    assert len(seeded) > 10
+    texts = []
+    for global_seed in (1, 2):
+        torch.manual_seed(global_seed)
+        texts.append([str(check_claim(claim, NO_EVIDENCE).outcome) for claim in seeded])
+    assert texts[0] == texts[1]
 
 
 def test_an_adapter_size_left_open_is_a_range() -> None:
