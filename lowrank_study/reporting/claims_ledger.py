@@ -27,7 +27,7 @@ from lowrank_study.study.claim_measures.outcome import (
     Outcome,
     Unmeasured,
 )
-from lowrank_study.study.claims import UNITS, VERDICTS, Claim, Entry
+from lowrank_study.study.claims import ROUNDING, UNITS, VERDICTS, Claim, Entry
 
 PACKAGE = "lowrank_study.reporting"
 COLUMNS = (
@@ -136,11 +136,13 @@ def why_text(claim: Claim, outcome: Outcome) -> str:
 
 
 def number(value: float) -> str:
-    """Write a number: whole ones in full, others with four significant digits."""
+    """Write a number: whole ones in full, others with four significant digits, rounding as ≈ 0."""
     if not math.isfinite(value):
         return "∞" if value > 0 else "-∞" if value < 0 else "undefined"
     if value == round(value):
         return f"{value:,.0f}".replace("-0", "0") if value == 0 else f"{value:,.0f}"
+    if abs(value) < ROUNDING:
+        return "≈ 0"
     text = significant(value, 4)
     return text.rstrip("0").rstrip(".") if "." in text else text
 

@@ -76,6 +76,7 @@ def test_numbers_are_never_scientific() -> None:
     assert number(0.00390625) == "0.003906"
     assert number(-0.0) == "0"
     assert number(0.3) == "0.3"
+    assert number(8.3e-17) == "≈ 0"
 
 
 ENTRIES = [
