@@ -1,0 +1,248 @@
+"""The claims with their verdicts, for people: one table as CSV, Markdown and an HTML page.
+
+    path = write_ledger(entries, Path("results/claims"))
+    summary_of(entries)      # "201 claims: 86 hold, 39 fail, ..."
+
+writes claims.csv, claims.md and claims.html, each whole or not at all, the page last.
+"""
+
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from lowrank_study.errors import InputError
+from lowrank_study.reporting.display import Column, Table, csv_text, printable, significant
+from lowrank_study.reporting.svg import DARK, LIGHT
+from lowrank_study.study.claim_measures.outcome import (
+    Interval,
+    Measured,
+    Observed,
+    Outcome,
+    Unmeasured,
+)
+from lowrank_study.study.claims import ROUNDING, UNITS, VERDICTS, Claim, Entry
+
+PACKAGE = "lowrank_study.reporting"
+COLUMNS = (
+    ("id", "Id", "the claim's name"),
+    ("source", "Source", "document or paper"),
+    ("section", "Section", "where in it"),
+    ("claim", "Claim", "what is said, in our own words"),
+    ("published", "Published", "the value that the source gives"),
+    ("measured", "Measured", "what was computed or measured, with its interval"),
+    ("tolerance", "Tolerance", "how near it has to be for the claim to hold"),
+    ("verdict", "Verdict", "what follows"),
+    ("why", "How measured, or why not", "the measure, or what it would take"),
+)
+SHORT = {
+    "holds": "hold",
+    "fails": "fail",
+    "not resolved by this data": "not resolved by this data",
+    "not tested here": "not tested here",
+}
+
+
+def ledger_table(entries: Sequence[Entry]) -> Table:
+    """Give the ledger as a table, a row a claim."""
+    frame = pd.DataFrame([row_of(entry) for entry in entries], columns=[c[0] for c in COLUMNS])
+    return Table(
+        name="claims",
+        title="Claims about LoRA, and what came of them",
+        note=(
+            "A claim holds where the measured value, with its interval, is inside the tolerance; "
+            "it fails where it is clear of it; in between this data does not resolve it."
+        ),
+        frame=frame,
+        columns=tuple(
+            Column(name=name, label=label, kind="text", meaning=meaning)
+            for name, label, meaning in COLUMNS
+        ),
+    )
+
+
+def row_of(entry: Entry) -> dict[str, str]:
+    """Write one claim with its verdict in words."""
+    claim = entry.claim
+    return {
+        "id": claim.id,
+        "source": claim.source,
+        "section": claim.section,
+        "claim": claim.claim,
+        "published": published_text(claim),
+        "measured": measured_text(claim, entry.outcome),
+        "tolerance": tolerance_text(claim),
+        "verdict": entry.verdict,
+        "why": why_text(claim, entry.outcome),
+    }
+
+
+def summary_of(entries: Sequence[Entry]) -> str:
+    """Count the verdicts in one line."""
+    verdicts = [entry.verdict for entry in entries]
+    counts = [f"{verdicts.count(verdict)} {SHORT[verdict]}" for verdict in VERDICTS]
+    return f"{len(entries)} claims: {', '.join(counts)}"
+
+
+def published_text(claim: Claim) -> str:
+    """Write the published value with its unit."""
+    if not isinstance(claim.published, tuple):
+        return _word(claim.published)
+    if claim.tolerance == "between":
+        return _with_unit(" to ".join(number(value) for value in claim.published), claim.unit)
+    return _with_unit("; ".join(number(value) for value in claim.published), claim.unit)
+
+
+def tolerance_text(claim: Claim) -> str:
+    """Write how near a measured value has to be."""
+    amount = number(claim.amount)
+    match claim.tolerance:
+        case "relative":
+            return f"±{number(100 * claim.amount)} %"
+        case "absolute":
+            return _with_unit(f"±{amount}", claim.unit)
+        case "factor":
+            return f"within a factor of {amount}"
+        case "same":
+            return "the same"
+        case "between":
+            return "within it"
+        case kind:
+            return kind.replace("_", " ")
+
+
+def measured_text(claim: Claim, outcome: Outcome) -> str:
+    """Write what was measured, in the claim's unit."""
+    match outcome:
+        case Measured(values=values):
+            parts = [_interval_text(value, UNITS[claim.unit]) for value in values]
+            return _with_unit("; ".join(parts), claim.unit)
+        case Observed(value=value):
+            return _word(value)
+        case _:
+            return ""
+
+
+def why_text(claim: Claim, outcome: Outcome) -> str:
+    """Write how it was measured or why it was not, and the claim's note."""
+    text = outcome.why if isinstance(outcome, Unmeasured) else outcome.how
+    return f"{text}. {claim.note}" if claim.note else text
+
+
+def number(value: float) -> str:
+    """Write a number: whole ones in full, others with four significant digits, rounding as ≈ 0."""
+    if not math.isfinite(value):
+        return "∞" if value > 0 else "-∞" if value < 0 else "undefined"
+    if value == round(value):
+        return f"{value:,.0f}".replace("-0", "0") if value == 0 else f"{value:,.0f}"
+    if abs(value) < ROUNDING:
+        return "≈ 0"
+    text = significant(value, 4)
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _interval_text(interval: Interval, scale: float) -> str:
+    text = number(_tidy(interval.value / scale))
+    if interval.low != interval.high:
+        low, high = number(_tidy(interval.low / scale)), number(_tidy(interval.high / scale))
+        text = f"{text} ({low} to {high})"
+    return f"{interval.label}: {text}" if interval.label else text
+
+
+def _tidy(value: float) -> float:
+    """Round off what floating point left at the end: 0.30000000000000004 is 0.3."""
+    return value if not math.isfinite(value) else float(f"{value:.12g}") + 0.0
+
+
+def _word(value: str | bool) -> str:
+    return ("yes" if value else "no") if isinstance(value, bool) else value
+
+
+def _with_unit(text: str, unit: str) -> str:
+    return f"{text} {unit}" if unit else text
+
+
+# ---------------------------------------------------------------- files
+
+
+def write_ledger(entries: Sequence[Entry], folder: Path) -> Path:
+    """Write the ledger into a folder and give the path of its page.
+
+    Raises:
+        InputError: The folder is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"out={folder}: is a file; name a folder for the ledger")
+    table = ledger_table(entries)
+    files = {
+        "claims.csv": csv_text(table.frame),
+        "claims.md": markdown_of(entries),
+        "claims.html": page_of(entries),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        handle, made = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(text.encode())
+        os.chmod(made, 0o644)  # mkstemp makes files that only their owner may read
+        os.replace(made, folder / name)
+    return folder / "claims.html"
+
+
+def by_source(entries: Sequence[Entry]) -> dict[str, list[dict[str, str]]]:
+    """Give the rows of each source, in the order of the claims."""
+    groups: dict[str, list[dict[str, str]]] = {}
+    for entry in entries:
+        groups.setdefault(entry.claim.source, []).append(row_of(entry))
+    return groups
+
+
+def markdown_of(entries: Sequence[Entry]) -> str:
+    """Give the ledger as Markdown, a table a source."""
+    table = ledger_table(entries)
+    shown = [column for column in table.columns if column.name != "source"]
+    lines = [f"# {table.title}", "", f"{summary_of(entries)}.", "", table.note]
+    for source, rows in by_source(entries).items():
+        lines += ["", f"## {_markdown_cell(source)}", ""]
+        lines.append("| " + " | ".join(column.label for column in shown) + " |")
+        lines.append("|" + " --- |" * len(shown))
+        lines += [
+            "| " + " | ".join(_markdown_cell(row[column.name]) for column in shown) + " |"
+            for row in rows
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_cell(text: str) -> str:
+    """Write a text so that Markdown shows it and runs nothing of it."""
+    shown = printable(text)
+    for character in "\\`*_[]|#":
+        shown = shown.replace(character, f"\\{character}")
+    return shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def page_of(entries: Sequence[Entry]) -> str:
+    """Give the whole page; text reaches it through Jinja's autoescape alone."""
+    environment = Environment(
+        loader=PackageLoader(PACKAGE), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["printable"] = printable
+    table = ledger_table(entries)
+    verdicts = [entry.verdict for entry in entries]
+    style = resources.files(PACKAGE).joinpath("templates", "style.html.j2").read_text("utf-8")
+    return environment.get_template("claims.html.j2").render(
+        table=table,
+        columns=[column for column in table.columns if column.name not in ("source", "id")],
+        counts=[(verdict, verdicts.count(verdict)) for verdict in VERDICTS],
+        sources=by_source(entries),
+        style=Markup(style),
+        light=LIGHT,
+        dark=DARK,
+    )
