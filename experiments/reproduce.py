@@ -20,7 +20,14 @@ def reproduce(config: DictConfig) -> None:
     asked = plain(config)
     papers = [load_paper(name) for name in asked["papers"]]
     results = Path(asked["results"])
-    plan = plan_of(asked["experiments"], papers, results=results, scale=asked["scale"])
+    plan = plan_of(
+        asked["experiments"],
+        papers,
+        results=results,
+        updates=asked["updates"],
+        shuffled=asked["shuffled"],
+        scale=asked["scale"],
+    )
     print(plan.in_words(), flush=True)
     if not asked["forecast"]:
         for line in plan.carry_out(record=asked["record"]):

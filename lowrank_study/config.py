@@ -87,6 +87,11 @@ def compose(*overrides: str) -> RunSpec:
     For notebooks and scripts; a `RunSpec` can also be built from the records directly, or varied
     with `dataclasses.replace`.
     """
+    return read_config(composed("config", *overrides)).spec
+
+
+def composed(name: str, *overrides: str) -> dict[str, Any]:
+    """Compose the configuration of that name in `conf/`, as a command line would."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -97,7 +102,7 @@ def compose(*overrides: str) -> RunSpec:
         )
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF_FOLDER), version_base="1.3"):
-        return read_config(plain(hydra_compose("config", list(overrides)))).spec
+        return plain(hydra_compose(name, list(overrides)))
 
 
 def plain(config: Any) -> dict[str, Any]:

@@ -9,14 +9,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lowrank_study.config import RunConfig
+from lowrank_study.config import RunConfig, composed
 from lowrank_study.jobs import planned_configs
 from lowrank_study.reporting.papers import write_paper
 from lowrank_study.reporting.record import record_sweep
 from lowrank_study.reporting.sweep_report import report_sweep
+from lowrank_study.study import measured_controls, truncated_runs
 from lowrank_study.study.forecast import forecasts, in_words
+from lowrank_study.study.measured_controls import measure_controls
 from lowrank_study.study.papers import Paper, beside, ended
 from lowrank_study.study.sweep import sweep_of
+from lowrank_study.study.truncated_runs import truncate_sweep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +28,10 @@ class Plan:
 
     sweeps: dict[str, list[RunConfig]]
     """Experiment to its runs."""
+    updates: Sequence[str]
+    """Those whose full updates are truncated, and held against controls."""
+    shuffled: str | None
+    """The one with runs on shuffled labels, for the controls."""
     papers: Sequence[Paper]
     results: Path
 
@@ -36,7 +43,7 @@ class Plan:
         return "\n".join([*lines, f"in all {total}; what has ended is not trained again"])
 
     def carry_out(self, *, record: str) -> Iterator[str]:
-        """Train, report, and keep a record of each experiment where `record` names one.
+        """Train each experiment, study updates, report, and keep records where `record` names them.
 
         Yields
         ------
@@ -44,6 +51,10 @@ class Plan:
         """
         for name, configs in self.sweeps.items():
             sweep_of(configs)
+            if name in self.updates:
+                self._study_updates(name)
+            if all(config.spec.train.shuffle_labels for config in configs):
+                continue  # a control: the reports that it is held against show it
             folder = self.results / "report" / name
             margin = configs[0].margin
             path, found = report_sweep(name, results=self.results, margin=margin, folder=folder)
@@ -55,9 +66,22 @@ class Plan:
             table = beside(paper, *ended(paper, self.results))
             yield str(write_paper(paper, table, self.results / "papers"))
 
+    def _study_updates(self, name: str) -> None:
+        where = [f"sweep={name}", f"results={self.results}"]
+        truncate_sweep(truncated_runs.read_request(composed("truncate", *where)))
+        shuffled = [f"shuffled={self.shuffled}"] if self.shuffled else []
+        request = composed("measure_controls", *where, *shuffled)
+        measure_controls(measured_controls.read_request(request))
+
 
 def plan_of(
-    experiments: Sequence[str], papers: Sequence[Paper], *, results: Path, scale: str | None
+    experiments: Sequence[str],
+    papers: Sequence[Paper],
+    *,
+    results: Path,
+    updates: Sequence[str] = (),
+    shuffled: str | None = None,
+    scale: str | None = None,
 ) -> Plan:
     """Plan experiments, and those that papers are held against.
 
@@ -71,4 +95,4 @@ def plan_of(
     sweeps = {
         name: planned_configs(f"experiment={name}", f"results={results}", *more) for name in names
     }
-    return Plan(sweeps=sweeps, papers=papers, results=results)
+    return Plan(sweeps=sweeps, updates=updates, shuffled=shuffled, papers=papers, results=results)
