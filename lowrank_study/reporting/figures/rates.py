@@ -6,12 +6,15 @@ One panel a series (a target, and a rule for α where there are several) with a 
 panel with the best rate of each rank, full fine-tuning's as a line.
 """
 
+import math
+
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.axis import Axis
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from lowrank_study.reporting.columns import CONFIGURATION_COLUMNS, LEARNING_RATE
-from lowrank_study.reporting.display import Column, printable
+from lowrank_study.reporting.display import Column, printable, written
 from lowrank_study.reporting.figures.drawing import INK, Entry, Figure, Paper, draw_figure, line
 from lowrank_study.reporting.figures.rank_axis import MARKERS, RankAxis, series_colour
 from lowrank_study.reporting.svg import LIGHT
@@ -70,7 +73,7 @@ def rate_curves(data: SettingData) -> Figure | None:
 
     def draw_curves(panel: Axes, target: str, rule: str) -> None:
         panel.set_title(named(target, rule))
-        _rate_axis(panel)
+        _rate_axis(panel, rates["learning_rate"])
         if len(full):
             panel.plot(full["learning_rate"], full["validation_accuracy"], color=INK, lw=1.1)
         for rank in ranks:
@@ -101,7 +104,7 @@ def rate_curves(data: SettingData) -> Figure | None:
         axis = RankAxis(ranks, [])
         axis.dress(panel)
         panel.set_yscale("log")
-        panel.yaxis.set_minor_locator(NullLocator())
+        _plain_ticks(panel.yaxis, rates["learning_rate"])
         for index, (target, rule) in enumerate(series):
             best = rows_of(target, rule)
             best = best[best["chosen"]].sort_values("adapter_rank")
@@ -136,12 +139,20 @@ def rate_curves(data: SettingData) -> Figure | None:
     )
 
 
-def _rate_axis(panel: Axes) -> None:
+def _rate_axis(panel: Axes, rates: pd.Series) -> None:
     panel.set_xscale("log")
     panel.set_xlabel("learning rate")
-    panel.xaxis.set_minor_locator(NullLocator())
+    _plain_ticks(panel.xaxis, rates)
     panel.yaxis.set_major_locator(MaxNLocator(4))
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2f}"))
+
+
+def _plain_ticks(axis: Axis, rates: pd.Series) -> None:
+    """Powers of ten, written out as far as that is shorter."""
+    decades = range(math.floor(math.log10(rates.min())), math.ceil(math.log10(rates.max())) + 1)
+    axis.set_major_locator(FixedLocator([10.0**power for power in decades]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: written(value, "rate")))
+    axis.set_minor_locator(NullLocator())
 
 
 def _limits(rates: pd.DataFrame) -> tuple[float, float]:

@@ -1,0 +1,105 @@
+"""Which rates were chosen, under which rule for α, and what is said of it."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from lowrank_study.reporting.figures.rates import rate_curves
+from lowrank_study.reporting.findings.rates import rates as rates_found
+from lowrank_study.reporting.tables import SettingData, best_rates, checked, settings_data
+from lowrank_study.reporting.tables.rates import rates_by_configuration, with_rules
+from tests.reporting.conftest import build_study
+
+GRID = (1e-3, 3e-3, 9e-3)
+
+
+def trial(rank: int | None, rate: float, accuracy: float, **more: object) -> dict[str, object]:
+    return {
+        "task": "rotten_tomatoes",
+        "model": "all-MiniLM-L6-v2",
+        "method": "lora" if rank else "full",
+        "target": "attention_qv" if rank else None,
+        "adapter_rank": rank,
+        "alpha": 16.0 if rank else None,
+        "scaling_rule": "alpha_over_rank" if rank else None,
+        "learning_rate": rate,
+        "status": "done",
+        "validation_accuracy": accuracy,
+        "validation_loss": 0.5,
+        **more,
+    }
+
+
+def trials() -> Iterator[dict[str, object]]:
+    for rank, accuracies in ((2, (0.6, 0.7, 0.65)), (8, (0.7, 0.7, 0.6))):
+        for rate, accuracy in zip(GRID, accuracies, strict=True):
+            loss = 0.4 if rate == GRID[1] else 0.5
+            yield trial(rank, rate, accuracy, validation_loss=loss)
+    yield trial(None, 1e-4, 0.71)
+    yield trial(None, 3e-4, 0.72)
+    yield trial(None, 9e-4, 0.9, status="diverged")
+
+
+@pytest.fixture
+def tuned_data() -> SettingData:
+    study = build_study(ranks=(2, 8), targets=("attention_qv",))
+    return settings_data(checked(replace(study, rates=pd.DataFrame(list(trials())))))[0]
+
+
+def test_the_best_accuracy_is_chosen_then_the_lower_loss_and_no_rate_that_lost_a_run(
+    tuned_data: SettingData,
+) -> None:
+    chosen = tuned_data.rates[tuned_data.rates["chosen"]].set_index("method")["learning_rate"]
+    assert list(chosen["lora"]) == [3e-3, 3e-3]
+    assert chosen["full"] == 3e-4
+
+
+def test_ratios_are_to_full_and_an_end_of_the_grid_is_told(tuned_data: SettingData) -> None:
+    best = best_rates(tuned_data.rates).set_index("method")
+    assert list(best.loc["lora", "ratio_to_full"]) == pytest.approx([10.0, 10.0])
+    assert list(best.loc["lora", "inside"]) == [True, True]
+    assert bool(best.loc["full", "inside"])  # above it a rate was tried, and lost its run
+    assert best.loc["full", "rates_tried"] == 3
+
+
+def test_a_run_can_follow_two_rules_for_alpha() -> None:
+    runs = pd.DataFrame(
+        [
+            trial(8, 1e-3, 0.7),
+            trial(2, 1e-3, 0.7),
+            trial(2, 1e-3, 0.7, alpha=4.0),
+            trial(8, 1e-3, 0.7, scaling_rule="alpha_over_sqrt_rank"),
+            trial(2, 1e-3, 0.7, scaling_rule="alpha_over_sqrt_rank"),
+        ]
+    )
+    ruled = with_rules(runs)
+    assert sorted(zip(ruled["rule"], ruled["adapter_rank"], strict=True)) == [
+        *[("α=16, α/r", 2), ("α=16, α/r", 8), ("α=16, α/√r", 2), ("α=16, α/√r", 8)],
+        *[("α=2r, α/r", 2), ("α=2r, α/r", 8)],
+    ]
+
+
+def test_one_rank_alone_follows_its_alpha() -> None:
+    ruled = with_rules(pd.DataFrame([trial(8, 1e-3, 0.7)]))
+    assert list(ruled["rule"]) == ["α=16, α/r"]
+
+
+def test_nothing_is_drawn_or_said_where_no_rate_was_chosen() -> None:
+    data = settings_data(checked(build_study(ranks=(2, 8))))[0]
+    assert not len(data.rates)
+    assert rate_curves(data) is None
+    assert rates_found(data) == []
+    assert list(rates_by_configuration(pd.DataFrame()).columns) == list(data.rates.columns)
+
+
+def test_the_finding_and_the_figure_hold_the_numbers(tuned_data: SettingData) -> None:
+    [finding] = rates_found(tuned_data)
+    assert "it is 0.003 for LoRA on attention_qv, α=16, α/r (median 10.0×" in finding.text
+    assert "Full fine-tuning’s is 0.0003." in finding.text
+    figure = rate_curves(tuned_data)
+    assert figure is not None
+    assert len(figure.table.frame) == 9
+    assert "0.001" in figure.wide
+    assert "mathdefault" not in figure.wide
