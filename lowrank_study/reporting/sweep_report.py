@@ -56,7 +56,7 @@ def study_tables(sweep: str, *, results: Path, margin: float | None = None) -> S
         runs=table,
         spectra=spectra,
         singular_values=singular_values,
-        comparison=_comparison(runs, table, margin),
+        comparison=_comparison(runs, table, margin, results),
         planned=len(run_ids) - (len(ended) - len(runs)),
         provenance=_shared_provenance(runs),
         rates=_rates(store, sweep),
@@ -97,12 +97,15 @@ def report_sweep(
     return path, " ".join([report.completeness.text, *answers])
 
 
-def _comparison(runs: list[TrainedRun], table: pd.DataFrame, margin: float | None) -> pd.DataFrame:
+def _comparison(
+    runs: list[TrainedRun], table: pd.DataFrame, margin: float | None, results: Path
+) -> pd.DataFrame:
     """Every rank against full fine-tuning, at each configuration's chosen learning rate."""
     if margin is None:
         return pd.DataFrame(columns=list(COLUMNS))
     chosen = set(chosen_runs(table, accuracy_by_rank(table))["run_id"])
-    return against_full([run for run in runs if run.spec.run_id in chosen], margin=margin)
+    compared = [run for run in runs if run.spec.run_id in chosen]
+    return against_full(compared, margin=margin, results=results)
 
 
 def _shared_provenance(runs: list[TrainedRun]) -> dict[str, Any]:

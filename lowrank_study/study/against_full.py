@@ -8,12 +8,18 @@ What the numbers mean is said in `study/accuracy.py`.
 import math
 from collections.abc import Sequence
 from itertools import groupby
+from pathlib import Path
 
 import pandas as pd
 
 from lowrank_study.runs import TrainedRun
 from lowrank_study.study.accuracy import RankTest, mean_accuracy, retention, sufficient_rank
-from lowrank_study.study.correctness import PairedRuns, accuracies, paired_with_full
+from lowrank_study.study.correctness import (
+    PairedRuns,
+    accuracies,
+    cut_beside_whole,
+    paired_with_full,
+)
 
 COLUMNS = (
     *("task", "model", "method", "target", "adapter_rank"),
@@ -24,8 +30,13 @@ COLUMNS = (
 )
 
 
-def against_full(runs: Sequence[TrainedRun], *, margin: float) -> pd.DataFrame:
+def against_full(
+    runs: Sequence[TrainedRun], *, margin: float, results: Path | None = None
+) -> pd.DataFrame:
     """Test every rank of every target for non-inferiority to full fine-tuning.
+
+    Cuts of full fine-tuning's own update are tested in the same way: their sufficient rank is the
+    functional rank.
 
     Parameters
     ----------
@@ -33,6 +44,8 @@ def against_full(runs: Sequence[TrainedRun], *, margin: float) -> pd.DataFrame:
         At each configuration's chosen learning rate, whatever became of them.
     margin
         Largest loss of accuracy, as a share of one, that still counts as none.
+    results
+        Where evaluations of truncated updates are; `None` tests none of these.
 
     Returns
     -------
@@ -46,7 +59,8 @@ def against_full(runs: Sequence[TrainedRun], *, margin: float) -> pd.DataFrame:
         The margin is no share, predictions can't be read, or the runs' test splits differ.
     """
     rows = []
-    for _, group in groupby(paired_with_full(runs), key=_target):
+    cuts = [] if results is None else cut_beside_whole(runs, results)
+    for _, group in groupby([*paired_with_full(runs), *cuts], key=_target):
         by_rank = {pairs.adapter_rank: pairs for pairs in group}
         found = sufficient_rank(
             {rank: pairs.difference_SE for rank, pairs in by_rank.items()}, margin=margin

@@ -10,6 +10,7 @@ examples.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,11 @@ import pandas as pd
 from lowrank_study.errors import InputError
 from lowrank_study.runs import TrainedRun
 from lowrank_study.spec import Lora, target_name
+from lowrank_study.study.full_runs import chosen_full_runs
+from lowrank_study.study.truncation_tables import correctness_by_kept_rank, truncation_file
+
+CUT = "truncation"
+"""The method of what was not trained at a rank but cut to it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +79,39 @@ def paired_with_full(runs: Sequence[TrainedRun]) -> list[PairedRuns]:
         for key in sorted(adapters)
         if key[:2] in read
     ]
+
+
+def cut_beside_whole(runs: Sequence[TrainedRun], results: Path) -> list[PairedRuns]:
+    """Pair every cut of full fine-tuning's update with the whole update, seed by seed.
+
+    `adapter_rank` is then the rank that was kept of every matrix; the method is `CUT`.
+
+    Parameters
+    ----------
+    runs
+        At each configuration's chosen learning rate.
+    results
+        Where the evaluations of truncated updates are.
+    """
+    pairs = []
+    for full in chosen_full_runs(runs):
+        there = [run for run in full if truncation_file(results, run.spec.run_id).is_file()]
+        by_rank = correctness_by_kept_rank(there, results)
+        for rank in sorted(by_rank)[:-1]:
+            pairs.append(
+                PairedRuns(
+                    task=there[0].spec.task.name,
+                    model=there[0].spec.model.name,
+                    method=CUT,
+                    target="",
+                    adapter_rank=rank,
+                    seeds=tuple(run.spec.seed for run in there),
+                    adapter_SE=by_rank[rank],
+                    full_SE=by_rank[max(by_rank)],
+                    chance=float(there[0].record["test"]["majority_accuracy"]),
+                )
+            )
+    return pairs
 
 
 def accuracies(correct_SE: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:

@@ -14,7 +14,8 @@ from lowrank_study.runs import TrainedRun
 from lowrank_study.spec import FullFineTuning, Lora, RunSpec
 from lowrank_study.study.accuracy import mean_accuracy, paired_difference
 from lowrank_study.study.against_full import COLUMNS, against_full
-from lowrank_study.study.correctness import paired_with_full
+from lowrank_study.study.correctness import CUT, paired_with_full
+from lowrank_study.study.truncation_tables import truncation_file
 
 LABELS = np.array([0, 1, 1, 0, 1] * 40)
 
@@ -149,3 +150,40 @@ def test_a_margin_is_a_share(runs: Runs, margin: float) -> None:
     runs.add(0, [0], rank=4)
     with pytest.raises(InputError, match=r"margin=.*a share of one"):
         against_full(runs.made, margin=margin)
+
+
+def test_cuts_of_an_update_are_tested_against_the_whole(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    runs = []
+    for seed in range(4):
+        spec = compose("method=full", f"seed={seed}")
+        record = {
+            "validation": {"accuracy": 0.8},
+            "test": {"accuracy": 0.8, "majority_accuracy": 0.5},
+        }
+        runs.append(TrainedRun(spec=spec, status="done", record=record, folder=tmp_path))
+        labels = np.arange(500) % 2
+        whole = np.where(rng.random(500) < 0.8, labels, 1 - labels)
+        cuts = {0: np.zeros(500, int), 1: np.where(rng.random(500) < 0.6, labels, 1 - labels)}
+        rows = [
+            pd.DataFrame(
+                {
+                    "scope": "all",
+                    "part": "",
+                    "kept_rank": kept,
+                    "example": np.arange(500),
+                    "label": labels,
+                    "predicted": predicted,
+                }
+            )
+            for kept, predicted in (cuts | {8: whole, 384: whole}).items()
+        ]
+        path = truncation_file(tmp_path, spec.run_id)
+        path.parent.mkdir(exist_ok=True)
+        pd.concat(rows).to_parquet(path)
+    table = against_full(runs, margin=0.02, results=tmp_path).set_index("adapter_rank")
+    assert list(table["method"]) == [CUT] * 3
+    assert list(table["decision"]) == ["inferior", "inferior", "sufficient"]
+    assert table.loc[8, "difference"] == 0.0
+    assert table.loc[0, "accuracy"] == 0.5
+    assert against_full(runs, margin=0.02).empty

@@ -19,17 +19,24 @@ from lowrank_study.reporting.display import (
 )
 from lowrank_study.reporting.findings.finding import Finding
 from lowrank_study.reporting.tables import SettingData, groups, records
+from lowrank_study.study.correctness import CUT
 
 
 def sufficient(data: SettingData) -> list[Finding]:
     """Say between which ranks the sufficient one lies; nothing where nothing was compared."""
     return [
         Finding(
-            topic=f"Sufficient rank, {adapter_name(**key)}",
-            text=_text(adapter_name(**key), group.sort_values("adapter_rank")),
+            topic="Functional rank, tested" if cut else f"Sufficient rank, {adapter_name(**key)}",
+            text=_text(
+                "functional rank of full fine-tuning’s update, every matrix cut to it,"
+                if cut
+                else f"sufficient rank of {adapter_name(**key)}",
+                group.sort_values("adapter_rank"),
+            ),
             source=f"sufficient_rank{data.suffix}",
         )
         for key, group in groups(data.comparison, ["method", "target"])
+        for cut in [key["method"] == CUT]
     ]
 
 
@@ -41,7 +48,7 @@ def was_tested(data: SettingData) -> bool:
 def _text(name: str, rising: pd.DataFrame) -> str:
     if not rising["lower_limit"].notna().any():
         return (
-            f"The sufficient rank of {name} can’t be tested: no rank has two seeds that are done, "
+            f"The {name} can’t be tested: no rank has two seeds that are done, "
             f"have kept their predictions, and have full fine-tuning’s beside them."
         )
     rows = records(rising)
@@ -62,7 +69,7 @@ def _text(name: str, rising: pd.DataFrame) -> str:
     span = counted(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     examples = counted(int(rising["examples"].max()), "test example")
     text = (
-        f"At a margin of {margin}, the sufficient rank of {name} {_where(ranks)}: "
+        f"At a margin of {margin}, the {name} {_where(ranks)}: "
         f"{'; '.join(parts)} ({span}, {examples})."
     )
     return text + _retention(rows, ranks["sufficient"])
