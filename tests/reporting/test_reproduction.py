@@ -1,0 +1,88 @@
+"""Experiments are forecast, trained, studied, reported and recorded in their order."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from lowrank_study.config import RunConfig
+from lowrank_study.errors import InputError
+from lowrank_study.reporting import reproduction
+from lowrank_study.reporting.reproduction import plan_of
+from lowrank_study.study.papers import load_paper
+
+
+@pytest.fixture
+def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was called, in order; nothing is trained."""
+    calls: list[str] = []
+
+    def train(configs: Sequence[RunConfig]) -> None:
+        calls.append(f"train {configs[0].sweep}")
+
+    def report(name: str, *, margin: float, folder: Path, **_: object) -> tuple[Path, str]:
+        calls.append(f"report {name} at {margin} in {folder.name}")
+        return folder / "report.html", "found"
+
+    def record(_: str, *, name: str, **__: object) -> Path:
+        calls.append(f"record {name}")
+        return Path(name)
+
+    monkeypatch.setattr(reproduction, "sweep_of", train)
+    monkeypatch.setattr(reproduction, "report_sweep", report)
+    monkeypatch.setattr(reproduction, "record_sweep", record)
+    monkeypatch.setattr(reproduction, "truncate_sweep", lambda r: calls.append(f"cut {r.sweep}"))
+    monkeypatch.setattr(
+        reproduction,
+        "measure_controls",
+        lambda r: calls.append(f"controls {r.sweep} {r.shuffled}"),
+    )
+    return calls
+
+
+def test_everything_is_done_in_order(done: list[str], tmp_path: Path) -> None:
+    names = ["flagship_shuffled_labels", "flagship_query_value", "rank_sweep"]
+    plan = plan_of(
+        names,
+        [],
+        results=tmp_path,
+        updates=["flagship_query_value"],
+        shuffled="flagship_shuffled_labels",
+    )
+    lines = list(plan.carry_out(record="day"))
+    assert done == [
+        "train flagship_shuffled_labels",  # a control: it has no report of its own
+        "train flagship_query_value",
+        "cut flagship_query_value",
+        "controls flagship_query_value flagship_shuffled_labels",
+        "report flagship_query_value at 0.02 in flagship_query_value",
+        "record day_flagship_query_value",
+        "train rank_sweep",
+        "report rank_sweep at 0.02 in rank_sweep",
+        "record day_rank_sweep",
+    ]
+    assert any("report.html: found" in line for line in lines)
+
+
+def test_without_a_name_no_record_is_kept(done: list[str], tmp_path: Path) -> None:
+    list(plan_of(["rank_sweep"], [], results=tmp_path).carry_out(record=""))
+    assert not [call for call in done if call.startswith("record")]
+
+
+def test_how_long_is_said_of_each_and_of_all(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seconds = {"rank_sweep": 1200.0, "paper_lora_table7": 60.0}
+    monkeypatch.setattr(reproduction, "forecasts", lambda planned: {n: seconds[n] for n in planned})
+    plan = plan_of(["rank_sweep"], [load_paper("lora_table7")], results=tmp_path)
+    assert plan.in_words().splitlines() == [
+        "rank_sweep: about 20 min",
+        "paper_lora_table7: about 60 s",
+        "in all about 21 min; what has ended is not trained again",
+    ]
+
+
+def test_a_paper_without_runs_is_refused(done: list[str], tmp_path: Path) -> None:
+    plan = plan_of([], [load_paper("lora_table7")], results=tmp_path)
+    with pytest.raises(InputError, match="no sweep 'paper_lora_table7'"):
+        list(plan.carry_out(record=""))
