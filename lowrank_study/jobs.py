@@ -28,6 +28,7 @@ class JobComposer:
     def __init__(self, loader: Any, config: Any) -> None:
         self._loader, self._config = loader, config
         self._composed: dict[tuple[str, ...], Any] = {}
+        self._is_group: dict[str, bool] = {}
 
     def configs(self, overrides: Sequence[str]) -> list[RunConfig]:
         """Return one job's configurations: one, or one a case.
@@ -38,8 +39,11 @@ class JobComposer:
             A value that can't be.
         """
         config = self._job(overrides)
+        cases = config.get("cases")
+        if not cases:
+            return [read_config(plain(config))]
         found = []
-        for case in config.get("cases") or [{}]:
+        for case in cases:
             one = config.copy()
             for key, value in case.items():
                 OmegaConf.update(one, key, value, merge=True)
@@ -51,7 +55,9 @@ class JobComposer:
         values = [override for override in parsed if self._only_sets_a_value(override)]
         files = tuple(o.input_line or "" for o in parsed if o not in values)
         if files not in self._composed:
-            self._composed[files] = self._loader.load_sweep_config(self._config, list(files))
+            whole = self._loader.load_sweep_config(self._config, list(files))
+            ours = [key for key in whole if key != "hydra"]  # Hydra's own part is the largest
+            self._composed[files] = OmegaConf.masked_copy(whole, ours)
         config = self._composed[files].copy()
         for override in values:
             OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
@@ -59,8 +65,10 @@ class JobComposer:
 
     def _only_sets_a_value(self, override: Override) -> bool:
         group = override.key_or_group.replace(".", "/")
+        if group not in self._is_group:
+            self._is_group[group] = bool(self._loader.get_group_options(group))
         is_change = not (override.is_add() or override.is_delete() or override.package)
-        return is_change and not self._loader.get_group_options(group)
+        return is_change and not self._is_group[group]
 
 
 def planned_configs(*overrides: str) -> list[RunConfig]:
