@@ -38,12 +38,12 @@ FEW_TEXTS = ("task.train_size=128", "task.validation_size=64", "task.test_size=6
 
 
 def specs_of(*, quick: bool) -> list[RunSpec]:
-    """A fifth of `make study`: full fine-tuning and four ranks of both targets, one seed."""
+    """Five runs of `make study`: full fine-tuning and two ranks of both targets, one seed."""
     base = ["model.dropout=0.0", *(FEW_TEXTS if quick else [])]
     lora = [
         compose(*base, f"method={method}", f"method.rank={rank}")
         for method in ("lora", "lora_all_linear")
-        for rank in (1, 4, 16, 64)
+        for rank in (4, 64)
     ]
     return [compose(*base, "method=full"), *lora]
 
@@ -70,8 +70,22 @@ def whole(rounds: int, *, quick: bool) -> list[timing.Figure]:
         rounds=rounds,
         warm_up=lambda: None,
     )
-    # The suite trains in plain PyTorch alone: there is no other path to time.
+    # The suite trains in plain PyTorch alone: there is no other path to time. Without bf16
+    # hardware both sides compute in fp32, which has a bar of its own.
+    equal = (
+        [
+            timing.ratio(
+                "whole sweep, both in fp32, against Trainer's defaults",
+                times["Trainer"],
+                times["ours"],
+                at_least=3,
+            )
+        ]
+        if specs[0].train.precision == "fp32"
+        else []
+    )
     return [
+        *equal,
         timing.ratio(
             "whole sweep, against Trainer's defaults", times["Trainer"], times["ours"], at_least=10
         ),
