@@ -1,7 +1,7 @@
 """Hold what documents and papers claim of LoRA against arithmetic and against trained runs.
 
 python analysis/check_claims.py
-python analysis/check_claims.py sweep=rank_sweep rates=rates live=true out=results/claims
+python analysis/check_claims.py sweep=rank_sweep live=true
 """
 
 from omegaconf import DictConfig

@@ -24,7 +24,7 @@ def write_paper(paper: Paper, table: pd.DataFrame, folder: Path) -> Path:
 
 def markdown_of(paper: Paper, table: pd.DataFrame) -> str:
     """Give the table in Markdown, with what it is of and what differs."""
-    headings = {"own": "here", "low": "95 % from", "high": "to", "n": "seeds"}
+    headings = {"own": "here", "low": "95 % from", "high": "to"}
     lines = [
         f"# {paper.source}",
         "",

@@ -20,11 +20,7 @@ class ClaimRequest:
     results: Path
     """Folder of the run store."""
     sweeps: tuple[str, ...]
-    """Sweeps whose runs and spectra are read; none for arithmetic alone."""
-    rates: tuple[str, ...]
-    """Sweeps of tuning runs."""
-    truncation: Path | None
-    """Table of truncated updates; None for none."""
+    """Sweeps whose runs, rates, spectra and truncations are read; none for arithmetic alone."""
     live: bool
     """Whether to time adapters on this machine."""
     rounds: int
@@ -43,12 +39,9 @@ def read_claim_request(config: Mapping[str, Any]) -> ClaimRequest:
     out = Path(fields.text("out")).expanduser()
     if out.exists() and not out.is_dir():
         raise InputError(f"out={out}: is a file; name a folder for the ledger")
-    truncation = fields.optional_text("truncation")
     return ClaimRequest(
         results=Path(fields.text("results")).expanduser(),
         sweeps=fields.names("sweep"),
-        rates=fields.names("rates"),
-        truncation=None if truncation is None else Path(truncation).expanduser(),
         live=fields.flag("live"),
         rounds=fields.integer("rounds", at_least=1),
         out=out,
@@ -65,8 +58,6 @@ def check_request(request: ClaimRequest) -> list[Entry]:
     evidence = load_evidence(
         request.results,
         sweeps=request.sweeps,
-        rates=request.rates,
-        truncation=request.truncation,
         serving=measure_serving(rounds=request.rounds) if request.live else None,
     )
     return check_claims(claims, evidence)

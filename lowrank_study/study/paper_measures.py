@@ -111,7 +111,10 @@ def similarity_of_ranks(runs: Runs, rates: pd.DataFrame | None) -> pd.DataFrame:
 
 
 def similarity_of_seeds(runs: Runs, rates: pd.DataFrame | None) -> pd.DataFrame:
-    """LoRA's Figure 4: the same between pairs of seeds of one rank; `n` counts pairs."""
+    """LoRA's Figure 4: the same between pairs of seeds of one rank.
+
+    `n` counts pairs. They share seeds, so that they give no interval.
+    """
     rows = []
     for first, second in combinations([r for r in runs if isinstance(r.spec.method, Lora)], 2):
         one, other = first.spec.method, second.spec.method
@@ -119,7 +122,8 @@ def similarity_of_seeds(runs: Runs, rates: pd.DataFrame | None) -> pd.DataFrame:
         assert isinstance(other, Lora)
         if one.rank == other.rank and first.spec.seed != second.spec.seed:
             rows += _similarities(first, second, one.rank, one.rank)
-    return _over_seeds(rows, ["first_rank", "second_rank", "i", "j"])
+    table = _over_seeds(rows, ["first_rank", "second_rank", "i", "j"])
+    return table.assign(low=np.nan, high=np.nan)
 
 
 def energy_shares(runs: Runs, rates: pd.DataFrame | None) -> pd.DataFrame:

@@ -32,7 +32,7 @@ PLAIN = Claim(
     unit="GB", tolerance="relative", amount=0.1, measure="full_memory", arguments={}, note="",
 )  # fmt: skip
 SETTINGS = {
-    "sweep": None, "rates": None, "truncation": None, "live": False, "rounds": 5,
+    "sweep": None, "live": False, "rounds": 5,
     "results": "results", "out": "results/claims",
 }  # fmt: skip
 
@@ -129,10 +129,8 @@ def test_the_same_entries_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_settings_are_checked(tmp_path: Path) -> None:
-    request = read_claim_request(SETTINGS | {"sweep": "rank_sweep", "truncation": "~/t.csv"})
+    request = read_claim_request(SETTINGS | {"sweep": "rank_sweep"})
     assert request.sweeps == ("rank_sweep",)
-    assert request.truncation is not None
-    assert request.truncation.is_absolute()
     for change, message in (
         ({"live": "yes"}, "live='yes'"),
         ({"rounds": 0}, "rounds=0"),

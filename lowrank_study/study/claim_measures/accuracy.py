@@ -194,7 +194,7 @@ def gap_of_full_minus_lora(evidence: Evidence, target: str, rank: int) -> Outcom
 @unless_lacking
 def truncated_minus_whole(evidence: Evidence, kept_rank: int, scope: str) -> Outcome:
     """Give the test accuracy of a full update truncated to a rank, minus that of the whole one."""
-    table = part(evidence.truncation, "full updates truncated to low rank: truncation=FILE")
+    table = part(evidence.truncation, "full updates truncated to low rank: experiments/truncate.py")
     runs = part(evidence.runs, "trained runs: sweep=NAME")[["run_id", "seed", "model"]]
     chosen = table[table["scope"] == scope].merge(runs, on="run_id")
     chosen = chosen.assign(setting=chosen["task"] + ", " + chosen["model"])

@@ -1,6 +1,6 @@
 """What the empirical claims are measured from: tidy tables of trained runs, read once.
 
-    evidence = load_evidence(Path("results"), sweeps=["rank_sweep"], rates=[], truncation=None)
+    evidence = load_evidence(Path("results"), sweeps=["rank_sweep"], serving=None)
 
 A part that is not there is None, and the claims that need it say so.
 """
@@ -14,9 +14,9 @@ import pandas as pd
 from lowrank_study.errors import InputError
 from lowrank_study.runs import RunStore, TrainedRun
 from lowrank_study.study.claim_measures.outcome import Lacking
+from lowrank_study.study.sweep import rates_sweep
 from lowrank_study.study.tables import runs_table, spectra_tables
-
-TRUNCATION_COLUMNS = ("run_id", "task", "scope", "kept_rank", "test_accuracy")
+from lowrank_study.study.truncation_tables import truncation_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -32,7 +32,7 @@ class Evidence:
     rates: pd.DataFrame | None
     """A row a tuning run, as `runs_table`."""
     truncation: pd.DataFrame | None
-    """A row an evaluation of a truncated update: `TRUNCATION_COLUMNS`."""
+    """A row an evaluation of a truncated update, as `truncation_table`, with its task."""
     serving: pd.DataFrame | None
     """A row a round of timing, a column a way to serve, in seconds."""
 
@@ -46,34 +46,36 @@ def load_evidence(
     results: Path,
     *,
     sweeps: Sequence[str],
-    rates: Sequence[str],
-    truncation: Path | None,
     serving: pd.DataFrame | None,
 ) -> Evidence:
     """Read the tables of named sweeps from a results folder.
 
     Args:
         results: Folder of the run store.
-        sweeps: The sweeps whose runs and spectra are read; none for no trained runs.
-        rates: The sweeps of the tuning runs; none for no rates.
-        truncation: A CSV or Parquet file of truncated updates; None for none.
+        sweeps: The sweeps whose runs, spectra and truncated updates are read, and the runs that
+            chose their rates; none for no trained runs.
         serving: What `serving.measure_serving` timed; None if it did not.
 
     Raises:
-        InputError: A sweep that there is not or of which no run has ended, or a truncation
-            file without its columns.
+        InputError: A sweep that there is not, or of which no run has ended.
     """
     store = RunStore(results / "runs")
-    ended, tuning = _ended(store, sweeps), _ended(store, rates)
-    spectra = singular_values = None
+    ended = _ended(store, sweeps)
+    tuning = _ended(
+        store, [rates_sweep(name) for name in sweeps if rates_sweep(name) in store.sweeps()]
+    )
+    spectra = singular_values = truncation = None
     if ended:
         spectra, singular_values = spectra_tables(ended, results)
+        tasks = {run.spec.run_id: run.spec.task.name for run in ended}
+        truncation = truncation_table(ended, results)
+        truncation["task"] = truncation["run_id"].map(tasks)
     return Evidence(
         runs=runs_table(ended) if ended else None,
         spectra=spectra,
         singular_values=singular_values,
         rates=runs_table(tuning) if tuning else None,
-        truncation=None if truncation is None else _read_truncation(truncation),
+        truncation=truncation,
         serving=serving,
     )
 
@@ -87,15 +89,6 @@ def _ended(store: RunStore, sweeps: Sequence[str]) -> list[TrainedRun]:
             raise InputError(f"no run of the sweep {sweep!r} has ended yet: run it, then check")
         run_ids |= dict.fromkeys(planned)
     return store.ended(list(run_ids))
-
-
-def _read_truncation(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise InputError(f"truncation={path}: no such file; give the table of truncated updates")
-    frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-    if missing := [name for name in TRUNCATION_COLUMNS if name not in frame.columns]:
-        raise InputError(f"truncation={path}: has no column {missing[0]!r}")
-    return frame
 
 
 def part(table: pd.DataFrame | None, needs: str) -> pd.DataFrame:

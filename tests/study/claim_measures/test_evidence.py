@@ -306,35 +306,28 @@ def test_verdicts_from_runs() -> None:
 
 
 def test_evidence_that_is_not_asked_for_is_none(tmp_path: Path) -> None:
-    loaded = load_evidence(tmp_path, sweeps=[], rates=[], truncation=None, serving=None)
+    loaded = load_evidence(tmp_path, sweeps=[], serving=None)
     assert loaded.runs is loaded.spectra is loaded.rates is loaded.truncation is None
     assert NO_EVIDENCE.runs is None
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="none_such"):
-        load_evidence(tmp_path, sweeps=["none_such"], rates=[], truncation=None, serving=None)
-    with pytest.raises(InputError, match="no such file"):
-        load_evidence(tmp_path, sweeps=[], rates=[], truncation=tmp_path / "t.csv", serving=None)
-    (tmp_path / "t.csv").write_text("run_id,task\n")
-    with pytest.raises(InputError, match="no column 'scope'"):
-        load_evidence(tmp_path, sweeps=[], rates=[], truncation=tmp_path / "t.csv", serving=None)
+        load_evidence(tmp_path, sweeps=["none_such"], serving=None)
 
 
 def test_sweeps_are_read_from_the_store_each_run_once(tmp_path: Path) -> None:
     store = RunStore(tmp_path / "runs")
     specs = [compose("method=lora", "method.rank=4", f"seed={seed}") for seed in range(3)]
-    names = {"first": specs[:2], "second": specs[1:]}
+    names = {"first": specs[:2], "second": specs[1:], "second_rates": specs[1:]}
     for name, planned in names.items():
         store.plan(name, [[spec] for spec in planned], question="Why?")
     with pytest.raises(InputError, match="no run of the sweep 'first' has ended"):
-        load_evidence(tmp_path, sweeps=["first"], rates=[], truncation=None, serving=None)
+        load_evidence(tmp_path, sweeps=["first"], serving=None)
     for claim in iter(lambda: store.claim([spec.run_id for spec in specs]), None):
         accuracy = {"accuracy": 0.7 + 0.01 * claim.spec.seed, "majority_accuracy": 0.5}
         claim.commit(status="done", record={"test": accuracy, "validation": accuracy})
-    found = load_evidence(
-        tmp_path, sweeps=["first", "second"], rates=["second"], truncation=None, serving=None
-    )
+    found = load_evidence(tmp_path, sweeps=["first", "second"], serving=None)
     assert found.runs is not None
     assert found.rates is not None
     assert sorted(found.runs["seed"]) == [0, 1, 2]
