@@ -79,6 +79,7 @@ def measure_controls(request: ControlsRequest) -> pd.DataFrame:
         run
         for run in store.ended(store.sweep(request.shuffled))
         if run.spec.train.shuffle_labels
+        and run.spec.train.read_test  # or its spectra were not measured
         and isinstance(run.spec.method, FullFineTuning)
         and run.status == "done"
     ]
