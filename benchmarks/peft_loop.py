@@ -33,7 +33,7 @@ from transformers import (
     set_seed,
 )
 
-from lowrank_study.config import _fast_precision
+from lowrank_study.config import fast_precision
 from lowrank_study.provenance import status_bytes
 from lowrank_study.spec import Lora, RunSpec, from_mapping
 from lowrank_study.training.batches import training_order
@@ -117,7 +117,7 @@ def train(
         options = {
             "train_sampling_strategy": "group_by_length",
             "per_device_eval_batch_size": 64,
-            "bf16": _fast_precision() == "bf16",
+            "bf16": fast_precision() == "bf16",
         }
     tokenizer = AutoTokenizer.from_pretrained(base_folder)
     trainer = (InOurOrder if same_start else Trainer)(

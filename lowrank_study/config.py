@@ -301,15 +301,15 @@ def _train(fields: "Fields") -> TrainSpec:
         adam_betas=(float(betas[0]), float(betas[1])),
         adam_epsilon=fields.number("adam_epsilon", above=0.0),
         evaluations=fields.integer("evaluations", at_least=1),
-        precision=_fast_precision() if precision == "auto" else precision,
+        precision=fast_precision() if precision == "auto" else precision,
         reference=fields.flag("reference"),
         read_test=fields.flag("read_test"),
         shuffle_labels=fields.flag("shuffle_labels"),
     )
 
 
-def _fast_precision() -> str:
-    """bf16 where the processor multiplies it in hardware: elsewhere it is slower than fp32."""
+def fast_precision() -> str:
+    """Return `bf16` where the processor multiplies it in hardware, else `fp32`: quicker there."""
     import torch
 
     if torch.cuda.is_available():
