@@ -84,7 +84,9 @@ def sweep(
     done = {run.spec.run_id for run in store.ended([spec.run_id for spec in unique])}
     check_specs([spec for spec in unique if spec.run_id not in done], results)
     places = _places(workers, device, len(unique))
-    planned = packs(unique, limit=lambda spec: pack or _most_packed(spec, places))
+    planned = packs(
+        unique, limit=lambda spec: pack or _most_packed(spec, places), workers=len(places)
+    )
     run_ids = store.plan(name, planned, question=question)
     if len(store.ended(run_ids)) < len(run_ids):
         costs = {spec.run_id: cost(spec) for spec in unique}
