@@ -25,8 +25,6 @@ import peft
 import torch
 from safetensors.torch import load_file
 from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
     DataCollatorWithPadding,
     Trainer,
     TrainingArguments,
@@ -37,9 +35,15 @@ from lowrank_study.config import fast_precision
 from lowrank_study.provenance import status_bytes
 from lowrank_study.spec import Lora, RunSpec, from_mapping
 from lowrank_study.training.batches import training_order
-from lowrank_study.training.data import Split, load_splits
+from lowrank_study.training.data import Split, load_splits, load_tokenizer
 from lowrank_study.training.lora import lora_modules
-from lowrank_study.training.models import build_model, head_names, model_folder, target_modules
+from lowrank_study.training.models import (
+    build_model,
+    head_names,
+    load_classifier,
+    model_folder,
+    target_modules,
+)
 
 
 class Texts(torch.utils.data.Dataset[dict[str, Any]]):
@@ -94,12 +98,8 @@ def train(
     base_folder = model_folder(spec.model)
     splits = load_splits(spec.task, base_folder)
     set_seed(spec.seed)
-    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    model: Any = AutoModelForSequenceClassification.from_pretrained(
-        base_folder,
-        num_labels=len(splits.labels),
-        dtype=torch.float32,
-        **(off if spec.model.dropout == 0.0 else {}),
+    model: Any = load_classifier(
+        base_folder, number_of_labels=len(splits.labels), dropout=spec.model.dropout
     )
     if isinstance(spec.method, Lora):
         config = peft.LoraConfig(
@@ -119,7 +119,7 @@ def train(
             "per_device_eval_batch_size": 64,
             "bf16": fast_precision() == "bf16",
         }
-    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    tokenizer = load_tokenizer(base_folder)
     trainer = (InOurOrder if same_start else Trainer)(
         model=model,
         args=TrainingArguments(

@@ -58,6 +58,9 @@ def _dequantised(path: Path) -> Path:
     made = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
         model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **named)
+        # Its weights are plain fp32 by now; the library would not save them under GGUF's name.
+        model.hf_quantizer = None
+        model.config.quantization_config = None
         model.save_pretrained(made)
         AutoTokenizer.from_pretrained(path.parent, **named).save_pretrained(made)
         if not folder.exists():  # another worker may have been quicker

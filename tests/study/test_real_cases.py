@@ -29,7 +29,7 @@ from lowrank_study.study.measurement_request import default_settings, measure_re
 from lowrank_study.study.readings import MEASURES
 from lowrank_study.study.sweep import sweep
 from lowrank_study.study.work import spectra_file
-from lowrank_study.training.models import model_folder
+from lowrank_study.training.models import load_classifier, model_folder
 
 Array = npt.NDArray[np.float64]
 RANK, ALPHA = 4, 6.0
@@ -254,3 +254,16 @@ def test_a_gguf_file_against_a_rounded_copy(
             as_read = matrix.readings["energy_rank_90"].as_read
             assert as_read is not None
             assert as_read > 0.3 * min(matrix.spectrum.shape)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("real_cache")
+def test_a_gguf_model_is_dequantised_once_to_the_weights_of_our_own_reader(smollm2: Path) -> None:
+    folder = model_folder(compose("model=smollm2").model)
+    with open_weights(folder) as dequantised, open_weights(smollm2) as quantised:
+        names = [name for name in quantised.names if name.endswith("0.mlp.up_proj.weight")]
+        [name] = names or [n for n in quantised.names if n.endswith("blk.0.ffn_up.weight")]
+        [same] = [n for n in dequantised.names if n.endswith("layers.0.mlp.up_proj.weight")]
+        np.testing.assert_array_equal(dequantised.read(same), quantised.read(name))
+    model = load_classifier(folder, number_of_labels=3, dropout=None)
+    assert model.config.model_type == "llama"  # type: ignore[union-attr]
