@@ -110,6 +110,10 @@ def unpadded_scores(model: nn.Module, batch: Batch, device: torch.device, runs: 
     }
     if _has_types(model):
         inputs["token_type_ids"] = batch.types_T.to(device).expand(runs, -1)
+    if device.type == "meta":
+        # A decoder would look into the positions for where texts begin; a mask that is made
+        # already, which no attention of ours reads, tells it not to.
+        inputs["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
     layout = _Layout(runs=runs, lengths=batch.lengths, read_N=read.to(device), inputs=inputs)
     token = _layout.set(layout)
     try:

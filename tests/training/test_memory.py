@@ -3,10 +3,14 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from lowrank_study.training.memory import PeakPrediction
+from lowrank_study.config import compose
+from lowrank_study.training.data import load_splits
+from lowrank_study.training.memory import PeakPrediction, predict_peak
 
 CHILD = """
 import json, sys, tempfile
@@ -50,6 +54,17 @@ def test_predicted_memory_is_near_the_measured(
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     predicted, measured = json.loads(done.stdout.splitlines()[-1])
     assert predicted == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "gpt2", "llama"])
+def test_every_family_is_predicted_without_its_weights(
+    family: str, tiny_overrides: list[str], tiny_model: Callable[[str], Path]
+) -> None:
+    source = tiny_model(family)
+    spec = compose(*tiny_overrides, f"model={family}", f"model.source={source}", "method.rank=2")
+    predicted = predict_peak(spec, source, load_splits(spec.task, source))
+    assert predicted.kept > 0
+    assert predicted.peak(2) > predicted.peak(1) > predicted.shared > 0
 
 
 def test_a_pack_shares_libraries_and_frozen_weights() -> None:
