@@ -36,7 +36,7 @@ from transformers.modeling_outputs import (
 from lowrank_study.training.batches import Batch, padded
 
 _NAME = "text_by_text"
-_PART_ENTRIES, _LEAST_TOKENS = 512 * 384, 128
+_PART_PRODUCT, _LEAST_TOKENS = 512 * 384 * 384, 128
 _NARROWED = ("bert", "roberta", "xlm-roberta")
 """Model types whose last layer is laid out as `_narrow_last_layer` expects."""
 
@@ -76,12 +76,12 @@ def unpad(model: nn.Module) -> None:
 def part_tokens(model: nn.Module) -> int:
     """Return how many tokens are computed at once while training: fewer, the wider the model.
 
-    Enough rows for matrix products to be quick; more would only add to the memory that is kept
-    for the backward pass. It does not depend on how many runs are packed, so that dropout's masks
+    So many that a matrix product of the model's width is as large as is quick; more would only add
+    to the memory that is kept for the backward pass. It does not depend on how many runs are packed, so that dropout's masks
     are the same in a pack and alone.
     """
     config: Any = model.config
-    return max(_LEAST_TOKENS, _PART_ENTRIES // int(config.hidden_size))
+    return max(_LEAST_TOKENS, _PART_PRODUCT // int(config.hidden_size) ** 2)
 
 
 def unpadded_scores(model: nn.Module, batch: Batch, device: torch.device, runs: int = 1) -> Tensor:

@@ -48,7 +48,7 @@ def test_parts_add_up_to_the_gradient_of_the_whole(
     found = []
     for least in (10_000, 20):
         monkeypatch.setattr(unpadded, "_LEAST_TOKENS", least)
-        monkeypatch.setattr(unpadded, "_PART_ENTRIES", 0)
+        monkeypatch.setattr(unpadded, "_PART_PRODUCT", 0)
         model = build_model(spec, folder, number_of_labels=2).double()
         pad_id = int(load_tokenizer(folder).pad_token_id)
         pack = Pack([model], device=CPU, pad_id=pad_id, sample=batch)
