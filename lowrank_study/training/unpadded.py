@@ -76,9 +76,9 @@ def unpad(model: nn.Module) -> None:
 def part_tokens(model: nn.Module) -> int:
     """Return how many tokens are computed at once while training: fewer, the wider the model.
 
-    So many that a matrix product of the model's width is as large as is quick; more would only add
-    to the memory that is kept for the backward pass. It does not depend on how many runs are packed, so that dropout's masks
-    are the same in a pack and alone.
+    So many that a matrix product of the model's width is as large as is quick; more would only
+    add to the memory that is kept for the backward pass. It does not depend on how many runs are
+    packed, so that dropout's masks are the same in a pack and alone.
     """
     config: Any = model.config
     return max(_LEAST_TOKENS, _PART_PRODUCT // int(config.hidden_size) ** 2)
