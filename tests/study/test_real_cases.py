@@ -261,9 +261,12 @@ def test_a_gguf_file_against_a_rounded_copy(
 def test_a_gguf_model_is_dequantised_once_to_the_weights_of_our_own_reader(smollm2: Path) -> None:
     folder = model_folder(compose("model=smollm2").model)
     with open_weights(folder) as dequantised, open_weights(smollm2) as quantised:
-        names = [name for name in quantised.names if name.endswith("0.mlp.up_proj.weight")]
-        [name] = names or [n for n in quantised.names if n.endswith("blk.0.ffn_up.weight")]
-        [same] = [n for n in dequantised.names if n.endswith("layers.0.mlp.up_proj.weight")]
+        [name] = [
+            n
+            for n in quantised.names()
+            if n.endswith(("blk.0.ffn_up.weight", "layers.0.mlp.up_proj.weight"))
+        ]
+        [same] = [n for n in dequantised.names() if n.endswith("layers.0.mlp.up_proj.weight")]
         np.testing.assert_array_equal(dequantised.read(same), quantised.read(name))
     model = load_classifier(folder, number_of_labels=3, dropout=None)
     assert model.config.model_type == "llama"  # type: ignore[union-attr]
