@@ -9,18 +9,17 @@ would train so.
 """
 
 import dataclasses
-import math
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import timing
 from processes import peft_loop, train_here
-from scipy import stats
 
 from lowrank_study.config import compose, fast_precision
 from lowrank_study.spec import Lora, RunSpec
+from lowrank_study.study.accuracy import interval_of_mean
 
 SEEDS, RANKS = range(5), (2, 8, 32)
 TASKS = {
@@ -96,7 +95,9 @@ def _compared(rows: pd.DataFrame, task: str) -> list[timing.Figure]:
         if not {one, other} <= set(wide):
             continue
         differences = list(100 * (wide[one] - wide[other]))
-        low, high = interval(differences)
+        low, high = interval_of_mean(
+            np.array(differences)
+        )  # the ranks of a seed are not independent
         what = f"{task}: {one} less {other}, mean over seeds"
         figures += [
             timing.figure(what, differences, unit="points"),
@@ -105,11 +106,3 @@ def _compared(rows: pd.DataFrame, task: str) -> list[timing.Figure]:
             timing.figure(f"{what}: its width", [high - low], unit="points", at_most=1.5),
         ]
     return figures
-
-
-def interval(differences: Sequence[float]) -> tuple[float, float]:
-    """Student's t interval of a mean over seeds: the ranks of a seed are not independent."""
-    count, mean = len(differences), sum(differences) / len(differences)
-    error = math.sqrt(sum((each - mean) ** 2 for each in differences) / (count - 1) / count)
-    half = float(stats.t.ppf(0.975, count - 1)) * error
-    return mean - half, mean + half

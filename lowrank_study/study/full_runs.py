@@ -6,10 +6,10 @@ for runs in chosen_full_runs(store.ended(store.sweep("rank_sweep"))):
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 
 from lowrank_study.runs import TrainedRun
 from lowrank_study.spec import FullFineTuning
+from lowrank_study.study.tuning import configuration
 
 
 def chosen_full_runs(runs: Sequence[TrainedRun]) -> list[list[TrainedRun]]:
@@ -24,10 +24,8 @@ def chosen_full_runs(runs: Sequence[TrainedRun]) -> list[list[TrainedRun]]:
         spec = run.spec
         full = isinstance(spec.method, FullFineTuning) and spec.train.read_test
         if full and not spec.train.shuffle_labels:
-            # What differs in nothing but its seeds is one configuration.
-            configuration = replace(spec, seed=0, data_seed=0).run_id
             of_setting = settings[spec.task.name, spec.model.name]
-            of_setting.setdefault(configuration, []).append(run)
+            of_setting.setdefault(configuration(spec).run_id, []).append(run)
     chosen = []
     for configurations in settings.values():
         best = max(configurations.values(), key=_preference)

@@ -3,7 +3,8 @@
 Every matrix W = W0 + ΔW of a tuned model becomes W0 + [ΔW]_k, [ΔW]_k its best approximation of
 rank k, and the model reads the test split again:
 
-    truncate_run(run, results=Path("results"), cuts=cuts_of(...), device="auto")
+    model.keep(updates, [cut.kept(update) for update in updates])
+    model.predict()
 
 What is no matrix with a W0 (biases, norms, the new head) keeps its tuned values throughout. So
 k = 0 is "head, biases and norms alone", not the pretrained model, and all of k is the tuned one.

@@ -23,7 +23,7 @@ from lowrank_study.study.claim_measures.outcome import (
     measure,
 )
 
-NEEDS = "tuning runs over a grid of rates: rates=NAME"
+NEEDS = "tuning runs over a grid of rates: a sweep with tuning=grid"
 
 
 def tuning_runs(evidence: Evidence) -> pd.DataFrame:
