@@ -14,9 +14,11 @@ import resource
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from lowrank_study.provenance import has_status, status_bytes
 from lowrank_study.spec import RunSpec
@@ -28,8 +30,11 @@ from lowrank_study.training.unpadded import part_tokens, unpad, unpadded_scores
 _FLOAT = 4
 _LIBRARIES = 600_000_000
 """What torch and transformers take where the system doesn't say."""
-_HELD_BACK = 128 * 2**20
-"""Most that the C library's allocator was seen to hold back of freed blocks of many sizes."""
+_FIRST_USE = 110_000_000
+"""What training brings in besides tensors: kernels' code and scratch, and freed blocks that the C
+library holds back. Between 40 MB after few steps and 190 MB after many was seen."""
+_PASSING = 1.25
+"""Tensors that come and go, as a multiple of those that are kept for the backward pass."""
 _C_LIBRARY = ctypes.CDLL(None) if sys.platform == "linux" else None
 _RESET = Path("/proc/self/clear_refs")
 _MEMINFO = Path("/proc/meminfo")
@@ -47,9 +52,7 @@ def free_memory_bytes(device: torch.device) -> int | None:
 
 def reset_peak_memory(device: torch.device) -> None:
     """Free what can be freed, and start measuring anew where the system can."""
-    gc.collect()
-    if _C_LIBRARY is not None and hasattr(_C_LIBRARY, "malloc_trim"):
-        _C_LIBRARY.malloc_trim(0)
+    _give_back()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif _RESET.exists():
@@ -57,6 +60,13 @@ def reset_peak_memory(device: torch.device) -> None:
             _RESET.write_text("5")
         except OSError:  # not permitted in some containers: the mark is then the process's own
             return
+
+
+def _give_back() -> None:
+    """Let the system have what earlier work left behind in this process."""
+    gc.collect()
+    if _C_LIBRARY is not None and hasattr(_C_LIBRARY, "malloc_trim"):
+        _C_LIBRARY.malloc_trim(0)
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -81,9 +91,9 @@ class PeakPrediction:
     """Of each run: what autograd keeps of a batch's longest part for the backward pass."""
 
     def peak(self, pack_size: int) -> int:
-        """Return the predicted peak for so many runs, with what the allocator holds back."""
-        held_back = min(pack_size * self.kept // 2, _HELD_BACK)
-        return self.shared + pack_size * (self.trained + self.kept) + held_back
+        """Return the predicted peak for so many runs."""
+        of_a_run = self.trained + int(_PASSING * self.kept)
+        return self.shared + _FIRST_USE + pack_size * of_a_run
 
 
 def predict_peak(spec: RunSpec, folder: Path, splits: Splits) -> PeakPrediction:
@@ -104,12 +114,32 @@ def predict_peak(spec: RunSpec, folder: Path, splits: Splits) -> PeakPrediction:
     model = model_without_weights(spec, folder, number_of_labels=len(splits.labels))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    _give_back()
     libraries = status_bytes("VmRSS") if has_status() else _LIBRARIES
     return PeakPrediction(
         shared=libraries + _FLOAT * frozen,
         trained=4 * _FLOAT * trained,
         kept=_kept_for_backward(model, _longest_part(spec, splits.train, part_tokens(model))),
     )
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attend by the kernel that keeps no attention weights, as the CPU and GPUs do.
+
+    Left alone, torch computes attention step by step on the meta device, and keeps every step.
+    """
+
+    def __torch_function__(
+        self, function: Any, _: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Replace the one function."""
+        named = kwargs or {}
+        if function is not nn.functional.scaled_dot_product_attention:
+            return function(*args, **named)
+        attended, *_ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            *args, is_causal=named["is_causal"], scale=named["scale"]
+        )
+        return attended
 
 
 def _longest_part(spec: RunSpec, split: Split, tokens: int) -> Batch:
@@ -135,7 +165,7 @@ def _kept_for_backward(model: nn.Module, batch: Batch) -> int:
         return tensor
 
     unpad(model)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _FusedAttention():
         scores = unpadded_scores(model.train(), batch, torch.device("meta"))
     assert scores.requires_grad
     return sum(kept.values())

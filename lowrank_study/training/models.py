@@ -89,7 +89,8 @@ def build_model(spec: RunSpec, folder: Path, *, number_of_labels: int) -> nn.Mod
 def model_without_weights(spec: RunSpec, folder: Path, *, number_of_labels: int) -> nn.Module:
     """Return what `build_model` would, on the meta device: shapes without numbers."""
     with torch.device("meta"):
-        return _with_method(copy.deepcopy(_without_weights(folder, number_of_labels)), spec)
+        model = copy.deepcopy(_without_weights(folder, number_of_labels, spec.model.dropout))
+        return _with_method(model, spec)
 
 
 def _with_method(model: nn.Module, spec: RunSpec) -> nn.Module:
@@ -106,16 +107,10 @@ def _with_method(model: nn.Module, spec: RunSpec) -> nn.Module:
 
 def load_classifier(folder: Path, *, number_of_labels: int, dropout: float | None) -> nn.Module:
     """Return the model in `folder` as a sequence classifier with fp32 weights."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
 
     try:
-        config = AutoConfig.from_pretrained(folder, num_labels=number_of_labels)
-        if dropout is not None:
-            for name, value in config.to_dict().items():
-                if re.search(r"drop(out)?$|_dropout|dropout_", name) and isinstance(value, float):
-                    setattr(config, name, dropout)
-        if config.pad_token_id is None:
-            config.pad_token_id = load_tokenizer(folder).pad_token_id
+        config = _configuration(folder, number_of_labels, dropout)
         with _quiet_transformers():
             model = AutoModelForSequenceClassification.from_pretrained(
                 folder, config=config, dtype=torch.float32
@@ -124,6 +119,19 @@ def load_classifier(folder: Path, *, number_of_labels: int, dropout: float | Non
         raise _unloadable(folder, error) from error
     assert isinstance(model, nn.Module)
     return model
+
+
+def _configuration(folder: Path, number_of_labels: int, dropout: float | None) -> Any:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, num_labels=number_of_labels)
+    if dropout is not None:
+        for name, value in config.to_dict().items():
+            if re.search(r"drop(out)?$|_dropout|dropout_", name) and isinstance(value, float):
+                setattr(config, name, dropout)
+    if config.pad_token_id is None:
+        config.pad_token_id = load_tokenizer(folder).pad_token_id
+    return config
 
 
 @contextmanager
@@ -227,17 +235,17 @@ def check_method(spec: RunSpec, folder: Path, *, number_of_labels: int) -> None:
     if isinstance(spec.method, PeftMethod):
         build_model(spec, folder, number_of_labels=number_of_labels)
     elif isinstance(spec.method, Lora):
-        model = _without_weights(folder, number_of_labels)
+        model = _without_weights(folder, number_of_labels, spec.model.dropout)
         for name in target_modules(model, spec.model, spec.method.target):
             check_rank(spec.method.rank, model.get_submodule(name), name)
 
 
 @functools.cache
-def _without_weights(folder: Path, number_of_labels: int) -> nn.Module:
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+def _without_weights(folder: Path, number_of_labels: int, dropout: float | None) -> nn.Module:
+    from transformers import AutoModelForSequenceClassification
 
     try:
-        config = AutoConfig.from_pretrained(folder, num_labels=number_of_labels)
+        config = _configuration(folder, number_of_labels, dropout)
         with torch.device("meta"):
             model = AutoModelForSequenceClassification.from_config(config)
     except (OSError, ValueError, KeyError) as error:

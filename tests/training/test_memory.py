@@ -69,5 +69,17 @@ def test_every_family_is_predicted_without_its_weights(
 
 def test_a_pack_shares_libraries_and_frozen_weights() -> None:
     predicted = PeakPrediction(shared=1000, trained=10, kept=100)
-    assert predicted.peak(1) == 1000 + 110 + 50
-    assert predicted.peak(4) == 1000 + 440 + 200
+    assert predicted.peak(4) - predicted.peak(1) == 3 * (10 + 125)
+
+
+def test_dropout_and_attention_weights_are_counted_where_they_are_kept(
+    tiny_overrides: list[str], tiny_model: Callable[[str], Path]
+) -> None:
+    source = tiny_model("bert")
+
+    def kept(dropout: float) -> int:
+        overrides = (*tiny_overrides, f"model.source={source}", f"model.dropout={dropout}")
+        spec = compose(*overrides, "method.rank=2")
+        return predict_peak(spec, source, load_splits(spec.task, source)).kept
+
+    assert kept(0.1) > 1.2 * kept(0.0)
