@@ -38,12 +38,12 @@ FEW_TEXTS = ("task.train_size=128", "task.validation_size=64", "task.test_size=6
 
 
 def specs_of(*, quick: bool) -> list[RunSpec]:
-    """Five runs of `make study`: full fine-tuning and two ranks of both targets, one seed."""
+    """Nine runs of `make study`: full fine-tuning and four ranks of both targets, one seed."""
     base = ["model.dropout=0.0", *(FEW_TEXTS if quick else [])]
     lora = [
         compose(*base, f"method={method}", f"method.rank={rank}")
         for method in ("lora", "lora_all_linear")
-        for rank in (4, 64)
+        for rank in (1, 4, 16, 64)
     ]
     return [compose(*base, "method=full"), *lora]
 
