@@ -7,7 +7,7 @@ import json
 import sys
 import time
 
-from lowrank_study.provenance import status_bytes
+from lowrank_study.machine import status_bytes
 from lowrank_study.reporting.spectra_report import report_spectra
 
 

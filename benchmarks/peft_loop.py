@@ -32,7 +32,7 @@ from transformers import (
 )
 
 from lowrank_study.config import fast_precision
-from lowrank_study.provenance import status_bytes
+from lowrank_study.machine import status_bytes
 from lowrank_study.spec import Lora, RunSpec, from_mapping
 from lowrank_study.training.batches import training_order
 from lowrank_study.training.data import Split, load_splits, load_tokenizer

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from lowrank_study.provenance import status_bytes
+from lowrank_study.machine import status_bytes
 from lowrank_study.spec import from_mapping
 from lowrank_study.training.data import load_splits
 from lowrank_study.training.fit import Job, fit_together

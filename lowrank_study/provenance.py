@@ -19,9 +19,6 @@ _LIBRARIES = (
 )
 
 
-_STATUS = Path("/proc/self/status")
-
-
 @functools.cache
 def provenance() -> dict[str, str]:
     """Return versions of Python and the libraries, the commit and the machine's make-up.
@@ -63,15 +60,3 @@ def _processor() -> str:
     flags = next((line.split() for line in lines if line.startswith("flags")), [])
     extensions = [x for x in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if x in flags]
     return f"{named[0] if named else 'unknown'} ({extensions[0] if extensions else 'no AVX2'})"
-
-
-def has_status() -> bool:
-    """Whether the system tells what a process holds (Linux)."""
-    return _STATUS.exists()
-
-
-def status_bytes(field: str) -> int:
-    """Return a size from this process's status: `VmRSS` is now, `VmHWM` the most there was."""
-    lines = _STATUS.read_text().splitlines()
-    [line] = [line for line in lines if line.startswith(f"{field}:")]
-    return int(line.split()[1]) * 1024

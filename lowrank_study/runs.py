@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_study.errors import InputError
+from lowrank_study.files import flush_to_disk, write_whole
 from lowrank_study.spec import RunSpec, from_mapping, to_mapping
 
 HEARTBEAT_SECONDS = 10.0
@@ -237,9 +238,9 @@ class Claim:
         (self.folder / "lease.json").unlink()
         for file in self.folder.rglob("*"):
             if file.is_file():
-                _flush(file)
+                flush_to_disk(file)
         os.rename(self.folder, self._store.folder / self.run_id)
-        _flush(self._store.folder)
+        flush_to_disk(self._store.folder)
         for suffix in ("json", "alone"):
             (self._store._planned / f"{self.run_id}.{suffix}").unlink(missing_ok=True)
 
@@ -275,19 +276,8 @@ class Claim:
 
 def write_json(path: Path, value: Any, *, flush: bool = True) -> None:
     """Write JSON so that a reader sees the old file or the whole new one."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    partial.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
-    if flush:
-        _flush(partial)
-    os.replace(partial, path)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    text = json.dumps(value, indent=1, sort_keys=True) + "\n"
+    write_whole(path, text.encode(), flush=flush)
 
 
 def _moved_aside(folder: Path) -> Path:

@@ -11,14 +11,13 @@ Axis suffixes: O out features, I in features, R adapter rank.
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowrank_study.checkpoints.paths import shown
 from lowrank_study.errors import InputError
+from lowrank_study.files import write_whole
 
 if TYPE_CHECKING:  # reading needs no torch, whose import takes seconds
     import torch
@@ -121,21 +120,5 @@ def save_adapter(
     metadata = {"format": "pt"}
     if base_sha256:
         metadata[BASE_HASH] = ",".join(sorted(base_sha256))
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / WEIGHTS_NAME, save(copies, metadata=metadata))
-    _write(folder / CONFIG_NAME, (json.dumps(config, indent=2) + "\n").encode())
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file so that it appears whole or not at all, also after a crash."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(folder / WEIGHTS_NAME, save(copies, metadata=metadata))
+    write_whole(folder / CONFIG_NAME, (json.dumps(config, indent=2) + "\n").encode())

@@ -7,8 +7,6 @@ writes claims.csv, claims.md and claims.html, each whole or not at all, the page
 """
 
 import math
-import os
-import tempfile
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -18,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from lowrank_study.errors import InputError
+from lowrank_study.files import write_whole
 from lowrank_study.reporting.display import Column, Table, csv_text, printable, significant
 from lowrank_study.reporting.svg import DARK, LIGHT
 from lowrank_study.study.claim_measures.outcome import (
@@ -185,13 +184,8 @@ def write_ledger(entries: Sequence[Entry], folder: Path) -> Path:
         "claims.md": markdown_of(entries),
         "claims.html": page_of(entries),
     }
-    folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
-        handle, made = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(text.encode())
-        os.chmod(made, 0o644)  # mkstemp makes files that only their owner may read
-        os.replace(made, folder / name)
+        write_whole(folder / name, text.encode())
     return folder / "claims.html"
 
 

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pandas as pd
 
+from lowrank_study.files import write_whole
 from lowrank_study.reporting.display import csv_text, is_missing, printable, significant
-from lowrank_study.reporting.report import write_file
 from lowrank_study.study.papers import Paper
 
 
 def write_paper(paper: Paper, table: pd.DataFrame, folder: Path) -> Path:
     """Write `<name>.csv` and `<name>.md` into a folder, and return the latter's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_file(folder / f"{paper.name}.csv", csv_text(table).encode())
+    write_whole(folder / f"{paper.name}.csv", csv_text(table).encode())
     path = folder / f"{paper.name}.md"
-    write_file(path, markdown_of(paper, table).encode())
+    write_whole(path, markdown_of(paper, table).encode())
     return path
 
 

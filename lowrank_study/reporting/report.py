@@ -18,12 +18,11 @@ removed; others in the folder are left alone. The same study gives the same byte
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from lowrank_study.errors import InputError
+from lowrank_study.files import write_whole
 from lowrank_study.reporting.contents import Report, compose
 from lowrank_study.reporting.display import Table, csv_text
 from lowrank_study.reporting.html_report import html_of
@@ -81,27 +80,11 @@ def _write_all(files: Mapping[str, bytes], folder: Path) -> None:
         raise InputError(f"{folder} is a file: name a folder for the report")
     before = _listed_files(folder)
     for name, content in files.items():
-        write_file(folder / name, content)
+        write_whole(folder / name, content)
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    write_file(folder / MANIFEST, (json.dumps(digests, indent=1, sort_keys=True) + "\n").encode())
+    write_whole(folder / MANIFEST, (json.dumps(digests, indent=1, sort_keys=True) + "\n").encode())
     for name in before - set(files):
         (folder / name).unlink(missing_ok=True)
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file, in a folder made if need be, so that its name stands for whole contents."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp makes files that only their owner may read
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _listed_files(folder: Path) -> set[str]:

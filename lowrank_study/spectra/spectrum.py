@@ -10,9 +10,7 @@ they were computed); ranks aren't kept, they are pure functions of it (`row`).
 
 import json
 import math
-import os
 import platform
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -26,6 +24,7 @@ import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
 import pyarrow.parquet as pq  # type: ignore[import-untyped, unused-ignore]
 
 from lowrank_study.errors import InputError
+from lowrank_study.files import whole_file
 from lowrank_study.spectra import noise, ranks, svd
 from lowrank_study.spectra.updates import UpdateMatrix
 
@@ -361,23 +360,8 @@ def save_spectra(path: Path, spectra: Sequence[Spectrum]) -> None:
     rows = [{f.name: getattr(spectrum, f.name) for f in fields(Spectrum)} for spectrum in spectra]
     metadata = {METADATA_KEY: json.dumps({"format": FORMAT, "versions": _versions()}).encode()}
     table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata))
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            pq.write_table(table, file)
-            file.flush()
-            os.fsync(file.fileno())
-        # A temporary file is private; the result is to be readable like any other.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with whole_file(path) as file:
+        pq.write_table(table, file)
 
 
 def load_spectra(path: Path) -> list[Spectrum]:

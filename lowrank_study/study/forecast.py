@@ -7,7 +7,6 @@ moment, by a matrix product like the model's own. What is left is the share of t
 training reaches, and it is measured too: by `benchmarks/sweep.py --only step`.
 """
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,12 +14,11 @@ from pathlib import Path
 import torch
 
 from lowrank_study.config import RunConfig
+from lowrank_study.machine import free_cores
 from lowrank_study.runs import RunStore, TrainedRun
-from lowrank_study.spec import FullFineTuning, RunSpec, Task
+from lowrank_study.spec import RunSpec
+from lowrank_study.study.effort import Effort
 from lowrank_study.study.tuning import tuned
-from lowrank_study.training.data import Splits, load_splits
-from lowrank_study.training.lora import is_linear, linear_shape
-from lowrank_study.training.models import model_folder, model_without_weights
 
 _SHARE_OF_SPEED = 0.5
 """Of the speed of a product alone; a step reaches about 0.6, evaluation and the rest less."""
@@ -68,14 +66,9 @@ def forecasts(planned: Mapping[str, Sequence[RunConfig]]) -> dict[str, float]:
     for name, configs in planned.items():
         runs = [run for run in runs_of(configs) if run.run_id not in asked]
         asked |= {run.run_id for run in runs}
-        workers = configs[0].workers or usable_cores()
+        workers = configs[0].workers or len(free_cores())
         seconds[name] = forecast(runs, results=configs[0].results, workers=workers)
     return seconds
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
 def forecast(specs: Sequence[RunSpec], *, results: Path, workers: int) -> float:
@@ -97,35 +90,8 @@ def forecast(specs: Sequence[RunSpec], *, results: Path, workers: int) -> float:
     if not left:
         return 0.0
     speed = _SHARE_OF_SPEED * measured_speed() * workers
-    shared: dict[tuple[Path, Task], tuple[Splits, int]] = {}
-    operations = 0.0
-    for spec in left:
-        folder = model_folder(spec.model)
-        if (folder, spec.task) not in shared:
-            splits = load_splits(spec.task, folder)
-            model = model_without_weights(spec, folder, number_of_labels=len(splits.labels))
-            weights = sum(
-                linear_shape(module)[0] * linear_shape(module)[1]
-                for module in model.modules()
-                if is_linear(module)
-            )
-            shared[folder, spec.task] = splits, weights
-        operations += operations_of(spec, *shared[folder, spec.task])
-    return operations / speed + _SECONDS_A_RUN * len(left) / workers
-
-
-def operations_of(spec: RunSpec, splits: Splits, weights: int) -> float:
-    """Return a run's multiplications and additions: two a weight and token, each pass.
-
-    A pass forward, one back to the activations, and for full fine-tuning one to the weights.
-    """
-    passes = 3 if isinstance(spec.method, FullFineTuning) else 2
-    tokens = passes * spec.train.epochs * splits.train.lengths.sum()
-    tokens += spec.train.evaluations * splits.validation.lengths.sum()
-    if spec.train.read_test:
-        seen = splits.train.first(len(splits.validation))
-        tokens += splits.test.lengths.sum() + seen.lengths.sum()
-    return float(2 * weights * tokens)
+    effort = Effort()
+    return sum(map(effort.of, left)) / speed + _SECONDS_A_RUN * len(left) / workers
 
 
 def measured_speed(*, size: int = 512, seconds: float = 0.5) -> float:

@@ -16,11 +16,11 @@ import pandas as pd
 
 from lowrank_study.config import Fields
 from lowrank_study.errors import InputError
+from lowrank_study.files import write_parquet
 from lowrank_study.runs import RunStore
 from lowrank_study.spec import FullFineTuning
 from lowrank_study.study.controls import controls_of, rank_along_training
 from lowrank_study.study.full_runs import chosen_full_runs
-from lowrank_study.study.parquet import write_parquet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Which runs of a sweep are trained together, in one process.
 
-    >>> packs([rank_1, rank_2, full], limit=lambda largest: 4, workers=1)
+    >>> packs([rank_1, rank_2, full], limit=lambda largest: 4, workers=1, cost=Effort().of)
     [[rank_1, rank_2], [full]]
 
 LoRA runs of one base, data, target and order of the data may be packed (`training/packing.py`).
@@ -14,12 +14,16 @@ from itertools import pairwise
 
 from lowrank_study.spec import Lora, RunSpec, to_mapping
 
-_SAVED = 0.15
+_SAVED = 0.1
 """Share of its cost that a run saves in a large pack; measured on two cores, a GPU saves more."""
 
 
 def packs(
-    specs: Sequence[RunSpec], *, limit: Callable[[RunSpec], int], workers: int
+    specs: Sequence[RunSpec],
+    *,
+    limit: Callable[[RunSpec], int],
+    workers: int,
+    cost: Callable[[RunSpec], float],
 ) -> list[list[RunSpec]]:
     """Group runs into packs of about equal size, the costliest first.
 
@@ -34,7 +38,15 @@ def packs(
         How many runs like this one fit into a pack; asked of the largest rank that may be in it.
     workers
         How many packs are trained at the same time.
+    cost
+        What a run costs alone, in relation to others (`effort.py`).
     """
+    costs = {spec.run_id: cost(spec) for spec in specs}
+
+    def pack_cost(pack: Sequence[RunSpec]) -> float:
+        dearest = max(costs[spec.run_id] for spec in pack)  # a pack computes with its largest rank
+        return len(pack) * dearest * (1.0 - _SAVED * (1.0 - 1.0 / len(pack)))
+
     groups: dict[str, list[RunSpec]] = defaultdict(list)
     for spec in specs:
         groups[_key(spec)].append(spec)
@@ -48,25 +60,16 @@ def packs(
             count = -(-len(group) // min(size, most[key]))
             cuts = [len(group) * k // count for k in range(count + 1)]
             made += [group[start:end] for start, end in pairwise(cuts)]
-        tried.append(sorted(made, key=_pack_cost, reverse=True))
-    return min(tried, key=lambda made: _finished(made, workers))
+        tried.append(sorted(made, key=pack_cost, reverse=True))
+    return min(tried, key=lambda made: _finished(list(map(pack_cost, made)), workers))
 
 
-def _pack_cost(pack: Sequence[RunSpec]) -> float:
-    return sum(map(cost, pack)) * (1.0 - _SAVED * (1.0 - 1.0 / len(pack)))
-
-
-def _finished(made: Sequence[Sequence[RunSpec]], workers: int) -> float:
+def _finished(costs: Sequence[float], workers: int) -> float:
     """When the last worker is through, if each takes the next pack once it is free."""
     busy_until = [0.0] * workers
-    for pack in made:
-        busy_until[busy_until.index(min(busy_until))] += _pack_cost(pack)
+    for cost in costs:
+        busy_until[busy_until.index(min(busy_until))] += cost
     return max(busy_until)
-
-
-def cost(spec: RunSpec) -> float:
-    """What a run costs in relation to others: full fine-tuning also has weight gradients."""
-    return 1.0 if isinstance(spec.method, Lora) else 1.5
 
 
 def _key(spec: RunSpec) -> str:

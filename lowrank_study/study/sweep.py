@@ -14,9 +14,11 @@ from pathlib import Path
 
 from lowrank_study import assets
 from lowrank_study.config import RunConfig, Tuning
+from lowrank_study.machine import cores_of_workers, free_cores
 from lowrank_study.runs import RunStore, TrainedRun
 from lowrank_study.spec import Asset, Lora, RunSpec, Task
-from lowrank_study.study.packs import cost, packs
+from lowrank_study.study.effort import Effort
+from lowrank_study.study.packs import packs
 from lowrank_study.study.progress import SweepProgress
 from lowrank_study.study.tuning import tuned
 from lowrank_study.study.work import measure_run
@@ -84,12 +86,16 @@ def sweep(
     done = {run.spec.run_id for run in store.ended([spec.run_id for spec in unique])}
     check_specs([spec for spec in unique if spec.run_id not in done], results)
     places = _places(workers, device, len(unique))
+    effort = Effort()
     planned = packs(
-        unique, limit=lambda spec: pack or _most_packed(spec, places), workers=len(places)
+        unique,
+        limit=lambda spec: pack or _most_packed(spec, places),
+        workers=len(places),
+        cost=effort.of,
     )
     run_ids = store.plan(name, planned, question=question)
     if len(store.ended(run_ids)) < len(run_ids):
-        costs = {spec.run_id: cost(spec) for spec in unique}
+        costs = {spec.run_id: effort.of(spec) for spec in unique}
         _run_workers(store, costs, name, results, tracker, places[: len(planned)])
     runs = store.ended([spec.run_id for spec in unique])
     for run in runs:
@@ -174,10 +180,8 @@ def _places(workers: int | None, device: str, runs: int) -> list[tuple[str, str]
     if torch.cuda.is_available() and device in ("auto", "cuda"):
         gpus = min(workers or torch.cuda.device_count(), runs)
         return [("", f"cuda:{number % torch.cuda.device_count()}") for number in range(gpus)]
-    free = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
-    count = min(workers or len(free), runs)
-    shares = [free[number::count] or [free[number % len(free)]] for number in range(count)]
-    return [(",".join(map(str, cores)), device) for cores in shares]
+    count = min(workers or len(free_cores()), runs)
+    return [(",".join(map(str, cores)), device) for cores in cores_of_workers(count)]
 
 
 def _most_packed(spec: RunSpec, places: Sequence[tuple[str, str]]) -> int:

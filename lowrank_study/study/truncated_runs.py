@@ -21,9 +21,10 @@ import torch
 
 from lowrank_study.config import Fields
 from lowrank_study.errors import InputError
+from lowrank_study.files import write_parquet
+from lowrank_study.machine import cores_of_workers, free_cores
 from lowrank_study.runs import RunStore, TrainedRun
 from lowrank_study.study.full_runs import chosen_full_runs
-from lowrank_study.study.parquet import write_parquet
 from lowrank_study.study.progress import SweepProgress
 from lowrank_study.study.truncation import (
     SCOPES,
@@ -115,9 +116,8 @@ def truncate_sweep(request: TruncateRequest) -> list[TrainedRun]:
     ]
     costs = {run.spec.run_id: float(len(scopes)) for run, _, scopes, _, _ in jobs}
     shares: dict[str, float] = {}
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
     on_cpu = torch_device(request.device).type == "cpu"
-    count = min(request.workers or len(cores), len(jobs)) if on_cpu else 1
+    count = min(request.workers or len(free_cores()), len(jobs)) if on_cpu else 1
     with SweepProgress(f"{request.sweep}: truncated", costs, shares) as progress:
 
         def ended(run_id: str) -> None:
@@ -130,8 +130,8 @@ def truncate_sweep(request: TruncateRequest) -> list[TrainedRun]:
             return [job[0] for job in jobs]
         context = get_context("spawn")
         places: Any = context.Queue()
-        for number in range(count):
-            places.put(cores[number::count] or [cores[number % len(cores)]])
+        for cores in cores_of_workers(count):
+            places.put(cores)
         with ProcessPoolExecutor(count, context, _stay_on, (places,)) as pool:
             try:
                 for future in as_completed([pool.submit(truncate_run, *job) for job in jobs]):

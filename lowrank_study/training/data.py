@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ import pandas as pd
 
 from lowrank_study import assets
 from lowrank_study.errors import InputError
+from lowrank_study.files import whole_file
 from lowrank_study.spec import HubRepo, Task, to_mapping
 
 _log = logging.getLogger(__name__)
@@ -355,10 +355,8 @@ def _write_cache(path: Path, splits: Splits) -> None:
     for name in ("train", "validation", "test"):
         for field in dataclasses.fields(Split):
             arrays[f"{name}.{field.name}"] = getattr(getattr(splits, name), field.name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as partial:
-        np.savez(partial, allow_pickle=False, **arrays)
-    Path(partial.name).replace(path)
+    with whole_file(path) as file:
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def _read_cache(path: Path) -> Splits | None:

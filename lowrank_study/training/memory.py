@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lowrank_study.provenance import has_status, status_bytes
+from lowrank_study.machine import has_status, status_bytes
 from lowrank_study.spec import RunSpec
 from lowrank_study.training.batches import Batch, training_batches
 from lowrank_study.training.data import Split, Splits

@@ -16,7 +16,6 @@ import pytest
 
 from lowrank_study.errors import InputError
 from lowrank_study.reporting import contents
-from lowrank_study.reporting import report as report_module
 from lowrank_study.reporting.figures import drawing
 from lowrank_study.reporting.latex_report import escaped
 from lowrank_study.reporting.report import write_report
@@ -277,7 +276,7 @@ def test_a_report_that_is_killed_leaves_only_whole_files(
         renamed.append(str(target.relative_to(tmp_path)))
         real(source, target)
 
-    monkeypatch.setattr(report_module.os, "replace", dies_after_two)
+    monkeypatch.setattr(os, "replace", dies_after_two)
     with pytest.raises(KeyboardInterrupt):
         write_report(replace(thin_study, title="another"), tmp_path)
     after = contents_of(tmp_path)

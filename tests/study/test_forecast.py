@@ -31,15 +31,14 @@ def _speed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "measured_speed", lambda: 1e9)
 
 
-def test_more_texts_and_full_fine_tuning_take_longer(
-    tiny_overrides: list[str], tmp_path: Path
-) -> None:
+def test_more_texts_and_higher_ranks_take_longer(tiny_overrides: list[str], tmp_path: Path) -> None:
     def seconds(*overrides: str, workers: int = 1) -> float:
         spec = compose(*tiny_overrides, *overrides)
         return forecast([spec], results=tmp_path, workers=workers)
 
     lora = seconds("method.rank=2")
-    assert seconds("method=full") > lora
+    assert seconds("method.rank=4") > lora
+    assert seconds("method.rank=2", "method.target=all_linear") > lora
     assert seconds("method.rank=2", "trainer.epochs=9") > lora
     assert seconds("method.rank=2", "trainer.read_test=false") < lora
     assert seconds("method.rank=2", workers=2) == pytest.approx(lora / 2)

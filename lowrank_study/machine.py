@@ -1,0 +1,29 @@
+"""What this process may use of the machine, and what it holds."""
+
+import os
+from pathlib import Path
+
+_STATUS = Path("/proc/self/status")
+
+
+def free_cores() -> list[int]:
+    """Return the numbers of the cores that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+
+
+def cores_of_workers(workers: int) -> list[list[int]]:
+    """Deal the free cores out to so many processes; with more processes than cores they share."""
+    free = free_cores()
+    return [free[number::workers] or [free[number % len(free)]] for number in range(workers)]
+
+
+def has_status() -> bool:
+    """Whether the system tells what a process holds (Linux)."""
+    return _STATUS.exists()
+
+
+def status_bytes(field: str) -> int:
+    """Return a size from this process's status: `VmRSS` is now, `VmHWM` the most there was."""
+    lines = _STATUS.read_text().splitlines()
+    [line] = [line for line in lines if line.startswith(f"{field}:")]
+    return int(line.split()[1]) * 1024
