@@ -33,10 +33,10 @@ ERROR = 0.05
 """How often each end of a sufficient rank may be wrong."""
 
 
-def interval_of_mean(values: Vector) -> tuple[float, float]:
-    """Give the two-sided 95 % Student t interval of a mean over seeds.
+def interval_of_mean(values: Vector, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Give the two-sided Student t interval of a mean over seeds.
 
-    mean ± t(0.975, n - 1) · sd / √n, with sd the sample standard deviation (n - 1).
+    mean ± t((1 + confidence) / 2, n - 1) · sd / √n, with sd the sample standard deviation (n - 1).
     It assumes that seeds are independent and their accuracies near normal, and covers the
     seeds' spread alone, not the drawing of the test set. (NaN, NaN) for fewer than two.
     """
@@ -44,7 +44,7 @@ def interval_of_mean(values: Vector) -> tuple[float, float]:
         return math.nan, math.nan
     error = float(values.std(ddof=1)) / math.sqrt(len(values))
     mean = float(values.mean())
-    half = _quantile(len(values) - 1, (1 + CONFIDENCE) / 2) * error
+    half = _quantile(len(values) - 1, (1 + confidence) / 2) * error
     return mean - half, mean + half
 
 

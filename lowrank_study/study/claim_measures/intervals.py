@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
+from lowrank_study.study.accuracy import CONFIDENCE, interval_of_mean
 from lowrank_study.study.claim_measures.outcome import (
     Interval,
     Lacking,
@@ -22,22 +23,20 @@ from lowrank_study.study.claim_measures.outcome import (
     Unmeasured,
 )
 
-CONFIDENCE = 0.95
 FEWEST_SEEDS = 3
 
 
 def student_interval(values: npt.ArrayLike, *, confidence: float, label: str) -> Interval:
     """Give the mean of independent values with Student's interval.
 
-    mean ± t_{n-1} s / sqrt(n); unbounded for fewer than `FEWEST_SEEDS` values.
+    Unbounded for fewer than `FEWEST_SEEDS` values.
     """
     found = np.asarray(values, dtype=np.float64)
     mean = float(found.mean())
     if found.size < FEWEST_SEEDS:
         return Interval(value=mean, low=-math.inf, high=math.inf, label=label)
-    error = float(found.std(ddof=1)) / math.sqrt(found.size)
-    half = float(stats.t.ppf(0.5 + confidence / 2, found.size - 1)) * error
-    return Interval(value=mean, low=mean - half, high=mean + half, label=label)
+    low, high = interval_of_mean(found, confidence)
+    return Interval(value=mean, low=low, high=high, label=label)
 
 
 def median_interval(values: npt.ArrayLike, *, label: str) -> Interval:
