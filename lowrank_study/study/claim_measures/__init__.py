@@ -6,6 +6,7 @@ from lowrank_study.study.claim_measures import (  # noqa: F401  importing regist
     architectures,
     memory,
     noise_levels,
+    paper_tables,
     published_ratios,
     rates,
     serving,

@@ -5,7 +5,7 @@
 A part that is not there is None, and the claims that need it say so.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,10 +35,18 @@ class Evidence:
     """A row an evaluation of a truncated update, as `truncation_table`, with its task."""
     serving: pd.DataFrame | None
     """A row a round of timing, a column a way to serve, in seconds."""
+    papers: Mapping[str, pd.DataFrame]
+    """Papers' tables beside own numbers, by the file in `conf/paper/` (`reporting/papers.py`)."""
 
 
 NO_EVIDENCE = Evidence(
-    runs=None, spectra=None, singular_values=None, rates=None, truncation=None, serving=None
+    runs=None,
+    spectra=None,
+    singular_values=None,
+    rates=None,
+    truncation=None,
+    serving=None,
+    papers={},
 )
 
 
@@ -53,7 +61,7 @@ def load_evidence(
     Args:
         results: Folder of the run store.
         sweeps: The sweeps whose runs, spectra and truncated updates are read, and the runs that
-            chose their rates; none for no trained runs.
+            chose their rates; none for no trained runs, and none of the papers' tables.
         serving: What `serving.measure_serving` timed; None if it did not.
 
     Raises:
@@ -77,6 +85,11 @@ def load_evidence(
         rates=runs_table(tuning) if tuning else None,
         truncation=truncation,
         serving=serving,
+        papers={
+            path.stem: pd.read_csv(path)
+            for path in sorted((results / "papers").glob("*.csv"))
+            if sweeps
+        },
     )
 
 

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from lowrank_study.study.accuracy import CONFIDENCE
 from lowrank_study.study.claim_measures.accuracy import unless_lacking
 from lowrank_study.study.claim_measures.evidence import Evidence, part
-from lowrank_study.study.claim_measures.intervals import CONFIDENCE, student_interval
+from lowrank_study.study.claim_measures.intervals import student_interval
 from lowrank_study.study.claim_measures.outcome import (
     Interval,
     Lacking,

@@ -86,24 +86,3 @@ def full_over_lora(evidence: Evidence, column: str, target: str, adapter_rank: i
 
     how = f"{column} of full fine-tuning over that of r = {adapter_rank} on {target}, same matrices"
     return over_tasks(layer_matrices(evidence), quantity, how=how)
-
-
-@measure
-@unless_lacking
-def column_of_lora(
-    evidence: Evidence, column: str, target: str, adapter_rank: int, minus_full: bool
-) -> Outcome:
-    """Give the mean of a column over LoRA's updates, or that minus full fine-tuning's."""
-
-    def quantity(matrices: pd.DataFrame) -> "pd.Series[float]":
-        lora = matrices[(matrices["target"] == target) & (matrices["adapter_rank"] == adapter_rank)]
-        values = _per_seed(lora, column)
-        if minus_full:
-            modules = set(lora["module"])
-            full = matrices[(matrices["method"] == "full") & matrices["module"].isin(modules)]
-            values = values - _per_seed(full, column)
-        return values
-
-    minus = " minus full fine-tuning's" if minus_full else ""
-    how = f"{column} of r = {adapter_rank} on {target}{minus}, mean over its matrices"
-    return over_tasks(layer_matrices(evidence), quantity, how=how)

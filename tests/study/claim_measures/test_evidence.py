@@ -31,7 +31,6 @@ from lowrank_study.study.claim_measures.outcome import Interval, Measured, Outco
 from lowrank_study.study.claim_measures.rates import best_rate_drift, best_rate_ratio
 from lowrank_study.study.claim_measures.serving import serving_ratio
 from lowrank_study.study.claim_measures.update_spectra import (
-    column_of_lora,
     full_over_lora,
     full_update,
 )
@@ -75,7 +74,7 @@ def runs_of(seeds: int = 5) -> pd.DataFrame:
 
 def evidence(**parts: pd.DataFrame | None) -> Evidence:
     names = ("runs", "spectra", "singular_values", "rates", "truncation", "serving")
-    return Evidence(**{name: parts.get(name) for name in names})
+    return Evidence(**{name: parts.get(name) for name in names}, papers={})
 
 
 def only(outcome: Outcome) -> Interval:
@@ -253,11 +252,7 @@ def test_spectra_of_resolvable_layers() -> None:
     assert share.value == pytest.approx(102.5 / 200)
     ratio = only(full_over_lora(found, "energy_rank_90", "attention_qv", 8))
     assert ratio.value == pytest.approx(102.5 / 4)
-    own = only(column_of_lora(found, "energy_rank_90", "attention_qv", 8, minus_full=False))
-    assert own.value == pytest.approx(4.0)
-    assert "a column intruder_dimensions" in lacking(
-        column_of_lora(found, "intruder_dimensions", "attention_qv", 8, minus_full=True)
-    )
+    assert "a column stable_rank" in lacking(full_update(found, "stable_rank", None, False))
     assert "full fine-tuning" in lacking(full_update(found, "energy_rank_90", ["key"], False))
 
 
