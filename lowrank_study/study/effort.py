@@ -7,7 +7,7 @@ effort.of(spec)         # 2.7e12
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lowrank_study.spec import FullFineTuning, RunSpec, Task
+from lowrank_study.spec import Asset, FullFineTuning, RunSpec, Task
 from lowrank_study.training.data import Splits, load_splits
 from lowrank_study.training.lora import is_linear, linear_shape, lora_modules
 from lowrank_study.training.models import model_folder, model_without_weights
@@ -21,6 +21,7 @@ are large. Measured on one core, MiniLM, ranks 1 to 128 on two maps a layer and 
 class Effort:
     """Counts operations, and keeps what runs share: texts, and the shapes of the model's maps."""
 
+    _folders: dict[Asset, Path] = field(default_factory=dict)
     _splits: dict[tuple[Path, Task], Splits] = field(default_factory=dict)
     _maps: dict[tuple[Path, tuple[str, ...]], tuple[int, int]] = field(default_factory=dict)
 
@@ -35,7 +36,10 @@ class Effort:
         InputError
             The model or the data can't be read.
         """
-        folder = model_folder(spec.model)
+        source = spec.model.source
+        if source not in self._folders:  # to fetch is to verify, and takes its time
+            self._folders[source] = model_folder(spec.model)
+        folder = self._folders[source]
         if (folder, spec.task) not in self._splits:
             self._splits[folder, spec.task] = load_splits(spec.task, folder)
         splits = self._splits[folder, spec.task]
