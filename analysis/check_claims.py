@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from lowrank_study.command import command
 from lowrank_study.config import plain
 from lowrank_study.reporting.claims_ledger import summary_of, write_ledger
-from lowrank_study.study.claim_request import check_request, read_claim_request
+from lowrank_study.study.claims.request import check_request, read_claim_request
 
 
 def check(config: DictConfig) -> None:

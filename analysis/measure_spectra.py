@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from lowrank_study.command import command
 from lowrank_study.config import plain
 from lowrank_study.reporting.spectra_report import progress_shown, report_measurement
-from lowrank_study.study.measurement_request import measure_request, read_request
+from lowrank_study.study.measurement.request import measure_request, read_request
 
 
 def measure(config: DictConfig) -> None:

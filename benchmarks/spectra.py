@@ -32,9 +32,9 @@ from lowrank_study.spectra.svd import (
     svd_of_matrix,
     svd_of_product,
 )
-from lowrank_study.study.measured_files import AdapterOnBase
-from lowrank_study.study.measurement import measure_spectra
-from lowrank_study.study.measurement_request import default_settings, read_request
+from lowrank_study.study.measurement.files import AdapterOnBase
+from lowrank_study.study.measurement.measure import measure_spectra
+from lowrank_study.study.measurement.request import default_settings, read_request
 
 Array = npt.NDArray[np.float64]
 RESULTS = Path(__file__).parent / "results"

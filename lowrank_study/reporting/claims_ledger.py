@@ -19,14 +19,14 @@ from lowrank_study.errors import InputError
 from lowrank_study.files import write_whole
 from lowrank_study.reporting.display import Column, Table, csv_text, printable, significant
 from lowrank_study.reporting.svg import DARK, LIGHT
-from lowrank_study.study.claim_measures.outcome import (
+from lowrank_study.study.claims.measures.outcome import (
     Interval,
     Measured,
     Observed,
     Outcome,
     Unmeasured,
 )
-from lowrank_study.study.claims import ROUNDING, UNITS, VERDICTS, Claim, Entry
+from lowrank_study.study.claims.verdicts import ROUNDING, UNITS, VERDICTS, Claim, Entry
 
 PACKAGE = "lowrank_study.reporting"
 COLUMNS = (

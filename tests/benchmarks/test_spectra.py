@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from lowrank_study.checkpoints import open_weights
-from lowrank_study.study import measured_updates
-from lowrank_study.study.measured_files import CheckpointPair
-from lowrank_study.study.measurement import measure_spectra
-from lowrank_study.study.measurement_request import default_settings, read_request
+from lowrank_study.study.measurement import updates
+from lowrank_study.study.measurement.files import CheckpointPair
+from lowrank_study.study.measurement.measure import measure_spectra
+from lowrank_study.study.measurement.request import default_settings, read_request
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -62,7 +62,7 @@ def test_a_pair_needs_less_memory_than_its_largest_matrix(
     llama_files: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of what NumPy allocates; blocks are as small beside the matrix as in a 7B model."""
-    monkeypatch.setattr(measured_updates, "BLOCK_ENTRIES", 2**15)
+    monkeypatch.setattr(updates, "BLOCK_ENTRIES", 2**15)
     tensors = llama_files.shapes(1, hidden=64, inner=172, vocabulary=40000)
     first = [name for name, shape in tensors.items() if len(shape) == 2][:8]
     before, after = tmp_path / "before", tmp_path / "after"

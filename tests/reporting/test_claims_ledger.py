@@ -17,15 +17,15 @@ from lowrank_study.reporting.claims_ledger import (
     summary_of,
     write_ledger,
 )
-from lowrank_study.study.claim_measures.outcome import (
+from lowrank_study.study.claims.measures.outcome import (
     Interval,
     Measured,
     Observed,
     Outcome,
     Unmeasured,
 )
-from lowrank_study.study.claim_request import read_claim_request
-from lowrank_study.study.claims import Claim, Entry, verdict_of
+from lowrank_study.study.claims.request import read_claim_request
+from lowrank_study.study.claims.verdicts import Claim, Entry, verdict_of
 
 PLAIN = Claim(
     id="memory", source="A paper", section="Table 1", claim="It takes 500 GB.", published=(500.0,),

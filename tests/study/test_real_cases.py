@@ -24,9 +24,9 @@ from lowrank_study.config import compose
 from lowrank_study.runs import TrainedRun
 from lowrank_study.spectra.spectrum import load_spectra
 from lowrank_study.spectra.updates import updates_of_adapter
-from lowrank_study.study.measurement import MeasuredMatrix, Measurement
-from lowrank_study.study.measurement_request import default_settings, measure_request, read_request
-from lowrank_study.study.readings import MEASURES
+from lowrank_study.study.measurement.measure import MeasuredMatrix, Measurement
+from lowrank_study.study.measurement.readings import MEASURES
+from lowrank_study.study.measurement.request import default_settings, measure_request, read_request
 from lowrank_study.study.sweep import sweep
 from lowrank_study.study.work import spectra_file
 from lowrank_study.training.models import load_classifier, model_folder

@@ -11,7 +11,7 @@ from statistics import median
 
 from lowrank_study.reporting.display import counted, enumeration, percent, printable, written
 from lowrank_study.reporting.spectra_report.tables import noise_rank
-from lowrank_study.study.measurement import MeasuredMatrix, Measurement
+from lowrank_study.study.measurement.measure import MeasuredMatrix, Measurement
 
 RANK = "energy_rank_90"
 

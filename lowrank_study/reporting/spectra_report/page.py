@@ -37,9 +37,9 @@ from lowrank_study.reporting.spectra_report.tables import (
     vectors_table,
 )
 from lowrank_study.reporting.svg import DARK, LIGHT
-from lowrank_study.study.measured_files import AdapterOnBase, Subject
-from lowrank_study.study.measurement import MeasuredMatrix, Measurement
-from lowrank_study.study.readings import Measure, Reading
+from lowrank_study.study.measurement.files import AdapterOnBase, Subject
+from lowrank_study.study.measurement.measure import MeasuredMatrix, Measurement
+from lowrank_study.study.measurement.readings import Measure, Reading
 
 PACKAGE = "lowrank_study.reporting"
 ROWS_SHOWN = 2000

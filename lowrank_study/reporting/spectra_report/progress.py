@@ -19,7 +19,7 @@ from rich.table import Column
 from rich.text import Text
 
 from lowrank_study.reporting.display import printable
-from lowrank_study.study.measurement import OnProgress, Step
+from lowrank_study.study.measurement.measure import OnProgress, Step
 
 
 @contextmanager

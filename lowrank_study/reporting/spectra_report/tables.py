@@ -17,8 +17,8 @@ import pandas as pd
 from lowrank_study.reporting.display import MISSING, is_missing, printable, written
 from lowrank_study.reporting.tables import noise_energy_rank
 from lowrank_study.spectra.spectrum import singular_values_table
-from lowrank_study.study.measurement import MeasuredMatrix, Measurement
-from lowrank_study.study.readings import MEASURES, Measure, Reading
+from lowrank_study.study.measurement.measure import MeasuredMatrix, Measurement
+from lowrank_study.study.measurement.readings import MEASURES, Measure, Reading
 
 FIRST, OTHER = "first", "other"
 NOISE_RANK = "noise_energy_rank_90"

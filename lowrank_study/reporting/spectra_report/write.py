@@ -47,9 +47,9 @@ from lowrank_study.reporting.spectra_report.tables import (
     skipped_table,
     vectors_table,
 )
-from lowrank_study.study.measured_files import CheckpointPair, Subject
-from lowrank_study.study.measurement import MeasuredMatrix, Measurement, OnProgress, Step
-from lowrank_study.study.measurement_request import (
+from lowrank_study.study.measurement.files import CheckpointPair, Subject
+from lowrank_study.study.measurement.measure import MeasuredMatrix, Measurement, OnProgress, Step
+from lowrank_study.study.measurement.request import (
     default_settings,
     measure_request,
     read_request,

@@ -1,0 +1,18 @@
+"""What is measured of a claim, by name; see `outcome.py` for what a measure is."""
+
+from lowrank_study.study.claims.measures import (  # noqa: F401  importing registers the measures
+    accuracy,
+    adaptation,
+    architectures,
+    memory,
+    noise_levels,
+    paper_tables,
+    published_ratios,
+    rates,
+    serving,
+    update_spectra,
+    worked_examples,
+)
+from lowrank_study.study.claims.measures.outcome import MEASURES
+
+__all__ = ["MEASURES"]

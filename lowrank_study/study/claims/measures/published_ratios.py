@@ -1,0 +1,32 @@
+"""Ratios between published numbers, computed again from the numbers themselves."""
+
+from collections.abc import Sequence
+
+from lowrank_study.study.claims.measures.outcome import (
+    Interval,
+    Measured,
+    Outcome,
+    computed,
+    measure,
+)
+
+
+@measure
+def published_retention(accuracy: float, full: float, chance: float) -> Outcome:
+    """Give what one published accuracy keeps of another, over a chance level (0: uncorrected)."""
+    how = f"({accuracy:g} - {chance:g}) / ({full:g} - {chance:g}), from the published numbers"
+    return computed((accuracy - chance) / (full - chance), how)
+
+
+@measure
+def published_ratio(numerator: float, denominator: float, rounding: Sequence[float]) -> Outcome:
+    """Give the ratio of two published numbers, as an interval: each is off by its rounding."""
+    above, below = rounding
+    found = Interval(
+        value=numerator / denominator,
+        low=(numerator - above) / (denominator + below),
+        high=(numerator + above) / (denominator - below),
+        label="",
+    )
+    how = f"{numerator:g} / {denominator:g}, {found.low:.4g} to {found.high:.4g} by their rounding"
+    return Measured(values=(found,), how=how)

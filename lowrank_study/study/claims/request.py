@@ -1,0 +1,63 @@
+"""From the settings of `conf/check_claims.yaml` to the claims with their verdicts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lowrank_study.config import Fields
+from lowrank_study.errors import InputError
+from lowrank_study.study.claims.files import load_claims
+from lowrank_study.study.claims.measures.evidence import load_evidence
+from lowrank_study.study.claims.measures.serving import measure_serving
+from lowrank_study.study.claims.verdicts import Entry, check_claims
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimRequest:
+    """What the claims are held against, and where the ledger goes."""
+
+    results: Path
+    """Folder of the run store."""
+    sweeps: tuple[str, ...]
+    """Sweeps whose runs, rates, spectra and truncations are read; none for arithmetic alone."""
+    live: bool
+    """Whether to time adapters on this machine."""
+    rounds: int
+    """How often each way to serve is timed."""
+    out: Path
+    """Folder of the ledger."""
+
+
+def read_claim_request(config: Mapping[str, Any]) -> ClaimRequest:
+    """Read the settings, without touching any file but to see whether `out` can be a folder.
+
+    Raises:
+        InputError: A value that can't be.
+    """
+    fields = Fields("", config)
+    out = Path(fields.text("out")).expanduser()
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out={out}: is a file; name a folder for the ledger")
+    return ClaimRequest(
+        results=Path(fields.text("results")).expanduser(),
+        sweeps=fields.names("sweep"),
+        live=fields.flag("live"),
+        rounds=fields.integer("rounds", at_least=1),
+        out=out,
+    )
+
+
+def check_request(request: ClaimRequest) -> list[Entry]:
+    """Read the evidence, time what is asked for, and check every claim.
+
+    Raises:
+        InputError: As `load_evidence` and `load_claims`.
+    """
+    claims = load_claims()
+    evidence = load_evidence(
+        request.results,
+        sweeps=request.sweeps,
+        serving=measure_serving(rounds=request.rounds) if request.live else None,
+    )
+    return check_claims(claims, evidence)
