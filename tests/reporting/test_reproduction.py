@@ -41,22 +41,22 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_everything_is_done_in_order(done: list[str], tmp_path: Path) -> None:
-    names = ["flagship_shuffled_labels", "flagship_query_value", "rank_sweep"]
+    names = ["flagship_shuffled_labels", "flagship_rotten_tomatoes", "rank_sweep"]
     plan = plan_of(
         names,
         [],
         results=tmp_path,
-        updates=["flagship_query_value"],
+        updates=["flagship_rotten_tomatoes"],
         shuffled="flagship_shuffled_labels",
     )
     lines = list(plan.carry_out(record="day"))
     assert done == [
         "train flagship_shuffled_labels",  # a control: it has no report of its own
-        "train flagship_query_value",
-        "cut flagship_query_value",
-        "controls flagship_query_value flagship_shuffled_labels",
-        "report flagship_query_value at 0.02 in flagship_query_value",
-        "record day_flagship_query_value",
+        "train flagship_rotten_tomatoes",
+        "cut flagship_rotten_tomatoes",
+        "controls flagship_rotten_tomatoes flagship_shuffled_labels",
+        "report flagship_rotten_tomatoes at 0.02 in flagship_rotten_tomatoes",
+        "record day_flagship_rotten_tomatoes",
         "train rank_sweep",
         "report rank_sweep at 0.02 in rank_sweep",
         "record day_rank_sweep",
