@@ -111,6 +111,7 @@ def hub(
         "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
         "HF_HOME": str(tmp_path / "hf"),
         "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # whichever test is the first to fetch the model
         "LOWRANK_STUDY_CACHE": str(tmp_path / "cache"),
     }
     server.shutdown()
