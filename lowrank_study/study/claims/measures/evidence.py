@@ -119,8 +119,8 @@ def tuned_runs(evidence: Evidence) -> pd.DataFrame:
     """Give the runs that are done, of each setting those at its best rate on validation.
 
     A setting is a task, model, method, target and rank; where it was run at several rates or
-    scalings, the one with the highest mean validation accuracy stands. A column `setting` says
-    task and model.
+    scalings, of those with the most seeds the one with the highest mean validation accuracy
+    stands. A column `setting` says task and model.
 
     Raises:
         Lacking: There are no runs that are done.
@@ -131,10 +131,9 @@ def tuned_runs(evidence: Evidence) -> pd.DataFrame:
         raise Lacking("trained runs that are done; those of the sweep diverged or failed")
     cell = ["task", "model", "method", "target", "adapter_rank"]
     tried = ["scaling", "learning_rate"]
-    mean = done.groupby([*cell, *tried], dropna=False)["validation_accuracy"].mean()
-    means = mean.reset_index().sort_values(
-        "validation_accuracy", kind="stable", na_position="first"
-    )
+    validation = done.groupby([*cell, *tried], dropna=False)["validation_accuracy"]
+    means = validation.agg(["size", "mean"]).reset_index()
+    means = means.sort_values(["size", "mean"], kind="stable", na_position="first")
     best = means.drop_duplicates(cell, keep="last")[[*cell, *tried]]
     chosen = done.merge(best, on=[*cell, *tried])
     return chosen.assign(setting=chosen["task"] + ", " + chosen["model"])
