@@ -330,3 +330,12 @@ def test_sweeps_are_read_from_the_store_each_run_once(tmp_path: Path) -> None:
     assert len(tuned_runs(found)) == 3
     assert "full fine-tuning" in lacking(retention(found, "attention_qv", 4, above_chance=True))
     assert "spectra" in lacking(full_update(found, "energy_rank_90", None, over_dimension=False))
+
+
+def test_a_setting_that_few_seeds_tried_does_not_speak_for_a_rank() -> None:
+    tried = [run("lora", 0, 0.99, target="attention_qv", adapter_rank=8, learning_rate=9e-3)]
+    both = evidence(runs=pd.concat([runs_of(), pd.DataFrame(tried)]))
+    chosen = tuned_runs(both)
+    of_rank = chosen[(chosen["target"] == "attention_qv") & (chosen["adapter_rank"] == 8)]
+    assert set(of_rank["learning_rate"]) == {1e-3}
+    assert len(of_rank) == 5
