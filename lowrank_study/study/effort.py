@@ -23,7 +23,7 @@ class Effort:
 
     _folders: dict[Asset, Path] = field(default_factory=dict)
     _splits: dict[tuple[Path, Task], Splits] = field(default_factory=dict)
-    _maps: dict[tuple[Path, tuple[str, ...]], tuple[int, int]] = field(default_factory=dict)
+    _maps: dict[tuple[Path, str, tuple[str, ...]], tuple[int, int]] = field(default_factory=dict)
 
     def of(self, spec: RunSpec) -> float:
         """Return a run's multiplications and additions.
@@ -56,10 +56,10 @@ class Effort:
 
     def _shapes(self, spec: RunSpec, folder: Path, labels: int) -> tuple[int, int]:
         """Give the model's weights, and the sum of (in + out) over the maps that LoRA adapts."""
-        target = getattr(spec.method, "target", ())
-        if (folder, target) not in self._maps:
+        key = folder, type(spec.method).__name__, getattr(spec.method, "target", ())
+        if key not in self._maps:
             model = model_without_weights(spec, folder, number_of_labels=labels)
             shapes = [linear_shape(module) for module in model.modules() if is_linear(module)]
             adapted = [linear_shape(module.base) for _, module in lora_modules(model)]
-            self._maps[folder, target] = sum(i * o for i, o in shapes), sum(map(sum, adapted))
-        return self._maps[folder, target]
+            self._maps[key] = sum(i * o for i, o in shapes), sum(map(sum, adapted))
+        return self._maps[key]

@@ -87,15 +87,15 @@ def sweep(
     check_specs([spec for spec in unique if spec.run_id not in done], results)
     places = _places(workers, device, len(unique))
     effort = Effort()
+    costs = {spec.run_id: effort.of(spec) for spec in unique}
     planned = packs(
         unique,
         limit=lambda spec: pack or _most_packed(spec, places),
         workers=len(places),
-        cost=effort.of,
+        cost=lambda spec: costs[spec.run_id],
     )
     run_ids = store.plan(name, planned, question=question)
     if len(store.ended(run_ids)) < len(run_ids):
-        costs = {spec.run_id: effort.of(spec) for spec in unique}
         _run_workers(store, costs, name, results, tracker, places[: len(planned)])
     runs = store.ended([spec.run_id for spec in unique])
     for run in runs:

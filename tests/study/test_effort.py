@@ -49,3 +49,12 @@ def test_factors_cost_by_their_rank_and_by_the_maps_they_are_on(tiny_overrides: 
     assert steps[1] > steps[0]
     assert of("method.rank=2", "method.target=all_linear") > of("method.rank=2")
     assert of("method.rank=2", "trainer.read_test=false") < of("method.rank=2")
+
+
+def test_another_adapter_on_the_same_maps_changes_nothing(tiny_overrides: list[str]) -> None:
+    lora = compose(*tiny_overrides, "method.rank=2")
+    other = compose(*tiny_overrides, "method=peft", "method.peft_type=LOHA")
+    assert other.method.target == lora.method.target  # type: ignore[union-attr]
+    effort = Effort()
+    effort.of(other)
+    assert effort.of(lora) == Effort().of(lora)
