@@ -52,6 +52,8 @@ class Tuning:
     """From one rate to the next."""
     seeds: tuple[int, ...]
     """Of the runs that choose."""
+    runoff_seeds: tuple[int, ...]
+    """Of further ones, at the two best rates."""
     most: int
     """Rates at most, when the grid grows because its best is at an end."""
 
@@ -154,13 +156,17 @@ def read_config(config: Mapping[str, Any]) -> RunConfig:
 
 def _tuning(fields: "Fields") -> Tuning:
     rates = fields.integer("rates", at_least=3)
-    seeds = fields.value("seeds")
-    if not (isinstance(seeds, Sequence) and seeds and all(isinstance(s, int) for s in seeds)):
-        raise InputError(f"tuning.seeds={seeds!r}: a list of whole numbers is needed")
+    seeds, runoff = fields.integers("seeds"), fields.integers("runoff_seeds")
+    if not seeds or set(seeds) & set(runoff):
+        raise InputError(
+            f"tuning.seeds={list(seeds)}, runoff_seeds={list(runoff)}: at least one seed is "
+            "needed, and none twice"
+        )
     return Tuning(
         rates=rates,
         factor=fields.number("factor", above=1.0),
-        seeds=tuple(seeds),
+        seeds=seeds,
+        runoff_seeds=runoff,
         most=fields.integer("most", at_least=rates),
     )
 
@@ -373,6 +379,13 @@ class Fields:
         if not isinstance(listed, Sequence) or isinstance(listed, str):
             raise InputError(f"{self.path}{key}={value!r}: a name or a list of names is needed")
         return tuple(str(name) for name in listed)
+
+    def integers(self, key: str) -> tuple[int, ...]:
+        """Return a list of whole numbers."""
+        value = self.value(key)
+        if not isinstance(value, Sequence) or not all(type(each) is int for each in value):
+            raise InputError(f"{self.path}{key}={value!r}: a list of whole numbers is needed")
+        return tuple(value)
 
     def one_of(self, key: str, valid: Sequence[str]) -> str:
         """Return one of a few names."""

@@ -9,15 +9,14 @@ from collections.abc import Sequence
 
 from lowrank_study.runs import TrainedRun
 from lowrank_study.spec import FullFineTuning
-from lowrank_study.study.tuning import configuration
+from lowrank_study.study.tuning import configuration, worth
 
 
 def chosen_full_runs(runs: Sequence[TrainedRun]) -> list[list[TrainedRun]]:
     """Return the runs of full fine-tuning of each task and model, one a seed, in order of seeds.
 
-    Of several learning rates the one with the best mean validation accuracy, the lower one of
-    two that tie; one at which a run diverged only where every rate lost one. The test split
-    never chooses. Runs that did not read it, and those on shuffled labels, are left out.
+    Of several learning rates the one that validation prefers (`study.tuning.preference`). Runs that
+    did not read the test split, and those on shuffled labels, are left out.
     """
     settings: dict[tuple[str, str], dict[str, list[TrainedRun]]] = defaultdict(dict)
     for run in runs:
@@ -28,15 +27,8 @@ def chosen_full_runs(runs: Sequence[TrainedRun]) -> list[list[TrainedRun]]:
             of_setting.setdefault(configuration(spec).run_id, []).append(run)
     chosen = []
     for configurations in settings.values():
-        best = max(configurations.values(), key=_preference)
+        best = max(configurations.values(), key=worth)
         done = [run for run in best if run.status == "done"]
         if done:
             chosen.append(sorted(done, key=lambda run: (run.spec.seed, run.spec.data_seed)))
     return chosen
-
-
-def _preference(runs: Sequence[TrainedRun]) -> tuple[bool, bool, float, float]:
-    done = [run.record["validation"]["accuracy"] for run in runs if run.status == "done"]
-    whole = not any(run.status == "diverged" for run in runs)
-    mean = sum(done) / len(done) if done else 0.0
-    return bool(done), whole, mean, -runs[0].spec.method.learning_rate

@@ -3,13 +3,15 @@
     tuned(specs, tuning, train=lambda trials: sweep(trials, name="rates", results=results))
 
 Every configuration (all that a run is but its seeds and its rate) gets the same: the same number of
-rates to begin with, the same steps, texts and seeds. Those whose best rate is an end of the grid
-get one more beyond it, and again, so that no method is held back by the range that somebody
-thought of. The runs that choose have seeds of their own and never read the test split.
+rates to begin with, the same steps, texts and seeds, and the same two rules by which more is tried.
+One whose best rate is an end of the grid gets one more beyond it, so that no method is held back by
+the range that somebody thought of. And the best rate and the next best are run again with the seeds
+of the run-off, for two seeds can't tell neighbours apart, until those two at the head have had
+them. The runs that choose have seeds of their own and never read the test split.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from lowrank_study.config import Tuning
@@ -18,6 +20,9 @@ from lowrank_study.runs import TrainedRun
 from lowrank_study.spec import RunSpec
 
 Train = Callable[[Sequence[RunSpec]], Sequence[TrainedRun]]
+Tried = Mapping[float, tuple[int, ...]]
+"""Seeds by learning rate."""
+Preference = tuple[bool, float, float, float]
 
 
 def tuned(specs: Sequence[RunSpec], tuning: Tuning, *, train: Train) -> list[RunSpec]:
@@ -37,34 +42,49 @@ def tuned(specs: Sequence[RunSpec], tuning: Tuning, *, train: Train) -> list[Run
     InputError
         A seed that chooses is also one that is reported, or no rate of a configuration worked.
     """
-    if shared := {spec.seed for spec in specs} & set(tuning.seeds):
+    if shared := {spec.seed for spec in specs} & {*tuning.seeds, *tuning.runoff_seeds}:
         raise InputError(
-            f"tuning.seeds={list(tuning.seeds)}: the sweep itself has {sorted(shared)}; the seeds "
-            "that choose a rate must not be those it is reported on"
+            f"tuning: seeds {sorted(shared)} choose rates and are the sweep's too; those that "
+            "choose a rate (tuning.seeds, tuning.runoff_seeds) must not be those it is reported on"
         )
     middles = {of.run_id: of for of in map(configuration, specs)}
-    grids = {name: _grid(of, tuning) for name, of in middles.items()}
+    tried: dict[str, Tried] = {
+        name: dict.fromkeys(_grid(of, tuning), tuning.seeds) for name, of in middles.items()
+    }
     while True:
-        trials = {
-            (name, rate): _trials(middles[name], rate, tuning)
-            for name, rates in grids.items()
-            for rate in rates
+        trials = [
+            (name, rate, _trial(middles[name], rate, seed))
+            for name, rates in tried.items()
+            for rate, seeds in rates.items()
+            for seed in seeds
+        ]
+        runs: dict[tuple[str, float], list[TrainedRun]] = {}
+        for (name, rate, _), run in zip(trials, train([t for *_, t in trials]), strict=True):
+            runs.setdefault((name, rate), []).append(run)
+        order = {
+            name: sorted(rates, key=lambda rate: worth(runs[name, rate]), reverse=True)
+            for name, rates in tried.items()
         }
-        runs = iter(train([run for trial in trials.values() for run in trial]))
-        worth = {key: _worth([next(runs) for _ in trial]) for key, trial in trials.items()}
-        best = {  # of equally good rates the lowest
-            name: -max((worth[name, rate], -rate) for rate in rates)[1]
-            for name, rates in grids.items()
-        }
-        grown = {name: _grown(rates, best[name], tuning) for name, rates in grids.items()}
-        if grown == grids:
+        more = {name: _more(tried[name], order[name], tuning) for name in tried}
+        if more == tried:
             break
-        grids = grown
-    for name, rate in best.items():
-        if worth[name, rate][0] < 0:
-            tried = ", ".join(f"{each:g}" for each in grids[name])
-            raise InputError(f"{name}: every rate of {tried} diverged or failed")
-    return [_at(spec, best[configuration(spec).run_id]) for spec in specs]
+        tried = more
+    for name, (best, *_) in order.items():
+        if not worth(runs[name, best])[0]:
+            asked = ", ".join(f"{rate:g}" for rate in sorted(tried[name]))
+            raise InputError(f"{name}: every rate of {asked} diverged or failed")
+    return [_at(spec, order[configuration(spec).run_id][0]) for spec in specs]
+
+
+def preference(*, lost: int, accuracy: float, loss: float, rate: float) -> Preference:
+    """Return what learning rates are compared by: the greatest is chosen.
+
+    One that lost no run, then the better mean accuracy on validation, the smaller mean loss there,
+    the smaller rate. The test split has no say.
+    """
+    if math.isnan(accuracy):  # none is done
+        accuracy, loss = -math.inf, math.inf
+    return lost == 0, accuracy, -loss, -rate
 
 
 def configuration(spec: RunSpec) -> RunSpec:
@@ -78,15 +98,12 @@ def _grid(of: RunSpec, tuning: Tuning) -> tuple[float, ...]:
     return tuple(_rounded(of.method.learning_rate * tuning.factor**k) for k in exponents)
 
 
-def _grown(rates: tuple[float, ...], best: float, tuning: Tuning) -> tuple[float, ...]:
-    """Add a rate beyond the end that is the best."""
-    if len(rates) >= tuning.most:
-        return rates
-    if best == rates[0]:
-        return (_rounded(rates[0] / tuning.factor), *rates)
-    if best == rates[-1]:
-        return (*rates, _rounded(rates[-1] * tuning.factor))
-    return rates
+def _more(tried: Tried, order: Sequence[float], tuning: Tuning) -> Tried:
+    """Add a rate beyond the end that is the best; else the run-off of the two best."""
+    ends = {min(tried): 1 / tuning.factor, max(tried): tuning.factor}
+    if order[0] in ends and len(tried) < tuning.most:
+        return {**tried, _rounded(order[0] * ends[order[0]]): tuning.seeds}
+    return {**tried, **dict.fromkeys(order[:2], (*tuning.seeds, *tuning.runoff_seeds))}
 
 
 def _rounded(rate: float) -> float:
@@ -94,19 +111,25 @@ def _rounded(rate: float) -> float:
     return float(f"{rate:.3g}")
 
 
-def _trials(of: RunSpec, rate: float, tuning: Tuning) -> list[RunSpec]:
+def _trial(of: RunSpec, rate: float, seed: int) -> RunSpec:
     trial = _at(replace(of, train=replace(of.train, read_test=False)), rate)
-    return [replace(trial, seed=seed, data_seed=seed) for seed in tuning.seeds]
+    return replace(trial, seed=seed, data_seed=seed)
 
 
 def _at(spec: RunSpec, rate: float) -> RunSpec:
     return replace(spec, method=replace(spec.method, learning_rate=rate))
 
 
-def _worth(runs: Sequence[TrainedRun]) -> tuple[float, float]:
-    """Mean validation accuracy, then the smaller loss; a rate that lost a run is worth nothing."""
-    found = [run.record["validation"] for run in runs if run.status == "done"]
-    if len(found) < len(runs):
-        return -1.0, -math.inf
-    accuracy = sum(each["accuracy"] for each in found) / len(found)
-    return accuracy, -sum(each["loss"] for each in found) / len(found)
+def worth(runs: Sequence[TrainedRun]) -> Preference:
+    """Return the preference of the rate that the runs share, by those of them that are done."""
+    return preference(
+        lost=sum(run.status != "done" for run in runs),
+        accuracy=_mean(runs, "accuracy"),
+        loss=_mean(runs, "loss"),
+        rate=runs[0].spec.method.learning_rate,
+    )
+
+
+def _mean(runs: Sequence[TrainedRun], name: str) -> float:
+    found = [run.record["validation"][name] for run in runs if run.status == "done"]
+    return sum(found) / len(found) if found else math.nan

@@ -158,7 +158,7 @@ def test_cuts_of_an_update_are_tested_against_the_whole(tmp_path: Path) -> None:
     for seed in range(4):
         spec = compose("method=full", f"seed={seed}")
         record = {
-            "validation": {"accuracy": 0.8},
+            "validation": {"accuracy": 0.8, "loss": 0.5},
             "test": {"accuracy": 0.8, "majority_accuracy": 0.5},
         }
         runs.append(TrainedRun(spec=spec, status="done", record=record, folder=tmp_path))

@@ -268,7 +268,8 @@ def test_settings_that_can_not_be(changes: dict[str, object], words: str, tmp_pa
 
 def test_validation_chooses_the_rate(tiny_overrides: list[str], tmp_path: Path) -> None:
     def ended(accuracy: float, *more: str, status: str = "done") -> TrainedRun:
-        record = {"validation": {"accuracy": accuracy}, "test": {"accuracy": 1 - accuracy}}
+        validation = {"accuracy": accuracy, "loss": 0.5}
+        record = {"validation": validation, "test": {"accuracy": 1 - accuracy}}
         spec = compose(*tiny_overrides, *more)
         return TrainedRun(spec=spec, status=status, record=record, folder=tmp_path)
 

@@ -12,9 +12,11 @@ from lowrank_study.errors import InputError
 from lowrank_study.runs import RunStore, TrainedRun
 from lowrank_study.spec import RunSpec
 from lowrank_study.study.sweep import rates_sweep, sweep
-from lowrank_study.study.tuning import configuration, tuned
+from lowrank_study.study.tuning import Train, configuration, tuned
 
-TUNING = Tuning(rates=3, factor=10.0, seeds=(1000,), most=7)
+Accuracies = dict[tuple[float, int], float]
+
+TUNING = Tuning(rates=3, factor=10.0, seeds=(1000,), runoff_seeds=(), most=7)
 
 
 def run_of(spec: RunSpec, accuracy: float, loss: float = 0.5, status: str = "done") -> TrainedRun:
@@ -62,8 +64,43 @@ def test_runs_that_choose_have_their_own_seeds_and_do_not_read_the_test_split() 
     assert {spec.seed for spec in oracle.asked.values()} == {1000}
     assert not any(spec.train.read_test for spec in oracle.asked.values())
     assert all(spec.train.read_test for spec in reported)
-    with pytest.raises(InputError, match=r"tuning.seeds=\[1, 1000\]: the sweep itself has \[1\]"):
-        tuned(specs_at(1e-3), dataclasses.replace(TUNING, seeds=(1, 1000)), train=oracle)
+    for shared in ({"seeds": (1, 1000)}, {"runoff_seeds": (1,)}):
+        with pytest.raises(InputError, match=r"seeds \[1\] choose rates and are the sweep's too"):
+            tuned(specs_at(1e-3), dataclasses.replace(TUNING, **shared), train=oracle)
+
+
+def trained(accuracies: Accuracies, asked: set[tuple[float, int]]) -> Train:
+    """Return what trains nothing: accuracies by rate and seed, poor where none is given."""
+
+    def train(specs: Sequence[RunSpec]) -> list[TrainedRun]:
+        pairs = [(spec.method.learning_rate, spec.seed) for spec in specs]
+        asked.update(pairs)
+        return [run_of(s, accuracies.get(p, 0.1)) for s, p in zip(specs, pairs, strict=True)]
+
+    return train
+
+
+def test_a_lucky_rate_loses_the_run_off() -> None:
+    lucky = {(1e-2, 1000): 0.9, (1e-2, 1001): 0.5, (1e-3, 1000): 0.8, (1e-3, 1001): 0.8}
+    specs = specs_at(1e-3, [2])[:1]
+    [spec] = tuned(specs, TUNING, train=trained(lucky, set()))
+    assert spec.method.learning_rate == 1e-2
+    [spec] = tuned(
+        specs, dataclasses.replace(TUNING, runoff_seeds=(1001,)), train=trained(lucky, set())
+    )
+    assert spec.method.learning_rate == 1e-3
+
+
+def test_only_rates_at_the_head_get_the_run_off_and_one_that_comes_up_does_too() -> None:
+    rates = {1e-5: 0.1, 1e-4: 0.70, 1e-3: 0.80, 1e-2: 0.75, 1e-1: 0.1}
+    accuracies = {(rate, 1000): value for rate, value in rates.items()}
+    accuracies |= {(1e-3, 1001): 0.5, (1e-2, 1001): 0.74, (1e-4, 1001): 0.69}
+    asked: set[tuple[float, int]] = set()
+    tuning = dataclasses.replace(TUNING, rates=5, runoff_seeds=(1001,))
+    [spec] = tuned(specs_at(1e-3, [2])[:1], tuning, train=trained(accuracies, asked))
+    assert spec.method.learning_rate == 1e-2
+    assert {rate for rate, seed in asked if seed == 1001} == {1e-4, 1e-3, 1e-2}
+    assert {rate for rate, seed in asked if seed == 1000} == set(rates)
 
 
 def test_the_grid_stops_growing_at_its_limit() -> None:
@@ -101,7 +138,7 @@ def test_a_tuned_sweep_keeps_its_trials_in_a_sweep_of_their_own(
     tiny_overrides: list[str], tmp_path: Path
 ) -> None:
     specs = [compose(*tiny_overrides, "method.rank=2", f"seed={seed}") for seed in range(2)]
-    tuning = Tuning(rates=3, factor=3.0, seeds=(7,), most=3)
+    tuning = Tuning(rates=3, factor=3.0, seeds=(7,), runoff_seeds=(), most=3)
     runs = sweep(specs, name="mine", results=tmp_path, tuning=tuning)
     store = RunStore(tmp_path / "runs")
     trials = store.ended(store.sweep(rates_sweep("mine")))

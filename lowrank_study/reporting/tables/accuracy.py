@@ -3,9 +3,8 @@
     accuracy = accuracy_by_rank(study.runs)   # one row a configuration and learning rate
     accuracy[accuracy["chosen"]]              # one row a configuration
 
-Where a configuration was run with several learning rates (or alphas), the one with the best
-mean **validation** accuracy is `chosen`; a rate at which a run diverged is chosen only when
-every rate lost one. Test accuracy never chooses.
+Where a configuration was run with several learning rates (or alphas), the one that **validation**
+prefers is `chosen` (`study.tuning.preference`). Test accuracy never chooses.
 """
 
 import math
@@ -13,6 +12,7 @@ import math
 import numpy as np
 import pandas as pd
 
+from lowrank_study.reporting.tables.rates import preferred
 from lowrank_study.reporting.tables.rows import (
     CONFIGURATION,
     TUNING,
@@ -44,16 +44,9 @@ def accuracy_by_rank(runs: pd.DataFrame) -> pd.DataFrame:
     table["adapter_rank"] = table["adapter_rank"].astype("Int64")
     for column in ("trainable_parameters", "total_parameters", "test_examples"):
         table[column] = table[column].astype("Int64")
-    chosen: set[int] = set()
-    for _, group in groups(table, CONFIGURATION):
-        able = group[group["n"] > 0]
-        whole = able[able["diverged"] == 0]
-        pool = next(rows for rows in (whole, able, group) if len(rows))
-        pool = pool.sort_values(
-            ["mean_validation_accuracy", "learning_rate"], ascending=[False, True]
-        )
-        chosen.update(pool.index[:1])
-    table["chosen"] = [index in chosen for index in table.index]
+    seen = table.rename(columns=lambda name: name.removeprefix("mean_"))
+    chosen = preferred(seen.assign(lost=table["diverged"] + table["failed"]), CONFIGURATION)
+    table["chosen"] = table.index.isin(chosen)
     return table
 
 
@@ -75,6 +68,7 @@ def _accuracy_of(group: pd.DataFrame) -> dict[str, object]:
         "min_test_accuracy": float(test.min()) if len(test) else math.nan,
         "max_test_accuracy": float(test.max()) if len(test) else math.nan,
         "mean_validation_accuracy": mean_of(done["validation_accuracy"]),
+        "mean_validation_loss": mean_of(done["validation_loss"]),
         "mean_train_accuracy": mean_of(done["train_accuracy"]),
         "mean_test_macro_f1": mean_of(done["test_macro_f1"]),
         "majority_accuracy": mean_of(done["majority_accuracy"]),

@@ -7,10 +7,12 @@ Made of the runs that choose rates (`study/tuning.py`): none of them read the te
 """
 
 import math
+from collections.abc import Sequence
 
 import pandas as pd
 
 from lowrank_study.reporting.tables.rows import CONFIGURATION, SETTING, groups, mean_of
+from lowrank_study.study.tuning import preference
 
 RATE_COLUMNS = [
     *("rule", "learning_rate", "runs", "lost"),
@@ -21,9 +23,8 @@ RATE_COLUMNS = [
 def rates_by_configuration(rates: pd.DataFrame) -> pd.DataFrame:
     """Give validation accuracy over the choosing runs, one row a configuration and rate.
 
-    `rule` is what α and the scaling are as a function of the rank; `chosen` marks the rate with the
-    best mean accuracy, of equally good ones that with the lower loss; a rate that lost a run is
-    never chosen.
+    `rule` is what α and the scaling are as a function of the rank; `chosen` marks the rate that
+    `study.tuning.preference` prefers; one that lost a run is never chosen.
     """
     if not len(rates):
         return pd.DataFrame(columns=[*CONFIGURATION, *RATE_COLUMNS])
@@ -41,12 +42,23 @@ def rates_by_configuration(rates: pd.DataFrame) -> pd.DataFrame:
         )
     table = pd.DataFrame(rows)
     table["adapter_rank"] = table["adapter_rank"].astype("Int64")
-    order = table[table["lost"] == 0].sort_values(
-        ["validation_accuracy", "validation_loss", "learning_rate"], ascending=[False, True, True]
-    )
-    best = order.drop_duplicates([*CONFIGURATION, "rule"]).index
-    table["chosen"] = table.index.isin(best)
+    best = preferred(table, [*CONFIGURATION, "rule"])
+    table["chosen"] = table.index.isin(best) & (table["lost"] == 0)
     return table
+
+
+def preferred(table: pd.DataFrame, keys: Sequence[str]) -> list[int]:
+    """Give the index of the row that validation prefers, of those that share `keys`."""
+    worth = table.apply(
+        lambda row: preference(
+            lost=row["lost"],
+            accuracy=row["validation_accuracy"],
+            loss=row["validation_loss"],
+            rate=row["learning_rate"],
+        ),
+        axis="columns",
+    )
+    return [max(rows.index, key=worth.__getitem__) for _, rows in groups(table, list(keys))]
 
 
 def best_rates(table: pd.DataFrame) -> pd.DataFrame:

@@ -23,7 +23,7 @@ RUN_COLUMNS = {
     **dict.fromkeys(["alpha", "scaling", "learning_rate"], "real"),
     **dict.fromkeys(["validation_accuracy", "test_accuracy", "test_macro_f1"], "share"),
     **dict.fromkeys(["train_accuracy", "majority_accuracy"], "share"),
-    **dict.fromkeys(["test_loss", "train_loss"], "real"),
+    **dict.fromkeys(["validation_loss", "test_loss", "train_loss"], "real"),
     **dict.fromkeys(["trainable_parameters", "adapted_parameters", "total_parameters"], "whole"),
     **dict.fromkeys(["checkpoint_bytes", "peak_memory_bytes", "pack_size"], "whole"),
     **dict.fromkeys(["train_seconds", "evaluate_seconds", "examples_per_second"], "real"),

@@ -28,29 +28,32 @@ NEEDS = "tuning runs over a grid of rates: a sweep with tuning=grid"
 
 
 def tuning_runs(evidence: Evidence) -> pd.DataFrame:
-    """Give the tuning runs that ended with a validation accuracy, with their task and model."""
+    """Give the tuning runs, with their task and model."""
     rates = part(evidence.rates, NEEDS)
-    done = rates[(rates["status"] == "done") & rates["validation_accuracy"].notna()]
-    return part(done, NEEDS).assign(setting=done["task"] + ", " + done["model"])
+    return rates.assign(setting=rates["task"] + ", " + rates["model"])
 
 
 def best_rate(runs: pd.DataFrame, *, label: str) -> Interval:
     """Give the best rate of one setting's tuning runs, as an interval.
 
+    A rate that lost a run is left out. Two rates are compared over the seeds that both had.
+
     Raises:
-        Lacking: Under three rates, or no rate that all seeds were run at.
+        Lacking: Under three rates.
     """
-    table = runs.pivot_table(index="seed", columns="learning_rate", values="validation_accuracy")
-    table = table.dropna(axis=1).sort_index(axis=1)
+    lost = runs.loc[runs["status"] != "done", "learning_rate"]
+    kept = runs[~runs["learning_rate"].isin(lost)]
+    table = kept.pivot_table(index="seed", columns="learning_rate", values="validation_accuracy")
+    table = table.sort_index(axis=1)
     grid = table.columns.to_numpy(dtype=np.float64)
     if grid.size < 3:
-        raise Lacking(f"three rates or more for {label}, each at the same seeds")
+        raise Lacking(f"three rates or more for {label} at which no run was lost")
     best = int(table.mean().to_numpy().argmax())
     confidence = 1 - (1 - CONFIDENCE) / (grid.size - 1)
     tied = [best]
     for other in range(grid.size):
-        lost = table.iloc[:, best] - table.iloc[:, other]
-        if student_interval(lost, confidence=confidence, label="").low <= 0.0:
+        behind = (table.iloc[:, best] - table.iloc[:, other]).dropna()
+        if student_interval(behind, confidence=confidence, label="").low <= 0.0:
             tied.append(other)
     first, last = min(tied), max(tied)
     low = 0.0 if first == 0 else math.sqrt(grid[first - 1] * grid[first])
