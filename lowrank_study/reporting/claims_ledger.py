@@ -59,10 +59,7 @@ def ledger_table(entries: Sequence[Entry]) -> Table:
             "it fails where it is clear of it; in between this data does not resolve it."
         ),
         frame=frame,
-        columns=tuple(
-            Column(name=name, label=label, kind="text", meaning=meaning)
-            for name, label, meaning in COLUMNS
-        ),
+        columns=tuple(Column(name, label, "text", meaning) for name, label, meaning in COLUMNS),
     )
 
 

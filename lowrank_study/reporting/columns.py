@@ -8,101 +8,77 @@ A column’s meaning is shown where its table is.
 from lowrank_study.reporting.display import Column
 
 CONFIGURATION_COLUMNS = (
-    Column(name="method", label="method", kind="text", meaning="how it was trained"),
-    Column(name="target", label="target", kind="text", meaning="which matrices were adapted"),
-    Column(name="adapter_rank", label="rank", kind="rank", meaning="configured adapter rank"),
+    Column("method", "method", "text", "how it was trained"),
+    Column("target", "target", "text", "which matrices were adapted"),
+    Column("adapter_rank", "rank", "rank", "configured adapter rank"),
 )
-LEARNING_RATE = Column(
-    name="learning_rate", label="learning rate", kind="rate", meaning="peak rate"
-)
-SEED = Column(name="seed", label="seed", kind="rank", meaning="random seed")
-LAYER = Column(name="layer", label="layer", kind="rank", meaning="layer of the model")
-ROLE = Column(name="role", label="role", kind="text", meaning="which matrix")
-TRAINABLE = Column(
-    name="trainable_parameters", label="trainable", kind="count", meaning="trainable parameters"
-)
+LEARNING_RATE = Column("learning_rate", "learning rate", "rate", "peak rate")
+SEED = Column("seed", "seed", "rank", "random seed")
+LAYER = Column("layer", "layer", "rank", "layer of the model")
+ROLE = Column("role", "role", "text", "which matrix")
+TRAINABLE = Column("trainable_parameters", "trainable", "count", "trainable parameters")
 
 _POSSIBLE = Column(
-    name="largest_possible_rank",
-    label="possible",
-    kind="rank",
-    meaning="largest possible rank: the adapter rank, or min(out, in)",
+    "largest_possible_rank",
+    "possible",
+    "rank",
+    "largest possible rank: the adapter rank, or min(out, in)",
 )
 _ABOVE_NOISE = Column(
-    name="median_gavish_donoho_rank",
-    label="above noise (Gavish–Donoho)",
-    kind="rank",
-    meaning="median count of singular values above the Gavish–Donoho cut",
+    "median_gavish_donoho_rank",
+    "above noise (Gavish–Donoho)",
+    "rank",
+    "median count of singular values above the Gavish–Donoho cut",
 )
 _COUNTS = (
-    Column(name="resolvable", label="resolvable", kind="count", meaning="matrices above rounding"),
-    Column(name="n", label="n", kind="count", meaning="matrices (seeds × modules)"),
+    Column("resolvable", "resolvable", "count", "matrices above rounding"),
+    Column("n", "n", "count", "matrices (seeds × modules)"),
 )
 
 MODULE_RANK_COLUMNS = (
-    Column(
-        name="median_energy_rank_90",
-        label="energy rank 90 %",
-        kind="rank",
-        meaning="median over resolvable matrices",
-    ),
-    Column(name="min_energy_rank_90", label="least", kind="rank", meaning="of the matrices"),
-    Column(name="max_energy_rank_90", label="most", kind="rank", meaning="of the matrices"),
+    Column("median_energy_rank_90", "energy rank 90 %", "rank", "median over resolvable matrices"),
+    Column("min_energy_rank_90", "least", "rank", "of the matrices"),
+    Column("max_energy_rank_90", "most", "rank", "of the matrices"),
     _POSSIBLE,
     Column(
-        name="noise_energy_rank_90",
-        label="pure noise",
-        kind="count",
-        meaning="90 % energy rank of independent Gaussian noise of this shape (computed)",
+        "noise_energy_rank_90",
+        "pure noise",
+        "count",
+        "90 % energy rank of independent Gaussian noise of this shape (computed)",
     ),
     _ABOVE_NOISE,
-    Column(
-        name="median_stable_rank", label="stable rank", kind="rate", meaning="‖ΔW‖²_F / σ₁², median"
-    ),
-    Column(
-        name="median_relative_norm",
-        label="‖ΔW‖ / ‖W0‖",
-        kind="rate",
-        meaning="Frobenius norms, median over matrices",
-    ),
+    Column("median_stable_rank", "stable rank", "rate", "‖ΔW‖²_F / σ₁², median"),
+    Column("median_relative_norm", "‖ΔW‖ / ‖W0‖", "rate", "Frobenius norms, median over matrices"),
     *_COUNTS,
 )
 """Of `rank_by_module`, behind the layer and the role."""
 
 CONFIGURATION_RANK_COLUMNS = (
     Column(
-        name="median_energy_rank_90",
-        label="energy rank 90 %",
-        kind="rank",
-        meaning="median over resolvable matrices of all layers and seeds",
+        "median_energy_rank_90",
+        "energy rank 90 %",
+        "rank",
+        "median over resolvable matrices of all layers and seeds",
     ),
+    Column("energy_rank_90_decile_1", "10 % below", "rank", "a tenth of the matrices lies below"),
     Column(
-        name="energy_rank_90_decile_1",
-        label="10 % below",
-        kind="rank",
-        meaning="a tenth of the matrices lies below",
-    ),
-    Column(
-        name="energy_rank_90_decile_9",
-        label="90 % below",
-        kind="rank",
-        meaning="nine tenths of the matrices lie below",
+        "energy_rank_90_decile_9", "90 % below", "rank", "nine tenths of the matrices lie below"
     ),
     _POSSIBLE,
     Column(
-        name="median_share_of_possible",
-        label="share of possible",
-        kind="percent",
-        meaning="energy rank over largest possible rank, median",
+        "median_share_of_possible",
+        "share of possible",
+        "percent",
+        "energy rank over largest possible rank, median",
     ),
     Column(
-        name="median_effective_rank",
-        label="effective rank",
-        kind="rate",
-        meaning="exp of the entropy of σ/Σσ (Roy and Vetterli), median",
+        "median_effective_rank",
+        "effective rank",
+        "rate",
+        "exp of the entropy of σ/Σσ (Roy and Vetterli), median",
     ),
     _ABOVE_NOISE,
     *_COUNTS,
-    Column(name="seeds", label="seeds", kind="count", meaning="seeds"),
+    Column("seeds", "seeds", "count", "seeds"),
 )
 """Of `rank_by_configuration` and `rank_by_layer`."""

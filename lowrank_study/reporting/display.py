@@ -32,7 +32,7 @@ NARROW_SPACE = "\u202f"
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Column:
     """One column as it is shown."""
 

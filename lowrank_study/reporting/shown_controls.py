@@ -13,77 +13,55 @@ from lowrank_study.reporting.tables.truncation import accuracy_by_kept_rank
 
 CUT_COLUMNS = (
     Column(
-        name="scope",
-        label="kept of ΔW",
-        kind="text",
-        meaning="all: rank k of every matrix; noise_cut: what stands above each one’s noise; "
+        "scope",
+        "kept of ΔW",
+        "text",
+        "all: rank k of every matrix; noise_cut: what stands above each one’s noise; "
         "layers, roles: all of one alone",
     ),
-    Column(name="part", label="part", kind="text", meaning="the one layer or role"),
-    Column(
-        name="kept_rank", label="k", kind="rank", meaning="directions kept of every matrix’s ΔW"
-    ),
+    Column("part", "part", "text", "the one layer or role"),
+    Column("kept_rank", "k", "rank", "directions kept of every matrix’s ΔW"),
 )
 KEPT_COLUMNS = (
     Column(
-        name="mean_difference",
-        label="to whole ΔW",
-        kind="share",
-        meaning="mean difference to the whole update of the same seeds",
+        "mean_difference",
+        "to whole ΔW",
+        "share",
+        "mean difference to the whole update of the same seeds",
     ),
-    Column(name="difference_low_95", label="95 % low", kind="share", meaning="of the difference"),
-    Column(name="difference_high_95", label="95 % high", kind="share", meaning="of the difference"),
+    Column("difference_low_95", "95 % low", "share", "of the difference"),
+    Column("difference_high_95", "95 % high", "share", "of the difference"),
+    Column("energy_kept", "energy kept", "percent", "share of Σ‖ΔW‖²_F over all matrices"),
     Column(
-        name="energy_kept",
-        label="energy kept",
-        kind="percent",
-        meaning="share of Σ‖ΔW‖²_F over all matrices",
-    ),
-    Column(
-        name="kept_directions",
-        label="directions kept",
-        kind="rank",
-        meaning="over all matrices together, mean over seeds",
+        "kept_directions", "directions kept", "rank", "over all matrices together, mean over seeds"
     ),
 )
 MEAN_COLUMNS = (
-    Column(name="mean_test_accuracy", label="test accuracy", kind="share", meaning="mean"),
-    Column(name="test_low_95", label="95 % low", kind="share", meaning="of the mean"),
-    Column(name="test_high_95", label="95 % high", kind="share", meaning="of the mean"),
-    Column(name="n", label="n", kind="count", meaning="seeds"),
+    Column("mean_test_accuracy", "test accuracy", "share", "mean"),
+    Column("test_low_95", "95 % low", "share", "of the mean"),
+    Column("test_high_95", "95 % high", "share", "of the mean"),
+    Column("n", "n", "count", "seeds"),
 )
 RANK_COLUMNS = (
-    Column(name="median_energy_rank_90", label="energy rank 90 %", kind="rank", meaning="median"),
-    Column(name="median_energy_rank_99", label="energy rank 99 %", kind="rank", meaning="median"),
+    Column("median_energy_rank_90", "energy rank 90 %", "rank", "median"),
+    Column("median_energy_rank_99", "energy rank 99 %", "rank", "median"),
     Column(
-        name="median_effective_rank",
-        label="effective rank",
-        kind="rank",
-        meaning="exp of the entropy of σ/Σσ (Roy and Vetterli), median",
+        "median_effective_rank",
+        "effective rank",
+        "rank",
+        "exp of the entropy of σ/Σσ (Roy and Vetterli), median",
     ),
+    Column("median_participation_ratio", "participation", "rank", "(Σσ²)² / Σσ⁴, median"),
+    Column("median_stable_rank", "stable rank", "rate", "‖ΔW‖²_F / σ₁², median"),
     Column(
-        name="median_participation_ratio",
-        label="participation",
-        kind="rank",
-        meaning="(Σσ²)² / Σσ⁴, median",
+        "median_gavish_donoho_rank",
+        "above noise",
+        "rank",
+        "singular values above the Gavish–Donoho cut, median",
     ),
-    Column(
-        name="median_stable_rank", label="stable rank", kind="rate", meaning="‖ΔW‖²_F / σ₁², median"
-    ),
-    Column(
-        name="median_gavish_donoho_rank",
-        label="above noise",
-        kind="rank",
-        meaning="singular values above the Gavish–Donoho cut, median",
-    ),
-    Column(
-        name="median_relative_norm",
-        label="‖ΔW‖ / ‖W0‖",
-        kind="rate",
-        meaning="Frobenius norms, median over matrices",
-    ),
-    Column(name="resolvable", label="resolvable", kind="count", meaning="matrices above rounding"),
-    Column(name="n", label="n", kind="count", meaning="matrices"),
+    Column("median_relative_norm", "‖ΔW‖ / ‖W0‖", "rate", "Frobenius norms, median over matrices"),
+    Column("resolvable", "resolvable", "count", "matrices above rounding"),
+    Column("n", "n", "count", "matrices"),
 )
 """Of `control_ranks` and `training_ranks`."""
 
@@ -112,7 +90,7 @@ def control_tables(data: SettingData) -> list[Table]:
     """Give the tables of what the measures read where there is nothing to find."""
     tables = []
     ranks, overlap = control_ranks(data), control_overlap(data)
-    what = Column(name="control", label="control", kind="text", meaning="what was measured")
+    what = Column("control", "control", "text", "what was measured")
     if len(ranks):
         tables.append(
             Table(
@@ -143,18 +121,18 @@ def control_tables(data: SettingData) -> list[Table]:
                 columns=(
                     what,
                     ROLE,
-                    Column(name="directions", label="k", kind="rank", meaning="directions of each"),
+                    Column("directions", "k", "rank", "directions of each"),
                     *(
                         Column(
-                            name=f"median_similarity_{side}{end}",
-                            label=f"{label}{', chance' if end else ''}",
-                            kind="share",
-                            meaning=f"{'expected of random directions' if end else 'median φ'}",
+                            f"median_similarity_{side}{end}",
+                            f"{label}{', chance' if end else ''}",
+                            "share",
+                            f"{'expected of random directions' if end else 'median φ'}",
                         )
                         for side, label in (("right", "inputs"), ("left", "outputs"))
                         for end in ("", "_chance")
                     ),
-                    Column(name="n", label="n", kind="count", meaning="pairs of matrices"),
+                    Column("n", "n", "count", "pairs of matrices"),
                 ),
             )
         )

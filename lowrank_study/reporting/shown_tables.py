@@ -48,24 +48,22 @@ def _rates_table(data: SettingData) -> Table:
         title="Learning rates chosen on validation",
         note=(
             "One row a configuration. A grid grows until its best rate has neighbours on both "
-            "sides, or it has reached its limit; ratios are to full fine-tuning’s rate."
+            "sides, or it has reached its limit; the two best rates are run with further seeds. "
+            "Ratios are to full fine-tuning’s rate."
         ),
         frame=best_rates(data.rates),
         columns=(
             *CONFIGURATION_COLUMNS,
-            Column(name="rule", label="scaling", kind="text", meaning="α, and the factor"),
+            Column("rule", "scaling", "text", "α, and the factor"),
             LEARNING_RATE,
-            Column(name="ratio_to_full", label="of full’s", kind="ratio", meaning="rate ratio"),
+            Column("ratio_to_full", "of full’s", "ratio", "rate ratio"),
             Column(
-                name="validation_accuracy",
-                label="validation accuracy",
-                kind="share",
-                meaning="of the runs that chose it",
+                "validation_accuracy", "validation accuracy", "share", "of the runs that chose it"
             ),
-            Column(name="rates_tried", label="tried", kind="count", meaning="rates tried"),
-            Column(name="lowest_tried", label="from", kind="rate", meaning="lowest rate tried"),
-            Column(name="highest_tried", label="to", kind="rate", meaning="highest rate tried"),
-            Column(name="inside", label="inside", kind="text", meaning="whether it is no end"),
+            Column("rates_tried", "tried", "count", "rates tried"),
+            Column("lowest_tried", "from", "rate", "lowest rate tried"),
+            Column("highest_tried", "to", "rate", "highest rate tried"),
+            Column("inside", "inside", "text", "whether it is no end"),
         ),
     )
 
@@ -91,47 +89,33 @@ def _accuracy_table(data: SettingData) -> Table:
             "One row a configuration and learning rate. The interval is the 95 % Student t "
             "interval of the mean over n seeds, mean ± t(0.975, n−1)·sd/√n; with one seed there "
             "is none. Figures and sentences use the rates marked “chosen”: best mean validation "
-            "accuracy, among rates at which no run diverged if there are any."
+            "accuracy, among rates that lost no run if there are any."
         ),
         frame=data.accuracy,
         columns=(
             *CONFIGURATION_COLUMNS,
             LEARNING_RATE,
+            Column("chosen", "chosen", "text", "used in figures and sentences"),
+            Column("n", "n", "count", "done runs with a test accuracy"),
+            Column("diverged", "diverged", "count", "runs that diverged"),
+            Column("failed", "failed", "count", "runs that failed"),
+            Column("mean_test_accuracy", "test accuracy", "share", "mean over seeds"),
+            Column("sd_test_accuracy", "sd", "share", "over seeds, n − 1"),
+            Column("test_low_95", "95 % low", "share", "of the mean"),
+            Column("test_high_95", "95 % high", "share", "of the mean"),
+            Column("mean_validation_accuracy", "validation", "share", "mean validation accuracy"),
+            Column("mean_train_accuracy", "train", "share", "mean on training"),
             Column(
-                name="chosen", label="chosen", kind="text", meaning="used in figures and sentences"
-            ),
-            Column(name="n", label="n", kind="count", meaning="done runs with a test accuracy"),
-            Column(name="diverged", label="diverged", kind="count", meaning="runs that diverged"),
-            Column(name="failed", label="failed", kind="count", meaning="runs that failed"),
-            Column(
-                name="mean_test_accuracy",
-                label="test accuracy",
-                kind="share",
-                meaning="mean over seeds",
-            ),
-            Column(name="sd_test_accuracy", label="sd", kind="share", meaning="over seeds, n − 1"),
-            Column(name="test_low_95", label="95 % low", kind="share", meaning="of the mean"),
-            Column(name="test_high_95", label="95 % high", kind="share", meaning="of the mean"),
-            Column(
-                name="mean_validation_accuracy",
-                label="validation",
-                kind="share",
-                meaning="mean validation accuracy",
+                "majority_accuracy",
+                "commonest class",
+                "share",
+                "accuracy of always answering the commonest class",
             ),
             Column(
-                name="mean_train_accuracy", label="train", kind="share", meaning="mean on training"
-            ),
-            Column(
-                name="majority_accuracy",
-                label="commonest class",
-                kind="share",
-                meaning="accuracy of always answering the commonest class",
-            ),
-            Column(
-                name="test_standard_error",
-                label="test s.e.",
-                kind="share",
-                meaning="sqrt(p(1−p)/test examples): error from the drawing of the test set",
+                "test_standard_error",
+                "test s.e.",
+                "share",
+                "sqrt(p(1−p)/test examples): error from the drawing of the test set",
             ),
             TRAINABLE,
         ),
@@ -157,38 +141,24 @@ def _sufficient_table(data: SettingData) -> Table:
         columns=(
             *CONFIGURATION_COLUMNS,
             Column(
-                name="seeds",
-                label="pairs",
-                kind="count",
-                meaning="seeds whose runs are both done and have kept their predictions",
+                "seeds",
+                "pairs",
+                "count",
+                "seeds whose runs are both done and have kept their predictions",
             ),
-            Column(name="difference", label="difference", kind="points", meaning="mean, in points"),
-            Column(name="lower_limit", label="low", kind="points", meaning="one-sided 95 % limit"),
-            Column(name="upper_limit", label="high", kind="points", meaning="one-sided 95 % limit"),
+            Column("difference", "difference", "points", "mean, in points"),
+            Column("lower_limit", "low", "points", "one-sided 95 % limit"),
+            Column("upper_limit", "high", "points", "one-sided 95 % limit"),
+            Column("decision", "decision", "text", "sufficient, inferior, or open"),
             Column(
-                name="decision",
-                label="decision",
-                kind="text",
-                meaning="sufficient, inferior, or open",
+                "retention",
+                "retention",
+                "percent",
+                "of what full fine-tuning has above the commonest class",
             ),
-            Column(
-                name="retention",
-                label="retention",
-                kind="percent",
-                meaning="of what full fine-tuning has above the commonest class",
-            ),
-            Column(
-                name="retention_low_95", label="95 % low", kind="percent", meaning="of retention"
-            ),
-            Column(
-                name="retention_high_95", label="95 % high", kind="percent", meaning="of retention"
-            ),
-            Column(
-                name="retention_bounded",
-                label="bounded",
-                kind="text",
-                meaning="whether the data bound the retention",
-            ),
+            Column("retention_low_95", "95 % low", "percent", "of retention"),
+            Column("retention_high_95", "95 % high", "percent", "of retention"),
+            Column("retention_bounded", "bounded", "text", "whether the data bound the retention"),
         ),
     )
 
@@ -204,43 +174,18 @@ def _cost_table(data: SettingData) -> Table:
         frame=cost_by_method(data.setting.rows(data.study.runs), data.accuracy),
         columns=(
             *CONFIGURATION_COLUMNS,
-            Column(name="n", label="n", kind="count", meaning="done runs"),
+            Column("n", "n", "count", "done runs"),
             TRAINABLE,
-            Column(
-                name="trainable_share",
-                label="of all",
-                kind="percent",
-                meaning="trainable over all parameters",
-            ),
-            Column(
-                name="checkpoint_bytes",
-                label="checkpoint",
-                kind="bytes",
-                meaning="on disk (1 kB = 1,000 bytes)",
-            ),
-            Column(name="train_seconds", label="time", kind="seconds", meaning="training time"),
-            Column(name="train_seconds_ratio", label="time of full", kind="ratio", meaning="ratio"),
-            Column(name="min_train_seconds", label="shortest", kind="seconds", meaning="run"),
-            Column(name="max_train_seconds", label="longest", kind="seconds", meaning="run"),
-            Column(
-                name="peak_memory_bytes",
-                label="peak memory",
-                kind="bytes",
-                meaning="of the process",
-            ),
-            Column(
-                name="pack_size",
-                label="runs at once",
-                kind="count",
-                meaning="trained together in one process",
-            ),
-            Column(
-                name="peak_memory_bytes_ratio",
-                label="memory of full",
-                kind="ratio",
-                meaning="ratio",
-            ),
-            Column(name="steps", label="steps", kind="count", meaning="optimiser steps"),
+            Column("trainable_share", "of all", "percent", "trainable over all parameters"),
+            Column("checkpoint_bytes", "checkpoint", "bytes", "on disk (1 kB = 1,000 bytes)"),
+            Column("train_seconds", "time", "seconds", "training time"),
+            Column("train_seconds_ratio", "time of full", "ratio", "ratio"),
+            Column("min_train_seconds", "shortest", "seconds", "run"),
+            Column("max_train_seconds", "longest", "seconds", "run"),
+            Column("peak_memory_bytes", "peak memory", "bytes", "of the process"),
+            Column("pack_size", "runs at once", "count", "trained together in one process"),
+            Column("peak_memory_bytes_ratio", "memory of full", "ratio", "ratio"),
+            Column("steps", "steps", "count", "optimiser steps"),
         ),
     )
 
@@ -294,23 +239,18 @@ def _runs_table(runs: pd.DataFrame) -> Table:
         note="One row a run, whatever became of it; the CSV file holds every recorded column.",
         frame=runs,
         columns=(
-            Column(name="run_id", label="run", kind="text", meaning="its name in the store"),
-            Column(name="status", label="status", kind="text", meaning="done, diverged, failed"),
+            Column("run_id", "run", "text", "its name in the store"),
+            Column("status", "status", "text", "done, diverged, failed"),
             SEED,
             LEARNING_RATE,
-            Column(name="test_accuracy", label="test", kind="share", meaning="test accuracy"),
-            Column(
-                name="validation_accuracy",
-                label="validation",
-                kind="share",
-                meaning="validation accuracy",
-            ),
-            Column(name="test_macro_f1", label="macro F1", kind="share", meaning="on test"),
-            Column(name="train_accuracy", label="train", kind="share", meaning="on training data"),
-            Column(name="steps", label="steps", kind="count", meaning="optimiser steps"),
-            Column(name="train_seconds", label="time", kind="seconds", meaning="training"),
-            Column(name="precision", label="precision", kind="text", meaning="of the arithmetic"),
-            Column(name="message", label="message", kind="text", meaning="why it is not done"),
+            Column("test_accuracy", "test", "share", "test accuracy"),
+            Column("validation_accuracy", "validation", "share", "validation accuracy"),
+            Column("test_macro_f1", "macro F1", "share", "on test"),
+            Column("train_accuracy", "train", "share", "on training data"),
+            Column("steps", "steps", "count", "optimiser steps"),
+            Column("train_seconds", "time", "seconds", "training"),
+            Column("precision", "precision", "text", "of the arithmetic"),
+            Column("message", "message", "text", "why it is not done"),
         ),
     )
 
@@ -322,8 +262,8 @@ def _provenance_table(study: StudyTables) -> Table:
         note="Where these numbers come from.",
         frame=flat_provenance(study.provenance),
         columns=(
-            Column(name="item", label="item", kind="text", meaning="what"),
-            Column(name="value", label="value", kind="text", meaning="its value"),
+            Column("item", "item", "text", "what"),
+            Column("value", "value", "text", "its value"),
         ),
     )
 

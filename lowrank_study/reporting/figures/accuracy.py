@@ -41,12 +41,12 @@ COLUMNS = (
     *CONFIGURATION_COLUMNS,
     LEARNING_RATE,
     SEED,
-    Column(name="status", label="status", kind="text", meaning="what became of the run"),
-    Column(name="test_accuracy", label="test accuracy", kind="share", meaning="this seed’s"),
-    Column(name="mean_test_accuracy", label="mean", kind="share", meaning="over n seeds"),
-    Column(name="test_low_95", label="95 % low", kind="share", meaning="interval of the mean"),
-    Column(name="test_high_95", label="95 % high", kind="share", meaning="interval of mean"),
-    Column(name="n", label="n", kind="count", meaning="done runs"),
+    Column("status", "status", "text", "what became of the run"),
+    Column("test_accuracy", "test accuracy", "share", "this seed’s"),
+    Column("mean_test_accuracy", "mean", "share", "over n seeds"),
+    Column("test_low_95", "95 % low", "share", "interval of the mean"),
+    Column("test_high_95", "95 % high", "share", "interval of mean"),
+    Column("n", "n", "count", "done runs"),
 )
 CAPTION = (
     "Every open mark is one seed; filled marks are means, with the 95 % Student t interval "

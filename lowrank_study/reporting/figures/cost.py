@@ -38,11 +38,11 @@ COLUMNS = (
     *CONFIGURATION_COLUMNS,
     SEED,
     TRAINABLE,
-    Column(name="checkpoint_bytes", label="checkpoint", kind="bytes", meaning="on disk"),
-    Column(name="train_seconds", label="time", kind="seconds", meaning="training"),
-    Column(name="train_seconds_ratio", label="of full", kind="ratio", meaning="time ratio"),
-    Column(name="peak_memory_bytes", label="memory", kind="bytes", meaning="peak memory"),
-    Column(name="peak_memory_bytes_ratio", label="of full", kind="ratio", meaning="memory ratio"),
+    Column("checkpoint_bytes", "checkpoint", "bytes", "on disk"),
+    Column("train_seconds", "time", "seconds", "training"),
+    Column("train_seconds_ratio", "of full", "ratio", "time ratio"),
+    Column("peak_memory_bytes", "memory", "bytes", "peak memory"),
+    Column("peak_memory_bytes_ratio", "of full", "ratio", "memory ratio"),
 )
 
 

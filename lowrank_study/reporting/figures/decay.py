@@ -44,8 +44,8 @@ COLUMNS = (
     *CONFIGURATION_COLUMNS,
     LAYER,
     ROLE,
-    Column(name="index", label="i", kind="rank", meaning="index, 1 is largest"),
-    Column(name="relative", label="σᵢ/σ₁", kind="rate", meaning="median over seeds"),
+    Column("index", "i", "rank", "index, 1 is largest"),
+    Column("relative", "σᵢ/σ₁", "rate", "median over seeds"),
 )
 
 

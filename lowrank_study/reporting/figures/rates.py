@@ -22,16 +22,11 @@ from lowrank_study.reporting.tables import SettingData
 
 COLUMNS = (
     *CONFIGURATION_COLUMNS,
-    Column(name="rule", label="scaling", kind="text", meaning="α, and the factor before B·A"),
+    Column("rule", "scaling", "text", "α, and the factor before B·A"),
     LEARNING_RATE,
-    Column(
-        name="validation_accuracy",
-        label="validation accuracy",
-        kind="share",
-        meaning="mean of the choosing runs",
-    ),
-    Column(name="lost", label="lost", kind="count", meaning="choosing runs not done"),
-    Column(name="chosen", label="chosen", kind="text", meaning="the best on validation"),
+    Column("validation_accuracy", "validation accuracy", "share", "mean of the choosing runs"),
+    Column("lost", "lost", "count", "choosing runs not done"),
+    Column("chosen", "chosen", "text", "the best on validation"),
 )
 CAPTION = (
     "Accuracy on the validation split of the runs that choose the rate, a curve a rank (light: low "

@@ -70,7 +70,7 @@ def rank_along_training(data: SettingData) -> Figure | None:
         note="One row a step and role: medians over the resolvable matrices inside the layers.",
         frame=table,
         columns=(
-            Column(name="step", label="step", kind="rank", meaning="optimizer steps taken"),
+            Column("step", "step", "rank", "optimizer steps taken"),
             ROLE,
             *RANK_COLUMNS,
         ),

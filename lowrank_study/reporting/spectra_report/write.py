@@ -226,10 +226,7 @@ def _latex(found: Measurement) -> Table:
         title="Updates, matrix by matrix",
         note="A rank of which rounding in storage decides is not resolvable.",
         frame=pd.DataFrame(rows),
-        columns=tuple(
-            Column(name=name, label=label, kind="text", meaning=label)
-            for name, label in labels.items()
-        ),
+        columns=tuple(Column(name, label, "text", label) for name, label in labels.items()),
     )
 
 
