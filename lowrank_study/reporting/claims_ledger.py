@@ -19,6 +19,7 @@ from lowrank_study.errors import InputError
 from lowrank_study.files import write_whole
 from lowrank_study.reporting.display import Column, Table, csv_text, printable, significant
 from lowrank_study.reporting.svg import DARK, LIGHT
+from lowrank_study.study.claims.measures import MEASURES
 from lowrank_study.study.claims.measures.outcome import (
     Interval,
     Measured,
@@ -26,7 +27,14 @@ from lowrank_study.study.claims.measures.outcome import (
     Outcome,
     Unmeasured,
 )
-from lowrank_study.study.claims.verdicts import ROUNDING, UNITS, VERDICTS, Claim, Entry
+from lowrank_study.study.claims.verdicts import (
+    ROUNDING,
+    UNITS,
+    VERDICTS,
+    Claim,
+    Entry,
+    needs_evidence,
+)
 
 PACKAGE = "lowrank_study.reporting"
 COLUMNS = (
@@ -38,6 +46,11 @@ COLUMNS = (
     ("measured", "Measured", "what was computed or measured, with its interval"),
     ("tolerance", "Tolerance", "how near it has to be for the claim to hold"),
     ("verdict", "Verdict", "what follows"),
+    (
+        "basis",
+        "By",
+        "what decides: trained runs, or arithmetic on shapes and published numbers",
+    ),
     ("why", "How measured, or why not", "the measure, or what it would take"),
 )
 SHORT = {
@@ -75,6 +88,7 @@ def row_of(entry: Entry) -> dict[str, str]:
         "measured": measured_text(claim, entry.outcome),
         "tolerance": tolerance_text(claim),
         "verdict": entry.verdict,
+        "basis": "runs" if _by_runs(claim) else "arithmetic",
         "why": why_text(claim, entry.outcome),
     }
 
@@ -83,7 +97,16 @@ def summary_of(entries: Sequence[Entry]) -> str:
     """Count the verdicts in one line."""
     verdicts = [entry.verdict for entry in entries]
     counts = [f"{verdicts.count(verdict)} {SHORT[verdict]}" for verdict in VERDICTS]
-    return f"{len(entries)} claims: {', '.join(counts)}"
+    decided = [entry for entry in entries if entry.verdict in ("holds", "fails")]
+    by_runs = sum(_by_runs(entry.claim) for entry in decided)
+    return (
+        f"{len(entries)} claims: {', '.join(counts)}; of the {len(decided)} decided, trained runs "
+        f"decide {by_runs} and arithmetic the others"
+    )
+
+
+def _by_runs(claim: Claim) -> bool:
+    return needs_evidence(MEASURES[claim.measure])
 
 
 def published_text(claim: Claim) -> str:

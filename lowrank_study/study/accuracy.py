@@ -159,7 +159,9 @@ class Retention:
         return math.isfinite(self.low) and math.isfinite(self.high)
 
 
-def retention(adapter_S: Vector, full_S: Vector, *, chance: float) -> Retention:
+def retention(
+    adapter_S: Vector, full_S: Vector, *, chance: float, confidence: float = CONFIDENCE
+) -> Retention:
     """Give the retention corrected for chance, with Fieller's interval.
 
     The ratio ρ of the means of u = a - c and v = f - c lies in the interval when the mean of
@@ -177,6 +179,8 @@ def retention(adapter_S: Vector, full_S: Vector, *, chance: float) -> Retention:
         Accuracies paired by seed.
     chance
         Share of the commonest class in the test split, taken as known.
+    confidence
+        That the interval holds the ratio.
 
     Source: E. C. Fieller, "Some problems in interval estimation", Journal of the Royal
     Statistical Society B 16 (1954).
@@ -188,7 +192,7 @@ def retention(adapter_S: Vector, full_S: Vector, *, chance: float) -> Retention:
     ratio = u / v if v else math.nan
     if len(u_S) < 2:
         return Retention(ratio=ratio, low=math.nan, high=math.nan)
-    factor = _quantile(len(u_S) - 1, (1 + CONFIDENCE) / 2) ** 2 / len(u_S)
+    factor = _quantile(len(u_S) - 1, (1 + confidence) / 2) ** 2 / len(u_S)
     (s_uu, s_uv), (_, s_vv) = np.cov(u_S, v_S)
     a = v * v - factor * float(s_vv)
     b = u * v - factor * float(s_uv)

@@ -1,6 +1,6 @@
 """Ended runs and their spectra as tidy tables: one row a run, a matrix, a singular value."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +8,16 @@ import pandas as pd
 
 from lowrank_study.runs import TrainedRun
 from lowrank_study.spec import FullFineTuning, Lora, target_name
-from lowrank_study.spectra.spectrum import load_spectra, singular_values_table, spectra_table
+from lowrank_study.spectra.spectrum import (
+    Spectrum,
+    load_spectra,
+    singular_values_table,
+    spectra_table,
+)
 from lowrank_study.study.work import spectra_file
+
+Spectra = Mapping[str, Sequence[Spectrum]]
+"""By run."""
 
 
 def runs_table(runs: Sequence[TrainedRun]) -> pd.DataFrame:
@@ -61,10 +69,22 @@ def _row(run: TrainedRun) -> dict[str, Any]:
 
 def spectra_tables(runs: Sequence[TrainedRun], results: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the spectra of the runs (a row a matrix) and their singular values (a row a value)."""
+    spectra = _spectra(runs, results)
+    return _rows(spectra, spectra_table), _rows(spectra, singular_values_table)
+
+
+def ranks_table(runs: Sequence[TrainedRun], results: Path) -> pd.DataFrame:
+    """Return the spectra of the runs, a row a matrix, without their singular values."""
+    return _rows(_spectra(runs, results), spectra_table)
+
+
+def _spectra(runs: Sequence[TrainedRun], results: Path) -> Spectra:
     files = {run.spec.run_id: spectra_file(results, run.spec.run_id) for run in runs}
-    spectra = {run_id: load_spectra(file) for run_id, file in files.items() if file.is_file()}
-    ranks = [spectra_table(run_id, measured) for run_id, measured in spectra.items()]
-    values = [singular_values_table(run_id, measured) for run_id, measured in spectra.items()]
-    if not spectra:
-        return spectra_table("", []), singular_values_table("", [])
-    return pd.concat(ranks, ignore_index=True), pd.concat(values, ignore_index=True)
+    return {run_id: load_spectra(file) for run_id, file in files.items() if file.is_file()}
+
+
+def _rows(
+    spectra: Spectra, table: Callable[[str, Sequence[Spectrum]], pd.DataFrame]
+) -> pd.DataFrame:
+    tables = [table(run_id, measured) for run_id, measured in spectra.items()]
+    return pd.concat(tables, ignore_index=True) if tables else table("", [])

@@ -65,7 +65,7 @@ def test_rows_of_intervals_tasks_and_words() -> None:
         entry(Observed(value=True, how="tried"), published=False, unit="", tolerance="same")
     )
     assert (yes["published"], yes["measured"], yes["verdict"]) == ("no", "yes", "fails")
-    none = row_of(entry(Unmeasured(why="needs a GPU", testable=False)))
+    none = row_of(entry(Unmeasured(why="needs a GPU")))
     assert (none["measured"], none["why"]) == ("", "needs a GPU")
     span = row_of(entry(measured((5e9, 5e9, 5e9, "")), published=(4.0, 6.0), tolerance="between"))
     assert (span["published"], span["verdict"]) == ("4 to 6 GB", "holds")
@@ -81,19 +81,20 @@ def test_numbers_are_never_scientific() -> None:
 
 ENTRIES = [
     entry(measured((480e9, 480e9, 480e9, ""))),
-    entry(Unmeasured(why="needs runs", testable=True), id="other"),
+    entry(Unmeasured(why="needs runs"), id="other"),
 ]
 
 
 def test_the_summary_counts_verdicts() -> None:
     assert summary_of(ENTRIES) == (
-        "2 claims: 1 hold, 0 fail, 1 not resolved by this data, 0 not tested here"
+        "2 claims: 1 hold, 0 fail, 0 not resolved by this data, 1 not tested here; "
+        "of the 1 decided, trained runs decide 0 and arithmetic the others"
     )
 
 
 def test_names_stay_text() -> None:
     evil = "<script>alert(1)</script>|`\u202e=HYPERLINK"
-    entries = [entry(Unmeasured(why=evil, testable=True), id=evil, source=evil, claim=evil)]
+    entries = [entry(Unmeasured(why=evil), id=evil, source=evil, claim=evil)]
     page = page_of(entries)
     assert "<script" not in page
     assert "&lt;script&gt;" in page
@@ -102,7 +103,7 @@ def test_names_stay_text() -> None:
     assert "<script" not in text
     assert "\u202e" not in text
     rows = [line for line in text.splitlines() if line.startswith("| ")]
-    assert {line.replace("\\|", "").count("|") for line in rows} == {9}
+    assert {line.replace("\\|", "").count("|") for line in rows} == {10}
 
 
 def test_the_files_hold_every_claim(tmp_path: Path) -> None:
@@ -115,7 +116,7 @@ def test_the_files_hold_every_claim(tmp_path: Path) -> None:
     frame = pd.read_csv(folder / "claims.csv")
     assert list(frame["id"]) == ["memory", "other"]
     assert list(frame.columns)[:4] == ["id", "source", "section", "claim"]
-    assert "not resolved by this data" in path.read_text()
+    assert "not tested here" in path.read_text()
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file"):
         write_ledger(ENTRIES, tmp_path / "file")

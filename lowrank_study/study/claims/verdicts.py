@@ -109,8 +109,8 @@ def check_claim(claim: Claim, evidence: Evidence) -> Entry:
 def verdict_of(claim: Claim, outcome: Outcome) -> Verdict:
     """Hold what was measured against what was published."""
     match outcome:
-        case Unmeasured(testable=testable):
-            return "not resolved by this data" if testable else "not tested here"
+        case Unmeasured():
+            return "not tested here"
         case Observed(value=value):
             return "holds" if value == claim.published else "fails"
         case Measured(values=values):

@@ -29,7 +29,7 @@ from lowrank_study.study.claims.verdicts import (
 def claim(published: Any, tolerance: Any, unit: str = "") -> Claim:
     entry = {
         "id": "one", "section": "1", "claim": "it is so", "published": published, "unit": unit,
-        "tolerance": tolerance, "measure": {"name": "out_of_reach", "why": "a test"},
+        "tolerance": tolerance, "measure": {"name": "not_tested", "why": "a test"},
     }  # fmt: skip
     return read_claim(entry, source="a paper", where="test.yaml")
 
@@ -102,8 +102,7 @@ def test_as_many_values_as_are_published_are_needed() -> None:
 def test_words_and_what_was_not_measured() -> None:
     assert verdict_of(claim(True, "same"), Observed(value=True, how="")) == HOLDS
     assert verdict_of(claim("output", "same"), Observed(value="input", how="")) == FAILS
-    assert verdict_of(claim(1, "exact"), Unmeasured(why="no runs", testable=True)) == UNRESOLVED
-    assert verdict_of(claim(1, "exact"), Unmeasured(why="no GPU", testable=False)) == UNTESTED
+    assert verdict_of(claim(1, "exact"), Unmeasured(why="no GPU")) == UNTESTED
 
 
 @pytest.mark.parametrize(
@@ -117,7 +116,7 @@ def test_words_and_what_was_not_measured() -> None:
         ({"published": None}, "published=None"),
         ({"unit": "kg"}, "unit='kg': valid are"),
         ({"measure": {"name": "guess"}}, "name='guess': valid are"),
-        ({"measure": {"name": "out_of_reach"}}, "missing a required argument: 'why'"),
+        ({"measure": {"name": "not_tested"}}, "missing a required argument: 'why'"),
         ({"measure": {"name": "retention", "rank": 8}}, "missing a required argument: 'target'"),
         ({"section": None}, "section=None"),
     ],
@@ -125,7 +124,7 @@ def test_words_and_what_was_not_measured() -> None:
 def test_a_bad_entry_is_named(change: dict[str, Any], message: str) -> None:
     entry = {
         "id": "one", "section": "1", "claim": "it is so", "published": 1, "tolerance": "exact",
-        "measure": {"name": "out_of_reach", "why": "a test"},
+        "measure": {"name": "not_tested", "why": "a test"},
     }  # fmt: skip
     with pytest.raises(InputError) as error:
         read_claim(entry | change, source="a paper", where="test.yaml")
@@ -138,7 +137,7 @@ def test_no_claims_and_two_of_one_name_are_refused(tmp_path: Path) -> None:
         load_claims(tmp_path)
     entry = (
         "source: a\nclaims:\n  - {id: twin, section: s, claim: c, published: 1, tolerance: exact, "
-        "measure: {name: out_of_reach, why: w}}\n"
+        "measure: {name: not_tested, why: w}}\n"
     )
     (tmp_path / "a.yaml").write_text(entry)
     (tmp_path / "b.yaml").write_text(entry)
@@ -171,6 +170,6 @@ def test_every_measure_is_used_by_a_claim() -> None:
 )
 def test_without_evidence_nothing_holds_or_fails(one: Claim) -> None:
     entry = check_claim(one, NO_EVIDENCE)
-    assert entry.verdict == UNRESOLVED
+    assert entry.verdict == UNTESTED
     assert isinstance(entry.outcome, Unmeasured)
     assert entry.outcome.why.startswith("needs ")

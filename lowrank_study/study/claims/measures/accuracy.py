@@ -1,15 +1,30 @@
 """Claims on accuracy, measured from trained runs: paired by seed, at each setting's best rate."""
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import wraps
 from typing import ParamSpec
 
 import numpy as np
 import pandas as pd
 
+from lowrank_study.study.accuracy import retention as retention_of
 from lowrank_study.study.claims.measures.evidence import Evidence, part, tuned_runs
-from lowrank_study.study.claims.measures.intervals import over_tasks
-from lowrank_study.study.claims.measures.outcome import Lacking, Outcome, Unmeasured, measure
+from lowrank_study.study.claims.measures.intervals import (
+    FEWEST_SEEDS,
+    over_seeds,
+    over_settings,
+    with_seeds,
+)
+from lowrank_study.study.claims.measures.outcome import (
+    Interval,
+    Lacking,
+    Measured,
+    Outcome,
+    Unmeasured,
+    measure,
+)
 
 Arguments = ParamSpec("Arguments")
 
@@ -22,7 +37,7 @@ def unless_lacking(function: Callable[Arguments, Outcome]) -> Callable[Arguments
         try:
             return function(*args, **kwargs)
         except Lacking as error:
-            return Unmeasured(why=f"needs {error}", testable=True)
+            return Unmeasured(why=f"needs {error}")
 
     return guarded
 
@@ -70,15 +85,27 @@ def best_rank(runs: pd.DataFrame, *, target: str, ranks: Sequence[int]) -> int:
 def retention(evidence: Evidence, target: str, rank: int, above_chance: bool) -> Outcome:
     """Give what LoRA keeps of full fine-tuning's test accuracy, over the majority class or 0."""
 
-    def quantity(task: pd.DataFrame) -> "pd.Series[float]":
+    def interval(task: pd.DataFrame, confidence: float) -> Interval:
         full = by_seed(task, "test_accuracy", method="full")
         lora = by_seed(task, "test_accuracy", method="lora", target=target, rank=rank)
         chance = float(task["majority_accuracy"].dropna().mean()) if above_chance else 0.0
-        return (lora - chance) / (full - chance)
+        pairs = pd.concat([lora, full], axis=1).dropna().to_numpy(dtype=np.float64)
+        if not len(pairs):
+            raise Lacking("two such runs of the same seed")
+        counts.add(len(pairs))
+        found = retention_of(*pairs.T, chance=chance, confidence=confidence)
+        bounded = len(pairs) >= FEWEST_SEEDS
+        return Interval(
+            value=found.ratio,
+            low=found.low if bounded else -math.inf,
+            high=found.high if bounded else math.inf,
+            label="",
+        )
 
+    counts = set[int]()
     corrected = "above the majority class" if above_chance else "not corrected for chance"
-    how = f"LoRA r = {rank} on {target} over full fine-tuning, {corrected}, paired by seed"
-    return over_tasks(tuned_runs(evidence), quantity, how=how)
+    how = f"LoRA r = {rank} on {target} over full fine-tuning, {corrected}, paired by seed, Fieller"
+    return with_seeds(over_settings(tuned_runs(evidence), interval, how=how), counts)
 
 
 @measure
@@ -95,7 +122,7 @@ def lora_minus_full(evidence: Evidence, target: str, ranks: Sequence[int], colum
         f"{column} of LoRA on {target} minus full fine-tuning, paired by seed, "
         f"r of {', '.join(map(str, ranks))} by validation"
     )
-    return over_tasks(tuned_runs(evidence), quantity, how=how)
+    return over_seeds(tuned_runs(evidence), quantity, how=how)
 
 
 @measure
@@ -111,7 +138,7 @@ def rank_difference(evidence: Evidence, target: str, higher: int, lower: int) ->
         return high - low
 
     how = f"test accuracy at r = {higher} minus r = {lower} on {target}, paired by seed"
-    return over_tasks(tuned_runs(evidence), quantity, how=how)
+    return over_seeds(tuned_runs(evidence), quantity, how=how)
 
 
 @measure
@@ -127,20 +154,30 @@ def target_difference(
 
     def quantity(task: pd.DataFrame) -> "pd.Series[float]":
         ours, theirs = (_by_rank(task, name) for name in (first, second))
-        differences = [
-            by_seed(task, "test_accuracy", method="lora", target=first, rank=a)
-            - by_seed(task, "test_accuracy", method="lora", target=second, rank=b)
+        pairs = [
+            (a, b)
             for a, size in ours.items()
             for b, other in theirs.items()
             if abs(size / (budget * other) - 1) <= slack
         ]
-        if not differences:
+        if not pairs:
             raise Lacking(f"runs on {first} and {second} with sizes in the ratio {budget:g}")
+        compared.update(pairs)
+        differences = [
+            by_seed(task, "test_accuracy", method="lora", target=first, rank=a)
+            - by_seed(task, "test_accuracy", method="lora", target=second, rank=b)
+            for a, b in pairs
+        ]
         return pd.concat(differences, axis=1).dropna().mean(axis=1)
 
-    sizes = f"sizes in the ratio {budget:g} ± {100 * slack:.0f} %"
-    how = f"test accuracy of {first} minus {second} paired by seed, {sizes}"
-    return over_tasks(tuned_runs(evidence), quantity, how=how)
+    compared: set[tuple[int, int]] = set()
+    outcome = over_seeds(tuned_runs(evidence), quantity, how="")
+    how = (
+        f"test accuracy of {first} minus {second}, sizes in the ratio {budget:g} "
+        f"± {100 * slack:.0f} %, paired by seed; the mean over ranks "
+        f"{', '.join(f'{a} and {b}' for a, b in sorted(compared))}"
+    )
+    return replace(outcome, how=how) if isinstance(outcome, Measured) else outcome
 
 
 def _by_rank(task: pd.DataFrame, target: str) -> dict[int, float]:
@@ -170,7 +207,7 @@ def overfitting_slope(evidence: Evidence, target: str) -> Outcome:
         return pd.Series(slopes, index=table.index)
 
     how = f"slope of train minus test accuracy on log2 r, {target}, a line a seed"
-    return over_tasks(tuned_runs(evidence), quantity, how=how)
+    return over_seeds(tuned_runs(evidence), quantity, how=how)
 
 
 @measure
@@ -187,19 +224,16 @@ def gap_of_full_minus_lora(evidence: Evidence, target: str, rank: int) -> Outcom
         return gaps[0] - gaps[1]
 
     how = f"train minus test accuracy of full fine-tuning minus that of r = {rank} on {target}"
-    return over_tasks(tuned_runs(evidence), quantity, how=how)
+    return over_seeds(tuned_runs(evidence), quantity, how=how)
 
 
 @measure
 @unless_lacking
-def truncated_minus_whole(evidence: Evidence, kept_rank: int, scope: str) -> Outcome:
+def truncated_minus_whole(evidence: Evidence, kept_rank: int) -> Outcome:
     """Give the test accuracy of a full update truncated to a rank, minus that of the whole one."""
     table = part(evidence.truncation, "full updates truncated to low rank: experiments/truncate.py")
-    runs = part(evidence.runs, "trained runs: sweep=NAME")[["run_id", "seed", "model"]]
-    chosen = table[table["scope"] == scope].merge(runs, on="run_id")
-    chosen = chosen.assign(setting=chosen["task"] + ", " + chosen["model"])
-    if chosen.empty:
-        raise Lacking(f"truncations of the scope {scope} of this sweep's runs")
+    runs = part(evidence.runs, "trained runs: sweep=NAME")[["run_id", "seed", "setting"]]
+    chosen = table[table["scope"] == "all"].merge(runs, on="run_id")
 
     def quantity(task: pd.DataFrame) -> "pd.Series[float]":
         by_rank = task.pivot_table(index="seed", columns="kept_rank", values="test_accuracy")
@@ -208,5 +242,5 @@ def truncated_minus_whole(evidence: Evidence, kept_rank: int, scope: str) -> Out
             raise Lacking(f"truncations to rank {kept_rank} and to the whole update")
         return by_rank[kept_rank] - by_rank[highest]
 
-    how = f"test accuracy of ΔW cut to rank {kept_rank} ({scope}) minus the highest rank kept"
-    return over_tasks(chosen, quantity, how=how)
+    how = f"test accuracy of ΔW cut to rank {kept_rank} minus the highest rank kept"
+    return over_seeds(chosen, quantity, how=how)

@@ -15,7 +15,7 @@ from lowrank_study.errors import InputError
 from lowrank_study.runs import RunStore, TrainedRun
 from lowrank_study.study.claims.measures.outcome import Lacking
 from lowrank_study.study.sweep import rates_sweep
-from lowrank_study.study.tables import runs_table, spectra_tables
+from lowrank_study.study.tables import ranks_table, runs_table
 from lowrank_study.study.truncation_tables import truncation_table
 
 
@@ -24,15 +24,13 @@ class Evidence:
     """Tables of trained runs; None for what is not there."""
 
     runs: pd.DataFrame | None
-    """A row a run, as `study.tables.runs_table` gives."""
+    """A row a run, as `study.tables.runs_table` gives, with what is alike in its `setting`."""
     spectra: pd.DataFrame | None
-    """A row an updated matrix, as `study.tables.spectra_tables` gives."""
-    singular_values: pd.DataFrame | None
-    """A row a singular value, likewise."""
+    """A row an updated matrix, as `study.tables.ranks_table` gives."""
     rates: pd.DataFrame | None
-    """A row a tuning run, as `runs_table`."""
+    """A row a tuning run, as `runs`."""
     truncation: pd.DataFrame | None
-    """A row an evaluation of a truncated update, as `truncation_table`, with its task."""
+    """A row an evaluation of a truncated update, as `truncation_table`."""
     serving: pd.DataFrame | None
     """A row a round of timing, a column a way to serve, in seconds."""
     papers: Mapping[str, pd.DataFrame]
@@ -42,7 +40,6 @@ class Evidence:
 NO_EVIDENCE = Evidence(
     runs=None,
     spectra=None,
-    singular_values=None,
     rates=None,
     truncation=None,
     serving=None,
@@ -72,18 +69,11 @@ def load_evidence(
     tuning = _ended(
         store, [rates_sweep(name) for name in sweeps if rates_sweep(name) in store.sweeps()]
     )
-    spectra = singular_values = truncation = None
-    if ended:
-        spectra, singular_values = spectra_tables(ended, results)
-        tasks = {run.spec.run_id: run.spec.task.name for run in ended}
-        truncation = truncation_table(ended, results)
-        truncation["task"] = truncation["run_id"].map(tasks)
     return Evidence(
-        runs=runs_table(ended) if ended else None,
-        spectra=spectra,
-        singular_values=singular_values,
-        rates=runs_table(tuning) if tuning else None,
-        truncation=truncation,
+        runs=_with_settings(ended) if ended else None,
+        spectra=ranks_table(ended, results) if ended else None,
+        rates=_with_settings(tuning) if tuning else None,
+        truncation=truncation_table(ended, results) if ended else None,
         serving=serving,
         papers={
             path.stem: pd.read_csv(path)
@@ -93,15 +83,25 @@ def load_evidence(
     )
 
 
+def _with_settings(runs: Sequence[TrainedRun]) -> pd.DataFrame:
+    """Give a row a run, with what has to be the same in runs that are compared."""
+    settings = [
+        f"{run.spec.task.name}, {run.spec.model.name}, {run.spec.task.train_size or 'all'} texts, "
+        f"{run.spec.train.epochs} epochs"
+        for run in runs
+    ]
+    return runs_table(runs).assign(setting=settings)
+
+
 def _ended(store: RunStore, sweeps: Sequence[str]) -> list[TrainedRun]:
-    """Give the ended runs of some sweeps, each once."""
+    """Give the ended runs of some sweeps, each once; those on shuffled labels are a control."""
     run_ids: dict[str, None] = {}
     for sweep in sweeps:
         planned = store.sweep(sweep)
         if not store.ended(planned):
             raise InputError(f"no run of the sweep {sweep!r} has ended yet: run it, then check")
         run_ids |= dict.fromkeys(planned)
-    return store.ended(list(run_ids))
+    return [run for run in store.ended(list(run_ids)) if not run.spec.train.shuffle_labels]
 
 
 def part(table: pd.DataFrame | None, needs: str) -> pd.DataFrame:
@@ -116,11 +116,11 @@ def part(table: pd.DataFrame | None, needs: str) -> pd.DataFrame:
 
 
 def tuned_runs(evidence: Evidence) -> pd.DataFrame:
-    """Give the runs that are done, of each setting those at its best rate on validation.
+    """Give the runs that are done, of each configuration those at its best rate on validation.
 
-    A setting is a task, model, method, target and rank; where it was run at several rates or
+    A configuration is a method, target and rank in a setting; where it was run at several rates or
     scalings, of those with the most seeds the one with the highest mean validation accuracy
-    stands. A column `setting` says task and model.
+    stands.
 
     Raises:
         Lacking: There are no runs that are done.
@@ -129,11 +129,11 @@ def tuned_runs(evidence: Evidence) -> pd.DataFrame:
     done = runs[runs["status"] == "done"]
     if done.empty:
         raise Lacking("trained runs that are done; those of the sweep diverged or failed")
-    cell = ["task", "model", "method", "target", "adapter_rank"]
-    tried = ["scaling", "learning_rate"]
-    validation = done.groupby([*cell, *tried], dropna=False)["validation_accuracy"]
-    means = validation.agg(["size", "mean"]).reset_index()
-    means = means.sort_values(["size", "mean"], kind="stable", na_position="first")
-    best = means.drop_duplicates(cell, keep="last")[[*cell, *tried]]
-    chosen = done.merge(best, on=[*cell, *tried])
-    return chosen.assign(setting=chosen["task"] + ", " + chosen["model"])
+    configuration = ["setting", "method", "target", "adapter_rank"]
+    tried = done.groupby([*configuration, "scaling", "learning_rate"], dropna=False)
+    validation = tried["validation_accuracy"]
+    ranked = done.assign(
+        tried=tried.ngroup(), seeds=validation.transform("size"), mean=validation.transform("mean")
+    ).sort_values(["seeds", "mean"], kind="stable", na_position="first")
+    best = ranked.drop_duplicates(configuration, keep="last")["tried"]
+    return done[tried.ngroup().isin(best)]

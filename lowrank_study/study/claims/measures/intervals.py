@@ -1,13 +1,14 @@
-"""Intervals over seeds, paired by seed, for one task or for several at once.
+"""Intervals over seeds, paired by seed, for one setting (a task, a model, how long) or several.
 
-    over_tasks(runs, lambda task: lora_of(task) - full_of(task), how="...")
+    over_seeds(runs, lambda setting: lora_of(setting) - full_of(setting), how="...")
 
-Student's t over seeds. With k tasks each interval is at 1 - .05 / k, so that all of them cover
+Student's t over seeds. With k settings each interval is at 1 - .05 / k, so that all of them cover
 together at 95 % (Bonferroni). Under three seeds an interval is unbounded and decides nothing.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -45,44 +46,74 @@ def median_interval(values: npt.ArrayLike, *, label: str) -> Interval:
     size = ordered.size
     # The largest k with P(fewer than k of n below the median) <= 2.5 %.
     k = int(stats.binom.ppf((1 - CONFIDENCE) / 2, size, 0.5))
-    while k > 0 and stats.binom.cdf(k - 1, size, 0.5) > (1 - CONFIDENCE) / 2:
-        k -= 1
     low, high = (-math.inf, math.inf) if k == 0 else (ordered[k - 1], ordered[size - k])
     return Interval(value=float(np.median(ordered)), low=float(low), high=float(high), label=label)
 
 
-def over_tasks(
-    runs: pd.DataFrame, quantity: Callable[[pd.DataFrame], "pd.Series[float]"], *, how: str
+def over_settings(
+    runs: pd.DataFrame, interval: Callable[[pd.DataFrame, float], Interval], *, how: str
 ) -> Outcome:
-    """Give a quantity of each task with its interval over seeds.
+    """Give a number of each setting with its interval.
 
     Args:
-        runs: With a column `setting`; `quantity` is given the rows of one at a time.
-        quantity: Returns a value a seed; raises `Lacking` for what is not there.
-        how: How it was measured, in one sentence; the seeds are added.
+        runs: With a column `setting`.
+        interval: Is given the rows of one setting and a confidence; raises `Lacking` for what is
+            not there.
+        how: How it was measured, in one sentence.
 
     Returns:
-        An interval a task; nothing measured if no task has what it takes.
+        An interval a setting; nothing measured if no setting has what it takes.
     """
-    found: dict[str, pd.Series[float]] = {}
+    able: dict[str, pd.DataFrame] = {}
     reasons: list[str] = []
     for setting, rows in runs.groupby("setting"):
         try:
-            values = quantity(rows).dropna()
-            if values.empty:
-                raise Lacking("two such runs of the same seed")
-            found[str(setting)] = values
+            interval(rows, CONFIDENCE)
+            able[str(setting)] = rows
         except Lacking as error:
             reasons.append(str(error))
-    if not found:
-        return Unmeasured(why=f"needs {reasons[0]}", testable=True)
-    confidence = 1 - (1 - CONFIDENCE) / len(found)
-    seeds = sorted({len(values) for values in found.values()})
-    counted = f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+    if not able:
+        return Unmeasured(why=f"needs {reasons[0]}")
+    confidence = shared_confidence(CONFIDENCE, len(able))
     return Measured(
         values=tuple(
-            student_interval(values, confidence=confidence, label=setting)
-            for setting, values in found.items()
+            replace(interval(rows, confidence), label=setting) for setting, rows in able.items()
         ),
-        how=f"{how}; {100 * confidence:.3g} % interval over {counted}",
+        how=f"{how}; {100 * confidence:.3g} % interval",
     )
+
+
+def over_seeds(
+    runs: pd.DataFrame, quantity: Callable[[pd.DataFrame], "pd.Series[float]"], *, how: str
+) -> Outcome:
+    """Give the mean over seeds of a quantity of each setting; see `over_settings`.
+
+    Args:
+        runs: With a column `setting`.
+        quantity: Returns a value a seed; raises `Lacking` for what is not there.
+        how: How it was measured, in one sentence.
+    """
+    counts = set[int]()
+
+    def interval(rows: pd.DataFrame, confidence: float) -> Interval:
+        values = quantity(rows).dropna()
+        if values.empty:
+            raise Lacking("two such runs of the same seed")
+        counts.add(len(values))
+        return student_interval(values, confidence=confidence, label="")
+
+    return with_seeds(over_settings(runs, interval, how=how), counts)
+
+
+def with_seeds(outcome: Outcome, counts: set[int]) -> Outcome:
+    """Add how many seeds an outcome is over."""
+    if not isinstance(outcome, Measured):
+        return outcome
+    fewest, most = min(counts), max(counts)
+    counted = f"{fewest} seeds" if fewest == most else f"{fewest} to {most} seeds"
+    return replace(outcome, how=f"{outcome.how} over {counted}")
+
+
+def shared_confidence(confidence: float, intervals: int) -> float:
+    """Give the confidence of each of several intervals that are to hold together (Bonferroni)."""
+    return 1 - (1 - confidence) / intervals

@@ -51,8 +51,6 @@ class Unmeasured:
 
     why: str
     """What would be needed, or why this suite can't test it."""
-    testable: bool
-    """Whether more data of this suite's own kind would settle it."""
 
 
 Outcome = Measured | Observed | Unmeasured
@@ -93,12 +91,6 @@ def ranging(values: Sequence[float], how: str) -> Measured:
 
 
 @measure
-def out_of_reach(why: str) -> Outcome:
-    """Measure nothing: the embedded model and data can't tell, and the claim says why."""
-    return Unmeasured(why=why, testable=False)
-
-
-@measure
-def not_recorded(needs: str) -> Outcome:
-    """Measure nothing: runs of this suite could tell, but their tables don't hold what it takes."""
-    return Unmeasured(why=f"needs {needs}", testable=True)
+def not_tested(why: str) -> Outcome:
+    """Measure nothing: no runs here can tell, and the claim says why."""
+    return Unmeasured(why=why)

@@ -6,35 +6,33 @@ grid further on either side. Where that reaches an end of the grid, the interval
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
-from lowrank_study.study.accuracy import CONFIDENCE
 from lowrank_study.study.claims.measures.accuracy import unless_lacking
 from lowrank_study.study.claims.measures.evidence import Evidence, part
-from lowrank_study.study.claims.measures.intervals import student_interval
+from lowrank_study.study.claims.measures.intervals import (
+    over_settings,
+    shared_confidence,
+    student_interval,
+)
 from lowrank_study.study.claims.measures.outcome import (
     Interval,
     Lacking,
     Measured,
     Outcome,
-    Unmeasured,
     measure,
 )
 
+TIED = "tied rates and half a grid step included"
 NEEDS = "tuning runs over a grid of rates: a sweep with tuning=grid"
 
 
-def tuning_runs(evidence: Evidence) -> pd.DataFrame:
-    """Give the tuning runs, with their task and model."""
-    rates = part(evidence.rates, NEEDS)
-    return rates.assign(setting=rates["task"] + ", " + rates["model"])
-
-
-def best_rate(runs: pd.DataFrame, *, label: str) -> Interval:
-    """Give the best rate of one setting's tuning runs, as an interval.
+def best_rate(runs: pd.DataFrame, *, confidence: float, label: str) -> Interval:
+    """Give the best rate of one configuration's tuning runs, as an interval.
 
     A rate that lost a run is left out. Two rates are compared over the seeds that both had.
 
@@ -49,11 +47,11 @@ def best_rate(runs: pd.DataFrame, *, label: str) -> Interval:
     if grid.size < 3:
         raise Lacking(f"three rates or more for {label} at which no run was lost")
     best = int(table.mean().to_numpy().argmax())
-    confidence = 1 - (1 - CONFIDENCE) / (grid.size - 1)
+    each = shared_confidence(confidence, grid.size - 1)
     tied = [best]
     for other in range(grid.size):
         behind = (table.iloc[:, best] - table.iloc[:, other]).dropna()
-        if student_interval(behind, confidence=confidence, label="").low <= 0.0:
+        if student_interval(behind, confidence=each, label="").low <= 0.0:
             tied.append(other)
     first, last = min(tied), max(tied)
     low = 0.0 if first == 0 else math.sqrt(grid[first - 1] * grid[first])
@@ -88,62 +86,67 @@ def of_rule(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
 
 @measure
 @unless_lacking
-def best_rate_ratio(evidence: Evidence, target: str, rank: int, rule: str) -> Outcome:
-    """Give LoRA's best rate over full fine-tuning's, a value a task."""
-    values, reasons = [], []
-    for setting, runs in tuning_runs(evidence).groupby("setting"):
-        try:
-            lora = of_rule(runs, rule)
-            lora = lora[(lora["target"] == target) & (lora["adapter_rank"] == rank)]
-            ours = best_rate(lora, label=f"LoRA r = {rank} on {target}")
-            full = best_rate(runs[runs["method"] == "full"], label="full fine-tuning")
-        except Lacking as error:
-            reasons.append(str(error))
-            continue
-        values.append(_over(ours, full, str(setting)))
-    if not values:
-        return Unmeasured(why=f"needs {reasons[0]}", testable=True)
+def best_rate_ratio(
+    evidence: Evidence, target: str, rank: int, rule: str, steps: tuple[int, int | None]
+) -> Outcome:
+    """Give LoRA's best rate over full fine-tuning's, of runs of so many steps."""
+
+    def interval(runs: pd.DataFrame, confidence: float) -> Interval:
+        each = shared_confidence(confidence, 2)
+        lora = of_rule(runs, rule)
+        lora = lora[(lora["target"] == target) & (lora["adapter_rank"] == rank)]
+        ours = best_rate(lora, confidence=each, label=f"LoRA r = {rank} on {target}")
+        full = runs[runs["method"] == "full"]
+        theirs = best_rate(full, confidence=each, label="full fine-tuning")
+        return Interval(
+            value=ours.value / theirs.value,
+            low=0.0 if math.isinf(theirs.high) else ours.low / theirs.high,
+            high=math.inf if theirs.low == 0.0 else ours.high / theirs.low,
+            label="",
+        )
+
+    fewest, most = steps
+    tried = part(evidence.rates, NEEDS)
+    asked = f"{fewest} steps or more" if most is None else f"{fewest} to {most} steps"
+    tried = tried[tried["steps"].between(fewest, math.inf if most is None else most)]
+    tried = part(tried, f"tuning runs of {asked}")
     how = f"best rate on validation of r = {rank} on {target} ({rule}) over full fine-tuning's"
-    return Measured(values=tuple(values), how=f"{how}; tied rates and half a grid step included")
-
-
-def _over(first: Interval, second: Interval, label: str) -> Interval:
-    low = 0.0 if math.isinf(second.high) else first.low / second.high
-    high = math.inf if second.low == 0.0 else first.high / second.low
-    return Interval(value=first.value / second.value, low=low, high=high, label=label)
+    return over_settings(tried, interval, how=f"{how}; {TIED}")
 
 
 @measure
 @unless_lacking
 def best_rate_drift(evidence: Evidence, target: str, rule: str, ranks: Sequence[int]) -> Outcome:
-    """Give the highest best rate over the lowest across ranks, a value a task: 1 for no drift."""
-    values, reasons = [], []
-    for setting, runs in tuning_runs(evidence).groupby("setting"):
-        try:
-            chosen = of_rule(runs, rule)
-            chosen = chosen[(chosen["target"] == target) & chosen["adapter_rank"].isin(list(ranks))]
-            found = [
-                best_rate(at_rank, label=f"r = {rank}")
-                for rank, at_rank in chosen.groupby("adapter_rank")
-            ]
-            if len(found) < 2:
-                raise Lacking(f"tuning runs on {target} under {rule} at two ranks or more")
-        except Lacking as error:
-            reasons.append(str(error))
-            continue
-        low = max(best.low for best in found) / min(best.high for best in found)
+    """Give the highest best rate over the lowest across ranks: 1 for no drift."""
+
+    def interval(runs: pd.DataFrame, confidence: float) -> Interval:
+        chosen = of_rule(runs, rule)
+        chosen = chosen[(chosen["target"] == target) & chosen["adapter_rank"].isin(list(ranks))]
+        by_rank = {int(float(str(rank))): rows for rank, rows in chosen.groupby("adapter_rank")}
+        if len(by_rank) < 2:
+            raise Lacking(f"tuning runs on {target} under {rule} at two ranks or more")
+        each = shared_confidence(confidence, len(by_rank))
+        found = [
+            best_rate(rows, confidence=each, label=f"r = {rank}") for rank, rows in by_rank.items()
+        ]
+        tried.update(by_rank)
         lowest = min(best.low for best in found)
-        values.append(
-            Interval(
-                value=max(best.value for best in found) / min(best.value for best in found),
-                low=max(1.0, low),
-                high=math.inf if lowest == 0.0 else max(best.high for best in found) / lowest,
-                label=str(setting),
-            )
+        return Interval(
+            value=max(best.value for best in found) / min(best.value for best in found),
+            low=max(1.0, max(best.low for best in found) / min(best.high for best in found)),
+            high=math.inf if lowest == 0.0 else max(best.high for best in found) / lowest,
+            label="",
         )
-    if not values:
-        return Unmeasured(why=f"needs {reasons[0]}", testable=True)
-    how = (
-        f"highest best rate over the lowest, r of {', '.join(map(str, ranks))} on {target}, {rule}"
-    )
-    return Measured(values=tuple(values), how=f"{how}; tied rates and half a grid step included")
+
+    tried = set[int]()
+    outcome = over_settings(part(evidence.rates, NEEDS), interval, how=TIED)
+    if not isinstance(outcome, Measured):
+        return outcome
+    how = f"highest best rate over the lowest, r of {_listed(tried)} on {target}, {rule}"
+    if untried := set(ranks) - tried:
+        how += f" (not of {_listed(untried)})"
+    return replace(outcome, how=f"{how}; {outcome.how}")
+
+
+def _listed(ranks: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(ranks)))
