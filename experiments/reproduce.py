@@ -10,27 +10,25 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from lowrank_study.command import command
-from lowrank_study.config import plain
+from lowrank_study.config import Fields, plain
 from lowrank_study.reporting.reproduction import plan_of
 from lowrank_study.study.papers import load_paper
 
 
 def reproduce(config: DictConfig) -> None:
     """Forecast, then train and report each experiment."""
-    asked = plain(config)
-    papers = [load_paper(name) for name in asked["papers"]]
-    results = Path(asked["results"])
+    asked = Fields("", plain(config))
     plan = plan_of(
-        asked["experiments"],
-        papers,
-        results=results,
-        updates=asked["updates"],
-        shuffled=asked["shuffled"],
-        scale=asked["scale"],
+        asked.names("experiments"),
+        [load_paper(name) for name in asked.names("papers")],
+        results=Path(asked.text("results")).expanduser(),
+        updates=asked.names("updates"),
+        shuffled=asked.optional_text("shuffled"),
+        scale=asked.optional_text("scale"),
     )
     print(plan.in_words(), flush=True)
-    if not asked["forecast"]:
-        for line in plan.carry_out(record=asked["record"]):
+    if not asked.flag("forecast"):
+        for line in plan.carry_out(record=asked.text("record")):
             print(line, flush=True)
 
 

@@ -1,6 +1,6 @@
 """Published and own numbers side by side, as CSV and Markdown.
 
->>> write_paper(paper, beside(paper, runs, rates), Path("results/papers"))
+>>> write_paper(paper, beside(paper, runs), Path("results/papers"))
 PosixPath('results/papers/lora_table6.md')
 """
 

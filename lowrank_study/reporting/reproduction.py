@@ -17,7 +17,7 @@ from lowrank_study.reporting.sweep_report import report_sweep
 from lowrank_study.study import measured_controls, truncated_runs
 from lowrank_study.study.forecast import forecasts, in_words
 from lowrank_study.study.measured_controls import measure_controls
-from lowrank_study.study.papers import Paper, beside, ended
+from lowrank_study.study.papers import Paper, beside, done_runs
 from lowrank_study.study.sweep import sweep_of
 from lowrank_study.study.truncated_runs import truncate_sweep
 
@@ -28,6 +28,8 @@ class Plan:
 
     sweeps: dict[str, list[RunConfig]]
     """Experiment to its runs."""
+    reported: Sequence[str]
+    """Those that get a report, and a record."""
     updates: Sequence[str]
     """Those whose full updates are truncated, and held against controls."""
     shuffled: str | None
@@ -53,8 +55,8 @@ class Plan:
             sweep_of(configs)
             if name in self.updates:
                 self._study_updates(name)
-            if all(config.spec.train.shuffle_labels for config in configs):
-                continue  # a control: the reports that it is held against show it
+            if name not in self.reported:
+                continue
             folder = self.results / "report" / name
             margin = configs[0].margin
             path, found = report_sweep(name, results=self.results, margin=margin, folder=folder)
@@ -63,7 +65,7 @@ class Plan:
                 kept = f"{record}_{name}"
                 yield str(record_sweep(name, results=self.results, name=kept, margin=margin))
         for paper in self.papers:
-            table = beside(paper, *ended(paper, self.results))
+            table = beside(paper, done_runs(paper, self.results))
             yield str(write_paper(paper, table, self.results / "papers"))
 
     def _study_updates(self, name: str) -> None:
@@ -83,16 +85,27 @@ def plan_of(
     shuffled: str | None = None,
     scale: str | None = None,
 ) -> Plan:
-    """Plan experiments, and those that papers are held against.
+    """Plan experiments, and those that their controls need and that papers are held against.
+
+    Only `experiments` are reported: a control is shown by the reports of what it is held against,
+    and what a paper needs by its page.
 
     Raises
     ------
     InputError
         A setting of an experiment can't be.
     """
-    names = dict.fromkeys([*experiments, *(paper.experiment for paper in papers)])
+    controls = [shuffled] if shuffled and set(updates) & set(experiments) else []
+    names = dict.fromkeys([*controls, *experiments, *(paper.experiment for paper in papers)])
     more = [f"scale={scale}"] if scale else []
     sweeps = {
         name: planned_configs(f"experiment={name}", f"results={results}", *more) for name in names
     }
-    return Plan(sweeps=sweeps, updates=updates, shuffled=shuffled, papers=papers, results=results)
+    return Plan(
+        sweeps=sweeps,
+        reported=[name for name in experiments if name not in controls],
+        updates=updates,
+        shuffled=shuffled,
+        papers=papers,
+        results=results,
+    )

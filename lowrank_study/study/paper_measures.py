@@ -1,6 +1,6 @@
 """The measures that papers report, of this suite's own runs: each a tidy table.
 
-    MEASURES["accuracy"](runs, rates)    # target, adapter_rank, own, low, high, n
+    MEASURES["accuracy"](runs)    # target, adapter_rank, own, low, high, n
 
 `own` is a mean over seeds, `low` and `high` its 95 % Student t interval, `n` the seeds.
 """
@@ -29,13 +29,13 @@ from lowrank_study.study.accuracy import interval_of_mean
 from lowrank_study.study.updates import updates_of_run
 
 Runs = Sequence[TrainedRun]
-Measure = Callable[[Runs, pd.DataFrame | None], pd.DataFrame]
+Measure = Callable[[Runs], pd.DataFrame]
 
 INTRUDERS_AMONG, INTRUDER_COSINE = 10, 0.5
 """k and ε of Shuttleworth et al. 2024."""
 
 
-def accuracy(runs: Runs, rates: pd.DataFrame | None) -> pd.DataFrame:
+def accuracy(runs: Runs) -> pd.DataFrame:
     """Test accuracy in per cent by target and rank; full fine-tuning has target `full`, rank 0."""
     return _over_seeds(
         ({**_configuration(run), "own": 100 * run.record["test"]["accuracy"]} for run in runs),
@@ -43,7 +43,7 @@ def accuracy(runs: Runs, rates: pd.DataFrame | None) -> pd.DataFrame:
     )
 
 
-def accuracy_by_examples(runs: Runs, rates: pd.DataFrame | None) -> pd.DataFrame:
+def accuracy_by_examples(runs: Runs) -> pd.DataFrame:
     """Test accuracy in per cent by number of training examples, target and rank."""
     return _over_seeds(
         (
@@ -58,7 +58,7 @@ def accuracy_by_examples(runs: Runs, rates: pd.DataFrame | None) -> pd.DataFrame
     )
 
 
-def amplified(runs: Runs, rates: pd.DataFrame | None) -> pd.DataFrame:
+def amplified(runs: Runs) -> pd.DataFrame:
     """LoRA's Table 7, of the query maps: what W0 has along an update's directions.
 
     Keys are `adapter_rank` and `quantity`: `along_update`, `along_weight` and `along_random` are
@@ -93,7 +93,7 @@ def amplified(runs: Runs, rates: pd.DataFrame | None) -> pd.DataFrame:
     return _over_seeds(rows, ["adapter_rank", "quantity"])
 
 
-def similarity_of_ranks(runs: Runs, rates: pd.DataFrame | None) -> pd.DataFrame:
+def similarity_of_ranks(runs: Runs) -> pd.DataFrame:
     """LoRA's Figure 3: φ(A_r, A_s, i, j) between two ranks of a seed, median over query maps.
 
     Keys are `first_rank`, `second_rank`, `i` and `j`; `chance` rows (i = j = 0) hold what random
@@ -110,7 +110,7 @@ def similarity_of_ranks(runs: Runs, rates: pd.DataFrame | None) -> pd.DataFrame:
     return _over_seeds(rows, ["first_rank", "second_rank", "i", "j"])
 
 
-def similarity_of_seeds(runs: Runs, rates: pd.DataFrame | None) -> pd.DataFrame:
+def similarity_of_seeds(runs: Runs) -> pd.DataFrame:
     """LoRA's Figure 4: the same between pairs of seeds of one rank.
 
     `n` counts pairs. They share seeds, so that they give no interval.
@@ -126,7 +126,7 @@ def similarity_of_seeds(runs: Runs, rates: pd.DataFrame | None) -> pd.DataFrame:
     return table.assign(low=np.nan, high=np.nan)
 
 
-def energy_shares(runs: Runs, rates: pd.DataFrame | None) -> pd.DataFrame:
+def energy_shares(runs: Runs) -> pd.DataFrame:
     """Biderman et al., section 4.6: 90 % energy rank over min(out, in), of ΔW, W0 and W.
 
     Of full fine-tuning; medians over the matrices of all layers, in per cent. Key: `matrix`.
@@ -151,7 +151,7 @@ def energy_shares(runs: Runs, rates: pd.DataFrame | None) -> pd.DataFrame:
     return _over_seeds(rows, ["matrix"])
 
 
-def intruders(runs: Runs, rates: pd.DataFrame | None) -> pd.DataFrame:
+def intruders(runs: Runs) -> pd.DataFrame:
     """Shuttleworth et al.: intruder dimensions a matrix, mean over matrices, by target and rank."""
     left: dict[str, Any] = {}
     rows = []
@@ -169,11 +169,10 @@ def intruders(runs: Runs, rates: pd.DataFrame | None) -> pd.DataFrame:
     return _over_seeds(rows, ["target", "adapter_rank"])
 
 
-def best_rates(runs: Runs, rates: pd.DataFrame | None) -> pd.DataFrame:
+def best_rates(runs: Runs) -> pd.DataFrame:
     """The rates that validation chose, as ratios to full fine-tuning's, by target and rank.
 
-    `n` counts the runs at the chosen rate that are reported; there is no interval, since one
-    choice was made.
+    One choice was made of each, so that there is no interval.
     """
     chosen = {tuple(_configuration(run).values()): run.spec.method.learning_rate for run in runs}
     full = chosen.get(("full", 0), float("nan"))

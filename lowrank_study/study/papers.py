@@ -1,6 +1,6 @@
 """What a paper reports beside what this suite finds: the same question, one row a number.
 
-    beside(paper, runs, rates)      # the paper's keys, published, own, low, high, n
+    beside(paper, runs)      # the paper's keys, published, own, low, high, n
 
 A paper's YAML (`conf/paper/`) names the experiment that asks its question here, how it is measured
 (`MEASURES`), and the published numbers. A measure gives a tidy table: what a row is of, `own`, and
@@ -8,7 +8,7 @@ where runs were repeated the 95 % interval over seeds. Models, data and scale di
 paper's, so it is the pattern that can agree, and a level only by chance.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,6 @@ from lowrank_study.config import CONF_FOLDER, Fields, plain
 from lowrank_study.errors import InputError
 from lowrank_study.runs import RunStore, TrainedRun
 from lowrank_study.study.paper_measures import MEASURES
-from lowrank_study.study.sweep import rates_sweep
-from lowrank_study.study.tables import runs_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +84,8 @@ def load_paper(name: str) -> Paper:
     return read_paper(name, plain(OmegaConf.load(path)))
 
 
-def ended(paper: Paper, results: Path) -> tuple[list[TrainedRun], pd.DataFrame | None]:
-    """Return the done runs of a paper's experiment, and those that chose its rates.
+def done_runs(paper: Paper, results: Path) -> list[TrainedRun]:
+    """Return the done runs of a paper's experiment.
 
     Raises
     ------
@@ -99,12 +97,10 @@ def ended(paper: Paper, results: Path) -> tuple[list[TrainedRun], pd.DataFrame |
     done = [run for run in runs if run.status == "done"]
     if not done:
         raise InputError(f"no run of {paper.experiment} is done: run experiment={paper.experiment}")
-    rates = rates_sweep(paper.experiment)
-    chosen = store.ended(store.sweep(rates)) if rates in store.sweeps() else None
-    return done, None if chosen is None else runs_table(chosen)
+    return done
 
 
-def beside(paper: Paper, runs: Sequence[TrainedRun], rates: pd.DataFrame | None) -> pd.DataFrame:
+def beside(paper: Paper, runs: Sequence[TrainedRun]) -> pd.DataFrame:
     """Return published and own numbers, a row each; what only one side has is missing.
 
     Parameters
@@ -113,11 +109,8 @@ def beside(paper: Paper, runs: Sequence[TrainedRun], rates: pd.DataFrame | None)
         With its measure.
     runs
         Those of its experiment that are done.
-    rates
-        The runs that chose the rates, as `study.tables.runs_table` gives them.
     """
-    measure: Callable[..., pd.DataFrame] = MEASURES[paper.measure]
-    own = measure(runs, rates)
+    own = MEASURES[paper.measure](runs)
     published = pd.DataFrame(list(paper.published))
     keys = [key for key in published.columns if key != "published"]
     if unknown := set(keys) - set(own.columns):

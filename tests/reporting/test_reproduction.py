@@ -41,7 +41,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_everything_is_done_in_order(done: list[str], tmp_path: Path) -> None:
-    names = ["flagship_shuffled_labels", "flagship_rotten_tomatoes", "rank_sweep"]
+    names = ["flagship_rotten_tomatoes", "rank_sweep"]
     plan = plan_of(
         names,
         [],
@@ -51,7 +51,7 @@ def test_everything_is_done_in_order(done: list[str], tmp_path: Path) -> None:
     )
     lines = list(plan.carry_out(record="day"))
     assert done == [
-        "train flagship_shuffled_labels",  # a control: it has no report of its own
+        "train flagship_shuffled_labels",  # a control, needed and without a report of its own
         "train flagship_rotten_tomatoes",
         "cut flagship_rotten_tomatoes",
         "controls flagship_rotten_tomatoes flagship_shuffled_labels",
@@ -62,6 +62,13 @@ def test_everything_is_done_in_order(done: list[str], tmp_path: Path) -> None:
         "record day_rank_sweep",
     ]
     assert any("report.html: found" in line for line in lines)
+
+
+def test_what_a_paper_needs_is_trained_and_not_reported(done: list[str], tmp_path: Path) -> None:
+    plan = plan_of([], [load_paper("lora_table16")], results=tmp_path, updates=["rank_sweep"])
+    with pytest.raises(InputError, match="no sweep 'paper_lora_table16'"):
+        list(plan.carry_out(record="day"))
+    assert done == ["train paper_lora_table16"]
 
 
 def test_without_a_name_no_record_is_kept(done: list[str], tmp_path: Path) -> None:

@@ -88,20 +88,20 @@ def matrices(target: tuple[str, ...]) -> list[str]:
 @pytest.mark.slow
 def test_every_measure_reads_trained_runs(trained: list[TrainedRun]) -> None:
     for name, measure in MEASURES.items():
-        table = measure(trained, None)
+        table = measure(trained)
         assert len(table), name
         assert {"own", "low", "high", "n"} <= set(table.columns), name
         assert np.isfinite(table["own"]).all(), name
-    seeds = MEASURES["similarity_of_seeds"](trained, None)
+    seeds = MEASURES["similarity_of_seeds"](trained)
     assert seeds.loc[seeds["i"] > 0, "own"].between(0, 1).all()
-    amplified = MEASURES["amplification"](trained, None).set_index(["adapter_rank", "quantity"])
+    amplified = MEASURES["amplification"](trained).set_index(["adapter_rank", "quantity"])
     width = 16
     norm, along = amplified.loc[(2, "weight_norm")], amplified.loc[(2, "along_random")]
     assert along["own"] == pytest.approx(norm["own"] * 2 / width)
     assert amplified.loc[(2, "along_weight"), "own"] <= norm["own"]
-    rates = MEASURES["best_rates"](trained, None).set_index(["target", "adapter_rank"])
+    rates = MEASURES["best_rates"](trained).set_index(["target", "adapter_rank"])
     assert rates.loc[("full", 0), "own"] == 1.0
-    assert MEASURES["intruders"](trained, None)["own"].between(0, 10).all()
+    assert MEASURES["intruders"](trained)["own"].between(0, 10).all()
 
 
 def test_a_paper_that_can_not_be_read_is_refused() -> None:
