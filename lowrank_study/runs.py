@@ -124,11 +124,10 @@ class RunStore:
                 folder.mkdir()
             except FileExistsError:
                 continue
-            claim = Claim(self, run_id, folder)
-            if self._ended(run_id):  # ended between the first look and the claim
-                claim.release()
+            if self._ended(run_id):  # between the first look and the claim
+                folder.rmdir()
                 continue
-            return claim
+            return Claim(self, run_id, folder)
         return None
 
     def claim_pack(self, sweep: str) -> "list[Claim]":

@@ -101,12 +101,10 @@ class BaseModel:
     dropout: float | None
     """Every dropout probability of the model while training; `None` keeps the model's own."""
 
-    def role_of(self, module_name: str) -> str:
-        """Return a module's role, or the last part of its path where it has none."""
-        for role, pattern in self.roles.items():
-            if path_matches(module_name, pattern):
-                return role
-        return module_name.rpartition(".")[2]
+    @property
+    def roles_by_path(self) -> dict[str, str]:
+        """Module path within its layer → role."""
+        return {path.removeprefix("*."): role for role, path in self.roles.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -186,7 +186,7 @@ class Adapter:
             parts = {part: self._finite(name) for part, name in self._parts(module).items()}
             shared = {part: self._finite(name) for part, name in self._tensors.shared.items()}
             return peft_delta(
-                self.config, module, parts | shared, W0_OI.shape, f"{self._where}: {shown(module)}"
+                self.config, parts | shared, W0_OI.shape, f"{self._where}: {shown(module)}"
             )
         if self.kind == "dora":
             return self._dora_delta(module, self._base(base))
@@ -252,12 +252,12 @@ class Adapter:
         resized = is_vocabulary(module_of(name)) and len(before) == 2
         return shape == before or (resized and shape[1:] == before[1:])
 
-    def new_rows(self, name: str, base: Weights) -> int:
-        """Rows of a vocabulary trained in full that the base doesn't have; else 0."""
+    def extra_rows(self, name: str, base: Weights) -> int:
+        """Rows that a vocabulary trained in full has more than the base; below 0: fewer."""
         if name in self._tensors.token_rows or not self.fits(name, base):
             return 0
         shape, before = self.shape(name), base.shape(self.base_tensor(name, base))
-        return max(0, shape[0] - before[0]) if shape else 0
+        return shape[0] - before[0] if shape else 0
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor trained in full; of trained tokens, of their rows."""

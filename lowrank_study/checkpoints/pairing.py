@@ -68,8 +68,6 @@ class Match:
     """The coarser of the two storage dtypes."""
     shape: tuple[int, int]
     """(out, in) of what is compared: for a resized vocabulary, the rows both have."""
-    new_rows: int
-    """Rows only the tuned checkpoint has, of a vocabulary that has grown; else 0."""
     before: Matrix
     """The pretrained one."""
     after: Matrix
@@ -105,10 +103,6 @@ class Match:
             matrix.storage_dtype == "float64" or matrix.weights.is_scaled(matrix.tensor)
             for matrix in (self.before, self.after)
         )
-
-    def read_new_rows(self) -> Array:
-        """Return the rows that only the tuned checkpoint has."""
-        return self.after.read()[self.shape[0] :]
 
 
 class Pairing:
@@ -270,7 +264,6 @@ def _match(name: str, before: Matrix, after: Matrix) -> Match | None:
         name=name,
         storage_dtype=coarser(before.storage_dtype, after.storage_dtype),
         shape=(rows, before.shape[1]),
-        new_rows=after.shape[0] - rows,
         before=before,
         after=after,
     )

@@ -27,7 +27,6 @@ _KEYS = (
 
 def peft_delta(
     config: Mapping[str, Any],
-    module: str,
     parts: Mapping[str, Array],
     shape: tuple[int, ...],
     where: str,
@@ -36,7 +35,6 @@ def peft_delta(
 
     Args:
         config: the adapter's checked config; only numbers are taken from it.
-        module: the module's path, for rank_pattern and alpha_pattern.
         parts: PEFT's parameter names to their values.
         shape: (out, in) of the base weight.
         where: opens the errors.

@@ -32,7 +32,6 @@ _ESCAPES = {
     '"': r"\textquotedbl{}",
     "'": r"\textquotesingle{}",
     "`": r"\textasciigrave{}",
-    "-": "-",
     "–": "--",
     "−": "$-$",
     "×": r"$\times$",

@@ -1,7 +1,7 @@
 """The report of a sweep, from what the run store and the spectra folder hold.
 
 >>> report_sweep("rank_sweep", results=Path("results"))
-PosixPath('results/report/report.html')
+(PosixPath('results/report/report.html'), 'Rank 8 on ... suffices ...')
 """
 
 from itertools import takewhile

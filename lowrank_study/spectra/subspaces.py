@@ -322,20 +322,21 @@ def overlap_with_base(update: UpdateMatrix, *, k: int) -> Overlap:
 
     Args:
         update: With `W0_OI`.
-        k: Leading singular directions of W0.
+        k: Leading singular directions of W0; fewer are taken where its rank is lower.
 
     Returns:
         Shares in [0, 1] for both sides, with their chance levels.
 
     Raises:
-        InputError: If `W0_OI` is missing, the update is zero, or k isn't in 1..rank of W0.
+        InputError: If `W0_OI` is missing, it or the update is zero, or k isn't in 1..min(m, n).
     """
     W0_OI = _base_of(update)
-    base = _of_matrix(W0_OI, max(k, 1))
-    if not 1 <= k <= base.singular_values.size:
-        raise InputError(
-            f"{k} directions of W0 of {update.name!r}; give 1 or more, at most its rank"
-        )
+    if not 1 <= k <= min(update.shape):
+        raise InputError(f"{k} directions of W0 of {update.name!r}; give 1 to {min(update.shape)}")
+    base = _of_matrix(W0_OI, k)
+    k = base.singular_values.size
+    if not k:
+        raise InputError(f"W0 of {update.name!r} is zero; it has no directions to compare")
     if update.delta_OI is not None:
         norm = svd.frobenius_norm(update.delta_OI)
         unit = update.delta_OI.astype(np.float64) / (norm or 1.0)

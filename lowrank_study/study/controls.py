@@ -94,7 +94,7 @@ def controls_of(
     directions
         Most leading directions of two updates that are compared; 1, 2, 4 … of them are.
     """
-    real = {_unshuffled(run.spec): run for run in runs}
+    real = {_unshuffled(run.spec) for run in runs}
     rows = [row for run in runs for row in _measured(run, "trained", results)]
     for run in shuffled:
         if _unshuffled(run.spec) in real:
@@ -216,7 +216,7 @@ def rank_along_training(run: TrainedRun, *, device: str) -> pd.DataFrame:
     """
     last = int(run.record["steps"])
     watched = {2**octave for octave in range(last.bit_length())} | {last}
-    roles = {pattern.removeprefix("*."): role for role, pattern in run.spec.model.roles.items()}
+    roles = run.spec.model.roles_by_path
     rows: list[Row] = []
     train = replace(run.spec.train, read_test=False, evaluations=1)
     with tuned_matrices(run) as (pairing, _), TemporaryDirectory() as folder:

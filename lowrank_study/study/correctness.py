@@ -142,14 +142,15 @@ def _pair(
 ) -> PairedRuns:
     task, model, method, target, rank = key
     seeds = tuple(sorted(adapter.keys() & full.keys()))
-    for seed in seeds:
-        (mine, my_predictions), (whole, its_predictions) = adapter[seed], full[seed]
-        if not np.array_equal(my_predictions["label"], its_predictions["label"]):
-            raise InputError(
-                f"runs {mine.spec.run_id!r} and {whole.spec.run_id!r} were tested on other "
-                f"examples: compare runs of one split only"
-            )
-    labels = full[seeds[0]][1]["label"] if seeds else pd.Series(dtype=int)
+    first, labels = full[seeds[0]][0] if seeds else None, pd.Series(dtype=int)
+    if first is not None:
+        labels = full[seeds[0]][1]["label"]
+        for run, predictions in (of[seed] for seed in seeds for of in (full, adapter)):
+            if not np.array_equal(predictions["label"], labels):
+                raise InputError(
+                    f"runs {first.spec.run_id!r} and {run.spec.run_id!r} were tested on other "
+                    f"examples: compare runs of one split only"
+                )
     return PairedRuns(
         task=task,
         model=model,

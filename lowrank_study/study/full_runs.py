@@ -1,19 +1,39 @@
 """Which runs of full fine-tuning speak for a sweep: those at the rate that validation chose.
 
-for runs in chosen_full_runs(store.ended(store.sweep("rank_sweep"))):
+for runs in chosen_of_sweep("rank_sweep", Path("results")):
     runs[0].spec.task.name, [run.spec.seed for run in runs]
 """
 
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 
-from lowrank_study.runs import TrainedRun
+from lowrank_study.errors import InputError
+from lowrank_study.runs import RunStore, TrainedRun
 from lowrank_study.spec import FullFineTuning
 from lowrank_study.study.tuning import configuration, worth
 
 
+def chosen_of_sweep(sweep: str, results: Path) -> list[list[TrainedRun]]:
+    """Return the same of a sweep in the store.
+
+    Raises
+    ------
+    InputError
+        No such sweep, or no ended run of full fine-tuning in it.
+    """
+    store = RunStore(results / "runs")
+    chosen = chosen_full_runs(store.ended(store.sweep(sweep)))
+    if not chosen:
+        raise InputError(
+            f"sweep={sweep}: no run of full fine-tuning that read the test split has ended; "
+            "train one with method=full"
+        )
+    return chosen
+
+
 def chosen_full_runs(runs: Sequence[TrainedRun]) -> list[list[TrainedRun]]:
-    """Return the runs of full fine-tuning of each task and model, one a seed, in order of seeds.
+    """Return the runs of full fine-tuning of each task and model, in order of their seeds.
 
     Of several learning rates the one that validation prefers (`study.tuning.preference`). Runs that
     did not read the test split, and those on shuffled labels, are left out.

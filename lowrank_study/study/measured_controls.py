@@ -20,7 +20,7 @@ from lowrank_study.files import write_parquet
 from lowrank_study.runs import RunStore
 from lowrank_study.spec import FullFineTuning
 from lowrank_study.study.controls import controls_of, rank_along_training
-from lowrank_study.study.full_runs import chosen_full_runs
+from lowrank_study.study.full_runs import chosen_of_sweep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,15 +66,11 @@ def measure_controls(request: ControlsRequest) -> pd.DataFrame:
     Raises
     ------
     InputError
-        No such sweep, or no ended run of full fine-tuning in it.
+        No such sweep, no ended run of full fine-tuning in it, or runs on shuffled labels of which
+        none is like one of them.
     """
+    chosen = chosen_of_sweep(request.sweep, request.results)
     store = RunStore(request.results / "runs")
-    chosen = chosen_full_runs(store.ended(store.sweep(request.sweep)))
-    if not chosen:
-        raise InputError(
-            f"sweep={request.sweep}: no run of full fine-tuning that read the test split has "
-            "ended; train one with method=full"
-        )
     shuffled = [
         run
         for run in store.ended(store.sweep(request.shuffled))
@@ -94,6 +90,12 @@ def measure_controls(request: ControlsRequest) -> pd.DataFrame:
                 write_parquet(path, rank_along_training(runs[0], device=request.device))
             parts.append(pd.read_parquet(path))
     table = pd.concat(parts, ignore_index=True)
+    if shuffled and not (table["control"] == "shuffled_labels").any():
+        raise InputError(
+            f"shuffled={request.shuffled}: its runs have other settings than those of "
+            f"{request.sweep}, whose rate is {chosen[0][0].spec.method.learning_rate:g}: train it "
+            "at that method.learning_rate"
+        )
     write_parquet(controls_file(request.sweep, request.results), table)
     return table
 

@@ -23,8 +23,8 @@ from lowrank_study.config import Fields
 from lowrank_study.errors import InputError
 from lowrank_study.files import write_parquet
 from lowrank_study.machine import cores_of_workers, free_cores
-from lowrank_study.runs import RunStore, TrainedRun
-from lowrank_study.study.full_runs import chosen_full_runs
+from lowrank_study.runs import TrainedRun
+from lowrank_study.study.full_runs import chosen_of_sweep
 from lowrank_study.study.progress import SweepProgress
 from lowrank_study.study.truncation import (
     SCOPES,
@@ -102,13 +102,7 @@ def truncate_sweep(request: TruncateRequest) -> list[TrainedRun]:
         No such sweep, no ended run of full fine-tuning, or a checkpoint that is not what its
         record says.
     """
-    store = RunStore(request.results / "runs")
-    chosen = chosen_full_runs(store.ended(store.sweep(request.sweep)))
-    if not chosen:
-        raise InputError(
-            f"sweep={request.sweep}: no run of full fine-tuning that read the test split has "
-            "ended; train one with method=full"
-        )
+    chosen = chosen_of_sweep(request.sweep, request.results)
     jobs = [
         (run, request.results, request.scopes_of(position), request.ranks, request.device)
         for runs in chosen

@@ -136,7 +136,7 @@ def cuts_of(
 def tuned_matrices(run: TrainedRun) -> Iterator[tuple[Pairing, list[UpdatedMatrix]]]:
     """Open a run's checkpoint beside the pretrained one; headers only are read."""
     model = run.spec.model
-    roles = {pattern.removeprefix("*."): role for role, pattern in model.roles.items()}
+    roles = model.roles_by_path
     with open_weights(model_folder(model)) as base, open_weights(run.checkpoint) as tuned:
         pairing = pair(base, tuned)
         yield pairing, [_placed(match, roles) for match in pairing.matches]

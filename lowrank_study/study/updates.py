@@ -21,7 +21,7 @@ def updates_of_run(run: TrainedRun) -> Iterator[UpdateMatrix]:
     The classification head has no W0 to compare with, and is left out.
     """
     model = run.spec.model
-    roles = {pattern.removeprefix("*."): role for role, pattern in model.roles.items()}
+    roles = model.roles_by_path
     with open_weights(model_folder(model)) as base:
         if isinstance(run.spec.method, FullFineTuning):
             with open_weights(run.checkpoint) as tuned:

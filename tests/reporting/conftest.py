@@ -123,7 +123,7 @@ def _run(
         "adapter_rank": rank,
         "target": target,
         "alpha": None if rank is None else 16.0,
-        "scaling": None if rank is None else 16.0 / rank,
+        "scaling_rule": None if rank is None else "alpha_over_rank",
         "learning_rate": 5e-5 if rank is None else 5e-4,
         "seed": seed,
         "status": status,

@@ -306,6 +306,15 @@ def test_the_thresholds_decide():
     assert half.positions == tuple(np.flatnonzero(cosines < middle) + 1)
 
 
+def test_a_base_of_low_rank_has_as_many_directions_as_its_rank() -> None:
+    found = overlap_with_base(dense(np.eye(32), np.ones((32, 32))), k=8)
+    assert found.k == 1
+    assert found.left == pytest.approx(1 / 32)
+    assert found.left_chance == 1 / 32
+    with pytest.raises(InputError, match="is zero; it has no directions"):
+        overlap_with_base(dense(np.eye(4), np.zeros((4, 4))), k=1)
+
+
 def test_impossible_questions_are_refused():
     W0 = np.eye(4)
     update = dense(np.ones((4, 4)), W0)

@@ -75,7 +75,7 @@ def accuracy_against_rank(data: SettingData) -> Figure:
         )
         for panel, target in zip(panels, targets, strict=True):
             draw_target(panel, target)
-        for panel in panels[:: len(panels) if on.wide else 1]:
+        for panel in panels[:: 3 if on.wide else 1]:
             panel.set_ylabel("test accuracy")
         on.legend(legend(), columns=(2, 1))
 

@@ -3,7 +3,7 @@
     def draw(on: Paper) -> None:
         panel = on.panels(1, across=(1, 1), height=(3.7, 3.9))[0]
         ...
-    figure = draw_figure(draw, name="accuracy", title=..., caption=..., table=...)
+    figure = draw_figure(draw, name="accuracy", title=..., frame=..., columns=..., ...)
 
 One drawing shrunk to a telephone can’t be read, so each is drawn `wide` and `narrow`, with
 its panels beside or above each other. Pairs of numbers below are (wide, narrow).

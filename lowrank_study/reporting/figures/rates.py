@@ -82,7 +82,7 @@ def rate_curves(data: SettingData) -> Figure | None:
                 ms=5,
                 lw=1.2,
             )
-        for rows, colour in ((rows_of(target, rule), INK), (full, INK)):
+        for rows in (rows_of(target, rule), full):
             best = rows[rows["chosen"]]
             panel.plot(
                 best["learning_rate"],
@@ -90,7 +90,7 @@ def rate_curves(data: SettingData) -> Figure | None:
                 ls="none",
                 marker="o",
                 mfc="none",
-                mec=colour,
+                mec=INK,
                 ms=6,
             )
 

@@ -35,9 +35,9 @@ def full_rank(data: SettingData) -> list[Finding]:
     clear = inside[inside["resolvable"]]
     noise = sorted(
         {
-            (int(out), int(into)): noise_energy_rank(int(out), int(into))
+            noise_energy_rank(int(out), int(into))
             for out, into in zip(clear["out_features"], clear["in_features"], strict=True)
-        }.values()
+        }
     )
     text = (
         f"The update ΔW of full fine-tuning has a median 90{NARROW_SPACE}% energy rank of "

@@ -10,7 +10,7 @@ import math
 from statistics import median
 
 from lowrank_study.reporting.display import counted, enumeration, percent, printable, written
-from lowrank_study.reporting.spectra_report.tables import noise_rank
+from lowrank_study.reporting.tables import noise_energy_rank
 from lowrank_study.study.measurement.measure import MeasuredMatrix, Measurement
 
 RANK = "energy_rank_90"
@@ -73,7 +73,9 @@ def _rank(matrices: list[MeasuredMatrix]) -> str:
             f"{_why_hidden(changed)}."
         )
     text = f"90 % of the energy of ΔW lies in {_spread(ranks)} directions"
-    noise = [noise_rank(*m.spectrum.shape) for m in changed if m.readings[RANK].value is not None]
+    noise = [
+        noise_energy_rank(*m.spectrum.shape) for m in changed if m.readings[RANK].value is not None
+    ]
     text += f"; noise of the same shapes would take {_spread([float(round(n)) for n in noise])}"
     if hidden:
         text += (

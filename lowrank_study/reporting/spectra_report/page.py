@@ -30,13 +30,13 @@ from lowrank_study.reporting.spectra_report.tables import (
     matrices_of,
     measures_in,
     name_of,
-    noise_rank,
     reading_text,
     skipped_table,
     value_text,
     vectors_table,
 )
 from lowrank_study.reporting.svg import DARK, LIGHT
+from lowrank_study.reporting.tables import noise_energy_rank
 from lowrank_study.study.measurement.files import AdapterOnBase, Subject
 from lowrank_study.study.measurement.measure import MeasuredMatrix, Measurement
 from lowrank_study.study.measurement.readings import Measure, Reading
@@ -170,7 +170,7 @@ def _rows(found: Measurement, measures: tuple[Measure, ...]) -> list[dict[str, A
                     "hint": _hint(reading, measure),
                 }
             )
-        noise = noise_rank(*spectrum.shape)
+        noise = noise_energy_rank(*spectrum.shape)
         rows.append(
             {
                 "update": update,
@@ -233,7 +233,7 @@ def _matrix(update: str, matrix: MeasuredMatrix, measures: tuple[Measure, ...]) 
         "shape": f"{spectrum.shape[0]}×{spectrum.shape[1]}",
         "dtype": printable(spectrum.storage_dtype),
         "state": matrix.state,
-        "noise": _number(noise_rank(*spectrum.shape)),
+        "noise": _number(noise_energy_rank(*spectrum.shape)),
         "floor": _number(spectrum.rounding_edge),
         "edge": None if edge is None else _number(edge),
         "index": (index + 1).tolist(),

@@ -8,7 +8,6 @@ what the formula gives all the same. `in_words` puts the status in place of what
 as the CSV file and the page show it. Every name is made printable here.
 """
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +74,7 @@ def _described(update: str, matrix: MeasuredMatrix) -> dict[str, Any]:
         "decomposition": spectrum.method,
         "absolute_error": spectrum.absolute_error,
         "base_frobenius_norm": spectrum.base_frobenius_norm,
-        NOISE_RANK: noise_rank(*spectrum.shape),
+        NOISE_RANK: noise_energy_rank(*spectrum.shape),
     }
 
 
@@ -95,12 +94,6 @@ def _measured(matrix: MeasuredMatrix, measures: tuple[Measure, ...]) -> dict[str
 
 NOT_MEASURED = Reading(value=None, status="not computed", as_read=None)
 """Stands for a measure that this matrix wasn't asked for, such as one without W0."""
-
-
-@cache
-def noise_rank(out_features: int, in_features: int) -> float:
-    """Give the 90 % energy rank that independent noise of this shape has; see reporting.tables."""
-    return float(noise_energy_rank(out_features, in_features))
 
 
 def in_words(frame: pd.DataFrame) -> pd.DataFrame:

@@ -41,12 +41,12 @@ from lowrank_study.reporting.spectra_report.tables import (
     matrices_table,
     measures_in,
     name_of,
-    noise_rank,
     reading_text,
     sigma_table,
     skipped_table,
     vectors_table,
 )
+from lowrank_study.reporting.tables import noise_energy_rank
 from lowrank_study.study.measurement.files import CheckpointPair, Subject
 from lowrank_study.study.measurement.measure import MeasuredMatrix, Measurement, OnProgress, Step
 from lowrank_study.study.measurement.request import (
@@ -174,7 +174,7 @@ def _record(update: str, matrix: MeasuredMatrix) -> dict[str, Any]:
         "absolute_error": spectrum.absolute_error,
         "base_frobenius_norm": spectrum.base_frobenius_norm,
         "rounding_frobenius_norm": spectrum.rounding_frobenius_norm,
-        "noise_energy_rank_90": noise_rank(*spectrum.shape),
+        "noise_energy_rank_90": noise_energy_rank(*spectrum.shape),
         "measures": {name: asdict(reading) for name, reading in matrix.readings.items()},
         "intruder_cosines": list(matrix.intruder_cosines),
         "similarity": None

@@ -21,7 +21,7 @@ Vector = npt.NDArray[np.float64]
 
 SETTING = ["task", "model"]
 CONFIGURATION = ["task", "model", "method", "target", "adapter_rank"]
-TUNING = ["alpha", "scaling", "learning_rate"]
+TUNING = ["alpha", "scaling_rule", "learning_rate"]
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -20,7 +20,8 @@ STATUSES = ("done", "diverged", "failed")
 RUN_COLUMNS = {
     **dict.fromkeys(["run_id", "task", "model", "method", "target", "status", "message"], "text"),
     **dict.fromkeys(["adapter_rank", "seed", "test_examples", "steps"], "whole"),
-    **dict.fromkeys(["alpha", "scaling", "learning_rate"], "real"),
+    **dict.fromkeys(["alpha", "learning_rate"], "real"),
+    "scaling_rule": "text",
     **dict.fromkeys(["validation_accuracy", "test_accuracy", "test_macro_f1"], "share"),
     **dict.fromkeys(["train_accuracy", "majority_accuracy"], "share"),
     **dict.fromkeys(["validation_loss", "test_loss", "train_loss"], "real"),
@@ -238,5 +239,6 @@ def _check_runs(runs: pd.DataFrame) -> None:
         first, second = list(same.sort_values([*CONFIGURATION, *TUNING, "seed"])["run_id"])[:2]
         raise InputError(
             f"runs {first!r} and {second!r} have the same task, model, method, target, rank, "
-            f"alpha, learning rate and seed: report them as two studies"
+            f"alpha, scaling, learning rate and seed, and differ in something else (data_seed, "
+            f"train_size): report them as two studies"
         )

@@ -7,6 +7,7 @@ Medians are over the resolvable updates alone; how many those are stands beside 
 """
 
 import math
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -21,12 +22,13 @@ from lowrank_study.reporting.tables.rows import (
 from lowrank_study.reporting.tables.study import StudyTables
 
 
-def noise_energy_rank(out_features: int, in_features: int, energy: float = 0.9) -> float:
-    r"""Give the energy rank that independent Gaussian noise of this shape would have.
+@cache
+def noise_energy_rank(out_features: int, in_features: int) -> float:
+    """Give the 90 % energy rank that independent Gaussian noise of this shape would have.
 
     Marchenko and Pastur: with β = min/max of the shape and σ² ∝ 1 + β + 2√β cos θ, the
     density of θ on (0, π) is ∝ sin²θ / (1 + β + 2√β cos θ) and of the energy ∝ sin²θ, so
-    the top singular values that hold `energy` are those with θ below the quantile of
+    the top singular values that hold 90 % are those with θ below the quantile of
     sin²θ. It is what a rank says of an update without any structure: .509 n for n × n.
     """
     small, large = sorted((out_features, in_features))
@@ -34,7 +36,7 @@ def noise_energy_rank(out_features: int, in_features: int, energy: float = 0.9) 
     theta = (np.arange(20_000) + 0.5) * (math.pi / 20_000)
     held = np.cumsum(np.sin(theta) ** 2)
     count = np.cumsum(np.sin(theta) ** 2 / (1 + beta + 2 * math.sqrt(beta) * np.cos(theta)))
-    share = float(np.interp(energy, held / held[-1], count / count[-1]))
+    share = float(np.interp(0.9, held / held[-1], count / count[-1]))
     return share * small
 
 
@@ -73,13 +75,8 @@ def rank_by_module(spectra: pd.DataFrame) -> pd.DataFrame:
     """
     keys = [*CONFIGURATION, "layer", "role"]
     table = _ranks(spectra, keys)
-    shapes = {
-        (int(out), int(inside)): noise_energy_rank(int(out), int(inside))
-        for out, inside in set(zip(table["out_features"], table["in_features"], strict=True))
-        if not (pd.isna(out) or pd.isna(inside))
-    }
     table["noise_energy_rank_90"] = [
-        math.nan if pd.isna(out) or pd.isna(inside) else shapes[int(out), int(inside)]
+        math.nan if pd.isna(out) or pd.isna(inside) else noise_energy_rank(int(out), int(inside))
         for out, inside in zip(table["out_features"], table["in_features"], strict=True)
     ]
     return table

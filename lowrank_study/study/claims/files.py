@@ -65,6 +65,8 @@ def read_claim(entry: Mapping[str, Any], *, source: str, where: str) -> Claim:
         raise InputError(
             f"{named}tolerance={tolerance}: 'same' is for words, yes and no; the others for numbers"
         )
+    if tolerance == "between" and isinstance(published, tuple) and len(published) != 2:
+        raise InputError(f"{named}tolerance=between: published holds the two ends, low and high")
     parameters = inspect.signature(MEASURES[name])
     extra = {"evidence": None} if needs_evidence(MEASURES[name]) else {}
     try:

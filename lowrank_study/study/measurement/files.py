@@ -186,8 +186,10 @@ def _resized(pairing: Pairing) -> Iterator[str]:
 
 
 def _resized_by(adapter: Adapter, base: Weights | None) -> Iterator[str]:
-    for saved in adapter.saved_weights() if base is not None else ():
-        if base is not None and adapter.in_base(saved, base) and adapter.new_rows(saved, base):
+    if base is None:
+        return
+    for saved in adapter.saved_weights():
+        if adapter.in_base(saved, base) and adapter.extra_rows(saved, base):
             before = base.shape(adapter.base_tensor(saved, base))[0]
             after = adapter.shape(saved)[0]
             yield _resized_flag(module_of(saved), before, after)
