@@ -8,17 +8,14 @@ writes claims.csv, claims.md and claims.html, each whole or not at all, the page
 
 import math
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from lowrank_study.errors import InputError
 from lowrank_study.files import write_whole
 from lowrank_study.reporting.display import Column, Table, csv_text, printable, significant
-from lowrank_study.reporting.svg import DARK, LIGHT
+from lowrank_study.reporting.web_page import packaged, web_page
 from lowrank_study.study.claims.measures import MEASURES
 from lowrank_study.study.claims.measures.outcome import (
     Interval,
@@ -36,7 +33,6 @@ from lowrank_study.study.claims.verdicts import (
     needs_evidence,
 )
 
-PACKAGE = "lowrank_study.reporting"
 COLUMNS = (
     ("id", "Id", "the claim's name"),
     ("source", "Source", "document or paper"),
@@ -242,21 +238,15 @@ def _markdown_cell(text: str) -> str:
 
 
 def page_of(entries: Sequence[Entry]) -> str:
-    """Give the whole page; text reaches it through Jinja's autoescape alone."""
-    environment = Environment(
-        loader=PackageLoader(PACKAGE), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters["printable"] = printable
+    """Give the whole page."""
     table = ledger_table(entries)
     verdicts = [entry.verdict for entry in entries]
-    style = resources.files(PACKAGE).joinpath("templates", "style.html.j2").read_text("utf-8")
-    return environment.get_template("claims.html.j2").render(
+    return web_page(
+        "claims.html.j2",
+        more_style=packaged("claims_style.html.j2"),
+        title=table.title,
         table=table,
         columns=[column for column in table.columns if column.name not in ("source", "id")],
         counts=[(verdict, verdicts.count(verdict)) for verdict in VERDICTS],
         sources=by_source(entries),
-        style=Markup(style),
-        light=LIGHT,
-        dark=DARK,
     )

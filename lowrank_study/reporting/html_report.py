@@ -2,57 +2,37 @@
 
     Path("report.html").write_text(html_of(report))
 
-Style, script and drawings are inside the file; a content-security policy forbids it any
-request and any script but its own, so that even a name that escaped escaping could do
-nothing. Text reaches the page through Jinja's autoescape alone; the drawings are the one
-exception, and their text was escaped when the SVG was written.
+See `web_page.py`. The drawings are the one thing that does not go through Jinja's autoescape:
+their text was escaped when the SVG was written.
 """
 
-import base64
-import hashlib
 import math
-from importlib import resources
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from lowrank_study.reporting.contents import Report
-from lowrank_study.reporting.display import Table, is_missing, printable, written
+from lowrank_study.reporting.display import Table, is_missing, written
 from lowrank_study.reporting.figures import Figure
-from lowrank_study.reporting.svg import DARK, LIGHT, inline_svg
+from lowrank_study.reporting.svg import inline_svg
+from lowrank_study.reporting.web_page import packaged, web_page
 
-PACKAGE = "lowrank_study.reporting"
 ROWS_SHOWN = 400
 """A page with more rows in a table is slow to open; the CSV files hold all."""
 
 
 def html_of(report: Report) -> str:
     """Give the whole page."""
-    environment = Environment(
-        loader=PackageLoader(PACKAGE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["printable"] = printable
-    environment.globals.update(
-        cell=_cell, order=_order, drawing=_drawing, rows_of=_rows_of, rows_shown=ROWS_SHOWN
-    )
-    script = _packaged("script.html.j2")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("report.html.j2").render(
+    return web_page(
+        "report.html.j2",
+        scripts=[packaged("script.html.j2")],
+        title=report.study.title,
         report=report,
-        style=Markup(_packaged("style.html.j2")),
-        script=Markup(script),
-        script_hash=digest,
-        light=LIGHT,
-        dark=DARK,
+        cell=_cell,
+        order=_order,
+        drawing=_drawing,
+        rows_of=_rows_of,
+        rows_shown=ROWS_SHOWN,
     )
-
-
-def _packaged(name: str) -> str:
-    return resources.files(PACKAGE).joinpath("templates", name).read_text(encoding="utf-8")
 
 
 def _drawing(figure: Figure, width: str) -> Markup:

@@ -2,22 +2,16 @@
 
     Path("report.html").write_text(page_of(found))
 
-The plotting library, the data and the script are inside. A content-security policy allows no
-request and no script but those three, by their hashes. Text reaches the page through Jinja's
-autoescape; names reach the script as JSON without any `<`, and the script escapes them again
-before the plots, which understand a little HTML.
+See `web_page.py`. The plotting library and the data are inside too: names reach the script as JSON
+without any `<`, and the script escapes them again before the plots, which understand a little HTML.
 """
 
-import base64
-import hashlib
 import json
 import math
-from importlib import resources
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from lowrank_study.provenance import provenance
@@ -35,13 +29,12 @@ from lowrank_study.reporting.spectra_report.tables import (
     value_text,
     vectors_table,
 )
-from lowrank_study.reporting.svg import DARK, LIGHT
 from lowrank_study.reporting.tables import noise_energy_rank
+from lowrank_study.reporting.web_page import packaged, web_page
 from lowrank_study.study.measurement.files import AdapterOnBase, Subject
 from lowrank_study.study.measurement.measure import MeasuredMatrix, Measurement
 from lowrank_study.study.measurement.readings import Measure, Reading
 
-PACKAGE = "lowrank_study.reporting"
 ROWS_SHOWN = 2000
 """A page with more rows in a table is slow to open; the CSV files hold all."""
 POINTS_DRAWN = 160
@@ -52,23 +45,19 @@ def page_of(found: Measurement) -> str:
     """Give the whole page."""
     from plotly.offline import get_plotlyjs  # type: ignore[import-untyped, unused-ignore]
 
-    environment = Environment(
-        loader=PackageLoader(PACKAGE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["printable"] = printable
     scripts = [
         get_plotlyjs().replace("\r\n", "\n"),
-        _packaged("script.html.j2"),
-        _packaged("spectra_script.html.j2"),
+        packaged("script.html.j2"),
+        packaged("spectra_script.html.j2"),
     ]
     measures = measures_in(found)
     settings = found.settings
     vectors = vectors_table(found)
-    return environment.get_template("spectra.html.j2").render(
+    return web_page(
+        "spectra.html.j2",
+        scripts=scripts,
+        more_style=packaged("spectra_style.html.j2"),
+        images="data: blob:",
         title=_title(found.subject),
         question=_question(found),
         facts=_facts(found),
@@ -87,20 +76,7 @@ def page_of(found: Measurement) -> str:
         files=[row | {"size": in_bytes(row["bytes"])} for row in _records(found)],
         provenance=provenance(),
         data=Markup(_embedded(_data(found, measures))),
-        scripts=[Markup(script) for script in scripts],
-        hashes=[_hash(script) for script in scripts],
-        style=Markup(_packaged("style.html.j2") + _packaged("spectra_style.html.j2")),
-        light=LIGHT,
-        dark=DARK,
     )
-
-
-def _packaged(name: str) -> str:
-    return resources.files(PACKAGE).joinpath("templates", name).read_text(encoding="utf-8")
-
-
-def _hash(script: str) -> str:
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _records(found: Measurement) -> list[dict[str, Any]]:
