@@ -34,7 +34,7 @@ FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column as it is shown."""
+    """One column as it is shown; positional, so that a table's columns read as lines."""
 
     name: str
     """its name in the frame and in the CSV file"""
