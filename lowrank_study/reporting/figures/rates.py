@@ -7,6 +7,7 @@ panel with the best rate of each rank, full fine-tuning's as a line.
 """
 
 import math
+from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -99,7 +100,7 @@ def rate_curves(data: SettingData) -> Figure | None:
         axis = RankAxis(ranks, [])
         axis.dress(panel)
         panel.set_yscale("log")
-        _plain_ticks(panel.yaxis, rates["learning_rate"])
+        _plain_ticks(panel.yaxis, sorted(set(rates.loc[rates["chosen"], "learning_rate"])))
         for index, (target, rule) in enumerate(series):
             best = rows_of(target, rule)
             best = best[best["chosen"]].sort_values("adapter_rank")
@@ -137,15 +138,15 @@ def rate_curves(data: SettingData) -> Figure | None:
 def _rate_axis(panel: Axes, rates: pd.Series) -> None:
     panel.set_xscale("log")
     panel.set_xlabel("learning rate")
-    _plain_ticks(panel.xaxis, rates)
+    powers = range(math.floor(math.log10(rates.min())), math.ceil(math.log10(rates.max())) + 1)
+    _plain_ticks(panel.xaxis, [10.0**power for power in powers])
     panel.yaxis.set_major_locator(MaxNLocator(4))
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2f}"))
 
 
-def _plain_ticks(axis: Axis, rates: pd.Series) -> None:
-    """Powers of ten, written out as far as that is shorter."""
-    decades = range(math.floor(math.log10(rates.min())), math.ceil(math.log10(rates.max())) + 1)
-    axis.set_major_locator(FixedLocator([10.0**power for power in decades]))
+def _plain_ticks(axis: Axis, rates: Sequence[float]) -> None:
+    """Rates written out as far as that is shorter."""
+    axis.set_major_locator(FixedLocator(rates))
     axis.set_major_formatter(FuncFormatter(lambda value, _: written(value, "rate")))
     axis.set_minor_locator(NullLocator())
 
