@@ -12,7 +12,13 @@ from lowrank_study.spec import RunSpec
 from lowrank_study.study import forecast as module
 from lowrank_study.study.forecast import forecast, forecasts, in_words, measured_speed, runs_of
 
-TINY_TUNED = ("tuning=grid", "tuning.seeds=[1000]", "method.rank=2", "seed=0")
+TINY_TUNED = (
+    "tuning=grid",
+    "tuning.seeds=[1000]",
+    "tuning.runoff_seeds=[]",
+    "method.rank=2",
+    "seed=0",
+)
 
 
 def end(specs: Sequence[RunSpec], results: Path) -> None:

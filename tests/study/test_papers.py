@@ -57,7 +57,7 @@ def test_published_and_own_numbers_meet_in_rows() -> None:
         run_of("method.rank=8", f"seed={seed}", accuracy=accuracy)
         for seed, accuracy in enumerate((0.70, 0.72))
     ]
-    table = beside(paper, runs, None).set_index(["target", "adapter_rank"])
+    table = beside(paper, runs).set_index(["target", "adapter_rank"])
     row = table.loc[("attention_qv", 8)]
     assert row["published"] == 91.6
     assert row["own"] == pytest.approx(71.0)
@@ -65,7 +65,7 @@ def test_published_and_own_numbers_meet_in_rows() -> None:
     half = 12.7062 * np.std([70, 72], ddof=1) / np.sqrt(2)
     assert (row["low"], row["high"]) == pytest.approx((71 - half, 71 + half), rel=1e-4)
     assert np.isnan(table.loc[("query", 1), "own"])
-    page = markdown_of(paper, beside(paper, runs, None))
+    page = markdown_of(paper, beside(paper, runs))
     assert "| attention_qv | 8 | 91.6 | 71 |" in page
     assert "| query | 1 | 90.7 | – |" in page
 
@@ -114,10 +114,10 @@ def test_a_paper_that_can_not_be_read_is_refused() -> None:
         read_paper("mine", {**good, "measure": "accuracy", "published": [{"own": 1}]})
     wrong = {**good, "measure": "accuracy", "published": [{"colour": "red", "published": 1}]}
     with pytest.raises(InputError, match=r"'colour'.* are no keys of accuracy"):
-        beside(read_paper("mine", wrong), [run_of("method.rank=8", accuracy=0.7)], None)
+        beside(read_paper("mine", wrong), [run_of("method.rank=8", accuracy=0.7)])
 
 
 def test_the_table_is_numbers() -> None:
-    table = beside(load_paper("lora_table6"), [run_of("method.rank=8", accuracy=0.7)], None)
+    table = beside(load_paper("lora_table6"), [run_of("method.rank=8", accuracy=0.7)])
     assert pd.api.types.is_float_dtype(table["own"])
     assert pd.api.types.is_float_dtype(table["published"])
