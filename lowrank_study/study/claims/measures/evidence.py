@@ -87,7 +87,7 @@ def _with_settings(runs: Sequence[TrainedRun]) -> pd.DataFrame:
     """Give a row a run, with what has to be the same in runs that are compared."""
     settings = [
         f"{run.spec.task.name}, {run.spec.model.name}, {run.spec.task.train_size or 'all'} texts, "
-        f"{run.spec.train.epochs} epochs"
+        f"read {run.spec.train.epochs}×"
         for run in runs
     ]
     return runs_table(runs).assign(setting=settings)
