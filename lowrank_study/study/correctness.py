@@ -142,15 +142,13 @@ def _pair(
 ) -> PairedRuns:
     task, model, method, target, rank = key
     seeds = tuple(sorted(adapter.keys() & full.keys()))
-    first, labels = full[seeds[0]][0] if seeds else None, pd.Series(dtype=int)
-    if first is not None:
-        labels = full[seeds[0]][1]["label"]
-        for run, predictions in (of[seed] for seed in seeds for of in (full, adapter)):
-            if not np.array_equal(predictions["label"], labels):
-                raise InputError(
-                    f"runs {first.spec.run_id!r} and {run.spec.run_id!r} were tested on other "
-                    f"examples: compare runs of one split only"
-                )
+    labels = full[seeds[0]][1]["label"] if seeds else pd.Series(dtype=int)
+    for run, predictions in (of[seed] for seed in seeds for of in (full, adapter)):
+        if not np.array_equal(predictions["label"], labels):
+            raise InputError(
+                f"runs {full[seeds[0]][0].spec.run_id!r} and {run.spec.run_id!r} were tested on "
+                f"other examples: compare runs of one split only"
+            )
     return PairedRuns(
         task=task,
         model=model,

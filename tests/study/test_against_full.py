@@ -104,6 +104,15 @@ def test_other_test_examples_are_refused(runs: Runs) -> None:
         paired_with_full(runs.made)
 
 
+def test_a_split_that_differs_between_seeds_is_refused(runs: Runs) -> None:
+    """An example is one column over all seeds; unrelated ones must not share it."""
+    for seed, labels in enumerate((LABELS, LABELS[::-1])):
+        for rank in (4, None):
+            runs.add(seed, [0], rank=rank, labels=labels)
+    with pytest.raises(InputError, match="tested on other examples"):
+        paired_with_full(runs.made)
+
+
 def test_predictions_that_cannot_be_read_are_named(runs: Runs) -> None:
     runs.add(0, [0], rank=4)
     broken = runs.add(0, [0], rank=None).folder / "predictions.parquet"

@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lowrank_study.config import compose
-from lowrank_study.spec import RunSpec
+from lowrank_study.spec import FullFineTuning, RunSpec
 from lowrank_study.study.effort import Effort
 from lowrank_study.training.batches import training_batches
 from lowrank_study.training.data import load_splits
@@ -54,7 +54,9 @@ def test_factors_cost_by_their_rank_and_by_the_maps_they_are_on(tiny_overrides: 
 def test_another_adapter_on_the_same_maps_changes_nothing(tiny_overrides: list[str]) -> None:
     lora = compose(*tiny_overrides, "method.rank=2")
     other = compose(*tiny_overrides, "method=peft", "method.peft_type=LOHA")
-    assert other.method.target == lora.method.target  # type: ignore[union-attr]
+    assert not isinstance(lora.method, FullFineTuning)
+    assert not isinstance(other.method, FullFineTuning)
+    assert other.method.target == lora.method.target
     effort = Effort()
     effort.of(other)
     assert effort.of(lora) == Effort().of(lora)

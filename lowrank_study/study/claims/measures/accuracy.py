@@ -177,7 +177,7 @@ def target_difference(
         f"± {100 * slack:.0f} %, paired by seed; the mean over ranks "
         f"{', '.join(f'{a} and {b}' for a, b in sorted(compared))}"
     )
-    return replace(outcome, how=how) if isinstance(outcome, Measured) else outcome
+    return replace(outcome, how=how + outcome.how) if isinstance(outcome, Measured) else outcome
 
 
 def _by_rank(task: pd.DataFrame, target: str) -> dict[int, float]:

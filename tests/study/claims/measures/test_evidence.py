@@ -129,6 +129,8 @@ def test_differences_between_methods_ranks_and_targets() -> None:
     assert only(rank_difference(found, "attention_qv", 16, 2)).value == pytest.approx(0.03)
     targets = target_difference(found, "attention_all", "attention_qv", budget=1, slack=0.05)
     assert only(targets).value == pytest.approx(0.02, abs=1e-4)
+    assert isinstance(targets, Measured)
+    assert "over ranks 1 and 2, 2 and 4, 4 and 8, 8 and 16; 95 % interval over 5" in targets.how
     double = target_difference(found, "attention_all", "attention_qv", budget=2, slack=0.05)
     assert only(double).value == pytest.approx(0.03, abs=1e-4)
     assert "in the ratio 3" in lacking(
