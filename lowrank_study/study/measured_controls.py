@@ -7,6 +7,7 @@
 more is a file of its own beside it, so that this is done once.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,6 @@ from typing import Any
 import pandas as pd
 
 from lowrank_study.config import Fields
-from lowrank_study.errors import InputError
 from lowrank_study.files import write_parquet
 from lowrank_study.runs import RunStore
 from lowrank_study.spec import FullFineTuning
@@ -66,8 +66,7 @@ def measure_controls(request: ControlsRequest) -> pd.DataFrame:
     Raises
     ------
     InputError
-        No such sweep, no ended run of full fine-tuning in it, or runs on shuffled labels of which
-        none is like one of them.
+        No such sweep, or no ended run of full fine-tuning in it.
     """
     chosen = chosen_of_sweep(request.sweep, request.results)
     store = RunStore(request.results / "runs")
@@ -91,10 +90,11 @@ def measure_controls(request: ControlsRequest) -> pd.DataFrame:
             parts.append(pd.read_parquet(path))
     table = pd.concat(parts, ignore_index=True)
     if shuffled and not (table["control"] == "shuffled_labels").any():
-        raise InputError(
-            f"shuffled={request.shuffled}: its runs have other settings than those of "
-            f"{request.sweep}, whose rate is {chosen[0][0].spec.method.learning_rate:g}: train it "
-            "at that method.learning_rate"
+        warnings.warn(  # the other controls stand without it, and hours of training may be behind
+            f"shuffled={request.shuffled}: its runs are left out, as they have other settings than "
+            f"those of {request.sweep}, whose rate is "
+            f"{chosen[0][0].spec.method.learning_rate:g}: train it at that method.learning_rate",
+            stacklevel=2,
         )
     write_parquet(controls_file(request.sweep, request.results), table)
     return table
