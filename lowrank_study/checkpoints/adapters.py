@@ -114,13 +114,6 @@ class Adapter:
             parts = [*own, *self._tensors.shared.values()]
         return coarser(*map(self._weights.dtype, parts))
 
-    def is_trained(self, module: str) -> bool:
-        """Whether the module's factors differ from zero (LoRA begins with B = 0)."""
-        if self.kind not in ("lora", "kohya"):
-            return True
-        factors = self.factors(module)
-        return bool(np.any(factors.B_OR)) and bool(np.any(factors.A_RI))
-
     def factors(self, module: str, base: Weights | None = None) -> Factors:
         """Return the factors whose product is the module's exact update.
 
@@ -134,7 +127,7 @@ class Adapter:
         Raises:
             InputError: the update isn't a product of two factors, or needs the base.
         """
-        if self.kind in ("lora", "kohya"):
+        if not self.needs_base:
             return self._plain_factors(module)
         if self.kind not in ("pissa", "olora"):
             raise InputError(
