@@ -23,7 +23,6 @@ def reproduce(config: DictConfig) -> None:
         [load_paper(name) for name in asked.names("papers")],
         results=Path(asked.text("results")).expanduser(),
         updates=asked.names("updates"),
-        shuffled=asked.optional_text("shuffled"),
         scale=asked.optional_text("scale"),
     )
     print(plan.in_words(), flush=True)

@@ -32,8 +32,6 @@ class Plan:
     """Those that get a report, and a record."""
     updates: Sequence[str]
     """Those whose full updates are truncated, and held against controls."""
-    shuffled: str | None
-    """The one with runs on shuffled labels, for the controls."""
     papers: Sequence[Paper]
     results: Path
 
@@ -42,7 +40,10 @@ class Plan:
         seconds = forecasts(self.sweeps)
         lines = [f"{name}: {in_words(duration)}" for name, duration in seconds.items()]
         total = in_words(sum(seconds.values()))
-        return "\n".join([*lines, f"in all {total}; what has ended is not trained again"])
+        lines.append(f"in all {total}; what has ended is not trained again")
+        if studied := [name for name in self.sweeps if name in self.updates]:
+            lines.append(f"more time goes to truncated updates and controls: {', '.join(studied)}")
+        return "\n".join(lines)
 
     def carry_out(self, *, record: str) -> Iterator[str]:
         """Train each experiment, study updates, report, and keep records where `record` names them.
@@ -71,9 +72,7 @@ class Plan:
     def _study_updates(self, name: str) -> None:
         where = [f"sweep={name}", f"results={self.results}"]
         truncate_sweep(truncated_runs.read_request(composed("truncate", *where)))
-        shuffled = [f"shuffled={self.shuffled}"] if self.shuffled else []
-        request = composed("measure_controls", *where, *shuffled)
-        measure_controls(measured_controls.read_request(request))
+        measure_controls(measured_controls.read_request(composed("measure_controls", *where)))
 
 
 def plan_of(
@@ -82,30 +81,26 @@ def plan_of(
     *,
     results: Path,
     updates: Sequence[str] = (),
-    shuffled: str | None = None,
     scale: str | None = None,
 ) -> Plan:
-    """Plan experiments, and those that their controls need and that papers are held against.
+    """Plan experiments, and those that papers are held against.
 
-    Only `experiments` are reported: a control is shown by the reports of what it is held against,
-    and what a paper needs by its page.
+    Only `experiments` are reported: what a paper needs is shown by its page.
 
     Raises
     ------
     InputError
         A setting of an experiment can't be.
     """
-    controls = [shuffled] if shuffled and set(updates) & set(experiments) else []
-    names = dict.fromkeys([*controls, *experiments, *(paper.experiment for paper in papers)])
+    names = dict.fromkeys([*experiments, *(paper.experiment for paper in papers)])
     more = [f"scale={scale}"] if scale else []
     sweeps = {
         name: planned_configs(f"experiment={name}", f"results={results}", *more) for name in names
     }
     return Plan(
         sweeps=sweeps,
-        reported=[name for name in experiments if name not in controls],
+        reported=experiments,
         updates=updates,
-        shuffled=shuffled,
         papers=papers,
         results=results,
     )

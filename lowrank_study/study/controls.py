@@ -88,26 +88,17 @@ def controls_of(
     runs
         Real ones that differ in nothing but their seeds. Noise and decay are of the first.
     shuffled
-        Runs on shuffled labels; those are taken that have the seeds and settings of real ones.
+        Such runs on shuffled labels.
     results
         Where the spectra of all these runs are.
     directions
         Most leading directions of two updates that are compared; 1, 2, 4 … of them are.
     """
-    real = {_unshuffled(run.spec) for run in runs}
     rows = [row for run in runs for row in _measured(run, "trained", results)]
-    for run in shuffled:
-        if _unshuffled(run.spec) in real:
-            rows += _measured(run, "shuffled_labels", results)
+    rows += [row for run in shuffled for row in _measured(run, "shuffled_labels", results)]
     rows += _noise_and_decay(runs[0])
     rows += _overlaps(runs, directions)
     return controls_table(runs[0].spec, rows)
-
-
-def _unshuffled(spec: RunSpec) -> str:
-    """The id of a run on the true labels that is like this one but for what it reads."""
-    train = replace(spec.train, shuffle_labels=False, read_test=True)
-    return replace(spec, train=train).run_id
 
 
 def _measured(run: TrainedRun, control: str, results: Path) -> list[Row]:

@@ -3,13 +3,13 @@
     measure_controls(ControlsRequest(sweep="rank_sweep", ...))
     read_controls("rank_sweep", Path("results"))     # the table, or None
 
-`results/controls/<sweep>.parquet` holds the table of `controls.py`. The run that is trained once
-more is a file of its own beside it, so that this is done once.
+`results/controls/<sweep>.parquet` holds the table of `controls.py`. The runs on shuffled labels
+are a sweep of their own, `<sweep>_shuffled`, and the run that is trained once more is a file beside
+the table: both are trained once.
 """
 
-import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ import pandas as pd
 
 from lowrank_study.config import Fields
 from lowrank_study.files import write_parquet
-from lowrank_study.runs import RunStore
-from lowrank_study.spec import FullFineTuning
+from lowrank_study.runs import TrainedRun
 from lowrank_study.study.controls import controls_of, rank_along_training
 from lowrank_study.study.full_runs import chosen_of_sweep
+from lowrank_study.study.sweep import sweep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +32,8 @@ class ControlsRequest:
     """Folder of the run store and of everything made from it."""
     device: str
     """`auto` (a GPU if there is one), or torch's name of a device."""
-    shuffled: str
-    """The sweep whose runs on shuffled labels are taken."""
+    shuffled_seeds: int
+    """How many of the runs, in order of their seeds, are trained on shuffled labels too."""
     directions: int
     """Most leading directions of two updates that are compared."""
     along_training: bool
@@ -49,12 +49,11 @@ def read_request(config: Mapping[str, Any]) -> ControlsRequest:
         A value that can't be, naming it and the valid ones.
     """
     fields = Fields("", config)
-    sweep = fields.text("sweep")
     return ControlsRequest(
-        sweep=sweep,
+        sweep=fields.text("sweep"),
         results=Path(fields.text("results")).expanduser(),
         device=fields.text("device"),
-        shuffled=fields.optional_text("shuffled") or sweep,
+        shuffled_seeds=fields.integer("shuffled_seeds", at_least=0),
         directions=fields.integer("directions", at_least=1),
         along_training=fields.flag("along_training"),
     )
@@ -69,19 +68,11 @@ def measure_controls(request: ControlsRequest) -> pd.DataFrame:
         No such sweep, or no ended run of full fine-tuning in it.
     """
     chosen = chosen_of_sweep(request.sweep, request.results)
-    store = RunStore(request.results / "runs")
-    shuffled = [
-        run
-        for run in store.ended(store.sweep(request.shuffled))
-        if run.spec.train.shuffle_labels
-        and run.spec.train.read_test  # or its spectra were not measured
-        and isinstance(run.spec.method, FullFineTuning)
-        and run.status == "done"
-    ]
+    shuffled = _on_shuffled_labels(chosen, request)
     parts = []
-    for runs in chosen:
+    for runs, on_shuffled in zip(chosen, shuffled, strict=True):
         parts.append(
-            controls_of(runs, shuffled, results=request.results, directions=request.directions)
+            controls_of(runs, on_shuffled, results=request.results, directions=request.directions)
         )
         if request.along_training:
             path = request.results / "controls" / f"training-{runs[0].spec.run_id}.parquet"
@@ -89,15 +80,32 @@ def measure_controls(request: ControlsRequest) -> pd.DataFrame:
                 write_parquet(path, rank_along_training(runs[0], device=request.device))
             parts.append(pd.read_parquet(path))
     table = pd.concat(parts, ignore_index=True)
-    if shuffled and not (table["control"] == "shuffled_labels").any():
-        warnings.warn(  # the other controls stand without it, and hours of training may be behind
-            f"shuffled={request.shuffled}: its runs are left out, as they have other settings than "
-            f"those of {request.sweep}, whose rate is "
-            f"{chosen[0][0].spec.method.learning_rate:g}: train it at that method.learning_rate",
-            stacklevel=2,
-        )
     write_parquet(controls_file(request.sweep, request.results), table)
     return table
+
+
+def _on_shuffled_labels(
+    chosen: Sequence[Sequence[TrainedRun]], request: ControlsRequest
+) -> list[list[TrainedRun]]:
+    """Train some of the chosen runs again, alike in all but their labels; those that are done."""
+    wanted = [
+        [
+            replace(run.spec, train=replace(run.spec.train, shuffle_labels=True))
+            for run in runs[: request.shuffled_seeds]
+        ]
+        for runs in chosen
+    ]
+    if not any(wanted):
+        return [[] for _ in chosen]
+    trained = sweep(
+        [spec for specs in wanted for spec in specs],
+        name=f"{request.sweep}_shuffled",
+        results=request.results,
+        question="What do the measures read of updates that were trained on shuffled labels?",
+        device=request.device,
+    )
+    done = {run.spec.run_id: run for run in trained if run.status == "done"}
+    return [[done[spec.run_id] for spec in specs if spec.run_id in done] for specs in wanted]
 
 
 def controls_file(sweep: str, results: Path) -> Path:

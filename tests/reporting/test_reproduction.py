@@ -35,7 +35,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(
         reproduction,
         "measure_controls",
-        lambda r: calls.append(f"controls {r.sweep} {r.shuffled}"),
+        lambda r: calls.append(f"controls {r.sweep}"),
     )
     return calls
 
@@ -47,14 +47,12 @@ def test_everything_is_done_in_order(done: list[str], tmp_path: Path) -> None:
         [],
         results=tmp_path,
         updates=["flagship_rotten_tomatoes"],
-        shuffled="flagship_shuffled_labels",
     )
     lines = list(plan.carry_out(record="day"))
     assert done == [
-        "train flagship_shuffled_labels",  # a control, needed and without a report of its own
         "train flagship_rotten_tomatoes",
         "cut flagship_rotten_tomatoes",
-        "controls flagship_rotten_tomatoes flagship_shuffled_labels",
+        "controls flagship_rotten_tomatoes",
         "report flagship_rotten_tomatoes at 0.02 in flagship_rotten_tomatoes",
         "record day_flagship_rotten_tomatoes",
         "train rank_sweep",
@@ -81,11 +79,13 @@ def test_how_long_is_said_of_each_and_of_all(
 ) -> None:
     seconds = {"rank_sweep": 1200.0, "paper_lora_table7": 60.0}
     monkeypatch.setattr(reproduction, "forecasts", lambda planned: {n: seconds[n] for n in planned})
-    plan = plan_of(["rank_sweep"], [load_paper("lora_table7")], results=tmp_path)
+    paper = load_paper("lora_table7")
+    plan = plan_of(["rank_sweep"], [paper], results=tmp_path, updates=["rank_sweep", "other"])
     assert plan.in_words().splitlines() == [
         "rank_sweep: about 20 min",
         "paper_lora_table7: about 60 s",
         "in all about 21 min; what has ended is not trained again",
+        "more time goes to truncated updates and controls: rank_sweep",
     ]
 
 

@@ -46,7 +46,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def results(trained: Path, tiny_overrides: list[str], tmp_path: Path) -> Path:
     """Give a folder with two seeds of full fine-tuning, and one of them on shuffled labels."""
     if not (trained / "runs").is_dir():
-        variants = [["seed=0"], ["seed=1"], ["seed=1", SHUFFLED]]
+        variants = [["seed=0"], ["seed=1"], ["seed=0", SHUFFLED]]
         specs = [compose(*tiny_overrides, *FULL, *variant) for variant in variants]
         RunStore(trained / "runs").plan("three", [[spec] for spec in specs], question="")
         work(trained, "three", device="cpu", tracker="none")
@@ -149,7 +149,7 @@ def test_an_update_agrees_with_itself_and_noise_by_chance_alone(results: Path) -
 
 def request(results: Path, **changes: object) -> measured_controls.ControlsRequest:
     settings = {
-        "sweep": "three", "results": str(results), "device": "cpu", "shuffled": None,
+        "sweep": "three", "results": str(results), "device": "cpu", "shuffled_seeds": 1,
         "directions": 2, "along_training": True,
     }  # fmt: skip
     return read_request(settings | changes)
@@ -183,7 +183,15 @@ def test_the_run_is_trained_once_more_to_the_same_weights(
 
 
 def test_shuffled_labels_are_a_control_and_no_answer(results: Path) -> None:
-    measure_controls(request(results, along_training=False))
+    [chosen] = chosen_full_runs(ended(results))
+    table = measure_controls(request(results, along_training=False, shuffled_seeds=2))
+    store = RunStore(results / "runs")
+    trained = store.ended(store.sweep("three_shuffled"))
+    assert [run.spec for run in trained] == [
+        replace(run.spec, train=replace(run.spec.train, shuffle_labels=True)) for run in chosen
+    ]
+    read = table.loc[table["control"] == "shuffled_labels", "run_id"]
+    assert set(read) == {run.spec.run_id for run in trained}
     study = study_tables("three", results=results)
     assert len(study.runs) == study.planned == 2
     assert study.truncation is not None
@@ -202,3 +210,10 @@ def test_a_sweep_without_full_fine_tuning_is_refused(
         measure_controls(request(tmp_path))
     with pytest.raises(InputError, match="directions=0"):
         request(tmp_path, directions=0)
+
+
+def test_without_seeds_for_it_nothing_is_trained_on_shuffled_labels(results: Path) -> None:
+    table = measure_controls(request(results, along_training=False, shuffled_seeds=0))
+    assert set(table["control"]) == {"trained", "noise", "weight_decay", "seeds", "noise_pair"}
+    with pytest.raises(InputError, match="no sweep 'three_shuffled'"):
+        RunStore(results / "runs").sweep("three_shuffled")
