@@ -9,23 +9,14 @@ from omegaconf import DictConfig
 
 from lowrank_study.command import command
 from lowrank_study.config import plain, read_config
-from lowrank_study.study.sweep import sweep
+from lowrank_study.study.sweep import sweep_of
 
 
 @command
 def main(config: DictConfig) -> None:
     """Train the one run that is configured (sweeps go through the launcher)."""
     asked = read_config(plain(config))
-    [run] = sweep(
-        [asked.spec],
-        name=asked.sweep,
-        results=asked.results,
-        question=asked.question,
-        device=asked.device,
-        tracker=asked.tracker,
-        workers=1,
-        tuning=asked.tuning,
-    )
+    [run] = sweep_of([asked])
     split = "test" if asked.spec.train.read_test else "validation"
     outcome = run.record.get("message") or f"{split} accuracy {run.record[split]['accuracy']:.3f}"
     print(f"{run.status}: {outcome}; everything is in {run.folder}")

@@ -78,7 +78,8 @@ class RunConfig:
     workers: int | None
     """Processes that train at the same time; `None` is one a core."""
     pack: int | None
-    """Most runs that one process trains together; `None` is as many as its memory holds."""
+    """Most runs that one process trains together, where its memory holds them; `None` is the
+    device's own (`study/sweep.py`)."""
     tuning: Tuning | None
     """How each configuration's learning rate is chosen; `None` takes the configured one."""
 

@@ -35,7 +35,7 @@ from lowrank_study.errors import InputError
 from lowrank_study.files import flush_to_disk, write_whole
 from lowrank_study.spec import RunSpec, from_mapping, to_mapping
 
-HEARTBEAT_SECONDS = 10.0
+HEARTBEAT_SECONDS = 1.0
 STALE_SECONDS = 120.0
 STATUSES = ("done", "diverged", "failed")
 
@@ -154,6 +154,17 @@ class RunStore:
         """Return those of the runs that have ended, in the given order."""
         return [self.load(run_id) for run_id in run_ids if self._ended(run_id)]
 
+    def left(self, specs: Iterable[RunSpec]) -> list[RunSpec]:
+        """Return those of the runs that a sweep would train, each once: not ended, or failed."""
+        unique = {spec.run_id: spec for spec in specs}
+        over = {run.spec.run_id for run in self.ended(list(unique)) if run.status != "failed"}
+        return [spec for run_id, spec in unique.items() if run_id not in over]
+
+    def held(self, run_ids: Iterable[str]) -> bool:
+        """Whether a living worker, of whatever machine, is at one of these runs."""
+        folders = [self._running / run_id for run_id in run_ids]
+        return any(folder.is_dir() and not _is_stale(folder) for folder in folders)
+
     def progress(self, run_ids: Iterable[str]) -> dict[str, float]:
         """Return for every ended or running one of the runs the share of it that is done."""
         shares = {}
@@ -227,8 +238,7 @@ class Claim:
         """
         assert status in STATUSES, status
         self._stop_heart()
-        lease = _read_lease(self.folder)
-        if lease is None or lease["token"] != self._token:
+        if not self._is_mine():
             raise RuntimeError(f"run {self.run_id}: the claim was lost, its result is dropped")
         if status != "done":
             shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
@@ -246,8 +256,7 @@ class Claim:
     def release(self) -> None:
         """Give the run back unfinished; what was written of it is removed."""
         self._stop_heart()
-        lease = _read_lease(self.folder)
-        if lease and lease["token"] == self._token:
+        if self._is_mine():
             shutil.rmtree(_moved_aside(self.folder), ignore_errors=True)
 
     def __enter__(self) -> "Claim":
@@ -258,11 +267,15 @@ class Claim:
             self.release()
 
     def _beat(self) -> None:
-        while not self._over.wait(min(HEARTBEAT_SECONDS, 1.0)):
-            try:
-                self._write_lease()
-            except OSError:  # the folder was taken over: commit will notice
+        while not self._over.wait(HEARTBEAT_SECONDS):
+            if not self._is_mine():  # taken over by a worker that took this one for dead
                 return
+            with contextlib.suppress(OSError):  # the disk is full, say: commit will notice
+                self._write_lease()
+
+    def _is_mine(self) -> bool:
+        lease = _read_lease(self.folder)
+        return lease is not None and lease["token"] == self._token
 
     def _stop_heart(self) -> None:
         self._over.set()
@@ -310,9 +323,10 @@ def _is_stale(folder: Path) -> bool:
         except FileNotFoundError:
             return False
     lease = _read_lease(folder)
-    if lease and lease["host"] == socket.gethostname():
-        return not _is_alive(lease["pid"])
-    return time.time() - seen > STALE_SECONDS
+    here = lease is not None and lease["host"] == socket.gethostname()
+    if here and lease and not _is_alive(lease["pid"]):
+        return True
+    return time.time() - seen > STALE_SECONDS  # of a living process here: its pid is another's now
 
 
 def _is_alive(pid: int) -> bool:

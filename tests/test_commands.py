@@ -76,9 +76,14 @@ def test_train_then_report(tiny_overrides: list[str], tmp_path: Path) -> None:
     assert "3 of 3" in page or "3 runs" in page
     assert "can’t be tested: no rank has two seeds" in page
     assert "sufficient_rank" in page
+    kept = tmp_path / "results" / "records" / "kept"
+    (kept / "tables").mkdir(parents=True)
+    (kept / "NOTES.md").write_text("by hand")
+    (kept / "tables" / "of_an_earlier_report.csv").write_text("old")
     record = run(str(ROOT / "analysis" / "record.py"), results, "sweep=mine", "+record=kept")
     assert record.returncode == 0, record.stderr
-    kept = tmp_path / "results" / "records" / "kept"
+    assert (kept / "NOTES.md").read_text() == "by hand"
+    assert not (kept / "tables" / "of_an_earlier_report.csv").exists()
     assert "Which rank?" in (kept / "README.md").read_text()
     assert (kept / "tables" / "runs.csv").is_file()
     assert (kept / "figures" / "accuracy_against_rank.svg").is_file()

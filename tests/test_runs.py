@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -130,27 +131,36 @@ def test_a_worker_that_lost_its_claim_commits_nothing(
     store: RunStore, specs: list[RunSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_ids = plan(store, specs[:1])
+    monkeypatch.setattr(runs, "HEARTBEAT_SECONDS", 0.01)
     slow = store.claim(run_ids)
     assert slow is not None
-    monkeypatch.setattr(runs, "_is_stale", lambda folder: True)
-    other = store.claim(run_ids)
+    with monkeypatch.context() as patched:
+        patched.setattr(runs, "_is_stale", lambda folder: True)
+        other = store.claim(run_ids)
     assert other is not None
+    slow._heart.join(10)
+    assert not slow._heart.is_alive()  # or it would take the claim back
+    assert store.held(run_ids)
     with pytest.raises(RuntimeError, match="lost"):
         slow.commit(status="done", record={"by": "slow"})
     other.commit(status="done", record={"by": "other"})
     assert store.load(run_ids[0]).record["by"] == "other"
 
 
-def test_silence_on_another_host_is_waited_for(store: RunStore, specs: list[RunSpec]) -> None:
+@pytest.mark.parametrize("host", ["elsewhere", socket.gethostname()])
+def test_silence_is_waited_for(host: str, store: RunStore, specs: list[RunSpec]) -> None:
+    """On this machine too: the pid of a dead worker may be another process's by now."""
     run_ids = plan(store, specs[:1])
     folder = store.folder / ".running" / run_ids[0]
     folder.mkdir()
     lease = folder / "lease.json"
-    lease.write_text(json.dumps({"pid": 1, "host": "elsewhere", "token": "t", "progress": 0.3}))
+    lease.write_text(json.dumps({"pid": 1, "host": host, "token": "t", "progress": 0.3}))
     assert store.claim(run_ids) is None
+    assert store.held(run_ids)
     assert store.progress(run_ids) == {run_ids[0]: 0.3}
     long_ago = time.time() - runs.STALE_SECONDS - 1
     os.utime(lease, (long_ago, long_ago))
+    assert not store.held(run_ids)
     claim = store.claim(run_ids)
     assert claim is not None
     claim.release()

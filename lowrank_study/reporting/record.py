@@ -23,6 +23,8 @@ _LARGEST_BYTES = 1_000_000
 def record_sweep(sweep: str, *, results: Path, name: str, margin: float | None = None) -> Path:
     """Write the record of a sweep below `results/records`, in the place of an earlier one.
 
+    Files that are not the record's own (notes of who made it) stay.
+
     Raises
     ------
     InputError
@@ -42,6 +44,9 @@ def record_sweep(sweep: str, *, results: Path, name: str, margin: float | None =
                 if file.stat().st_size <= _LARGEST_BYTES:
                     shutil.copy(file, made / kind)
         (made / "README.md").write_text(_findings(report))
+        for file in target.glob("*.*"):
+            if not (made / file.name).exists():
+                shutil.copy2(file, made)
         shutil.rmtree(target, ignore_errors=True)
         shutil.move(made, target)
     return target

@@ -17,6 +17,7 @@ from lowrank_study.reporting.tables import StudyTables, accuracy_by_rank, chosen
 from lowrank_study.runs import RunStore, TrainedRun
 from lowrank_study.study.against_full import COLUMNS, against_full
 from lowrank_study.study.measured_controls import read_controls
+from lowrank_study.study.settings import check_alike
 from lowrank_study.study.sweep import rates_sweep
 from lowrank_study.study.tables import runs_table, spectra_tables
 from lowrank_study.study.truncation_tables import truncation_table
@@ -40,7 +41,7 @@ def study_tables(sweep: str, *, results: Path, margin: float | None = None) -> S
     Raises
     ------
     InputError
-        No sweep of that name, or none of its runs has ended.
+        No sweep of that name, none of its runs has ended, or some were not trained alike.
     """
     store = RunStore(results / "runs")
     run_ids = store.sweep(sweep)
@@ -48,6 +49,7 @@ def study_tables(sweep: str, *, results: Path, margin: float | None = None) -> S
     runs = [run for run in ended if not run.spec.train.shuffle_labels]
     if not runs:
         raise InputError(f"no run of the sweep {sweep!r} has ended yet: run it, then report it")
+    check_alike(runs, sweep=sweep)
     spectra, singular_values = spectra_tables(runs, results)
     table = runs_table(runs)
     return StudyTables(

@@ -45,10 +45,9 @@ def runs_of(configs: Sequence[RunConfig]) -> list[RunSpec]:
     store = RunStore(configs[0].results / "runs")
 
     def look(trials: Sequence[RunSpec]) -> Sequence[TrainedRun]:
-        ended = store.ended([trial.run_id for trial in trials])
-        if len(ended) < len(trials):
+        if store.left(trials):
             raise _NotChosenYet(trials)
-        return ended
+        return store.ended([trial.run_id for trial in trials])
 
     try:
         return tuned(specs, tuning, train=look)
@@ -72,7 +71,7 @@ def forecasts(planned: Mapping[str, Sequence[RunConfig]]) -> dict[str, float]:
 
 
 def forecast(specs: Sequence[RunSpec], *, results: Path, workers: int) -> float:
-    """Return the seconds that those of the runs will take that have not ended.
+    """Return the seconds that those of the runs will take that have not ended, or failed.
 
     Parameters
     ----------
@@ -83,10 +82,7 @@ def forecast(specs: Sequence[RunSpec], *, results: Path, workers: int) -> float:
     workers
         Processes that train at once, one a core.
     """
-    store = RunStore(results / "runs")
-    unique = list({spec.run_id: spec for spec in specs}.values())
-    done = {run.spec.run_id for run in store.ended([spec.run_id for spec in unique])}
-    left = [spec for spec in unique if spec.run_id not in done]
+    left = RunStore(results / "runs").left(specs)
     if not left:
         return 0.0
     speed = _SHARE_OF_SPEED * measured_speed() * workers

@@ -11,6 +11,7 @@ from pathlib import Path
 from lowrank_study.errors import InputError
 from lowrank_study.runs import RunStore, TrainedRun
 from lowrank_study.spec import FullFineTuning
+from lowrank_study.study.settings import check_alike
 from lowrank_study.study.tuning import configuration, worth
 
 
@@ -20,10 +21,12 @@ def chosen_of_sweep(sweep: str, results: Path) -> list[list[TrainedRun]]:
     Raises
     ------
     InputError
-        No such sweep, or no ended run of full fine-tuning in it.
+        No such sweep, no ended run of full fine-tuning in it, or some that were not trained alike.
     """
     store = RunStore(results / "runs")
-    chosen = chosen_full_runs(store.ended(store.sweep(sweep)))
+    runs = store.ended(store.sweep(sweep))
+    check_alike(runs, sweep=sweep)
+    chosen = chosen_full_runs(runs)
     if not chosen:
         raise InputError(
             f"sweep={sweep}: no run of full fine-tuning that read the test split has ended; "
@@ -35,8 +38,9 @@ def chosen_of_sweep(sweep: str, results: Path) -> list[list[TrainedRun]]:
 def chosen_full_runs(runs: Sequence[TrainedRun]) -> list[list[TrainedRun]]:
     """Return the runs of full fine-tuning of each task and model, in order of their seeds.
 
-    Of several learning rates the one that validation prefers (`study.tuning.preference`). Runs that
-    did not read the test split, and those on shuffled labels, are left out.
+    They are alike (`study.settings.check_alike`) but for their rates, of which the one stands that
+    validation prefers (`study.tuning.preference`). Runs that did not read the test split, and
+    those on shuffled labels, are left out.
     """
     settings: dict[tuple[str, str], dict[str, list[TrainedRun]]] = defaultdict(dict)
     for run in runs:

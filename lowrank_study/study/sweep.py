@@ -83,14 +83,13 @@ def sweep(
         )
     unique = list({spec.run_id: spec for spec in specs}.values())
     store = RunStore(results / "runs")
-    done = {run.spec.run_id for run in store.ended([spec.run_id for spec in unique])}
-    check_specs([spec for spec in unique if spec.run_id not in done], results)
+    check_specs(store.left(unique), results)
     places = _places(workers, device, len(unique))
     effort = Effort()
     costs = {spec.run_id: effort.of(spec) for spec in unique}
     planned = packs(
         unique,
-        limit=lambda spec: pack or _most_packed(spec, places),
+        limit=lambda spec: _most_packed(spec, places, pack),
         workers=len(places),
         cost=lambda spec: costs[spec.run_id],
     )
@@ -153,7 +152,8 @@ def _run_workers(
     processes = [_start(name, results, tracker, *place) for place in places]
     try:
         with SweepProgress(name, costs, store.progress(run_ids)) as progress:
-            while any(process.poll() is None for process in processes):
+            # Others may have runs of this sweep: of the same command elsewhere, or by hand.
+            while any(process.poll() is None for process in processes) or store.held(run_ids):
                 time.sleep(_POLL_SECONDS)
                 progress.show(store.progress(run_ids))
                 for number, process in enumerate(processes):
@@ -166,8 +166,11 @@ def _run_workers(
             if process.poll() is None:
                 process.terminate()
                 process.wait()
-    if not store.ended(run_ids):
-        raise RuntimeError("no worker could end a run: what they wrote above says why")
+    if left := len(run_ids) - len(store.ended(run_ids)):
+        raise RuntimeError(
+            f"{left} of {len(run_ids)} runs have not ended, and no worker is left: what they wrote "
+            "above says why; the same command goes on"
+        )
 
 
 def _places(workers: int | None, device: str, runs: int) -> list[tuple[str, str]]:
@@ -177,15 +180,19 @@ def _places(workers: int | None, device: str, runs: int) -> list[tuple[str, str]
     """
     import torch
 
-    if torch.cuda.is_available() and device in ("auto", "cuda"):
-        gpus = min(workers or torch.cuda.device_count(), runs)
-        return [("", f"cuda:{number % torch.cuda.device_count()}") for number in range(gpus)]
+    from lowrank_study.training.fit import torch_device
+
+    found = torch_device(device)
+    if found.type != "cpu":
+        gpus = torch.cuda.device_count() if found.type == "cuda" and found.index is None else 1
+        every = [f"cuda:{number}" for number in range(gpus)] if gpus > 1 else [str(found)]
+        return [("", every[number % gpus]) for number in range(min(workers or gpus, runs))]
     count = min(workers or len(free_cores()), runs)
     return [(",".join(map(str, cores)), device) for cores in cores_of_workers(count)]
 
 
-def _most_packed(spec: RunSpec, places: Sequence[tuple[str, str]]) -> int:
-    """Return how many runs like this fit into one process's share of the free memory."""
+def _most_packed(spec: RunSpec, places: Sequence[tuple[str, str]], most: int | None) -> int:
+    """Return how many runs like this one, at most so many, fit into a process's share of memory."""
     from lowrank_study.training.data import load_splits
     from lowrank_study.training.fit import torch_device
     from lowrank_study.training.memory import free_memory_bytes, predict_peak
@@ -201,11 +208,10 @@ def _most_packed(spec: RunSpec, places: Sequence[tuple[str, str]]) -> int:
     if not can_unpad(model):
         return 1
     free = free_memory_bytes(device)
-    share = math.inf if free is None else _MEMORY_SHARE * free
-    if device.type == "cpu":
-        share /= len(places)
+    sharing = sum(torch_device(name) == device for _, name in places)
+    share = math.inf if free is None else _MEMORY_SHARE * free / sharing
     predicted = predict_peak(spec, folder, splits)
-    sizes = range(2, _MOST_PACKED[device.type] + 1)
+    sizes = range(2, (most or _MOST_PACKED.get(device.type, 1)) + 1)
     return max((size for size in sizes if predicted.peak(size) <= share), default=1)
 
 

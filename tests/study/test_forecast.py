@@ -57,6 +57,19 @@ def test_what_has_ended_takes_no_time(tiny_overrides: list[str], tmp_path: Path)
     assert forecast(specs, results=tmp_path, workers=1) == pytest.approx(both / 2)
 
 
+def test_a_failed_run_is_still_to_be_trained(tiny_overrides: list[str], tmp_path: Path) -> None:
+    configs = planned_configs(*tiny_overrides, *TINY_TUNED, f"results={tmp_path}", "sweep=mine")
+    before = runs_of(configs)
+    store = RunStore(tmp_path / "runs")
+    store.plan("ended", [before[:3]], question="")
+    for spec in before[:3]:
+        claim = store.claim([spec.run_id])
+        assert claim is not None
+        claim.commit(status="failed", record={"message": "the disk is full"})
+    assert runs_of(configs) == before
+    assert forecast(before[:3], results=tmp_path, workers=1) > 0.0
+
+
 def test_runs_that_choose_a_rate_are_counted_until_it_is_chosen(
     tiny_overrides: list[str], tmp_path: Path
 ) -> None:

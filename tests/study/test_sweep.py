@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from lowrank_study.config import compose
 from lowrank_study.errors import InputError
@@ -19,10 +20,12 @@ from lowrank_study.reporting.sweep_report import report_sweep, study_tables
 from lowrank_study.runs import RunStore
 from lowrank_study.spec import RunSpec
 from lowrank_study.spectra.spectrum import load_spectra
+from lowrank_study.study import sweep as sweep_module
 from lowrank_study.study.sweep import check_specs, sweep
 from lowrank_study.study.tables import runs_table, spectra_tables
 from lowrank_study.study.updates import updates_of_run
 from lowrank_study.study.work import spectra_file
+from lowrank_study.training import fit, unpadded
 
 
 def specs_of(tiny_overrides: list[str], *variants: list[str]) -> list[RunSpec]:
@@ -115,6 +118,49 @@ def test_one_bad_run_and_nothing_is_written(
     with pytest.raises(InputError, match=message):
         sweep(specs_of(tiny_overrides, LORA, bad), name="x", results=tmp_path / "results")
     assert not (tmp_path / "results").exists()
+
+
+def test_a_sweep_that_is_not_whole_is_no_answer(
+    tiny_overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs = specs_of(tiny_overrides, LORA, FULL)
+    sweep(specs[:1], name="x", results=tmp_path)
+    dies = [sys.executable, "-c", "raise SystemExit(1)"]
+    monkeypatch.setattr(sweep_module, "_start", lambda *_: subprocess.Popen(dies))
+    with pytest.raises(RuntimeError, match="1 of 2 runs have not ended"):
+        sweep(specs, name="x", results=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "devices"),
+    [
+        ("cuda", None, ["cuda:0", "cuda:1"]),
+        ("cuda", 3, ["cuda:0", "cuda:1", "cuda:0"]),
+        ("cuda:1", None, ["cuda:1"]),
+        ("mps", None, ["mps"]),
+        ("cpu", 1, ["cpu"]),
+    ],
+)
+def test_workers_go_where_they_were_asked_to(
+    device: str, workers: int | None, devices: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "torch_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    places = sweep_module._places(workers, device, 9)
+    assert [name for _, name in places] == devices
+    assert all((cores != "") == (device == "cpu") for cores, _ in places)
+
+
+def test_packs_are_no_larger_than_asked_and_one_where_texts_need_padding(
+    tiny_overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [spec] = specs_of(tiny_overrides, LORA)
+    places = [("0", "cpu")]
+    assert sweep_module._most_packed(spec, places, None) == 4
+    assert sweep_module._most_packed(spec, places, 2) == 2
+    assert sweep_module._most_packed(spec, places, 7) == 7
+    monkeypatch.setattr(unpadded, "can_unpad", lambda _: False)
+    assert sweep_module._most_packed(spec, places, 2) == 1
 
 
 def test_a_full_disk_is_told_beforehand(

@@ -17,6 +17,11 @@ from lowrank_study.study.claims.measures.outcome import Lacking
 from lowrank_study.study.sweep import rates_sweep
 from lowrank_study.study.tables import ranks_table, runs_table
 from lowrank_study.study.truncation_tables import truncation_table
+from lowrank_study.study.tuning import Preference, preference
+
+CONFIGURATION = ["setting", "method", "target", "adapter_rank"]
+TUNED = ["scaling", "learning_rate"]
+"""What one configuration may have been run at several of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -118,22 +123,29 @@ def part(table: pd.DataFrame | None, needs: str) -> pd.DataFrame:
 def tuned_runs(evidence: Evidence) -> pd.DataFrame:
     """Give the runs that are done, of each configuration those at its best rate on validation.
 
-    A configuration is a method, target and rank in a setting; where it was run at several rates or
-    scalings, of those with the most seeds the one with the highest mean validation accuracy
-    stands.
+    A configuration is a method, target and rank in a setting. Where it was run at several rates or
+    scalings, of those with the most seeds the one that `study.tuning.preference` prefers stands: a
+    sweep that tried a rate with one seed does not speak for one that tried six.
 
     Raises:
         Lacking: There are no runs that are done.
     """
     runs = part(evidence.runs, "trained runs: sweep=NAME")
-    done = runs[runs["status"] == "done"]
-    if done.empty:
+    if not (runs["status"] == "done").any():
         raise Lacking("trained runs that are done; those of the sweep diverged or failed")
-    configuration = ["setting", "method", "target", "adapter_rank"]
-    tried = done.groupby([*configuration, "scaling", "learning_rate"], dropna=False)
-    validation = tried["validation_accuracy"]
-    ranked = done.assign(
-        tried=tried.ngroup(), seeds=validation.transform("size"), mean=validation.transform("mean")
-    ).sort_values(["seeds", "mean"], kind="stable", na_position="first")
-    best = ranked.drop_duplicates(configuration, keep="last")["tried"]
-    return done[tried.ngroup().isin(best)]
+    tried = [
+        max((runs for _, runs in of_one.groupby(TUNED, dropna=False)), key=_worth)
+        for _, of_one in runs.groupby(CONFIGURATION, dropna=False)
+    ]
+    best = pd.concat(tried).sort_index()
+    return best[best["status"] == "done"]
+
+
+def _worth(runs: pd.DataFrame) -> tuple[int, Preference]:
+    done = runs[runs["status"] == "done"]
+    return len(runs), preference(
+        lost=len(runs) - len(done),
+        accuracy=float(done["validation_accuracy"].mean()),
+        loss=float(done["validation_loss"].mean()),
+        rate=float(runs["learning_rate"].iloc[0]),
+    )

@@ -48,7 +48,8 @@ def run(method: str, seed: int, accuracy: float, **more: object) -> dict[str, ob
         "target": None, "alpha": 16.0 if rank else None,
         "scaling": 16.0 / float(str(rank)) if rank else None,
         "learning_rate": 1e-3, "seed": seed, "status": "done", "validation_accuracy": accuracy,
-        "test_accuracy": accuracy, "train_accuracy": 0.95, "majority_accuracy": 0.5,
+        "validation_loss": 1.0 - accuracy, "test_accuracy": accuracy, "train_accuracy": 0.95,
+        "majority_accuracy": 0.5,
         "adapted_parameters": None, "steps": 100, "setting": "reviews, tiny",
     } | more  # fmt: skip
 
@@ -362,6 +363,16 @@ def test_sweeps_are_read_from_the_store_each_run_once(tmp_path: Path) -> None:
     assert len(tuned_runs(found)) == 3
     assert "full fine-tuning" in lacking(retention(found, "attention_qv", 4, above_chance=True))
     assert "spectra" in lacking(full_update(found, "energy_rank_90", None, over=None))
+
+
+def test_a_rate_that_lost_a_run_gives_way_as_in_the_report() -> None:
+    runs = runs_of()
+    risky = runs.assign(
+        learning_rate=3e-3, validation_accuracy=0.99, run_id=runs["run_id"] + "-risky",
+        status=["diverged" if seed == 0 else "done" for seed in runs["seed"]],
+    )  # fmt: skip
+    both = pd.concat([runs, risky], ignore_index=True)
+    assert set(tuned_runs(evidence(runs=both))["learning_rate"]) == {1e-3}
 
 
 def test_a_setting_that_few_seeds_tried_does_not_speak_for_a_rank() -> None:

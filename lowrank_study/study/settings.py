@@ -1,0 +1,49 @@
+"""What runs have to share before one mean or one test speaks for them: all but method and seeds.
+
+>>> check_alike(store.ended(store.sweep("mine")), sweep="mine")
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lowrank_study.errors import InputError
+from lowrank_study.runs import TrainedRun
+from lowrank_study.spec import RunSpec, to_mapping
+
+_UNSEEN = ("trainer.read_test", "trainer.shuffle_labels")
+"""These tell runs of other purposes apart, and whoever compares runs has left those out."""
+
+
+def check_alike(runs: Sequence[TrainedRun], *, sweep: str) -> None:
+    """Refuse runs of one task and model that were not trained or tested alike.
+
+    Raises
+    ------
+    InputError
+        Two of them differ in the task's texts, the model or the training: it names in what.
+    """
+    firsts: dict[tuple[str, str], dict[str, Any]] = {}
+    for run in runs:
+        task, model = run.spec.task.name, run.spec.model.name
+        mine = _shared(run.spec)
+        first = firsts.setdefault((task, model), mine)
+        differing = [
+            f"{name} ({first[name]} and {value})"
+            for name, value in mine.items()
+            if first[name] != value
+        ]
+        if differing:
+            raise InputError(
+                f"sweep={sweep}: its runs of {task} on {model} differ in {', '.join(differing)}, "
+                "so that no mean can speak for them: give each a sweep=NAME of its own"
+            )
+
+
+def _shared(spec: RunSpec) -> dict[str, Any]:
+    parts = {"task": spec.task, "model": spec.model, "trainer": spec.train}
+    return {
+        name: value
+        for part, record in parts.items()
+        for field, value in to_mapping(record).items()
+        if (name := f"{part}.{field}") not in _UNSEEN
+    }
