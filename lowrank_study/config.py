@@ -287,10 +287,9 @@ def _method(fields: "Fields") -> Method:
 def _alpha(value: Any, rank: int) -> float:
     """A number, or a rule: `2r` is twice the rank, `r` the rank itself."""
     rule = re.fullmatch(r"(\d+(?:\.\d+)?)?\s*r", value) if isinstance(value, str) else None
-    if rule:
-        return float(rule.group(1) or 1) * rank
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf:
-        return float(value)
+    number = float(rule.group(1) or 1) * rank if rule else value
+    if isinstance(number, (int, float)) and not isinstance(number, bool) and 0 < number < math.inf:
+        return float(number)
     raise InputError(f"method.alpha={value!r}: a positive number, or a rule such as 2r, is needed")
 
 

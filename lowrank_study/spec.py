@@ -170,7 +170,8 @@ class TrainSpec:
     evaluations: int
     """How often validation is read, evenly spaced, the last at the end; the best step is kept."""
     precision: str
-    """`fp32`, or `bf16`: autocast of the matrix products; weights and optimizer stay in fp32."""
+    """`fp32`, or `bf16`: autocast of the matrix products; trained weights and the optimizer stay
+    in fp32."""
     reference: bool
     """Whether to take the plain path, one run at a time with padded texts: what the fast one,
     texts laid end to end and runs packed together, is compared with."""

@@ -15,6 +15,7 @@ from lowrank_study.spec import HubRepo, Lora
         ("method.rank=2.5", ["method.rank=2.5", "whole number"]),
         ("method.rank=true", ["method.rank=True", "whole number"]),
         ("method.alpha=0", ["method.alpha=0", "2r"]),
+        ("method.alpha=0r", ["method.alpha='0r'", "2r"]),
         ("method.alpha=two", ["method.alpha='two'", "2r"]),
         ("method.scaling=alpha", ["'alpha'", "alpha_over_rank", "alpha_over_sqrt_rank"]),
         ("method.init=zeros", ["'zeros'", "kaiming", "gaussian"]),

@@ -16,6 +16,7 @@ from lowrank_study.runs import TrainedRun
 from lowrank_study.spec import FullFineTuning, Lora, target_name
 from lowrank_study.spectra import svd
 from lowrank_study.spectra.ranks import energy_rank
+from lowrank_study.spectra.spectrum import measure, row
 from lowrank_study.spectra.subspaces import (
     amplification,
     chance_similarity,
@@ -63,7 +64,7 @@ def amplified(runs: Runs) -> pd.DataFrame:
 
     Keys are `adapter_rank` and `quantity`: `along_update`, `along_weight` and `along_random` are
     ‖UᵀW0V‖_F with U and V the leading directions of ΔW, of W0, and random (expected);
-    `update_norm`, `weight_norm` and `factor` complete it. Medians over layers, then over seeds.
+    `update_norm`, `weight_norm` and `factor` complete it. Medians over layers.
     """
     rows = []
     for run in runs:
@@ -129,7 +130,8 @@ def similarity_of_seeds(runs: Runs) -> pd.DataFrame:
 def energy_shares(runs: Runs) -> pd.DataFrame:
     """Biderman et al., section 4.6: 90 % energy rank over min(out, in), of ΔW, W0 and W.
 
-    Of full fine-tuning; medians over the matrices of all layers, in per cent. Key: `matrix`.
+    Of full fine-tuning; medians over the matrices of all layers, in per cent. Key: `matrix`. An
+    update whose rank is under the floor of rounding is left out.
     """
     rows = []
     for run in runs:
@@ -139,15 +141,18 @@ def energy_shares(runs: Runs) -> pd.DataFrame:
         for update in _updates(run):
             assert update.W0_OI is not None
             assert update.delta_OI is not None
+            side = min(update.shape)
+            if (measured := row(measure(update, method="gram")))["resolvable"]:
+                shares["update"].append(100 * measured["energy_rank_90"] / side)
             before = update.W0_OI.astype(np.float64)
-            for name, matrix in (
-                ("update", update.delta_OI),
-                ("before", before),
-                ("after", before + update.delta_OI),
-            ):
+            for name, matrix in (("before", before), ("after", before + update.delta_OI)):
                 values = svd.svd_of_matrix(matrix, method="gram").singular_values
-                shares[name].append(100 * energy_rank(values, 0.9) / min(update.shape))
-        rows += [{"matrix": name, "own": float(np.median(found))} for name, found in shares.items()]
+                shares[name].append(100 * energy_rank(values, 0.9) / side)
+        rows += [
+            {"matrix": name, "own": float(np.median(found))}
+            for name, found in shares.items()
+            if found
+        ]
     return _over_seeds(rows, ["matrix"])
 
 

@@ -1,6 +1,6 @@
 """What a sweep looks like while it runs: runs done, running, and the time that is left.
 
-    >>> with SweepProgress("rank_sweep", costs) as progress:
+    >>> with SweepProgress("rank_sweep", costs, store.progress(run_ids)) as progress:
     ...     progress.show(store.progress(run_ids))
 
 A bar on a terminal; one line an ended run in a log.
@@ -67,10 +67,16 @@ class SweepProgress:
         """From the shares of all runs, so there is one before the first run has ended."""
         new = self._done(shares) - self._done_at_start
         if new < 1e-3:
-            return "ETA after the first steps"
+            return "time left is known after the first steps"
         to_do = sum(self._costs.values()) - self._done(shares)
-        seconds = int((time.monotonic() - self._started) * to_do / new)
-        return f"ETA {seconds // 60}:{seconds % 60:02d}"
+        return f"{clock((time.monotonic() - self._started) * to_do / new)} left"
 
     def _done(self, shares: Mapping[str, float]) -> float:
         return sum(self._costs[run_id] * share for run_id, share in shares.items())
+
+
+def clock(seconds: float) -> str:
+    """Write a duration as 2:05 (minutes and seconds) or 1:02:05."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -155,7 +155,11 @@ def split_rows(task: Task) -> tuple[dict[str, pd.DataFrame], tuple[str, ...]]:
 
 
 def _source_fingerprint(task: Task) -> str:
-    """What identifies the rows: the file's hash; for the hub, its id and the resolved revision."""
+    """What identifies the rows: the files' hashes; of the hub, its id and revision.
+
+    A hub set without a revision is not looked up again once it is cached: who wants another state
+    of it names `task.source.revision`.
+    """
     if isinstance(task.source, HubRepo):
         return json.dumps(to_mapping(task.source), sort_keys=True)
     path = assets.fetch(task.source)

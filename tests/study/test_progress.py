@@ -27,7 +27,7 @@ def test_a_log_gets_one_line_an_ended_run_and_the_time_left(
         now[0] += 60
         progress.show({"old": 1.0, "full": 1.0, "a": 1.0, "b": 0.5})
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["[2/4] a, ETA 1:20", "[3/4] full, ETA 0:20"]
+    assert lines == ["[2/4] a, 1:20 left", "[3/4] full, 0:20 left"]
 
 
 def test_the_time_left_is_known_before_the_first_run_has_ended(
@@ -38,7 +38,7 @@ def test_the_time_left_is_known_before_the_first_run_has_ended(
     progress = SweepProgress("s", {"a": 1.0, "b": 1.0}, {})
     assert "first steps" in progress._time_left({"a": 0.0})
     now[0] = 30.0
-    assert progress._time_left({"a": 0.25, "b": 0.25}) == "ETA 1:30"
+    assert progress._time_left({"a": 0.25, "b": 0.25}) == "1:30 left"
 
 
 def test_workers_that_can_not_start_are_not_started_for_ever(
@@ -51,6 +51,6 @@ def test_workers_that_can_not_start_are_not_started_for_ever(
         return started[-1]
 
     monkeypatch.setattr(sweep_module, "_start", start)
-    with pytest.raises(RuntimeError, match="no worker could end a run"):
+    with pytest.raises(RuntimeError, match="1 of 1 runs have not ended"):
         sweep([compose(*tiny_overrides, "method.rank=2")], name="x", results=tmp_path)
     assert len(started) == 1

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from lowrank_study.reporting.display import printable
 from lowrank_study.study.measurement.measure import OnProgress, Step
+from lowrank_study.study.progress import clock
 
 
 @contextmanager
@@ -81,12 +82,12 @@ class _Times(ProgressColumn):
     def render(self, task: Task) -> Text:
         """Write both."""
         now = time.monotonic()
-        text = _clock(now - self._started)
+        text = clock(now - self._started)
         if task.fields["step"] is not None:
             at, step = task.fields["step"]
             left = seconds_left(step, at - self._started)
             if left is not None:
-                text += f", {_clock(max(left - (now - at), 0.0))} left"
+                text += f", {clock(max(left - (now - at), 0.0))} left"
         return Text(text)
 
 
@@ -113,10 +114,4 @@ def line_of(step: Step, seconds: float) -> str:
     """
     text = f"[{_count(step)}] {printable(step.name)}: {step.outcome}"
     left = seconds_left(step, seconds)
-    return text if left is None else f"{text} ({_clock(left)} left)"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return text if left is None else f"{text} ({clock(left)} left)"
