@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from timing import HEADINGS, Figure, facts, figure, interleaved, ratio, table, write_results
 
+from lowrank_study.config import composed
 from lowrank_study.reporting.spectra_report import report_spectra
 from lowrank_study.spectra.ranks import energy_rank
 from lowrank_study.spectra.svd import (
@@ -34,7 +35,7 @@ from lowrank_study.spectra.svd import (
 )
 from lowrank_study.study.measurement.files import AdapterOnBase
 from lowrank_study.study.measurement.measure import measure_spectra
-from lowrank_study.study.measurement.request import default_settings, read_request
+from lowrank_study.study.measurement.request import read_request
 
 Array = npt.NDArray[np.float64]
 RESULTS = Path(__file__).parent / "results"
@@ -192,7 +193,7 @@ def adapter(sizes: Sizes) -> list[Figure]:
         maps = llama_files.write_adapter(
             path, layers=sizes.layers, rank=8, hidden=sizes.hidden, inner=sizes.inner
         )
-        settings = read_request(default_settings() | {"adapter": str(path)}).settings
+        settings = read_request(composed("measure_spectra") | {"adapter": str(path)}).settings
         subject = AdapterOnBase(adapter=path, base=None)
 
         def measured() -> None:

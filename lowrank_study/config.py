@@ -19,6 +19,7 @@ from typing import Any
 
 from lowrank_study import assets
 from lowrank_study.errors import InputError
+from lowrank_study.machine import processor
 from lowrank_study.spec import (
     Asset,
     BaseModel,
@@ -320,11 +321,8 @@ def fast_precision() -> str:
 
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return "fp32"
-    return "bf16" if "amx_bf16" in flags or "avx512_bf16" in flags else "fp32"
+    _, instruction_sets = processor()
+    return "bf16" if instruction_sets & {"amx_bf16", "avx512_bf16"} else "fp32"
 
 
 class Fields:

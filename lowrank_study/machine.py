@@ -1,9 +1,11 @@
 """What this process may use of the machine, and what it holds."""
 
 import os
+import platform
 from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
+_PROCESSOR = Path("/proc/cpuinfo")
 
 
 def free_cores() -> list[int]:
@@ -15,6 +17,17 @@ def cores_of_workers(workers: int) -> list[list[int]]:
     """Deal the free cores out to so many processes; with more processes than cores they share."""
     free = free_cores()
     return [free[number::workers] or [free[number % len(free)]] for number in range(workers)]
+
+
+def processor() -> tuple[str, frozenset[str]]:
+    """Return the processor's name and its instruction sets, as far as the system tells them."""
+    fields: dict[str, str] = {}
+    if _PROCESSOR.exists():
+        for line in _PROCESSOR.read_text().splitlines():
+            name, _, value = line.partition(":")
+            fields.setdefault(name.strip(), value.strip())
+    sets = fields.get("flags") or fields.get("Features") or ""  # x86, Arm
+    return fields.get("model name") or platform.processor() or "unknown", frozenset(sets.split())
 
 
 def has_status() -> bool:

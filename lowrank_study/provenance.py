@@ -7,6 +7,8 @@ import platform
 import subprocess
 from pathlib import Path
 
+from lowrank_study.machine import processor
+
 _LIBRARIES = (
     "torch",
     "transformers",
@@ -52,11 +54,6 @@ def _commit() -> str:
 
 
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or "unknown"
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    flags = next((line.split() for line in lines if line.startswith("flags")), [])
-    extensions = [x for x in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if x in flags]
-    return f"{named[0] if named else 'unknown'} ({extensions[0] if extensions else 'no AVX2'})"
+    name, instruction_sets = processor()
+    known = (x for x in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if x in instruction_sets)
+    return f"{name} ({next(known, 'no AVX2')})"

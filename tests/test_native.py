@@ -56,7 +56,7 @@ def test_a_source_is_compiled_once(cache, monkeypatch):
 @NEEDS_COMPILER
 def test_another_processor_or_version_has_a_library_of_its_own(cache, monkeypatch):
     native.library("tridiagonal.c")
-    for name, value in (("_processor", lambda: "flags: other"), ("FLAGS", (*native.FLAGS, "-g"))):
+    for name, value in (("_instruction_sets", lambda: ["other"]), ("FLAGS", (*native.FLAGS, "-g"))):
         native._load.cache_clear()
         monkeypatch.setattr(native, name, value)
         assert native.library("tridiagonal.c") is not None

@@ -23,6 +23,7 @@ from importlib import resources
 from pathlib import Path
 
 from lowrank_study.assets import cache_folder
+from lowrank_study.machine import processor
 
 FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-shared", "-fPIC")
 TARGETS = (("-march=native",), ())
@@ -52,7 +53,7 @@ def _load(source: str, folder: Path) -> ctypes.CDLL | None:
     if compiler is None:
         return None
     code = resources.files(__package__).joinpath(source).read_bytes()
-    parts = (*FLAGS, *TARGETS[0], *LIBRARIES, platform.platform(), _processor())
+    parts = (*FLAGS, *TARGETS[0], *LIBRARIES, platform.platform(), *_instruction_sets())
     key = hashlib.sha256(b"\0".join([code, *(part.encode() for part in parts)])).hexdigest()[:16]
     target = folder / f"{Path(source).stem}-{key}.so"
     try:
@@ -82,14 +83,9 @@ def _compile(compiler: str, code: bytes, target: Path) -> None:
         os.replace(made, target)
 
 
-def _processor() -> str:
-    """Name the instructions that the compiler may use here."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    known = (line for line in lines if line.startswith(("flags", "Features")))
-    return next(known, platform.processor())
+def _instruction_sets() -> list[str]:
+    """Those that the compiler may use here."""
+    return sorted(processor()[1])
 
 
 def _reason(error: Exception) -> str:

@@ -3,7 +3,7 @@
     gram = GramMatrix(side=X.shape[1])
     for block in blocks:
         gram.add(block)
-    gram.eigenvalues()
+    gram.singular_values()
 
 From `NATIVE_FROM` columns on this is done by `native/tridiagonal.c`, where it can be compiled:
 half of the matrix is kept, as tiles, and made a band and then tridiagonal by reflections, with
@@ -31,6 +31,8 @@ NATIVE_FROM = 1024
 """Columns from which the native code is the faster one."""
 LARGE_GRAM = 2048
 """Columns from which PyTorch's eigenvalues are faster than NumPy's."""
+GRAM_ZERO = 5e-8
+"""Singular values that a Gram matrix puts below this are given as zero, in units of sigma_1."""
 CACHE_LINE = 64
 
 
@@ -67,6 +69,16 @@ class GramMatrix:
         eigenvalues = self._sum.eigenvalues()
         assert np.isfinite(eigenvalues).all(), "rows with NaN, Inf or too large entries"
         return eigenvalues
+
+    def singular_values(self) -> Array:
+        """Return all singular values of X, descending; the matrix is used up.
+
+        Those within the rounding of X^T X are zero: it is the root of rounding, and thousands of
+        such values would add up in an effective rank.
+        """
+        values: Array = np.sqrt(np.maximum(self.eigenvalues(), 0.0))[::-1].copy()
+        values[values < GRAM_ZERO * values[0]] = 0.0
+        return values
 
 
 class _Dense:

@@ -45,6 +45,24 @@ FLOAT_FORMATS = {
 
 
 @lru_cache(maxsize=4096)
+def noise_energy_rank(out_features: int, in_features: int) -> float:
+    """Give the 90 % energy rank that independent Gaussian noise of this shape would have.
+
+    Marchenko and Pastur: with β = min/max of the shape and σ² ∝ 1 + β + 2√β cos θ, the
+    density of θ on (0, π) is ∝ sin²θ / (1 + β + 2√β cos θ) and of the energy ∝ sin²θ, so
+    the top singular values that hold 90 % are those with θ below the quantile of
+    sin²θ. It is what a rank says of an update without any structure: .509 n for n × n.
+    """
+    small, large = sorted((out_features, in_features))
+    beta = small / large
+    theta = (np.arange(20_000) + 0.5) * (math.pi / 20_000)
+    held = np.cumsum(np.sin(theta) ** 2)
+    count = np.cumsum(np.sin(theta) ** 2 / (1 + beta + 2 * math.sqrt(beta) * np.cos(theta)))
+    share = float(np.interp(0.9, held / held[-1], count / count[-1]))
+    return share * small
+
+
+@lru_cache(maxsize=4096)
 def marchenko_pastur_median(beta: float) -> float:
     """Give the median of the Marchenko-Pastur law of squared singular values.
 

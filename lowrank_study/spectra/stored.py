@@ -32,7 +32,7 @@ from lowrank_study.spectra.noise import (
 )
 from lowrank_study.spectra.precision import UsedBits, coarse_start
 from lowrank_study.spectra.spectrum import Spectrum
-from lowrank_study.spectra.svd import GRAM_ERROR, GRAM_ZERO, svd_of_matrix
+from lowrank_study.spectra.svd import GRAM_ERROR, svd_of_matrix
 
 FloatArray = npt.NDArray[np.floating[Any]]
 FloatVector = npt.NDArray[np.float64]
@@ -67,7 +67,7 @@ class Sums:
 
     survey: Survey
     """What the first one showed."""
-    changes: "_Gram | _FewRows"
+    changes: "GramMatrix | _FewRows"
     """What changed, as far as its singular values go."""
     norm: float
     """Frobenius norm of the difference."""
@@ -129,9 +129,9 @@ def accumulate(blocks: Iterable[Block], found: Survey) -> Sums:
     """
     changed_L, changed_S = found.changed_L, found.changed_S
     count_L, count_S = int(np.count_nonzero(changed_L)), int(np.count_nonzero(changed_S))
-    changes: _Gram | _FewRows
+    changes: GramMatrix | _FewRows
     # Half as many rows are at most half a Gram matrix, and have a quarter of one of their own.
-    changes = _FewRows(count_L, count_S) if 2 * count_L <= count_S else _Gram(count_S)
+    changes = _FewRows(count_L, count_S) if 2 * count_L <= count_S else GramMatrix(count_S)
     if count_L == 0:
         # What is smaller than a step is hidden, and may be so everywhere.
         changed_L, changed_S = np.ones_like(changed_L), np.ones_like(changed_S)
@@ -208,23 +208,6 @@ def _only(
     if not kept_L.all():
         block_LS = block_LS[kept_L]
     return block_LS if kept_S.all() else block_LS[:, kept_S]
-
-
-class _Gram:
-    """A tall matrix that comes in blocks of rows, as its Gram matrix."""
-
-    def __init__(self, side: int) -> None:
-        self._gram = GramMatrix(side)
-
-    def add(self, delta_LS: FloatVector) -> None:
-        self._gram.add(delta_LS)
-
-    def singular_values(self) -> FloatVector:
-        """Descending, those within the rounding of a Gram matrix as zero."""
-        eigenvalues = self._gram.eigenvalues()
-        values: FloatVector = np.sqrt(np.maximum(eigenvalues, 0.0))[::-1].copy()
-        values[values < GRAM_ZERO * values[0]] = 0.0
-        return values
 
 
 class _FewRows:

@@ -39,8 +39,6 @@ SQUARES_SAFELY = 300
 """Exponents of the largest entry up to which squares and their sum stay far inside float64."""
 GRAM_ERROR = 1e-7
 """Bound on the error of a singular value from a float64 Gram matrix, in units of sigma_1."""
-GRAM_ZERO = 5e-8
-"""Singular values that a Gram matrix puts below this are given as zero, in units of sigma_1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -383,7 +381,4 @@ def _gram_values(matrix: Matrix, exponent: int) -> tuple[Vector, float]:
     for block in _row_blocks(tall, exponent):
         gram.add(block)
         squared_norm += _squared_sum(block)
-    values: Vector = np.sqrt(np.maximum(gram.eigenvalues(), 0.0))[::-1]
-    # The root of rounding: thousands of such values would add up in an effective rank.
-    values[values < GRAM_ZERO * values[0]] = 0.0
-    return values, squared_norm
+    return gram.singular_values(), squared_norm

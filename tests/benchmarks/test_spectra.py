@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from lowrank_study.checkpoints import open_weights
+from lowrank_study.config import composed
 from lowrank_study.study.measurement import updates
 from lowrank_study.study.measurement.files import CheckpointPair
 from lowrank_study.study.measurement.measure import measure_spectra
-from lowrank_study.study.measurement.request import default_settings, read_request
+from lowrank_study.study.measurement.request import read_request
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -67,7 +68,7 @@ def test_a_pair_needs_less_memory_than_its_largest_matrix(
     first = [name for name, shape in tensors.items() if len(shape) == 2][:8]
     before, after = tmp_path / "before", tmp_path / "after"
     llama_files.write_pair(before, after, tensors, filled=first)
-    settings = read_request(default_settings() | {"before": "a", "after": "b"}).settings
+    settings = read_request(composed("measure_spectra") | {"before": "a", "after": "b"}).settings
     subject = CheckpointPair(before=before, after=after)
 
     def measured() -> Any:

@@ -21,11 +21,11 @@ from lowrank_study.reporting.tables import (
     flat_provenance,
     in_order,
     interval_of_mean,
-    noise_energy_rank,
     rank_by_module,
     settings_data,
     spectra_of_chosen,
 )
+from lowrank_study.spectra.noise import noise_energy_rank
 
 MakeStudy = Callable[..., StudyTables]
 

@@ -20,9 +20,9 @@ from lowrank_study.reporting.tables import (
     SettingData,
     groups,
     in_order,
-    noise_energy_rank,
     records,
 )
+from lowrank_study.spectra.noise import noise_energy_rank
 
 
 def full_rank(data: SettingData) -> list[Finding]:

@@ -10,7 +10,7 @@ import math
 from statistics import median
 
 from lowrank_study.reporting.display import counted, enumeration, percent, printable, written
-from lowrank_study.reporting.tables import noise_energy_rank
+from lowrank_study.spectra.noise import noise_energy_rank
 from lowrank_study.study.measurement.measure import MeasuredMatrix, Measurement
 
 RANK = "energy_rank_90"

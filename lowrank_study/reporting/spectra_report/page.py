@@ -29,8 +29,8 @@ from lowrank_study.reporting.spectra_report.tables import (
     value_text,
     vectors_table,
 )
-from lowrank_study.reporting.tables import noise_energy_rank
 from lowrank_study.reporting.web_page import packaged, web_page
+from lowrank_study.spectra.noise import noise_energy_rank
 from lowrank_study.study.measurement.files import AdapterOnBase, Subject
 from lowrank_study.study.measurement.measure import MeasuredMatrix, Measurement
 from lowrank_study.study.measurement.readings import Measure, Reading

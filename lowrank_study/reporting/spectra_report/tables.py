@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from lowrank_study.reporting.display import MISSING, is_missing, printable, written
-from lowrank_study.reporting.tables import noise_energy_rank
+from lowrank_study.spectra.noise import noise_energy_rank
 from lowrank_study.spectra.spectrum import singular_values_table
 from lowrank_study.study.measurement.measure import MeasuredMatrix, Measurement
 from lowrank_study.study.measurement.readings import MEASURES, Measure, Reading

@@ -27,6 +27,7 @@ from typing import Any
 
 import pandas as pd
 
+from lowrank_study.config import composed
 from lowrank_study.errors import InputError
 from lowrank_study.provenance import provenance
 from lowrank_study.reporting.display import Column, Table, csv_text, printable
@@ -46,11 +47,10 @@ from lowrank_study.reporting.spectra_report.tables import (
     skipped_table,
     vectors_table,
 )
-from lowrank_study.reporting.tables import noise_energy_rank
+from lowrank_study.spectra.noise import noise_energy_rank
 from lowrank_study.study.measurement.files import CheckpointPair, Subject
 from lowrank_study.study.measurement.measure import MeasuredMatrix, Measurement, OnProgress, Step
 from lowrank_study.study.measurement.request import (
-    default_settings,
     measure_request,
     read_request,
 )
@@ -76,7 +76,7 @@ def report_spectra(
     Raises:
         InputError: A setting that can't be, or files that can't be measured; nothing is written.
     """
-    defaults = default_settings()
+    defaults = composed("measure_spectra")
     unknown = [name for name in settings if name not in defaults]
     if unknown:
         raise InputError(f"no setting {unknown[0]!r}: the settings are {', '.join(defaults)}")

@@ -24,7 +24,6 @@ from lowrank_study.reporting.tables.setting import (
 )
 from lowrank_study.reporting.tables.study import StudyTables, checked
 from lowrank_study.reporting.tables.update_ranks import (
-    noise_energy_rank,
     rank_by_configuration,
     rank_by_layer,
     rank_by_module,
@@ -48,7 +47,6 @@ __all__ = [
     "groups",
     "in_order",
     "interval_of_mean",
-    "noise_energy_rank",
     "rank_by_configuration",
     "rank_by_layer",
     "rank_by_module",

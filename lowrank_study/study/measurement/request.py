@@ -1,6 +1,6 @@
 """From the settings of `conf/measure_spectra.yaml` to what is measured, and where it is written.
 
-    request = read_request(default_settings() | {"before": "base", "after": "tuned"})
+    request = read_request(composed("measure_spectra", "before=base", "after=tuned"))
     found = measure_request(request, on_progress=print)
 
 Paths and hub ids are told apart and fetched here; the measuring itself knows files only.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from lowrank_study.assets import existing, fetch
-from lowrank_study.config import CONF_FOLDER, Fields, hub_repo, is_path
+from lowrank_study.config import Fields, hub_repo, is_path
 from lowrank_study.errors import InputError
 from lowrank_study.spectra.spectrum import MeasureMethod
 from lowrank_study.study.measurement.files import AdapterOnBase, CheckpointPair, Subject
@@ -38,21 +38,6 @@ class MeasureRequest:
     """How to measure."""
     out: Path
     """Folder of the report."""
-
-
-def default_settings() -> dict[str, Any]:
-    """Return what `conf/measure_spectra.yaml` says, as a plain mapping.
-
-    Raises:
-        InputError: the package was installed without its conf folder.
-    """
-    from omegaconf import OmegaConf
-
-    path = CONF_FOLDER / "measure_spectra.yaml"
-    if not path.is_file():
-        raise InputError(f"no settings at {path}: work from a clone of the project")
-    values = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path)))
-    return {key: value for key, value in values.items() if key not in ("defaults", "hydra")}
 
 
 def read_request(config: Mapping[str, Any]) -> MeasureRequest:

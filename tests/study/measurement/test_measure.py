@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lowrank_study.config import composed
 from lowrank_study.errors import InputError
 from lowrank_study.spec import HubRepo
 from lowrank_study.spectra.spectrum import Spectrum, measure
@@ -33,7 +34,7 @@ from lowrank_study.study.measurement.measure import (
     measure_spectra,
 )
 from lowrank_study.study.measurement.readings import MEASURES, readings
-from lowrank_study.study.measurement.request import default_settings, read_request
+from lowrank_study.study.measurement.request import read_request
 
 Tensors = Mapping[str, torch.Tensor]
 Array = npt.NDArray[np.float64]
@@ -563,7 +564,7 @@ def test_scalars_and_vectors_are_listed_and_never_fail(base: Path, tmp_path: Pat
 )
 def test_a_bad_request_is_named(changes: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(InputError) as refused:
-        read_request(default_settings() | changes)
+        read_request(composed("measure_spectra") | changes)
     for word in words:
         assert word in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -580,7 +581,7 @@ def test_hub_ids_and_revisions_are_fetched(
 
     monkeypatch.setattr(request_module, "fetch", fetched)
     request = read_request(
-        default_settings() | {"before": "someone/model@v1.0", "after": str(tuned)}
+        composed("measure_spectra") | {"before": "someone/model@v1.0", "after": str(tuned)}
     )
     found = request_module.measure_request(request, on_progress=lambda step: None)
     assert asked == [HubRepo(repo_id="someone/model", subset=None, revision="v1.0")]
