@@ -2,7 +2,7 @@
 
     study = checked(StudyTables(title="...", runs=runs, spectra=spectra, ...))
 
-Tables come from files and from strangers: what makes no sense is refused here, in one line,
+Whoever makes the tables, what makes no sense is refused here, in one line,
 so that nothing after this has to ask again.
 """
 
@@ -14,8 +14,7 @@ import pandas as pd
 
 from lowrank_study.errors import InputError
 from lowrank_study.reporting.tables.rows import CONFIGURATION, TUNING
-
-STATUSES = ("done", "diverged", "failed")
+from lowrank_study.runs import STATUSES
 
 RUN_COLUMNS = {
     **dict.fromkeys(["run_id", "task", "model", "method", "target", "status", "message"], "text"),
