@@ -24,6 +24,7 @@ from lowrank_study.spec import (
     Asset,
     BaseModel,
     FullFineTuning,
+    HeadOnly,
     HubRepo,
     LocalPath,
     Lora,
@@ -258,10 +259,13 @@ _FILE_SUFFIXES = (
 
 
 def _method(fields: "Fields") -> Method:
-    kind = fields.one_of("name", ("full", "lora", "peft"))
+    kind = fields.one_of("name", ("full", "head", "lora", "peft"))
     learning_rate = fields.number("learning_rate", above=0.0)
-    if kind == "full":  # rank, alpha and target may stand there: a sweep over methods names them
+    # Of these two rank, alpha and target may stand there: a sweep over methods names them.
+    if kind == "full":
         return FullFineTuning(learning_rate=learning_rate)
+    if kind == "head":
+        return HeadOnly(learning_rate=learning_rate)
     target = fields.names("target")
     if not target:
         raise InputError("method.target=[]: name a preset such as attention_qv, or modules")

@@ -115,6 +115,13 @@ class FullFineTuning:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HeadOnly:
+    """The new head alone is trained, on what the pretrained model makes of a text: no ΔW at all."""
+
+    learning_rate: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Lora:
     """Low-rank adaptation, `W = W0 + scaling · B @ A` with `B` (out, rank), `A` (rank, in)."""
 
@@ -150,7 +157,7 @@ class PeftMethod:
     """Further arguments of that method's PEFT configuration."""
 
 
-Method = FullFineTuning | Lora | PeftMethod
+Method = FullFineTuning | HeadOnly | Lora | PeftMethod
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,10 +204,12 @@ class RunSpec:
 
     @property
     def method_name(self) -> str:
-        """`full`, `lora`, or PEFT's name in lower case."""
+        """`full`, `head`, `lora`, or PEFT's name in lower case."""
         match self.method:
             case FullFineTuning():
                 return "full"
+            case HeadOnly():
+                return "head"
             case Lora():
                 return "lora"
             case PeftMethod(peft_type=peft_type):
@@ -225,8 +234,8 @@ class RunSpec:
         return f"{safe.lstrip('.')}-{digest}"
 
     def _method_stem(self) -> str:
-        if isinstance(self.method, FullFineTuning):
-            return "full"
+        if isinstance(self.method, FullFineTuning | HeadOnly):
+            return self.method_name
         rank = f"_r{self.method.rank}" if isinstance(self.method, Lora) else ""
         return f"{self.method_name}{rank}_{target_name(self.method.target)}"
 
@@ -253,7 +262,7 @@ def target_name(target: tuple[str, ...]) -> str:
 
 _VARIANTS: dict[str, type] = {
     variant.__name__: variant
-    for variant in (WheelMember, LocalPath, HubRepo, FullFineTuning, Lora, PeftMethod)
+    for variant in (WheelMember, LocalPath, HubRepo, FullFineTuning, HeadOnly, Lora, PeftMethod)
 }
 
 

@@ -56,9 +56,10 @@ def test_alpha_is_a_number_or_a_rule(alpha: str, rank: int, expected: float) -> 
     assert method.alpha == expected
 
 
-def test_full_fine_tuning_ignores_what_only_adapters_have() -> None:
+@pytest.mark.parametrize("method", ["full", "head"])
+def test_what_is_no_adapter_ignores_what_only_adapters_have(method: str) -> None:
     ids = {
-        compose("method=full", f"method.rank={rank}", f"method.target={target}").run_id
+        compose(f"method={method}", f"method.rank={rank}", f"method.target={target}").run_id
         for rank in (1, 64)
         for target in ("attention_qv", "all_linear")
     }

@@ -149,7 +149,8 @@ def points(difference: float) -> str:
 
 def method_name(method: str) -> str:
     """Give a method's name as prose writes it."""
-    return {"full": "full fine-tuning", "lora": "LoRA"}.get(method, printable(method))
+    names = {"full": "full fine-tuning", "head": "the head alone", "lora": "LoRA"}
+    return names.get(method, printable(method))
 
 
 def adapter_name(method: str, target: str) -> str:

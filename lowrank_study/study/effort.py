@@ -7,7 +7,7 @@ effort.of(spec)         # 2.7e12
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lowrank_study.spec import Asset, FullFineTuning, RunSpec, Task
+from lowrank_study.spec import Asset, FullFineTuning, HeadOnly, RunSpec, Task
 from lowrank_study.training.data import Splits, load_splits
 from lowrank_study.training.lora import is_linear, linear_shape, lora_modules
 from lowrank_study.training.models import model_folder, model_without_weights
@@ -28,8 +28,9 @@ class Effort:
     def of(self, spec: RunSpec) -> float:
         """Return a run's multiplications and additions.
 
-        Two a weight and token in each pass: one forward, one back to the activations, and for full
-        fine-tuning one back to the weights. LoRA's factors have all three.
+        Two a weight and token in each pass: one forward, one back to the activations (none where
+        the head alone is trained), and for full fine-tuning one back to the weights. LoRA's factors
+        have all three.
 
         Raises
         ------
@@ -44,9 +45,14 @@ class Effort:
             self._splits[folder, spec.task] = load_splits(spec.task, folder)
         splits = self._splits[folder, spec.task]
         weights, widths = self._shapes(spec, folder, len(splits.labels))
-        full = isinstance(spec.method, FullFineTuning)
-        rank = getattr(spec.method, "rank", 0)
-        trained = 3 * weights if full else 2 * weights + 3 * widths * (rank + _PASSING)
+        match spec.method:
+            case FullFineTuning():
+                trained = 3 * weights
+            case HeadOnly():
+                trained = weights
+            case method:
+                rank = getattr(method, "rank", 0)
+                trained = 2 * weights + 3 * widths * (rank + _PASSING)
         evaluated = spec.train.evaluations * splits.validation.lengths.sum()
         if spec.train.read_test:
             seen = splits.train.first(len(splits.validation))

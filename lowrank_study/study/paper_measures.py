@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from lowrank_study.runs import TrainedRun
-from lowrank_study.spec import FullFineTuning, Lora, target_name
+from lowrank_study.spec import FullFineTuning, HeadOnly, Lora, target_name
 from lowrank_study.spectra import svd
 from lowrank_study.spectra.ranks import energy_rank
 from lowrank_study.spectra.spectrum import measure, row
@@ -202,8 +202,8 @@ MEASURES: dict[str, Measure] = {
 
 def _configuration(run: TrainedRun) -> dict[str, Any]:
     method = run.spec.method
-    if isinstance(method, FullFineTuning):
-        return {"target": "full", "adapter_rank": 0}
+    if isinstance(method, FullFineTuning | HeadOnly):
+        return {"target": run.spec.method_name, "adapter_rank": 0}
     rank = method.rank if isinstance(method, Lora) else 0
     return {"target": target_name(method.target), "adapter_rank": rank}
 

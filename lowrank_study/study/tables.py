@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from lowrank_study.runs import TrainedRun
-from lowrank_study.spec import FullFineTuning, Lora, target_name
+from lowrank_study.spec import Lora, PeftMethod, target_name
 from lowrank_study.spectra.spectrum import (
     Spectrum,
     load_spectra,
@@ -35,7 +35,7 @@ def _row(run: TrainedRun) -> dict[str, Any]:
         "model": spec.model.name,
         "method": spec.method_name,
         "adapter_rank": lora.rank if lora else None,
-        "target": None if isinstance(method, FullFineTuning) else target_name(method.target),
+        "target": target_name(method.target) if isinstance(method, Lora | PeftMethod) else None,
         "alpha": lora.alpha if lora else None,
         "scaling": lora.scaling if lora else None,
         "scaling_rule": lora.scaling_rule if lora else None,

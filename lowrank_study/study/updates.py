@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from lowrank_study.checkpoints import open_adapter, open_weights, pair
 from lowrank_study.runs import TrainedRun
-from lowrank_study.spec import FullFineTuning
+from lowrank_study.spec import FullFineTuning, HeadOnly
 from lowrank_study.spectra.spectrum import Spectrum, measure
 from lowrank_study.spectra.updates import UpdateMatrix, updates_of_adapter, updates_of_pair
 from lowrank_study.training.models import model_folder
@@ -20,6 +20,8 @@ def updates_of_run(run: TrainedRun) -> Iterator[UpdateMatrix]:
 
     The classification head has no W0 to compare with, and is left out.
     """
+    if isinstance(run.spec.method, HeadOnly):
+        return
     model = run.spec.model
     roles = model.roles_by_path
     with open_weights(model_folder(model)) as base:

@@ -28,6 +28,7 @@ from lowrank_study.errors import InputError
 from lowrank_study.spec import (
     BaseModel,
     FullFineTuning,
+    HeadOnly,
     Lora,
     PeftMethod,
     RunSpec,
@@ -97,6 +98,9 @@ def _with_method(model: nn.Module, spec: RunSpec) -> nn.Module:
     match spec.method:
         case FullFineTuning():
             model.requires_grad_(True)
+        case HeadOnly():
+            model.requires_grad_(False)
+            _train_head(model)
         case Lora() as lora:
             add_lora(model, dict.fromkeys(target_modules(model, spec.model, lora.target), lora))
             _train_head(model)

@@ -60,3 +60,12 @@ def test_another_adapter_on_the_same_maps_changes_nothing(tiny_overrides: list[s
     effort = Effort()
     effort.of(other)
     assert effort.of(lora) == Effort().of(lora)
+
+
+def test_the_head_alone_costs_the_forward_pass(tiny_overrides: list[str]) -> None:
+    def cost(*overrides: str) -> float:
+        return Effort().of(compose(*tiny_overrides, *overrides))
+
+    head, full = cost("method=head"), cost("method=full")
+    assert head < cost("method.rank=1")
+    assert head < full < 3 * head  # evaluation costs both the same

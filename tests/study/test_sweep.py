@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from lowrank_study.config import compose
 from lowrank_study.errors import InputError
@@ -26,6 +27,7 @@ from lowrank_study.study.tables import runs_table, spectra_tables
 from lowrank_study.study.updates import updates_of_run
 from lowrank_study.study.work import spectra_file
 from lowrank_study.training import fit, unpadded
+from lowrank_study.training.models import build_model, model_folder
 
 
 def specs_of(tiny_overrides: list[str], *variants: list[str]) -> list[RunSpec]:
@@ -129,6 +131,29 @@ def test_a_sweep_that_is_not_whole_is_no_answer(
     monkeypatch.setattr(sweep_module, "_start", lambda *_: subprocess.Popen(dies))
     with pytest.raises(RuntimeError, match="1 of 2 runs have not ended"):
         sweep(specs, name="x", results=tmp_path)
+
+
+def test_the_head_alone_is_trained_and_nothing_else(
+    tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    specs = specs_of(tiny_overrides, ["method=head", "method.rank=4"], FULL)
+    head, full = sweep(specs, name="head", results=tmp_path)
+    assert head.spec.run_id.startswith("reviews-tiny-head-lr")
+    assert head.record["trainable_parameters"] < full.record["trainable_parameters"] / 10
+    base = load_file(Path(specs[0].model.source.path) / "model.safetensors")  # type: ignore[union-attr]
+    tuned = load_file(head.checkpoint / "model.safetensors")
+    trained = {name for name in tuned if name.removeprefix("bert.") not in base}
+    assert trained == {"classifier.weight", "classifier.bias"}
+    for name in set(tuned) - trained:
+        np.testing.assert_array_equal(tuned[name], base[name.removeprefix("bert.")])
+    start = build_model(specs[0], model_folder(specs[0].model), number_of_labels=2).state_dict()
+    assert all(np.any(tuned[name] != start[name].numpy()) for name in trained)
+    assert list(updates_of_run(head)) == []
+    assert load_spectra(spectra_file(tmp_path, head.spec.run_id)) == []
+    tables = study_tables("head", results=tmp_path, margin=0.02)
+    assert set(tables.runs["method"]) == {"head", "full"}
+    _, found = report_sweep("head", results=tmp_path, margin=0.02)
+    assert "the head alone reaches a test accuracy of" in found
 
 
 @pytest.mark.parametrize(

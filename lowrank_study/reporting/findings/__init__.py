@@ -14,7 +14,7 @@ The rules of the wording:
 * ranks that the storage format can’t resolve are left out of medians and counted.
 """
 
-from lowrank_study.reporting.findings.accuracy import adapters, full_fine_tuning, noise
+from lowrank_study.reporting.findings.accuracy import adapters, full_fine_tuning, head_alone, noise
 from lowrank_study.reporting.findings.completeness import completeness
 from lowrank_study.reporting.findings.controls import controls
 from lowrank_study.reporting.findings.cost import cost
@@ -32,6 +32,7 @@ def findings(data: SettingData) -> list[Finding]:
     """Give the statements about one setting, the answer first."""
     return [
         full_fine_tuning(data),
+        *head_alone(data),
         *adapters(data),
         *sufficient(data),
         *functional_rank(data),

@@ -36,16 +36,23 @@ def full_fine_tuning(data: SettingData) -> Finding:
     if full is None:
         text = "No run of full fine-tuning is done: the adapters are described, not compared."
         return Finding(topic="Full fine-tuning", text=text, source=_source(data))
-    mean = full["mean_test_accuracy"]
-    text = f"Full fine-tuning reaches a test accuracy of {mean:.3f} ({_seeds(full)}"
-    if full["n"] > 1:
-        low, high = full["test_low_95"], full["test_high_95"]
-        text += f", 95{NARROW_SPACE}% interval {low:.3f}–{high:.3f}"
-    text += ")"
-    majority = full["majority_accuracy"]
-    if not math.isnan(majority):
-        text += f", {_gap(mean - majority)} always answering the commonest class ({majority:.3f})"
-    return Finding(topic="Full fine-tuning", text=f"{text}.", source=_source(data))
+    text = f"Full fine-tuning reaches {_reached(full)}."
+    return Finding(topic="Full fine-tuning", text=text, source=_source(data))
+
+
+def head_alone(data: SettingData) -> list[Finding]:
+    """Say what is reached without any ΔW, where it was tried."""
+    rows = data.accuracy
+    rows = rows[(rows["method"] == "head") & rows["chosen"] & (rows["n"] > 0)]
+    return [
+        Finding(
+            topic="The head alone",
+            text=f"Without any ΔW, the head alone reaches {_reached(row)}: what an adapter has "
+            "above that is what its ΔW does.",
+            source=_source(data),
+        )
+        for row in records(rows)
+    ]
 
 
 def adapters(data: SettingData) -> list[Finding]:
@@ -105,6 +112,19 @@ def noise(data: SettingData) -> Finding:
 
 
 # ---------------------------------------------------------------- of one method and target
+
+
+def _reached(row: dict[str, Any]) -> str:
+    mean = row["mean_test_accuracy"]
+    text = f"a test accuracy of {mean:.3f} ({_seeds(row)}"
+    if row["n"] > 1:
+        low, high = row["test_low_95"], row["test_high_95"]
+        text += f", 95{NARROW_SPACE}% interval {low:.3f}–{high:.3f}"
+    text += ")"
+    majority = row["majority_accuracy"]
+    if not math.isnan(majority):
+        text += f", {_gap(mean - majority)} always answering the commonest class ({majority:.3f})"
+    return text
 
 
 def _against_interval(name: str, rising: pd.DataFrame, full: dict[str, Any]) -> str:
