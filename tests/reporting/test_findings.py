@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from lowrank_study.reporting.findings import completeness, findings
@@ -124,6 +125,28 @@ def test_the_majority_class_is_the_ground_level(
     above = 100 * (full["mean_test_accuracy"] - 0.5037)
     text = said["Full fine-tuning"]
     assert f"{above:.1f} points above always answering the commonest class (0.504)" in text
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "then"),
+    [
+        (0.99, "15 of the 15 configurations that train a ΔW too reach less"),
+        (0.51, "What the others have above that is what their ΔW does"),
+    ],
+)
+def test_the_head_alone_is_what_the_others_are_read_against(
+    accuracy: float, then: str, make_study: MakeStudy
+) -> None:
+    study = make_study(losses=False)
+    full = study.runs[study.runs["method"] == "full"]
+    head = full.assign(
+        method="head", test_accuracy=accuracy, run_id=[f"head-{name}" for name in full["run_id"]]
+    )
+    runs = pd.concat([study.runs, head], ignore_index=True)
+    assert "The head alone" not in texts(study)
+    text = texts(replace(study, runs=runs, planned=len(runs)))["The head alone"]
+    assert text.startswith(f"Without any ΔW, the head alone reaches a test accuracy of {accuracy}")
+    assert then in text
 
 
 def test_energy_ranks_are_the_medians(whole_data: SettingData, said: dict[str, str]) -> None:

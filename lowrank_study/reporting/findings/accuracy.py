@@ -41,18 +41,22 @@ def full_fine_tuning(data: SettingData) -> Finding:
 
 
 def head_alone(data: SettingData) -> list[Finding]:
-    """Say what is reached without any ΔW, where it was tried."""
+    """Say what is reached without any ΔW, where it was tried, and whether more is with one."""
     rows = data.accuracy
-    rows = rows[(rows["method"] == "head") & rows["chosen"] & (rows["n"] > 0)]
-    return [
-        Finding(
-            topic="The head alone",
-            text=f"Without any ΔW, the head alone reaches {_reached(row)}: what an adapter has "
-            "above that is what its ΔW does.",
-            source=_source(data),
+    rows = rows[rows["chosen"] & (rows["n"] > 0)]
+    found = []
+    for head in records(rows[rows["method"] == "head"]):
+        others = rows[rows["method"] != "head"]
+        behind = int((others["mean_test_accuracy"] < head["mean_test_accuracy"]).sum())
+        told = (
+            f"{behind} of the {len(others)} configurations that train a ΔW too reach less. It is "
+            "no rank that they lack: their head is trained at the rate of the rest"
+            if behind
+            else "What the others have above that is what their ΔW does"
         )
-        for row in records(rows)
-    ]
+        text = f"Without any ΔW, the head alone reaches {_reached(head)}. {told}."
+        found.append(Finding(topic="The head alone", text=text, source=_source(data)))
+    return found
 
 
 def adapters(data: SettingData) -> list[Finding]:
