@@ -48,8 +48,10 @@ class RankAxis:
         """Give the place of one configuration."""
         if not is_missing(rank):
             return math.log2(float(str(rank)))
-        first = math.log2(self.ranks[-1]) + 1.1 if self.ranks else 0.0
-        return first + 1.1 * self.others.index((method, target))
+        # Names need more room than ranks, the more octaves there are on the axis.
+        apart = max(1.1, 0.22 * math.log2(self.ranks[-1])) if self.ranks else 1.1
+        first = math.log2(self.ranks[-1]) + apart if self.ranks else 0.0
+        return first + apart * self.others.index((method, target))
 
     def places(self, rows: pd.DataFrame) -> npt.NDArray[np.float64]:
         """Give the places of rows that have a method, a target and an adapter rank."""
