@@ -138,7 +138,10 @@ def test_truncate_and_control_then_report(tiny_overrides: list[str], tmp_path: P
     assert "2 runs" in cut.stdout
     controls = run(str(ROOT / "analysis" / "measure_controls.py"), results, "sweep=mine")
     assert controls.returncode == 0, controls.stderr
-    assert "trained, noise, weight_decay, seeds, noise_pair, training" in controls.stdout
+    assert (
+        "trained, shuffled_labels, noise, weight_decay, seeds, noise_pair, training"
+        in controls.stdout
+    )
     report = run(str(ROOT / "analysis" / "report.py"), results, "sweep=mine")
     assert report.returncode == 0, report.stderr
     written = tmp_path / "results" / "report"

@@ -35,11 +35,12 @@ def specs_of(tiny_overrides: list[str], *variants: list[str]) -> list[RunSpec]:
 
 
 FULL, LORA = ["method=full", "method.learning_rate=3e-3"], ["method.rank=2"]
-HOT = ["method.rank=2", "method.learning_rate=1e38", "trainer.max_grad_norm=1e38"]
+HOT = ["method.rank=2", "method.learning_rate=1e38"]
+UNCLIPPED = "trainer.max_grad_norm=1e38"
 
 
 def test_a_sweep_with_a_run_that_diverges(tiny_overrides: list[str], tmp_path: Path) -> None:
-    specs = specs_of(tiny_overrides, LORA, HOT, FULL, LORA)
+    specs = specs_of([*tiny_overrides, UNCLIPPED], LORA, HOT, FULL, LORA)
     runs = sweep(specs, name="three", results=tmp_path, question="What?")
     status = {run.spec.run_id: run.status for run in runs}
     assert status == {specs[0].run_id: "done", specs[1].run_id: "diverged", specs[2].run_id: "done"}
