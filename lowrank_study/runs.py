@@ -323,8 +323,7 @@ def _is_stale(folder: Path) -> bool:
         except FileNotFoundError:
             return False
     lease = _read_lease(folder)
-    here = lease is not None and lease["host"] == socket.gethostname()
-    if here and lease and not _is_alive(lease["pid"]):
+    if lease and lease["host"] == socket.gethostname() and not _is_alive(lease["pid"]):
         return True
     return time.time() - seen > STALE_SECONDS  # of a living process here: its pid is another's now
 

@@ -141,7 +141,7 @@ def test_the_head_alone_is_trained_and_nothing_else(
     head, full = sweep(specs, name="head", results=tmp_path)
     assert head.spec.run_id.startswith("reviews-tiny-head-lr")
     assert head.record["trainable_parameters"] < full.record["trainable_parameters"] / 10
-    base = load_file(Path(specs[0].model.source.path) / "model.safetensors")  # type: ignore[union-attr]
+    base = load_file(model_folder(specs[0].model) / "model.safetensors")
     tuned = load_file(head.checkpoint / "model.safetensors")
     trained = {name for name in tuned if name.removeprefix("bert.") not in base}
     assert trained == {"classifier.weight", "classifier.bias"}
