@@ -52,8 +52,7 @@ class Step:
             sample=first_texts(splits.train),
         )
         self.optimizers = [
-            make_optimizer(model, spec.method.learning_rate, spec.train)
-            for model, spec in zip(models, specs, strict=True)
+            make_optimizer(model, spec) for model, spec in zip(models, specs, strict=True)
         ]
         batches = training_batches(splits.train, batch_size=16, epochs=1, seed=0)
         self.batches: list[Batch] = list(islice(batches, 12))

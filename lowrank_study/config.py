@@ -306,6 +306,7 @@ def _train(fields: "Fields") -> TrainSpec:
     return TrainSpec(
         epochs=fields.integer("epochs", at_least=1),
         batch_size=fields.integer("batch_size", at_least=1),
+        head_learning_rate=fields.optional_number("head_learning_rate", above=0.0),
         weight_decay=fields.number("weight_decay", least=0.0),
         warmup_fraction=fields.number("warmup_fraction", least=0.0, below=1.0),
         max_grad_norm=fields.number("max_grad_norm", above=0.0),
@@ -436,7 +437,6 @@ class Fields:
             )
         return float(value)
 
-    def optional_number(self, key: str, *, least: float, below: float) -> float | None:
-        """Return a number, or None for null."""
-        present = self._mapping.get(key) is not None
-        return self.number(key, least=least, below=below) if present else None
+    def optional_number(self, key: str, **bounds: float) -> float | None:
+        """Return a number within `number`'s bounds, or None for null."""
+        return None if self._mapping.get(key) is None else self.number(key, **bounds)

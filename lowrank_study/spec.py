@@ -167,6 +167,8 @@ class TrainSpec:
     epochs: int
     batch_size: int
     """Examples in a step."""
+    head_learning_rate: float | None
+    """Peak rate of the new head; `None`: the method's. `HeadOnly` goes by its method's always."""
     weight_decay: float
     warmup_fraction: float
     """Share of all steps in which the rate rises linearly from zero."""
@@ -225,6 +227,8 @@ class RunSpec:
         mapping = to_mapping(self)
         for part in ("task", "model"):
             mapping[part]["source"].pop("path", None)
+        if self.train.head_learning_rate is None:  # runs older than this field keep their names
+            del mapping["train"]["head_learning_rate"]
         canonical = json.dumps(mapping, sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(canonical.encode()).hexdigest()[:8]
         rate = f"{self.method.learning_rate:g}"
@@ -288,7 +292,7 @@ def from_mapping(mapping: Mapping[str, Any]) -> RunSpec:
     task = dict(mapping["task"])
     model = dict(mapping["model"])
     method = dict(mapping["method"])
-    train = dict(mapping["train"])
+    train = {"head_learning_rate": None, **mapping["train"]}  # older than this field
     for key in ("text_columns", "labels"):
         task[key] = tuple(task[key])
     model["target_presets"] = {k: tuple(v) for k, v in model["target_presets"].items()}

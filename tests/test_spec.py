@@ -1,6 +1,7 @@
 """A run's name changes with its numbers, and with nothing else."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -30,6 +31,7 @@ def test_run_id_changes_with_what_changes_the_numbers() -> None:
         compose("method.rank=8", "method.dropout=0.1"),
         compose("method.rank=8", "task.split_seed=1"),
         compose("method.rank=8", "trainer.epochs=2"),
+        compose("method.rank=8", "trainer.head_learning_rate=0.1"),
         compose("method.rank=8", "method.target=mlp"),
         compose("method.rank=8", "method.scaling=alpha_over_sqrt_rank"),
         compose("method=full"),
@@ -41,6 +43,15 @@ def test_run_id_ignores_device_tracker_launcher_and_folders() -> None:
     base = compose("method.rank=8").run_id
     for override in ("device=cpu", "tracker=jsonl", "workers=1", "results=elsewhere", "sweep=x"):
         assert compose("method.rank=8", override).run_id == base
+
+
+def test_a_record_older_than_the_heads_own_rate_is_the_same_run() -> None:
+    spec = compose("method.rank=8")
+    mapping = to_mapping(spec)
+    del mapping["train"]["head_learning_rate"]
+    assert from_mapping(mapping) == spec
+    canonical = json.dumps(mapping, sort_keys=True, separators=(",", ":"))
+    assert spec.run_id.endswith(hashlib.sha256(canonical.encode()).hexdigest()[:8])
 
 
 def test_run_id_is_a_safe_file_name() -> None:

@@ -17,7 +17,7 @@ from lowrank_study.reporting.tables import StudyTables, accuracy_by_rank, chosen
 from lowrank_study.runs import RunStore, TrainedRun
 from lowrank_study.study.against_full import COLUMNS, against_full
 from lowrank_study.study.measured_controls import read_controls
-from lowrank_study.study.settings import check_alike
+from lowrank_study.study.settings import check_alike, shared_settings
 from lowrank_study.study.sweep import rates_sweep
 from lowrank_study.study.tables import runs_table, spectra_tables
 from lowrank_study.study.truncation_tables import truncation_table
@@ -119,4 +119,6 @@ def _shared_provenance(runs: list[TrainedRun]) -> dict[str, Any]:
         counts = {value: values.count(value) for value in dict.fromkeys(values)}
         only = next(iter(counts)) if len(counts) == 1 else None
         facts[key] = only or {value: f"{count} runs" for value, count in counts.items()}
-    return facts
+    # One run speaks for all of its task and model: `check_alike` has seen to it.
+    specs = {f"{run.spec.task.name} on {run.spec.model.name}": run.spec for run in runs}
+    return facts | {setting: shared_settings(spec) for setting, spec in specs.items()}

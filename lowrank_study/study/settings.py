@@ -25,7 +25,7 @@ def check_alike(runs: Sequence[TrainedRun], *, sweep: str) -> None:
     firsts: dict[tuple[str, str], dict[str, Any]] = {}
     for run in runs:
         task, model = run.spec.task.name, run.spec.model.name
-        mine = _shared(run.spec)
+        mine = shared_settings(run.spec)
         first = firsts.setdefault((task, model), mine)
         differing = [
             f"{name} ({first[name]} and {value})"
@@ -39,11 +39,15 @@ def check_alike(runs: Sequence[TrainedRun], *, sweep: str) -> None:
             )
 
 
-def _shared(spec: RunSpec) -> dict[str, Any]:
-    parts = {"task": spec.task, "model": spec.model, "trainer": spec.train}
+def shared_settings(spec: RunSpec) -> dict[str, Any]:
+    """Return what runs have to share, by name as in `trainer.epochs`: no path of this machine."""
+    mapping = to_mapping(spec)
+    parts = {"task": mapping["task"], "model": mapping["model"], "trainer": mapping["train"]}
+    for part in ("task", "model"):
+        parts[part]["source"].pop("path", None)
     return {
         name: value
         for part, record in parts.items()
-        for field, value in to_mapping(record).items()
+        for field, value in record.items()
         if (name := f"{part}.{field}") not in _UNSEEN
     }

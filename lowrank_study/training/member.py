@@ -91,7 +91,7 @@ class Member:
         self._spec, self._tracker, self._splits = spec, tracker, splits
         self._steps, self._device = steps, device
         self._trained = [p for p in self.model.parameters() if p.requires_grad]
-        self._optimizer = make_optimizer(self.model, spec.method.learning_rate, spec.train)
+        self._optimizer = make_optimizer(self.model, spec)
         self._schedule = make_schedule(self._optimizer, steps, spec.train)
         self._losses: list[float] = []
         self._best = _Best()

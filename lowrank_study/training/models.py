@@ -161,6 +161,14 @@ def head_names(model: nn.Module) -> list[str]:
     ]
 
 
+def head_parameters(model: nn.Module) -> set[nn.Parameter]:
+    """Return the trained parameters of the new head, of a model adapted by PEFT as well."""
+    within_peft = getattr(model, "get_base_model", None)
+    classifier: nn.Module = within_peft() if within_peft else model
+    heads = [classifier.get_submodule(name) for name in head_names(classifier)]
+    return {p for head in heads for p in head.parameters() if p.requires_grad}
+
+
 def _train_head(model: nn.Module) -> None:
     for name in head_names(model):
         model.get_submodule(name).requires_grad_(True)

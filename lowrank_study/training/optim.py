@@ -3,22 +3,32 @@
 from torch import nn, optim
 from torch.optim.lr_scheduler import LambdaLR
 
-from lowrank_study.spec import TrainSpec
+from lowrank_study.spec import HeadOnly, RunSpec, TrainSpec
+from lowrank_study.training.models import head_parameters
 
 
-def make_optimizer(model: nn.Module, learning_rate: float, train: TrainSpec) -> optim.Optimizer:
+def make_optimizer(model: nn.Module, spec: RunSpec) -> optim.Optimizer:
     """Return AdamW over the trainable parameters.
 
-    Biases and norms, the parameters of one dimension, are not decayed.
+    Biases and norms, the parameters of one dimension, are not decayed. The new head has a rate of
+    its own where the spec gives one.
     """
+    train, rate = spec.train, spec.method.learning_rate
+    head_rate = train.head_learning_rate
+    apart = head_rate is not None and not isinstance(spec.method, HeadOnly)
+    head = head_parameters(model) if apart else set()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": train.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {
+            "params": [p for p in trained if (p in head) == in_head and (p.ndim > 1) == decayed],
+            "lr": head_rate if in_head else rate,
+            "weight_decay": train.weight_decay if decayed else 0.0,
+        }
+        for in_head in (False, True)
+        for decayed in (True, False)
     ]
     return optim.AdamW(
         [group for group in groups if group["params"]],
-        lr=learning_rate,
         betas=train.adam_betas,
         eps=train.adam_epsilon,
         fused=True,

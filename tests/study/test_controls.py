@@ -95,7 +95,7 @@ def test_the_decayed_share_is_what_the_optimizer_takes_away(
     run = TrainedRun(spec=spec, status="done", record=record, folder=tmp_path)
     layer = nn.Linear(3, 3, bias=False, dtype=torch.float64)
     before = layer.weight.detach().clone()
-    optimizer = make_optimizer(layer, spec.method.learning_rate, spec.train)
+    optimizer = make_optimizer(layer, spec)
     schedule = make_schedule(optimizer, 40, spec.train)
     for _ in range(25):
         layer.weight.grad = torch.zeros_like(layer.weight)

@@ -9,7 +9,7 @@ from lowrank_study.errors import InputError
 from lowrank_study.reporting.sweep_report import study_tables
 from lowrank_study.runs import RunStore, TrainedRun
 from lowrank_study.study.full_runs import chosen_of_sweep
-from lowrank_study.study.settings import check_alike
+from lowrank_study.study.settings import check_alike, shared_settings
 
 
 def run(*overrides: str) -> TrainedRun:
@@ -33,6 +33,13 @@ def test_methods_rates_seeds_tasks_and_controls_may_differ() -> None:
 def test_runs_that_were_not_trained_alike_are_refused(override: str, told: str) -> None:
     with pytest.raises(InputError, match=f"sweep=s: .*rotten_tomatoes on minilm differ in {told}"):
         check_alike([run(), run("seed=1", override)], sweep="s")
+
+
+def test_settings_are_kept_without_a_path_of_this_machine(tiny_overrides: list[str]) -> None:
+    settings = shared_settings(compose(*tiny_overrides))
+    assert settings["trainer.head_learning_rate"] is None
+    assert settings["task.source"].keys() == {"kind", "sha256"}
+    assert "/" not in str(settings["model.source"])
 
 
 def test_neither_a_report_nor_a_cut_mixes_sizes(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ def test_a_sweep_with_a_run_that_diverges(tiny_overrides: list[str], tmp_path: P
     assert (lora["numerical_rank"] == 2).all()
     assert len(values[values["run_id"] == specs[0].run_id]) == len(lora) * 2
     tables = study_tables("three", results=tmp_path)
+    assert tables.provenance["reviews on tiny"]["trainer.epochs"] == 1
     assert tables.question == "What?"
     assert tables.planned == 3
     assert tables.comparison.empty

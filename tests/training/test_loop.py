@@ -87,11 +87,28 @@ def test_the_rate_rises_and_falls_linearly() -> None:
 def test_biases_and_norms_are_not_decayed(tiny_model: Callable[[str], Path]) -> None:
     spec = compose("model=bert", "method=full")
     model = build_model(spec, tiny_model("bert"), number_of_labels=2)
-    groups = make_optimizer(model, 1e-3, spec.train).param_groups
+    groups = make_optimizer(model, spec).param_groups
     assert [group["weight_decay"] for group in groups] == [spec.train.weight_decay, 0.0]
     assert all(p.ndim > 1 for p in groups[0]["params"])
     assert all(p.ndim == 1 for p in groups[1]["params"])
     assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize(
+    "method", ["full", "lora", "peft method.peft_type=LOHA", "head"], ids=lambda m: m.split()[0]
+)
+def test_the_head_has_a_rate_of_its_own(method: str, tiny_model: Callable[[str], Path]) -> None:
+    overrides = [*f"method={method}".split(), "method.learning_rate=1e-3"]
+    spec = compose("model=bert", *overrides, "trainer.head_learning_rate=0.1")
+    model = build_model(spec, tiny_model("bert"), number_of_labels=2)
+    rates = {p: g["lr"] for g in make_optimizer(model, spec).param_groups for p in g["params"]}
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert set(rates) == set(trained.values())
+    in_head = {name for name in trained if "classifier" in name}
+    assert in_head
+    own = 1e-3 if method == "head" else 0.1  # which goes by its method's
+    assert {rates[trained[name]] for name in in_head} == {own}
+    assert {rates[p] for name, p in trained.items() if name not in in_head} <= {1e-3}
 
 
 def test_dropout_of_the_model_is_set(tiny_model: Callable[[str], Path]) -> None:

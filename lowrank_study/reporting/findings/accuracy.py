@@ -50,7 +50,7 @@ def head_alone(data: SettingData) -> list[Finding]:
         behind = int((others["mean_test_accuracy"] < head["mean_test_accuracy"]).sum())
         told = (
             f"{behind} of the {len(others)} configurations that train a ΔW too reach less. It is "
-            "no rank that they lack: their head is trained at the rate of the rest"
+            "no rank that they lack, for a ΔW of zero is open to them: it is how they are trained"
             if behind
             else "What the others have above that is what their ΔW does"
         )
