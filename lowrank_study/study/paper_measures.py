@@ -15,14 +15,16 @@ import pandas as pd
 from lowrank_study.runs import TrainedRun
 from lowrank_study.spec import FullFineTuning, HeadOnly, Lora, target_name
 from lowrank_study.spectra import svd
+from lowrank_study.spectra.against_base import (
+    amplification,
+    intruder_dimensions,
+    left_singular_vectors,
+)
 from lowrank_study.spectra.ranks import energy_rank
 from lowrank_study.spectra.spectrum import measure, row
 from lowrank_study.spectra.subspaces import (
-    amplification,
     chance_similarity,
-    intruder_dimensions,
     leading_directions,
-    left_singular_vectors,
     subspace_similarity,
 )
 from lowrank_study.spectra.updates import UpdateMatrix

@@ -6,16 +6,18 @@ import numpy as np
 import pytest
 
 from lowrank_study.errors import InputError
-from lowrank_study.spectra.subspaces import (
+from lowrank_study.spectra.against_base import (
     amplification,
-    chance_similarity,
     intruder_dimensions,
-    leading_directions,
     left_singular_vectors,
     overlap_with_base,
-    principal_angles,
     projected_norm,
     random_projected_norm,
+)
+from lowrank_study.spectra.subspaces import (
+    chance_similarity,
+    leading_directions,
+    principal_angles,
     similarity_grid,
     subspace_similarity,
 )

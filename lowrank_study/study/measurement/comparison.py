@@ -16,15 +16,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lowrank_study.spectra.against_base import (
+    amplification,
+    intruder_dimensions,
+    left_singular_vectors,
+    overlap_with_base,
+)
 from lowrank_study.spectra.spectrum import Spectrum
 from lowrank_study.spectra.subspaces import (
     Directions,
-    amplification,
     chance_similarity,
-    intruder_dimensions,
     leading_directions,
-    left_singular_vectors,
-    overlap_with_base,
     principal_angles,
     similarity_grid,
 )

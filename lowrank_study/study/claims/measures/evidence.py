@@ -13,6 +13,7 @@ import pandas as pd
 
 from lowrank_study.errors import InputError
 from lowrank_study.runs import RunStore, TrainedRun
+from lowrank_study.spec import RunSpec
 from lowrank_study.study.claims.measures.outcome import Lacking
 from lowrank_study.study.sweep import rates_sweep
 from lowrank_study.study.tables import ranks_table, runs_table
@@ -90,12 +91,14 @@ def load_evidence(
 
 def _with_settings(runs: Sequence[TrainedRun]) -> pd.DataFrame:
     """Give a row a run, with what has to be the same in runs that are compared."""
-    settings = [
-        f"{run.spec.task.name}, {run.spec.model.name}, {run.spec.task.train_size or 'all'} texts, "
-        f"read {run.spec.train.epochs}×"
-        for run in runs
-    ]
-    return runs_table(runs).assign(setting=settings)
+    return runs_table(runs).assign(setting=[_setting(run.spec) for run in runs])
+
+
+def _setting(spec: RunSpec) -> str:
+    texts = f"{spec.task.train_size or 'all'} texts, read {spec.train.epochs}×"
+    head = spec.train.head_learning_rate
+    own = f", head at {head:g}" if head is not None else ""
+    return f"{spec.task.name}, {spec.model.name}, {texts}{own}"
 
 
 def _ended(store: RunStore, sweeps: Sequence[str]) -> list[TrainedRun]:

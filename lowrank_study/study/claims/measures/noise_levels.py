@@ -9,9 +9,11 @@ import torch
 
 from lowrank_study.errors import InputError
 from lowrank_study.spectra import noise, ranks
+from lowrank_study.spectra.against_base import (
+    random_projected_norm,
+)
 from lowrank_study.spectra.subspaces import (
     chance_similarity,
-    random_projected_norm,
     subspace_similarity,
 )
 from lowrank_study.study.claims.measures.outcome import Outcome, computed, measure

@@ -1,0 +1,267 @@
+"""An update against the weight it updates: what it amplifies, shares and brings in anew.
+
+    amplification(update, k=4)                          # LoRA Table 7
+    overlap_with_base(update, k=8)
+    intruder_dimensions(update, left_singular_vectors(W0_OI), k=10, epsilon=0.5)
+
+Axis suffixes: O out features, I in features, K directions, descending.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from lowrank_study.errors import InputError
+from lowrank_study.spectra import svd
+from lowrank_study.spectra.subspaces import (
+    Array,
+    Matrix,
+    directions_of,
+    leading_directions,
+)
+from lowrank_study.spectra.updates import UpdateMatrix
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Amplification:
+    """How an update's own directions stand in the weight it updates."""
+
+    k: int
+    """Directions of the update that were used."""
+    update_norm: float
+    """|delta|_F of the whole update."""
+    base_norm: float
+    """|W0|_F."""
+    projected_norm: float
+    """|U^T W0 V|_F, U and V the update's directions: what W0 already had along them."""
+    random_projected_norm: float
+    """What k random directions on either side are expected to give: |W0| k / sqrt(m n)."""
+    factor: float
+    """update_norm / projected_norm, the amplification; NaN where W0 has nothing there."""
+
+
+def amplification(update: UpdateMatrix, *, k: int) -> Amplification:
+    """Measure how much an update amplifies directions that the weight hardly had.
+
+    |delta|_F / |U^T W0 V|_F with U, V the first k singular directions of the update.
+
+    Args:
+        update: With `W0_OI`.
+        k: Directions, usually the adapter rank; fewer are used if the update has fewer.
+
+    Returns:
+        The three norms of the paper's table and their factor.
+
+    Raises:
+        InputError: If `W0_OI` is missing, the update is zero, or k is below 1.
+
+    Source:
+        Hu et al., "LoRA", 2021, section 7.3 and Table 7.
+    """
+    W0_OI = _base_of(update)
+    directions = leading_directions(update, k=k)
+    count = directions.singular_values.size
+    if count == 0:
+        raise InputError(f"{update.name!r} is a zero update; it has no directions to compare")
+    base_norm = svd.frobenius_norm(W0_OI)
+    projected = projected_norm(W0_OI, directions.U_OK, directions.V_IK)
+    update_norm = (
+        svd.frobenius_norm(update.delta_OI)
+        if update.delta_OI is not None
+        else float(np.linalg.norm(leading_directions(update, k=min(update.shape)).singular_values))
+    )
+    return Amplification(
+        k=count,
+        update_norm=update_norm,
+        base_norm=base_norm,
+        projected_norm=projected,
+        random_projected_norm=random_projected_norm(base_norm, count, update.shape),
+        factor=update_norm / projected if projected > 0 else math.nan,
+    )
+
+
+def projected_norm(W_OI: Matrix, U_OK: Matrix, V_IK: Matrix) -> float:
+    """Give |U^T W V|_F, the part of a matrix along given directions.
+
+    Args:
+        W_OI: Any matrix.
+        U_OK: Orthonormal columns on the side of the outputs.
+        V_IK: Orthonormal columns on the side of the inputs.
+
+    Returns:
+        The norm in the unit of W.
+    """
+    return float(np.linalg.norm(U_OK.T @ W_OI.astype(np.float64) @ V_IK))
+
+
+def random_projected_norm(norm: float, k: int, shape: tuple[int, int]) -> float:
+    """Give the root mean square of |U^T W V|_F over random k-dimensional U and V.
+
+    |W|_F k / sqrt(m n); for a square matrix |W|_F k / d.
+
+    Args:
+        norm: |W|_F.
+        k: Directions on either side.
+        shape: (m, n) of W.
+
+    Returns:
+        The norm in the unit of W.
+    """
+    return norm * k / math.sqrt(shape[0] * shape[1])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overlap:
+    """Share of an update's energy in the leading directions of the weight it updates."""
+
+    k: int
+    """Leading directions of W0 taken on either side."""
+    left: float
+    """|U_k^T delta|_F^2 / |delta|_F^2, on the side of the outputs."""
+    right: float
+    """|delta V_k|_F^2 / |delta|_F^2, on the side of the inputs."""
+    left_chance: float
+    """k / m, what random directions give."""
+    right_chance: float
+    """k / n."""
+
+
+def overlap_with_base(update: UpdateMatrix, *, k: int) -> Overlap:
+    """Measure how much of an update lies in the top directions of the weight.
+
+    Args:
+        update: With `W0_OI`.
+        k: Leading singular directions of W0; fewer are taken where its rank is lower.
+
+    Returns:
+        Shares in [0, 1] for both sides, with their chance levels.
+
+    Raises:
+        InputError: If `W0_OI` is missing, it or the update is zero, or k isn't in 1..min(m, n).
+    """
+    W0_OI = _base_of(update)
+    if not 1 <= k <= min(update.shape):
+        raise InputError(f"{k} directions of W0 of {update.name!r}; give 1 to {min(update.shape)}")
+    base = directions_of(W0_OI, k)
+    k = base.singular_values.size
+    if not k:
+        raise InputError(f"W0 of {update.name!r} is zero; it has no directions to compare")
+    if update.delta_OI is not None:
+        norm = svd.frobenius_norm(update.delta_OI)
+        unit = update.delta_OI.astype(np.float64) / (norm or 1.0)
+        left, right = base.U_OK.T @ unit, unit @ base.V_IK
+    else:
+        found = leading_directions(update, k=min(update.shape))
+        norm = float(np.linalg.norm(found.singular_values))
+        weights = found.singular_values / (norm or 1.0)
+        left = (base.U_OK.T @ found.U_OK) * weights
+        right = (base.V_IK.T @ found.V_IK) * weights
+    if norm == 0.0:
+        raise InputError(f"{update.name!r} is a zero update; it has no directions to compare")
+    return Overlap(
+        k=k,
+        left=min(float(np.sum(left**2)), 1.0),
+        right=min(float(np.sum(right**2)), 1.0),
+        left_chance=k / update.shape[0],
+        right_chance=k / update.shape[1],
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntruderDimensions:
+    """Which leading directions of a tuned weight the pretrained one didn't have."""
+
+    k: int
+    """Leading left singular vectors of W that were looked at."""
+    epsilon: float
+    """Largest |cos| to any left singular vector of W0 that still makes an intruder."""
+    largest_cosines: tuple[float, ...]
+    """For each of the k, its largest |cos| to a left singular vector of W0."""
+    positions: tuple[int, ...]
+    """The intruders among the k, counted from 1."""
+
+
+def left_singular_vectors(matrix: Matrix) -> Array:
+    """Give all left singular vectors of a matrix, to be kept for many updates of it.
+
+    Args:
+        matrix: (m, n), any float dtype.
+
+    Returns:
+        (m, min(m, n)) orthonormal columns, descending. Of singular values that are equal to
+        about 1e-7 sigma_1, only the span is determined.
+
+    Raises:
+        InputError: If the matrix is zero or holds NaN or Inf.
+    """
+    norm = svd.frobenius_norm(matrix)
+    if norm == 0.0:
+        raise InputError("a zero matrix has no singular vectors; leave it out")
+    X = matrix.astype(np.float64) / norm
+    if X.shape[0] <= X.shape[1]:
+        return np.linalg.eigh(X @ X.T)[1][:, ::-1]
+    Q, R = np.linalg.qr(X)
+    vectors: Array = Q @ np.linalg.eigh(R @ R.T)[1][:, ::-1]
+    return vectors
+
+
+def intruder_dimensions(
+    update: UpdateMatrix, W0_left_OK: Matrix, *, k: int, epsilon: float
+) -> IntruderDimensions:
+    """Find the leading directions of W0 + delta that W0 didn't have.
+
+    A left singular vector y among the top k of W0 + delta is an intruder if
+    max_i |<y, u_i>| < epsilon over all left singular vectors u_i of W0.
+
+    Args:
+        update: With `W0_OI`.
+        W0_left_OK: `left_singular_vectors(W0_OI)`.
+        k: How many leading directions of W0 + delta to look at (the paper: 10).
+        epsilon: Threshold of |cos|, in (0, 1] (the paper: .5).
+
+    Returns:
+        The k largest cosines and which of them are below epsilon.
+
+    Raises:
+        InputError: If `W0_OI` is missing or doesn't fit, or k or epsilon is out of range.
+
+    Source:
+        Shuttleworth et al., "LoRA vs Full Fine-tuning: An Illusion of Equivalence", 2024,
+        definition 3.1 and algorithm 1. They write cos without the bars; the sign of a singular
+        vector is arbitrary. k = 10 is theirs in Fig. 4, epsilon = .5 in Fig. 15 a.
+    """
+    W0_OI = _base_of(update)
+    side = min(update.shape)
+    if not 1 <= k <= side:
+        raise InputError(f"k = {k} leading directions of a {update.shape} matrix; give 1..{side}")
+    if not 0.0 < epsilon <= 1.0:
+        raise InputError(f"epsilon {epsilon} is outside (0, 1]; the paper takes .5")
+    if W0_left_OK.shape != (update.shape[0], side):
+        raise InputError(
+            f"W0_left_OK has shape {W0_left_OK.shape}, but all left singular vectors of a "
+            f"{update.shape} matrix are {(update.shape[0], side)}; give left_singular_vectors(W0)"
+        )
+    W_OI = W0_OI.astype(np.float64)
+    if update.factors is not None:
+        B_OR, A_RI = update.factors
+        W_OI += (update.scaling * B_OR.astype(np.float64)) @ A_RI.astype(np.float64)
+    else:
+        assert update.delta_OI is not None
+        W_OI += update.delta_OI
+    found = directions_of(W_OI, k)
+    cosines = np.abs(W0_left_OK.T.astype(np.float64) @ found.U_OK).max(axis=0)
+    return IntruderDimensions(
+        k=found.singular_values.size,
+        epsilon=epsilon,
+        largest_cosines=tuple(float(c) for c in np.minimum(cosines, 1.0)),
+        positions=tuple(int(i) + 1 for i in np.flatnonzero(cosines < epsilon)),
+    )
+
+
+def _base_of(update: UpdateMatrix) -> Matrix:
+    if update.W0_OI is None:
+        raise InputError(
+            f"{update.name!r} has no W0_OI; give the pretrained weight to compare with"
+        )
+    return update.W0_OI
