@@ -4,11 +4,12 @@
 
 Reading the YAML files again takes Hydra a fifth of a second, and the jobs of a sweep mostly differ
 in values: files are composed once for each choice of files, and the values are set in a copy, as
-Hydra itself would set them. An experiment whose runs are no grid lists `cases`: each job becomes
-one run a case, with the case's values set in it.
+Hydra itself would set them. An experiment whose runs are no grid lists `cases`, each a grid of its
+own: each job becomes the runs of all cases.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -31,7 +32,7 @@ class JobComposer:
         self._is_group: dict[str, bool] = {}
 
     def configs(self, overrides: Sequence[str]) -> list[RunConfig]:
-        """Return one job's configurations: one, or one a case.
+        """Return one job's configurations: one, or those of all cases.
 
         Raises
         ------
@@ -39,16 +40,14 @@ class JobComposer:
             A value that can't be.
         """
         config = self._job(overrides)
-        cases = config.get("cases")
+        cases = plain(config).get("cases")
         if not cases:
             return [read_config(plain(config))]
-        found = []
-        for case in cases:
-            one = config.copy()
-            for key, value in case.items():
-                OmegaConf.update(one, key, value, merge=True)
-            found.append(read_config(plain(one)))
-        return found
+        return [
+            read_config(plain(self._job([*overrides, *values])))
+            for case in cases
+            for values in _grid(self._loader, case)
+        ]
 
     def _job(self, overrides: Sequence[str]) -> Any:
         parsed = OverridesParser.create(self._loader).parse_overrides(list(overrides))
@@ -83,14 +82,27 @@ def planned_configs(*overrides: str) -> list[RunConfig]:
     with initialize_config_dir(str(CONF_FOLDER), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         config = loader.load_configuration("config", list(overrides), run_mode=RunMode.MULTIRUN)
-        grid = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-        choices = [
+        composer = JobComposer(loader, config)
+        return [
+            config
+            for job in _grid(
+                loader, OmegaConf.to_container(config.hydra.sweeper).get("params") or {}
+            )
+            for config in composer.configs([*overrides, *job])
+        ]
+
+
+def _grid(loader: Any, values: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Yield the overrides of every job of a grid, whose values may be sweeps such as `1,2,4`."""
+    written = [
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in values.items()
+    ]
+    return product(
+        *(
             [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
             if o.is_sweep_override()
             else [o.input_line or ""]
-            for o in OverridesParser.create(loader).parse_overrides(grid)
-        ]
-        composer = JobComposer(loader, config)
-        return [
-            config for job in product(*choices) for config in composer.configs([*overrides, *job])
-        ]
+            for o in OverridesParser.create(loader).parse_overrides(written)
+        )
+    )

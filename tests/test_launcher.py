@@ -10,6 +10,7 @@ from hydra.types import RunMode
 
 from lowrank_study.config import CONF_FOLDER, plain, read_config
 from lowrank_study.jobs import JobComposer, planned_configs
+from lowrank_study.spec import FullFineTuning, HeadOnly, Lora
 
 
 @pytest.fixture
@@ -50,3 +51,21 @@ def test_cases_are_runs_that_are_no_grid(composer: JobComposer) -> None:
         for target, rank in (("query", 8), ("mlp", 2))
     ]
     assert [spec.run_id for spec in found] == [spec.run_id for spec in plain_ones]
+
+
+def test_a_case_is_a_grid_and_may_choose_files(composer: JobComposer) -> None:
+    cases = (
+        "cases=[{method: 'full,head'}, {method: lora, method.rank: '1,2', method.target: [key]}]"
+    )
+    full, head, *loras = [c.spec.method for c in composer.configs(["seed=3", cases])]
+    assert isinstance(full, FullFineTuning)
+    assert isinstance(head, HeadOnly)
+    assert [(lora.rank, lora.target) for lora in loras if isinstance(lora, Lora)] == [
+        (1, ("key",)),
+        (2, ("key",)),
+    ]
+
+
+def test_the_flagships_first_task_is_144_runs() -> None:
+    found = planned_configs("experiment=flagship_rotten_tomatoes")
+    assert len(found) == len({config.spec.run_id for config in found}) == 6 * (2 + 2 * 8 + 2 * 3)
