@@ -18,8 +18,7 @@ import math
 import os
 import re
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,7 +26,7 @@ from lowrank_study.checkpoints.adapter_names import sort_tensors
 from lowrank_study.checkpoints.adapter_settings import Settings, read_settings
 from lowrank_study.checkpoints.matrices import is_transposed, module_of
 from lowrank_study.checkpoints.pairing import coarser, is_vocabulary
-from lowrank_study.checkpoints.paths import SourceFile, read_json, shown
+from lowrank_study.checkpoints.paths import Closing, SourceFile, read_json, shown
 from lowrank_study.checkpoints.peft_delta import peft_delta
 from lowrank_study.checkpoints.save import BASE_HASH, CONFIG_NAME, WEIGHTS_NAME
 from lowrank_study.checkpoints.tensors import Array
@@ -48,7 +47,7 @@ class Factors(NamedTuple):
     """The coarser dtype of the tensors it comes from."""
 
 
-class Adapter:
+class Adapter(Closing):
     """A read-only adapter; a context manager that closes its files."""
 
     def __init__(self, path: Path, settings: Settings, weights: Weights) -> None:
@@ -347,17 +346,6 @@ class Adapter:
     def close(self) -> None:
         """Close all files; closing twice is harmless."""
         self._weights.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _saved_tensor(self, name: str) -> str:
         tensors = self._tensors

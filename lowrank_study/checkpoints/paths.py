@@ -13,9 +13,9 @@ import itertools
 import json
 import os
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from lowrank_study.errors import InputError
@@ -67,7 +67,21 @@ def resolve_inside(path: Path, root: Path) -> Path:
     )
 
 
-class SourceFile:
+class Closing(ABC):
+    """What a `with` block closes at its end."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close it; closing twice is harmless."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class SourceFile(Closing):
     """One regular file, open for reading; every read checks that it hasn't changed since."""
 
     def __init__(self, path: Path, real: Path, descriptor: int, identity: tuple[int, ...]) -> None:
@@ -187,17 +201,6 @@ class SourceFile:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

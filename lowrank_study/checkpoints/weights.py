@@ -12,14 +12,14 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from lowrank_study.checkpoints.gguf_file import read_gguf, read_gguf_tensor
 from lowrank_study.checkpoints.names import strip_wrappers
 from lowrank_study.checkpoints.paths import (
+    Closing,
     SourceFile,
     close_all,
     read_json,
@@ -49,7 +49,7 @@ RowReader = Callable[[TensorInfo, int, int], Array]
 """Reads the rows `first:last` (of axis 0) of one tensor exactly."""
 
 
-class Weights:
+class Weights(Closing):
     """A read-only collection of named tensors; a context manager that closes its files."""
 
     def __init__(
@@ -186,17 +186,6 @@ class Weights:
     def close(self) -> None:
         """Close all files; closing twice is harmless."""
         close_all(self.files)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def open_weights(path: str | Path, *, allow_pickle: bool = False) -> Weights:
