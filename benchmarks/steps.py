@@ -1,7 +1,7 @@
-"""One training step against its floor, and where its time goes.
+"""One training step against its floor, where its time goes, and the floor of whole runs.
 
-The floor is the operations that the step can't do without, at the speed of a matrix product of the
-model's largest shape, measured beside the step.
+The floor is the operations that can't be left out, at the speed of a matrix product of the model's
+largest shape, measured beside them.
 """
 
 import time
@@ -15,9 +15,17 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from lowrank_study.config import compose
-from lowrank_study.training.batches import Batch, first_texts, training_batches
+from lowrank_study.machine import free_cores
+from lowrank_study.spec import RunSpec
+from lowrank_study.training.batches import (
+    Batch,
+    evaluation_batches,
+    first_texts,
+    training_batches,
+)
 from lowrank_study.training.data import load_splits, load_tokenizer
 from lowrank_study.training.fit import backward
+from lowrank_study.training.lora import merged
 from lowrank_study.training.models import build_model, model_folder
 from lowrank_study.training.optim import make_optimizer
 from lowrank_study.training.packing import Pack, share_frozen
@@ -36,15 +44,15 @@ KINDS = {
 class Step:
     """One training step of some packed runs."""
 
-    def __init__(self, overrides: Sequence[Sequence[str]]) -> None:
-        specs = [compose("model.dropout=0.0", *each) for each in overrides]
+    def __init__(self, specs: Sequence[RunSpec]) -> None:
         self.spec = specs[0]
         folder = model_folder(specs[0].model)
-        splits = load_splits(specs[0].task, folder)
+        self.splits = splits = load_splits(specs[0].task, folder)
         models: list[nn.Module] = []
         for spec in specs:
             models.append(build_model(spec, folder, number_of_labels=len(splits.labels)))
             share_frozen(models[0], models[-1])
+        self.model = models[0]
         self.pack = Pack(
             models,
             device=CPU,
@@ -73,6 +81,28 @@ class Step:
             counted.append(counter.get_total_flops())
         return counted
 
+    def operations_a_token(self) -> tuple[float, float]:
+        """Return those of training and of evaluation, for a run that is alone."""
+        trained = sum(self.operations()) / sum(len(batch.ids_T) for batch in self.batches)
+        read = list(islice(evaluation_batches(self.splits.validation), 4))
+        with FlopCounterMode(display=False) as counter, merged(self.model), torch.no_grad():
+            for batch in read:
+                self.pack.scores_of(0, batch)
+        return trained, counter.get_total_flops() / sum(len(batch.ids_T) for batch in read)
+
+
+def least_seconds(specs: Sequence[RunSpec]) -> float:
+    """Return the least that training, validation and test of these runs can take on all cores."""
+    operations = 0.0
+    for spec in specs:
+        step = Step([spec])
+        trained, read = step.operations_a_token()
+        splits = step.splits
+        operations += spec.train.epochs * int(splits.train.lengths.sum()) * trained
+        operations += int(splits.validation.lengths.sum() + splits.test.lengths.sum()) * read
+    torch.set_num_threads(len(free_cores()))
+    return operations / peak_speed(tokens=4096)
+
 
 def peak_speed(tokens: int) -> float:
     """Best operations per second of a matrix product of the model's largest shape."""
@@ -98,7 +128,7 @@ def steps(rounds: int) -> list[timing.Figure]:
         "full fine-tuning": ([["method=full"]], 0.30),
     }
     for name, (overrides, bar) in kinds.items():
-        step = Step(overrides)
+        step = Step([compose("model.dropout=0.0", *each) for each in overrides])
         operations = step.operations()
         shares = []
         for _ in range(rounds):
