@@ -129,11 +129,12 @@ def read_config(config: Mapping[str, Any]) -> RunConfig:
         A value that can't be, naming it and the valid ones.
     """
     top = Fields("", config)
+    train = _train(top.part("trainer"))
     spec = RunSpec(
         task=_task(top.part("task")),
         model=_model(top.part("model")),
-        method=_method(top.part("method")),
-        train=_train(top.part("trainer")),
+        method=_method(top.part("method"), train.head_learning_rate),
+        train=train,
         seed=top.integer("seed", at_least=0),
         data_seed=top.integer("data_seed", at_least=0),
     )
@@ -258,14 +259,14 @@ _FILE_SUFFIXES = (
 )
 
 
-def _method(fields: "Fields") -> Method:
+def _method(fields: "Fields", head_learning_rate: float | None) -> Method:
     kind = fields.one_of("name", ("full", "head", "lora", "peft"))
     learning_rate = fields.number("learning_rate", above=0.0)
     # Of these two rank, alpha and target may stand there: a sweep over methods names them.
     if kind == "full":
         return FullFineTuning(learning_rate=learning_rate)
     if kind == "head":
-        return HeadOnly(learning_rate=learning_rate)
+        return HeadOnly(learning_rate=head_learning_rate or learning_rate)
     target = fields.names("target")
     if not target:
         raise InputError("method.target=[]: name a preset such as attention_qv, or modules")

@@ -72,3 +72,10 @@ def test_hub_ids_and_glue_names() -> None:
     assert task.text_columns == ("sentence1", "sentence2")
     model = compose("model=roberta", "model.source=some/model", "model.revision=v2").model
     assert model.source == HubRepo(repo_id="some/model", subset=None, revision="v2")
+
+
+def test_the_head_alone_has_the_heads_rate() -> None:
+    assert compose("method=head", "method.learning_rate=0.01").method.learning_rate == 0.01
+    own = "trainer.head_learning_rate=0.05"
+    assert compose("method=head", own).method.learning_rate == 0.05
+    assert compose("method=lora", own).method.learning_rate != 0.05

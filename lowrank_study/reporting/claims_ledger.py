@@ -84,7 +84,7 @@ def row_of(entry: Entry) -> dict[str, str]:
         "measured": measured_text(claim, entry.outcome),
         "tolerance": tolerance_text(claim),
         "verdict": entry.verdict,
-        "basis": "runs" if _by_runs(claim) else "arithmetic",
+        "basis": _basis(entry),
         "why": why_text(claim, entry.outcome),
     }
 
@@ -99,6 +99,12 @@ def summary_of(entries: Sequence[Entry]) -> str:
         f"{len(entries)} claims: {', '.join(counts)}; of the {len(decided)} decided, trained runs "
         f"decide {by_runs} and arithmetic the others"
     )
+
+
+def _basis(entry: Entry) -> str:
+    if entry.verdict == "not tested here":
+        return "–"
+    return "runs" if _by_runs(entry.claim) else "arithmetic"
 
 
 def _by_runs(claim: Claim) -> bool:

@@ -54,6 +54,7 @@ def record_sweep(sweep: str, *, results: Path, name: str, margin: float | None =
 
 def _findings(report: Report) -> str:
     lines = [f"# {report.study.title}", "", report.study.question, "", report.completeness.text]
+    lines += ["", "`NOTES.md`, where there is one, says how it was made and what it can't tell."]
     for part in report.parts:
         lines += ["", f"## {part.setting.task} on {part.setting.model}", ""]
         lines += [f"- **{finding.topic}.** {finding.text}" for finding in part.findings]

@@ -162,7 +162,8 @@ def target_difference(
         ]
         if not pairs:
             raise Lacking(f"runs on {first} and {second} with sizes in the ratio {budget:g}")
-        compared.update(pairs)
+        ranks = ", ".join(f"{a} and {b}" for a, b in sorted(pairs))
+        compared.setdefault(ranks, set()).update(map(str, task["setting"]))
         differences = [
             by_seed(task, "test_accuracy", method="lora", target=first, rank=a)
             - by_seed(task, "test_accuracy", method="lora", target=second, rank=b)
@@ -170,12 +171,15 @@ def target_difference(
         ]
         return pd.concat(differences, axis=1).dropna().mean(axis=1)
 
-    compared: set[tuple[int, int]] = set()
+    compared: dict[str, set[str]] = {}
     outcome = over_seeds(tuned_runs(evidence), quantity, how="")
+    pairs = "; ".join(
+        ranks + (f" ({'; '.join(sorted(settings))})" if len(compared) > 1 else "")
+        for ranks, settings in compared.items()
+    )
     how = (
         f"test accuracy of {first} minus {second}, sizes in the ratio {budget:g} "
-        f"± {100 * slack:.0f} %, paired by seed; the mean over ranks "
-        f"{', '.join(f'{a} and {b}' for a, b in sorted(compared))}"
+        f"± {100 * slack:.0f} %, paired by seed; the mean over ranks {pairs}"
     )
     return replace(outcome, how=how + outcome.how) if isinstance(outcome, Measured) else outcome
 

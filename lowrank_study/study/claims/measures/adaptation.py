@@ -30,12 +30,14 @@ def _lora(init: str, rank: int = RANK) -> Lora:
 
 
 def _adapted_map(generator: torch.Generator, init: str, *, trained: bool) -> LoraLinear:
-    """Give an adapted map with seeded numbers; `trained` fills B, which starts at zero."""
-    module = LoraLinear(nn.Linear(WIDTH, WIDTH, bias=False), _lora(init), "map")
+    """Give an adapted map with seeded weights, at its start or with factors as after training."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator.initial_seed())  # `init` draws A from torch's own generator
+        module = LoraLinear(nn.Linear(WIDTH, WIDTH, bias=False), _lora(init), "map")
     with torch.no_grad():
         _fill(module.base.weight, generator, WIDTH**-0.5)
-        _fill(module.A_RI, generator, WIDTH**-0.5)
         if trained:
+            _fill(module.A_RI, generator, WIDTH**-0.5)
             _fill(module.B_OR, generator, 0.1)
     return module
 

@@ -4,7 +4,9 @@
     rounds["merged"] / rounds["base"]        # a ratio a round
 
 Every round runs each way once, one after the other, so that what else happens on the machine
-meets all of them alike; a claim's number is the median over rounds of the ratio within a round.
+meets all of them alike; and the next round begins with another, so that none always finds the
+caches as the same one left them. A claim's number is the median over rounds of the ratio within a
+round.
 """
 
 import copy
@@ -57,13 +59,15 @@ def measure_serving(*, rounds: int) -> pd.DataFrame:
         InputError: The embedded model can't be had.
     """
     ways = _ways()
+    names = list(ways)
     rows = []
     with torch.inference_mode():
         for number in range(-WARM_UP, rounds):
+            first = number % len(names)
             row = {}
-            for name, run in ways.items():
+            for name in names[first:] + names[:first]:
                 start = time.perf_counter()
-                run()
+                ways[name]()
                 row[name] = time.perf_counter() - start
             if number >= 0:
                 rows.append(row)
@@ -108,7 +112,8 @@ def _run_each(models: list[nn.Module], parts: tuple[Tensor, ...]) -> None:
 
 
 def _adapted(base: nn.Module, names: list[str], lora: Lora, seed: int) -> nn.Module:
-    model = copy.deepcopy(base)
+    """Give the model with an adapter; all of them share the weights of the one base."""
+    model = copy.deepcopy(base, {id(weight): weight for weight in base.parameters()})
     add_lora(model, dict.fromkeys(names, lora))
     generator = torch.Generator().manual_seed(seed)
     for _, module in lora_modules(model):
