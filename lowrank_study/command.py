@@ -54,6 +54,10 @@ def _told_to_people() -> Iterator[None]:
         _refuse(f"{error.full_key} has no value: give one, as in {error.full_key}=VALUE")
     except (HydraException, OmegaConfBaseException) as error:
         _refuse(" ".join(str(error).split()))
+    except ValueError as error:
+        if "Config group override must be" not in str(error):  # Hydra's, of GROUP=null
+            raise
+        _refuse("a group of settings can't be null: leave it out by ~GROUP, as in ~tuning")
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

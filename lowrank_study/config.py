@@ -161,7 +161,7 @@ def read_config(config: Mapping[str, Any]) -> RunConfig:
 def _tuning(fields: "Fields") -> Tuning:
     rates = fields.integer("rates", at_least=3)
     seeds, runoff = fields.integers("seeds"), fields.integers("runoff_seeds")
-    if not seeds or set(seeds) & set(runoff):
+    if not seeds or len({*seeds, *runoff}) < len(seeds) + len(runoff):
         raise InputError(
             f"tuning.seeds={list(seeds)}, runoff_seeds={list(runoff)}: at least one seed is "
             "needed, and none twice"
@@ -302,7 +302,7 @@ def _alpha(value: Any, rank: int) -> float:
 def _train(fields: "Fields") -> TrainSpec:
     precision = fields.one_of("precision", PRECISIONS)
     betas = fields.value("adam_betas")
-    if not (isinstance(betas, Sequence) and len(betas) == 2 and all(0 <= b < 1 for b in betas)):
+    if not (isinstance(betas, Sequence) and len(betas) == 2 and all(_is_share(b) for b in betas)):
         raise InputError(f"trainer.adam_betas={betas!r}: two numbers in [0, 1) are needed")
     return TrainSpec(
         epochs=fields.integer("epochs", at_least=1),
@@ -321,12 +321,16 @@ def _train(fields: "Fields") -> TrainSpec:
     )
 
 
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 <= value < 1
+
+
 def fast_precision() -> str:
     """Return `bf16` where the processor multiplies it in hardware, else `fp32`: quicker there."""
     import torch
 
     if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     _, instruction_sets = processor()
     return "bf16" if instruction_sets & {"amx_bf16", "avx512_bf16"} else "fp32"
 

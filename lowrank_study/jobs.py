@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from lowrank_study.config import CONF_FOLDER, RunConfig, plain, read_config
+from lowrank_study.errors import InputError
 
 
 class JobComposer:
@@ -37,12 +38,17 @@ class JobComposer:
         Raises
         ------
         InputError
-            A value that can't be.
+            A value that can't be, or one that the cases of the experiment set.
         """
         config = self._job(overrides)
         cases = plain(config).get("cases")
         if not cases:
             return [read_config(plain(config))]
+        asked = {override.partition("=")[0] for override in overrides}
+        if twice := sorted(asked & {key for case in cases for key in case}):
+            raise InputError(
+                f"{twice[0]}: the experiment's cases say it; leave it out, or give cases=null"
+            )
         return [
             read_config(plain(self._job([*overrides, *values])))
             for case in cases
@@ -57,6 +63,7 @@ class JobComposer:
             whole = self._loader.load_sweep_config(self._config, list(files))
             ours = [key for key in whole if key != "hydra"]  # Hydra's own part is the largest
             self._composed[files] = OmegaConf.masked_copy(whole, ours)
+            OmegaConf.set_struct(self._composed[files], True)  # a setting there is not is refused
         config = self._composed[files].copy()
         for override in values:
             OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
@@ -95,7 +102,7 @@ def planned_configs(*overrides: str) -> list[RunConfig]:
 def _grid(loader: Any, values: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     """Yield the overrides of every job of a grid, whose values may be sweeps such as `1,2,4`."""
     written = [
-        f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+        f"{key}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
         for key, value in values.items()
     ]
     return product(

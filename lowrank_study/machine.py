@@ -10,7 +10,9 @@ _PROCESSOR = Path("/proc/cpuinfo")
 
 def free_cores() -> list[int]:
     """Return the numbers of the cores that this process may use."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def cores_of_workers(workers: int) -> list[list[int]]:

@@ -102,7 +102,7 @@ class RunStore:
         InputError
             No sweep of that name was planned here.
         """
-        return list(dict.fromkeys(run_id for pack in self._packs(name) for run_id in pack))
+        return list(dict.fromkeys(run_id for pack in self.packs(name) for run_id in pack))
 
     def sweeps(self) -> list[str]:
         """Return the names of the sweeps that were planned here."""
@@ -130,9 +130,9 @@ class RunStore:
             return Claim(self, run_id, folder)
         return None
 
-    def claim_pack(self, sweep: str) -> "list[Claim]":
-        """Claim what is free of the first pack of a sweep that has free runs; [] if none has."""
-        for pack in self._packs(sweep):
+    def claim_pack(self, packs: Sequence[Sequence[str]]) -> "list[Claim]":
+        """Claim what is free of the first pack that has free runs; [] if none has."""
+        for pack in packs:
             alone = [run_id for run_id in pack if (self._planned / f"{run_id}.alone").exists()]
             for run_ids in ([r for r in pack if r not in alone], *([r] for r in alone)):
                 if claims := [claim for run_id in run_ids if (claim := self.claim([run_id]))]:
@@ -194,7 +194,8 @@ class RunStore:
                 claim.commit(status="failed", record={"message": reason})
         return len(held)
 
-    def _packs(self, name: str) -> list[list[str]]:
+    def packs(self, name: str) -> list[list[str]]:
+        """Return the run ids of a sweep by pack, as it was last planned."""
         packs: list[list[str]] = self._read_sweep(name)["packs"]
         return packs
 
@@ -244,10 +245,10 @@ class Claim:
             shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
         write_json(self.folder / "spec.json", to_mapping(self.spec))
         write_json(self.folder / "record.json", {"status": status, **record})
-        (self.folder / "lease.json").unlink()
         for file in self.folder.rglob("*"):
             if file.is_file():
                 flush_to_disk(file)
+        (self.folder / "lease.json").unlink()
         os.rename(self.folder, self._store.folder / self.run_id)
         flush_to_disk(self._store.folder)
         for suffix in ("json", "alone"):

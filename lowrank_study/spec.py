@@ -17,6 +17,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+_LONGEST_STEM = 180
+"""Bytes of a run's name before its digest: a file's name ends at 255 on most disks."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WheelMember:
@@ -235,7 +238,8 @@ class RunSpec:
         parts = [self.task.name, self.model.name, self._method_stem(), f"lr{rate}", f"s{self.seed}"]
         stem = "-".join(parts)
         safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in stem)
-        return f"{safe.lstrip('.')}-{digest}"
+        short = safe.lstrip(".").encode()[:_LONGEST_STEM].decode(errors="ignore")
+        return f"{short}-{digest}"
 
     def _method_stem(self) -> str:
         if isinstance(self.method, FullFineTuning | HeadOnly):

@@ -79,3 +79,18 @@ def test_the_head_alone_has_the_heads_rate() -> None:
     own = "trainer.head_learning_rate=0.05"
     assert compose("method=head", own).method.learning_rate == 0.05
     assert compose("method=lora", own).method.learning_rate != 0.05
+
+
+@pytest.mark.parametrize(
+    "override", ["trainer.adam_betas=[a,b]", "tuning=grid tuning.seeds=[1000,1000]"]
+)
+def test_values_that_can_not_be_are_refused_in_one_line(override: str) -> None:
+    with pytest.raises(InputError, match=r"trainer.adam_betas|tuning.seeds"):
+        compose(*override.split())
+
+
+def test_a_name_fits_on_a_disk() -> None:
+    paths = [f"bert.encoder.layer.{n}.attention.self.query" for n in range(6)]
+    run_id = compose(f"method.target=[{','.join(paths)}]").run_id
+    assert len(run_id.encode()) < 200
+    assert run_id != compose(f"method.target=[{','.join(paths[::-1])}]").run_id

@@ -7,8 +7,10 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
+from omegaconf.errors import OmegaConfBaseException
 
 from lowrank_study.config import CONF_FOLDER, plain, read_config
+from lowrank_study.errors import InputError
 from lowrank_study.jobs import JobComposer, planned_configs
 from lowrank_study.spec import FullFineTuning, HeadOnly, Lora
 
@@ -64,6 +66,22 @@ def test_a_case_is_a_grid_and_may_choose_files(composer: JobComposer) -> None:
         (1, ("key",)),
         (2, ("key",)),
     ]
+
+
+def test_what_the_cases_say_is_not_said_again(composer: JobComposer) -> None:
+    cases = "cases=[{method.rank: '1,2'}]"
+    with pytest.raises(InputError, match=r"method\.rank: the experiment's cases say it"):
+        composer.configs(["method.rank=8", cases])
+
+
+def test_a_setting_there_is_not_is_refused_in_a_case_too(composer: JobComposer) -> None:
+    with pytest.raises(OmegaConfBaseException, match="rnak"):
+        composer.configs(["cases=[{method.rnak: 3}]"])
+
+
+def test_a_case_may_have_any_letters(composer: JobComposer) -> None:
+    [config] = composer.configs(["cases=[{task.labels: ['größe', 'maß']}]"])
+    assert config.spec.task.labels == ("größe", "maß")
 
 
 def test_the_flagships_first_task_is_144_runs() -> None:

@@ -195,17 +195,17 @@ def test_a_crashed_process_fails_its_run(store: RunStore, specs: list[RunSpec]) 
 def test_a_crashed_pack_is_tried_run_by_run(store: RunStore, specs: list[RunSpec]) -> None:
     """Only one of its runs may have been the cause: the others are to lose nothing."""
     run_ids = store.plan("s", [specs[:2], specs[2:]], question="Why?")
-    claims = store.claim_pack("s")
+    claims = store.claim_pack(store.packs("s"))
     assert [claim.run_id for claim in claims] == run_ids[:2]
     for claim in claims:
         claim._stop_heart()
     assert store.end_runs_of(os.getpid(), "ended by SIGKILL") == 2
     assert store.ended(run_ids) == []
     for run_id in run_ids:
-        [claim] = store.claim_pack("s")
+        [claim] = store.claim_pack(store.packs("s"))
         assert claim.run_id == run_id
         claim.commit(status="done", record={})
-    assert store.claim_pack("s") == []
+    assert store.claim_pack(store.packs("s")) == []
     assert not list((store.folder / ".planned").iterdir())
 
 
@@ -213,7 +213,7 @@ def test_a_pack_is_claimed_as_far_as_it_is_free(store: RunStore, specs: list[Run
     run_ids = store.plan("s", [specs], question="Why?")
     first = store.claim(run_ids[:1])
     assert first is not None
-    rest = store.claim_pack("s")
+    rest = store.claim_pack(store.packs("s"))
     assert [claim.run_id for claim in rest] == run_ids[1:]
     for claim in (first, *rest):
         claim.release()

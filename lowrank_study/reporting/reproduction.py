@@ -5,6 +5,7 @@ print(plan.in_words())
 for line in plan.carry_out(record="2026-11-22"): print(line)
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ class Plan:
             yield str(write_paper(paper, table, self.results / "papers"))
 
     def _study_updates(self, name: str) -> None:
-        where = [f"sweep={name}", f"results={self.results}"]
+        where = [f"sweep={name}", _results(self.results)]
         truncate_sweep(truncated_runs.read_request(composed("truncate", *where)))
         measure_controls(measured_controls.read_request(composed("measure_controls", *where)))
 
@@ -95,7 +96,7 @@ def plan_of(
     names = dict.fromkeys([*experiments, *(paper.experiment for paper in papers)])
     more = [f"scale={scale}"] if scale else []
     sweeps = {
-        name: planned_configs(f"experiment={name}", f"results={results}", *more) for name in names
+        name: planned_configs(f"experiment={name}", _results(results), *more) for name in names
     }
     return Plan(
         sweeps=sweeps,
@@ -104,3 +105,8 @@ def plan_of(
         papers=papers,
         results=results,
     )
+
+
+def _results(folder: Path) -> str:
+    """The override that names a folder, whatever characters are in its path."""
+    return f"results={json.dumps(str(folder), ensure_ascii=False)}"

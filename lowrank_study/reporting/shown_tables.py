@@ -132,10 +132,10 @@ def _sufficient_table(data: SettingData) -> Table:
             f"by seed and test example, in points. Low and high are one-sided 95 % limits over "
             f"seeds and test examples (crossed random effects, Satterthwaite’s degrees of "
             f"freedom). A rank is sufficient when low is above −{margin}, tested from the highest "
-            f"rank down to the first that fails; inferior when high is below it, from the lowest "
-            f"up; the data leave the others open. Retention is (a−c)/(f−c), c the commonest "
-            f"class’s share, with Fieller’s 95 % interval over seeds; where that is unbounded "
-            f"full fine-tuning itself is not shown to lie above chance."
+            f"rank down to the first that fails or lost a run; inferior when high is below it, "
+            f"from the lowest up; the data leave the others open. Retention is (a−c)/(f−c), c the "
+            f"commonest class’s share, with Fieller’s 95 % interval over seeds; where that is "
+            f"unbounded full fine-tuning itself is not shown to lie above chance."
         ),
         frame=data.comparison,
         columns=(
@@ -146,6 +146,7 @@ def _sufficient_table(data: SettingData) -> Table:
                 "count",
                 "seeds whose runs are both done and have kept their predictions",
             ),
+            Column("lost", "lost", "count", "runs that diverged or failed"),
             Column("difference", "difference", "points", "mean, in points"),
             Column("lower_limit", "low", "points", "one-sided 95 % limit"),
             Column("upper_limit", "high", "points", "one-sided 95 % limit"),

@@ -21,6 +21,7 @@ from lowrank_study.study.settings import check_alike, shared_settings
 from lowrank_study.study.sweep import rates_sweep
 from lowrank_study.study.tables import runs_table, spectra_tables
 from lowrank_study.study.truncation_tables import truncation_table
+from lowrank_study.study.tuning import at_any_rate
 
 
 def study_tables(sweep: str, *, results: Path, margin: float | None = None) -> StudyTables:
@@ -61,16 +62,33 @@ def study_tables(sweep: str, *, results: Path, margin: float | None = None) -> S
         comparison=_comparison(runs, table, margin, results),
         planned=len(run_ids) - (len(ended) - len(runs)),
         provenance=_shared_provenance(runs),
-        rates=_rates(store, sweep),
+        rates=_rates(store, sweep, runs),
         truncation=truncation_table(runs, results),
-        controls=read_controls(sweep, results),
+        controls=_controls(sweep, results, table),
     )
 
 
-def _rates(store: RunStore, sweep: str) -> pd.DataFrame | None:
-    """The runs that chose the sweep's learning rates, where it was tuned."""
+def _rates(store: RunStore, sweep: str, runs: list[TrainedRun]) -> pd.DataFrame | None:
+    """The runs that chose the rates of these runs, where that was done.
+
+    A sweep's name may have been given to other runs before: what chose their rates is none.
+    """
     name = rates_sweep(sweep)
-    return runs_table(store.ended(store.sweep(name))) if name in store.sweeps() else None
+    if name not in store.sweeps():
+        return None
+    reported = {at_any_rate(run.spec).run_id for run in runs}
+    trials = store.ended(store.sweep(name))
+    mine = [trial for trial in trials if at_any_rate(trial.spec).run_id in reported]
+    return runs_table(mine) if mine else None
+
+
+def _controls(sweep: str, results: Path, runs: pd.DataFrame) -> pd.DataFrame | None:
+    """What was measured of controls, if it is of these runs' updates."""
+    controls = read_controls(sweep, results)
+    if controls is None:
+        return None
+    trained = set(controls.loc[controls["control"] == "trained", "run_id"])
+    return controls if trained <= set(runs["run_id"]) else None
 
 
 def report_sweep(

@@ -14,7 +14,7 @@ Shape suffixes: S seeds, E test examples.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -237,7 +237,9 @@ class SufficientRank:
     """One a rank, rising."""
 
 
-def sufficient_rank(differences: Mapping[int, Matrix], *, margin: float) -> SufficientRank:
+def sufficient_rank(
+    differences: Mapping[int, Matrix], *, margin: float, lost: Collection[int] = ()
+) -> SufficientRank:
     """Find the smallest rank that is non-inferior to the whole, as an interval of ranks.
 
     A rank is *sufficient* when the lower one-sided 95 % limit of its `paired_difference` lies
@@ -248,7 +250,8 @@ def sufficient_rank(differences: Mapping[int, Matrix], *, margin: float) -> Suff
     same way and at the same error. Both ends hold together at least 90 % of the time, if accuracy
     doesn't fall with rank.
 
-    A rank that can't be tested, with fewer than two seeds, ends a sequence like one that fails.
+    A rank that can't be tested, with fewer than two seeds, ends a sequence like one that fails. So
+    does, on the way down, one that lost runs: the seeds that are left are those that went well.
 
     Parameters
     ----------
@@ -257,6 +260,8 @@ def sufficient_rank(differences: Mapping[int, Matrix], *, margin: float) -> Suff
         is full fine-tuning, or for the functional rank the update that isn't truncated.
     margin
         See `SufficientRank.margin`.
+    lost
+        Ranks some of whose runs diverged or failed.
 
     Raises
     ------
@@ -272,7 +277,8 @@ def sufficient_rank(differences: Mapping[int, Matrix], *, margin: float) -> Suff
     estimates = [paired_difference(differences[rank]) for rank in ranks]
     limits = [estimate.interval(1 - 2 * ERROR) for estimate in estimates]
     inferior = _leading([high < -margin for _, high in limits])
-    sufficient = _leading([low > -margin for low, _ in reversed(limits)])
+    passed = [low > -margin and r not in lost for r, (low, _) in zip(ranks, limits, strict=True)]
+    sufficient = _leading(passed[::-1])
     first_sufficient = len(ranks) - sufficient
     decisions: list[Decision] = [
         "inferior" if place < inferior else "sufficient" if place >= first_sufficient else "open"

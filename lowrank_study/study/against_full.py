@@ -23,7 +23,7 @@ from lowrank_study.study.correctness import (
 
 COLUMNS = (
     *("task", "model", "method", "target", "adapter_rank"),
-    *("seeds", "examples", "accuracy", "accuracy_low_95", "accuracy_high_95"),
+    *("seeds", "lost", "examples", "accuracy", "accuracy_low_95", "accuracy_high_95"),
     *("margin", "difference", "standard_error", "degrees_of_freedom"),
     *("low_95", "high_95", "lower_limit", "upper_limit", "decision"),
     *("chance", "retention", "retention_low_95", "retention_high_95", "retention_bounded"),
@@ -63,7 +63,9 @@ def against_full(
     for _, group in groupby([*paired_with_full(runs), *cuts], key=_target):
         by_rank = {pairs.adapter_rank: pairs for pairs in group}
         found = sufficient_rank(
-            {rank: pairs.difference_SE for rank, pairs in by_rank.items()}, margin=margin
+            {rank: pairs.difference_SE for rank, pairs in by_rank.items()},
+            margin=margin,
+            lost=[rank for rank, pairs in by_rank.items() if pairs.lost],
         )
         rows += [_row(by_rank[test.rank], test, margin) for test in found.tests]
     return pd.DataFrame(rows, columns=list(COLUMNS))
@@ -86,6 +88,7 @@ def _row(pairs: PairedRuns, test: RankTest, margin: float) -> dict[str, object]:
         "target": pairs.target,
         "adapter_rank": pairs.adapter_rank,
         "seeds": test.seeds,
+        "lost": pairs.lost,
         "examples": pairs.adapter_SE.shape[1],
         "accuracy": accuracy.mean,
         "accuracy_low_95": accuracy_low,

@@ -37,6 +37,8 @@ class PairedRuns:
     adapter_rank: int
     seeds: tuple[int, ...]
     """Those with a pair: both runs are done and have kept their predictions."""
+    lost: int
+    """Runs of the configuration that diverged or failed."""
     adapter_SE: npt.NDArray[np.bool_]
     """Whether the adapter's run answered the example rightly."""
     full_SE: npt.NDArray[np.bool_]
@@ -75,7 +77,12 @@ def paired_with_full(runs: Sequence[TrainedRun]) -> list[PairedRuns]:
     # Full fine-tuning's are read once, though every configuration is paired with them.
     read = {setting: _predictions(mine) for setting, mine in full.items()}
     return [
-        _pair(key, _predictions(adapters[key]), read[key[:2]])
+        _pair(
+            key,
+            _predictions(adapters[key]),
+            read[key[:2]],
+            lost=sum(run.status != "done" for run in adapters[key]),
+        )
         for key in sorted(adapters)
         if key[:2] in read
     ]
@@ -106,6 +113,7 @@ def cut_beside_whole(runs: Sequence[TrainedRun], results: Path) -> list[PairedRu
                     target="",
                     adapter_rank=rank,
                     seeds=tuple(run.spec.seed for run in there),
+                    lost=0,
                     adapter_SE=by_rank[rank],
                     full_SE=by_rank[max(by_rank)],
                     chance=float(there[0].record["test"]["majority_accuracy"]),
@@ -139,6 +147,8 @@ def _pair(
     key: tuple[str, str, str, str, int],
     adapter: dict[int, tuple[TrainedRun, pd.DataFrame]],
     full: dict[int, tuple[TrainedRun, pd.DataFrame]],
+    *,
+    lost: int,
 ) -> PairedRuns:
     task, model, method, target, rank = key
     seeds = tuple(sorted(adapter.keys() & full.keys()))
@@ -156,6 +166,7 @@ def _pair(
         target=target,
         adapter_rank=rank,
         seeds=seeds,
+        lost=lost,
         adapter_SE=_correct([adapter[seed][1] for seed in seeds], len(labels)),
         full_SE=_correct([full[seed][1] for seed in seeds], len(labels)),
         chance=float(labels.value_counts(normalize=True).max()),

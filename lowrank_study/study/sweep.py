@@ -99,6 +99,8 @@ def sweep(
     runs = store.ended([spec.run_id for spec in unique])
     for run in runs:
         measure_run(run, results)
+        if run.status != "done":
+            print(f"{run.status}: {run.spec.run_id}: {run.record['message']}", file=sys.stderr)
     return runs
 
 
@@ -136,6 +138,8 @@ def check_specs(specs: Sequence[RunSpec], results: Path) -> None:
 
 
 def _checkpoint_bytes(spec: RunSpec, folder: Path) -> int:
+    if not spec.train.read_test:  # it chooses a rate, and keeps no model
+        return 0
     weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     return weights // 4 if isinstance(spec.method, Lora) else 2 * weights  # 2: 16-bit sources
 
@@ -220,6 +224,7 @@ def _start(
 ) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "lowrank_study.study.work", "--sweep", name]
     command += ["--results", str(results), "--device", device, "--tracker", tracker]
+    command += ["--parent", str(os.getpid())]
     environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     if cores:
         threads = str(len(cores.split(",")))

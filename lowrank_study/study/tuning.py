@@ -40,7 +40,8 @@ def tuned(specs: Sequence[RunSpec], tuning: Tuning, *, train: Train) -> list[Run
     Raises
     ------
     InputError
-        A seed that chooses is also one that is reported, or no rate of a configuration worked.
+        A seed that chooses is also one that is reported, two runs differ in nothing but their
+        rate, a run failed for another reason than its rate, or no rate of a configuration worked.
     """
     if shared := {spec.seed for spec in specs} & {*tuning.seeds, *tuning.runoff_seeds}:
         raise InputError(
@@ -48,6 +49,11 @@ def tuned(specs: Sequence[RunSpec], tuning: Tuning, *, train: Train) -> list[Run
             "choose a rate (tuning.seeds, tuning.runoff_seeds) must not be those it is reported on"
         )
     middles = {of.run_id: of for of in map(configuration, specs)}
+    if len({at_any_rate(of).run_id for of in middles.values()}) < len(middles):
+        raise InputError(
+            "tuning: it chooses the learning rate, and the sweep has several for one "
+            "configuration: give one method.learning_rate, the middle of the grid"
+        )
     tried: dict[str, Tried] = {
         name: dict.fromkeys(_grid(of, tuning), tuning.seeds) for name, of in middles.items()
     }
@@ -60,6 +66,11 @@ def tuned(specs: Sequence[RunSpec], tuning: Tuning, *, train: Train) -> list[Run
         ]
         runs: dict[tuple[str, float], list[TrainedRun]] = {}
         for (name, rate, _), run in zip(trials, train([t for *_, t in trials]), strict=True):
+            if run.status == "failed":  # of the machine, say: it tells nothing of the rate
+                raise InputError(
+                    f"{run.spec.run_id}, which was to choose a rate, failed "
+                    f"({run.record['message']}): mend that, and the same command goes on"
+                )
             runs.setdefault((name, rate), []).append(run)
         order = {
             name: sorted(rates, key=lambda rate: worth(runs[name, rate]), reverse=True)
@@ -72,7 +83,7 @@ def tuned(specs: Sequence[RunSpec], tuning: Tuning, *, train: Train) -> list[Run
     for name, (best, *_) in order.items():
         if not worth(runs[name, best])[0]:
             asked = ", ".join(f"{rate:g}" for rate in sorted(tried[name]))
-            raise InputError(f"{name}: every rate of {asked} diverged or failed")
+            raise InputError(f"{name}: every rate of {asked} diverged")
     return [_at(spec, order[configuration(spec).run_id][0]) for spec in specs]
 
 
@@ -90,6 +101,11 @@ def preference(*, lost: int, accuracy: float, loss: float, rate: float) -> Prefe
 def configuration(spec: RunSpec) -> RunSpec:
     """Return what the runs of one configuration share: the run without its seeds."""
     return replace(spec, seed=0, data_seed=0)
+
+
+def at_any_rate(spec: RunSpec) -> RunSpec:
+    """Return what a run shares with those that choose its rate."""
+    return _at(configuration(replace(spec, train=replace(spec.train, read_test=True))), 1.0)
 
 
 def _grid(of: RunSpec, tuning: Tuning) -> tuple[float, ...]:

@@ -8,6 +8,7 @@ number of them share the work through the store.
 
 import argparse
 import os
+import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
     from lowrank_study.training.member import FitResult
 
 
-def work(results: Path, sweep: str, *, device: str, tracker: str) -> None:
-    """Train and measure runs of a planned sweep until none is free."""
+def work(
+    results: Path, sweep: str, *, device: str, tracker: str, parent: int | None = None
+) -> None:
+    """Train and measure runs of a planned sweep until none is free, or `parent` is gone."""
     store = RunStore(results / "runs")
-    parent = os.getppid()
-    while os.getppid() == parent and (claims := store.claim_pack(sweep)):
+    packs = store.packs(sweep)
+    while (parent is None or os.getppid() == parent) and (claims := store.claim_pack(packs)):
         with ExitStack() as held:
             for claim in claims:
                 held.enter_context(claim)
@@ -105,9 +108,15 @@ def measure_run(run: TrainedRun, results: Path) -> None:
     from lowrank_study.study.updates import spectra_of_run
 
     path = spectra_file(results, run.spec.run_id)
-    if run.status == "done" and run.spec.train.read_test and not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_spectra(path, spectra_of_run(run))
+    if run.status != "done" or not run.spec.train.read_test or path.is_file():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        spectra = list(spectra_of_run(run))
+    except InputError as error:  # an adapter of a kind that can't be read exactly: its run stands
+        print(f"{run.spec.run_id}: no spectra: {error}", file=sys.stderr)
+        spectra = []
+    save_spectra(path, spectra)
 
 
 def spectra_file(results: Path, run_id: str) -> Path:
@@ -122,11 +131,18 @@ def main() -> None:
     parser.add_argument("--sweep", required=True)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--tracker", default="none")
+    parser.add_argument("--parent", type=int, help="the process to end with")
     parser.add_argument("--cores", help="the cores to stay on, such as 0 or 2,3")
     arguments = parser.parse_args()
     if arguments.cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {int(core) for core in arguments.cores.split(",")})
-    work(arguments.results, arguments.sweep, device=arguments.device, tracker=arguments.tracker)
+    work(
+        arguments.results,
+        arguments.sweep,
+        device=arguments.device,
+        tracker=arguments.tracker,
+        parent=arguments.parent,
+    )
 
 
 if __name__ == "__main__":

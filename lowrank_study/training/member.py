@@ -135,7 +135,10 @@ class Member:
             self._best = _Best(key, step, validation, state)
 
     def finish(self, scores: Scores, checkpoint_folder: Path, *, base: Path) -> FitResult:
-        """Go back to the best step, read the test split, and save what was trained."""
+        """Go back to the best step, read the test split, and save what was trained.
+
+        A run that doesn't read the test split is there to choose a rate by, and keeps no model.
+        """
         if self._best.state is not None:
             restore(self.model, self._best.state)
         test, train = None, {}
@@ -145,7 +148,7 @@ class Member:
                 # As many rows as validation has tell the gap between seen and unseen texts.
                 seen = self._splits.train.first(len(self._splits.validation))
                 train = self._read(scores, seen).metrics()
-        save_model(self.model, self._spec, checkpoint_folder, base=base)
+            save_model(self.model, self._spec, checkpoint_folder, base=base)
         files = checkpoint_folder.rglob("*.safetensors")
         record = {
             "test": test.metrics() if test else {},

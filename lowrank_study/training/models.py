@@ -110,18 +110,30 @@ def _with_method(model: nn.Module, spec: RunSpec) -> nn.Module:
 
 
 def load_classifier(folder: Path, *, number_of_labels: int, dropout: float | None) -> nn.Module:
-    """Return the model in `folder` as a sequence classifier with fp32 weights."""
+    """Return the model in `folder` as a sequence classifier with fp32 weights and a new head.
+
+    Raises
+    ------
+    InputError
+        It can't be read as one, or lacks weights other than the head's.
+    """
     from transformers import AutoModelForSequenceClassification
 
     try:
         config = _configuration(folder, number_of_labels, dropout)
         with _quiet_transformers():
-            model = AutoModelForSequenceClassification.from_pretrained(
-                folder, config=config, dtype=torch.float32
+            model, loading = AutoModelForSequenceClassification.from_pretrained(
+                folder, config=config, dtype=torch.float32, output_loading_info=True
             )
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(folder, error) from error
     assert isinstance(model, nn.Module)
+    heads = head_names(model)
+    if absent := sorted(k for k in loading["missing_keys"] if k.split(".")[0] not in heads):
+        raise InputError(
+            f"{folder} lacks {absent[0]}: it would be random, and frozen under an adapter; give a "
+            "checkpoint that has all of the pretrained model that a classifier reads"
+        )
     return model
 
 

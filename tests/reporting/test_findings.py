@@ -130,7 +130,7 @@ def test_the_majority_class_is_the_ground_level(
 @pytest.mark.parametrize(
     ("accuracy", "then"),
     [
-        (0.99, "15 of the 15 configurations that train a ΔW too reach less"),
+        (0.99, "15 of the 15 configurations that train a ΔW too lie below its interval"),
         (0.51, "What the others have above that is what their ΔW does"),
     ],
 )

@@ -64,6 +64,12 @@ def test_ratios_are_to_full_and_an_end_of_the_grid_is_told(tuned_data: SettingDa
     assert best.loc["full", "rates_tried"] == 3
 
 
+def test_a_run_that_follows_no_rule_is_kept() -> None:
+    alone = trial(8, 1e-3, 0.7, alpha=64.0)
+    ruled = with_rules(pd.DataFrame([trial(1, 1e-3, 0.7), trial(8, 1e-3, 0.7), alone]))
+    assert sorted(ruled["rule"]) == ["α=16, α/r", "α=16, α/r", "α=64, α/r"]
+
+
 def test_a_run_can_follow_two_rules_for_alpha() -> None:
     runs = pd.DataFrame(
         [

@@ -29,6 +29,7 @@ def compared(study: StudyTables, decisions: dict[int, str], **other: object) -> 
             "adapter_rank": rank,
             "margin": 0.02,
             "seeds": 6,
+            "lost": 0,
             "examples": 2588,
             "accuracy": 0.771,
             "accuracy_low_95": 0.752,
@@ -91,6 +92,13 @@ def test_what_is_shown_is_listed(small_study: StudyTables) -> None:
     assert "tested is the sufficient rank" in said["Noise"]
     assert "at most 5\u202f% of the time" in said["Noise"]
     assert "neither was tested" not in said["Noise"]
+
+
+def test_a_rank_that_lost_runs_is_named(small_study: StudyTables) -> None:
+    text = told(compared(small_study, {1: "o", 4: "o"}, lost=2))[
+        "Sufficient rank, LoRA on attention_qv"
+    ]
+    assert "ranks 1 and 4 lost 4 runs, and can’t be shown to suffice" in text
 
 
 def test_to_keep_up_with_chance_is_said_to_be_nothing(small_study: StudyTables) -> None:

@@ -264,6 +264,13 @@ def test_a_rank_that_cannot_be_tested_ends_the_sequence() -> None:
     assert math.isnan(found.tests[-1].low)
 
 
+def test_a_rank_that_lost_runs_does_not_suffice() -> None:
+    differences = made_differences({1: -0.08, 4: 0.0, 8: 0.0, 16: 0.0})
+    found = sufficient_rank(differences, margin=0.02, lost=[4])
+    assert decisions(found) == {1: "inferior", 4: "open", 8: "sufficient", 16: "sufficient"}
+    assert sufficient_rank(differences, margin=0.02, lost=[16]).highest is None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("full", "seed_sd"), [(0.78, 0.007), (0.9, 0.004)])
 def test_null_sweeps_are_wrongly_declared_at_most_one_in_twenty(

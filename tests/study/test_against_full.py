@@ -136,6 +136,7 @@ def test_every_rank_has_a_row(runs: Runs) -> None:
     assert list(table["adapter_rank"]) == [1, 2, 8]
     assert list(table["decision"]) == ["inferior", "open", "sufficient"]
     assert list(table["seeds"]) == [6, 0, 6]
+    assert list(table["lost"]) == [0, 6, 0]
     one, two, eight = table.to_dict("records")
     assert one["difference"] == pytest.approx(-0.2)
     pairs = paired_with_full(runs.made)[2]

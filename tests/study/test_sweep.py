@@ -37,6 +37,7 @@ def specs_of(tiny_overrides: list[str], *variants: list[str]) -> list[RunSpec]:
 FULL, LORA = ["method=full", "method.learning_rate=3e-3"], ["method.rank=2"]
 HOT = ["method.rank=2", "method.learning_rate=1e38"]
 UNCLIPPED = "trainer.max_grad_norm=1e38"
+NO_MLP = "+method.options.feedforward_modules=[]"
 
 
 def test_a_sweep_with_a_run_that_diverges(tiny_overrides: list[str], tmp_path: Path) -> None:
@@ -133,6 +134,17 @@ def test_a_sweep_that_is_not_whole_is_no_answer(
     monkeypatch.setattr(sweep_module, "_start", lambda *_: subprocess.Popen(dies))
     with pytest.raises(RuntimeError, match="1 of 2 runs have not ended"):
         sweep(specs, name="x", results=tmp_path)
+
+
+def test_an_adapter_whose_update_can_not_be_read_is_still_a_run(
+    tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    """IA3 multiplies activations: there is no ΔW of it that could be read exactly."""
+    specs = specs_of(tiny_overrides, ["method=peft", "method.peft_type=IA3", NO_MLP], FULL)
+    runs = sweep(specs, name="ia3", results=tmp_path)
+    assert [run.status for run in runs] == ["done", "done"]
+    assert load_spectra(spectra_file(tmp_path, specs[0].run_id)) == []
+    report_sweep("ia3", results=tmp_path)
 
 
 def test_the_head_alone_is_trained_and_nothing_else(

@@ -20,7 +20,7 @@ TUNING = Tuning(rates=3, factor=10.0, seeds=(1000,), runoff_seeds=(), most=7)
 
 
 def run_of(spec: RunSpec, accuracy: float, loss: float = 0.5, status: str = "done") -> TrainedRun:
-    record = {"validation": {"accuracy": accuracy, "loss": loss}}
+    record = {"validation": {"accuracy": accuracy, "loss": loss}, "message": "no memory"}
     return TrainedRun(spec=spec, status=status, record=record, folder=Path())
 
 
@@ -110,6 +110,20 @@ def test_the_grid_stops_growing_at_its_limit() -> None:
     assert spec.method.learning_rate == pytest.approx(1e2)
 
 
+def test_a_run_that_failed_chooses_nothing() -> None:
+    def fail(specs: Sequence[RunSpec]) -> list[TrainedRun]:
+        return [run_of(spec, 0.8, status="failed") for spec in specs]
+
+    with pytest.raises(InputError, match=r"choose a rate, failed \(no memory\)"):
+        tuned(specs_at(1e-3, [2]), TUNING, train=fail)
+
+
+def test_a_sweep_over_rates_is_not_tuned() -> None:
+    specs = [*specs_at(1e-3, [2]), *specs_at(3e-3, [2])]
+    with pytest.raises(InputError, match=r"give one method\.learning_rate"):
+        tuned(specs, TUNING, train=trained({}, set()))
+
+
 def test_a_rate_that_lost_a_run_is_not_chosen_and_losses_break_ties() -> None:
     def train(specs: Sequence[RunSpec]) -> list[TrainedRun]:
         found = []
@@ -124,7 +138,7 @@ def test_a_rate_that_lost_a_run_is_not_chosen_and_losses_break_ties() -> None:
     def lose_all(specs: Sequence[RunSpec]) -> list[TrainedRun]:
         return [run_of(spec, 0.0, status="diverged") for spec in specs]
 
-    with pytest.raises(InputError, match=r"every rate of .* diverged or failed"):
+    with pytest.raises(InputError, match=r"every rate of .* diverged"):
         tuned(specs_at(1e-3, [2])[:1], TUNING, train=lose_all)
 
 

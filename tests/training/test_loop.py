@@ -2,12 +2,14 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lowrank_study.config import compose
 from lowrank_study.errors import InputError
@@ -255,3 +257,25 @@ def test_who_watches_ends_its_own_run_alone(tiny_overrides: list[str], tmp_path:
     failed, done = fit_together([first, second], device="cpu")
     assert isinstance(failed, RuntimeError)
     assert isinstance(done, FitResult)
+
+
+def test_a_model_without_its_pooler_is_refused(
+    tiny_overrides: list[str], tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Under an adapter it would be random and frozen, and another one in a pack."""
+    lacking = tmp_path / "lacking"
+    shutil.copytree(tiny_model("bert"), lacking)
+    weights = load_file(lacking / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "pooler" not in name}
+    save_file(kept, lacking / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"lacks bert\.pooler\.dense\.bias: it would be random"):
+        run(tiny_overrides, tmp_path, f"model.source={lacking}")
+
+
+def test_a_run_that_chooses_a_rate_keeps_no_model(
+    tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    result = run(tiny_overrides, tmp_path, "trainer.read_test=false")
+    assert result.test is None
+    assert result.record["checkpoint_bytes"] == 0
+    assert not list(tmp_path.rglob("*.safetensors"))

@@ -47,14 +47,19 @@ def head_alone(data: SettingData) -> list[Finding]:
     found = []
     for head in records(rows[rows["method"] == "head"]):
         others = rows[rows["method"] != "head"]
-        behind = int((others["mean_test_accuracy"] < head["mean_test_accuracy"]).sum())
-        told = (
-            f"{behind} of the {len(others)} configurations that train a ΔW too reach less. It is "
-            "no rank that they lack, for a ΔW of zero is open to them: it is how they are trained"
-            if behind
-            else "What the others have above that is what their ΔW does"
-        )
-        text = f"Without any ΔW, the head alone reaches {_reached(head)}. {told}."
+        # One seed has no interval.
+        bound, where = head["test_low_95"], "lie below its interval"
+        if bound != bound:
+            bound, where = head["mean_test_accuracy"], "reach less"
+        behind = int((others["mean_test_accuracy"] < bound).sum())
+        text = f"Without any ΔW, the head alone reaches {_reached(head)}."
+        if behind:
+            text += (
+                f" {behind} of the {len(others)} configurations that train a ΔW too {where}: a ΔW "
+                "of zero is open to them, so that they lack no rank."
+            )
+        elif len(others):
+            text += " What the others have above that is what their ΔW does."
         found.append(Finding(topic="The head alone", text=text, source=_source(data)))
     return found
 

@@ -28,8 +28,10 @@ def rates(data: SettingData) -> list[Finding]:
         )
     text = (
         "Every configuration’s learning rate was chosen on validation, by runs that did not read "
-        f"the test split. Over the ranks it is {enumeration(parts)}."
+        "the test split."
     )
+    if parts:
+        text += f" Over the ranks it is {enumeration(parts)}."
     full = best.loc[best["method"] == "full", "learning_rate"]
     if len(full):
         text += f" Full fine-tuning’s is {written(full.iloc[0], 'rate')}."

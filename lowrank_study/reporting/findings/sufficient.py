@@ -65,6 +65,9 @@ def _text(name: str, rising: pd.DataFrame) -> str:
     parts = [enumeration(shown)] if shown else []
     if ranks["open"]:
         parts.append(f"for {_listed(ranks['open'])} the data don’t decide")
+    if lossy := [int(row["adapter_rank"]) for row in rows if row["lost"]]:
+        lost = counted(sum(int(row["lost"]) for row in rows), "run")
+        parts.append(f"{_listed(lossy)} lost {lost}, and can’t be shown to suffice")
     seeds = sorted({int(row["seeds"]) for row in rows})
     span = counted(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     examples = counted(int(rising["examples"].max()), "test example")

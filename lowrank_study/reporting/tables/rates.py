@@ -89,7 +89,7 @@ def with_rules(runs: pd.DataFrame) -> pd.DataFrame:
     """Add the column `rule`: how α, and the factor before B·A, follow from the rank.
 
     A run can follow two rules (α = 16 and α = 2r at rank 8): it then has two rows. A rule is what
-    at least two ranks follow, where there are two.
+    at least two ranks follow, where there are two; a run that follows none is given by its α.
     """
     alpha, rank = runs["alpha"].astype(float), runs["adapter_rank"].astype(float)
     kinds = {True: "α/√r", False: "α/r"}
@@ -102,9 +102,11 @@ def with_rules(runs: pd.DataFrame) -> pd.DataFrame:
         most = max((rank[rows].nunique() for _, rows in rules), default=0)
         if most < 2:
             rules = rules[: len(set(alpha[mine]))]
-        parts += [
-            runs[rows].assign(rule=f"{name}, {kind}")
-            for name, rows in rules
-            if rank[rows].nunique() >= min(2, most)
-        ]
+        kept = [(name, rows) for name, rows in rules if rank[rows].nunique() >= min(2, most)]
+        if kept:  # what follows none of them is shown by its α
+            of_rules = pd.concat([rows for _, rows in kept], axis="columns").any(axis="columns")
+            others = mine & ~of_rules
+            values = sorted(set(alpha[others]))
+            kept += [(f"α={value:g}", others & (alpha == value)) for value in values]
+        parts += [runs[rows].assign(rule=f"{name}, {kind}") for name, rows in kept]
     return pd.concat(parts, ignore_index=True)

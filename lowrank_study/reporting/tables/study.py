@@ -41,7 +41,7 @@ SPECTRA_COLUMNS = {
 }
 COMPARISON_COLUMNS = {
     **dict.fromkeys(["task", "model", "method", "target", "decision"], "text"),
-    **dict.fromkeys(["adapter_rank", "seeds", "examples"], "whole"),
+    **dict.fromkeys(["adapter_rank", "seeds", "lost", "examples"], "whole"),
     **dict.fromkeys(["margin", "difference", "standard_error", "degrees_of_freedom"], "real"),
     **dict.fromkeys(["accuracy", "accuracy_low_95", "accuracy_high_95", "chance"], "share"),
     **dict.fromkeys(["low_95", "high_95", "lower_limit", "upper_limit"], "real"),

@@ -33,6 +33,12 @@ def accuracy_by_kept_rank(data: SettingData) -> pd.DataFrame:
         return pd.DataFrame(columns=list(_COLUMNS))
     chosen = data.runs[data.runs["status"] == "done"]
     table = table[table["run_id"].isin(chosen["run_id"])]
+    # A truncation that was stopped has not cut all seeds at every rank: those that it has not are
+    # left out, for a mean over a few is not to be held against the interval of all.
+    everywhere = (table["scope"] != "all") | (
+        table.groupby(CUT, dropna=False)["run_id"].transform("nunique") == table["run_id"].nunique()
+    )
+    table = table[everywhere]
     accuracy = {
         str(run_id): float(value)
         for run_id, value in chosen[["run_id", "test_accuracy"]].itertuples(index=False)
