@@ -171,7 +171,8 @@ class TrainSpec:
     batch_size: int
     """Examples in a step."""
     head_learning_rate: float | None
-    """Peak rate of the new head; `None`: the method's. `HeadOnly` goes by its method's always."""
+    """Peak rate of the new head; `None`: the method's. `HeadOnly` goes by its method's alone,
+    which `config.py` sets to this one."""
     weight_decay: float
     warmup_fraction: float
     """Share of all steps in which the rate rises linearly from zero."""

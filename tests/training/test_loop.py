@@ -108,8 +108,7 @@ def test_the_head_has_a_rate_of_its_own(method: str, tiny_model: Callable[[str],
     assert set(rates) == set(trained.values())
     in_head = {name for name in trained if "classifier" in name}
     assert in_head
-    own = 1e-3 if method == "head" else 0.1  # which goes by its method's
-    assert {rates[trained[name]] for name in in_head} == {own}
+    assert {rates[trained[name]] for name in in_head} == {0.1}
     assert {rates[p] for name, p in trained.items() if name not in in_head} <= {1e-3}
 
 
