@@ -31,6 +31,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from lowrank_study.errors import InputError
 from lowrank_study.files import flush_to_disk, write_whole
 from lowrank_study.spec import RunSpec, from_mapping, to_mapping
@@ -65,6 +67,7 @@ class RunStore:
         self._planned = folder / ".planned"
         self._running = folder / ".running"
         self._sweeps = folder / ".sweeps"
+        self._takeover = FileLock(folder / ".takeover.lock")
 
     def plan(self, sweep: str, packs: Iterable[Sequence[RunSpec]], *, question: str) -> list[str]:
         """Plan the runs of a sweep that have not ended yet, and return all its run ids.
@@ -119,7 +122,9 @@ class RunStore:
                 continue
             folder = self._running / run_id
             if folder.is_dir() and _is_stale(folder):
-                shutil.rmtree(_moved_aside(folder), ignore_errors=True)
+                with self._takeover:  # or the second to see it takes over from the first
+                    if _is_stale(folder):
+                        shutil.rmtree(_moved_aside(folder), ignore_errors=True)
             try:
                 folder.mkdir()
             except FileExistsError:

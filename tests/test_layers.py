@@ -19,7 +19,7 @@ ALLOWED = {
     "provenance": {"errors", "machine"},
     "native": {"assets", "machine"},
     "config": {"errors", "machine", "spec", "assets"},
-    "jobs": {"config"},
+    "jobs": {"errors", "config"},
     "runs": {"errors", "files", "spec"},
     "checkpoints": {"errors", "files"},
     "training": BASE,
