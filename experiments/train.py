@@ -12,8 +12,7 @@ from lowrank_study.config import plain, read_config
 from lowrank_study.study.sweep import sweep_of
 
 
-@command
-def main(config: DictConfig) -> None:
+def train(config: DictConfig) -> None:
     """Train the one run that is configured (sweeps go through the launcher)."""
     asked = read_config(plain(config))
     [run] = sweep_of([asked])
@@ -21,6 +20,8 @@ def main(config: DictConfig) -> None:
     outcome = run.record.get("message") or f"{split} accuracy {run.record[split]['accuracy']:.3f}"
     print(f"{run.status}: {outcome}; everything is in {run.folder}")
 
+
+main = command(train, is_swept=True)
 
 if __name__ == "__main__":
     main()

@@ -14,7 +14,17 @@ class WorkersLauncher(Launcher):  # type: ignore[misc]  # hydra has no types
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Keep what is needed to compose the jobs."""
+        """Keep what is needed to compose the jobs; only training is swept.
+
+        Raises
+        ------
+        InputError
+            Another command was given an experiment, or `-m`: it would train, not report.
+        """
+        from lowrank_study.errors import InputError
+
+        if not getattr(task_function, "is_swept", False):
+            raise InputError("this command has no sweeps: name the sweep, as in sweep=NAME")
         self._loader = hydra_context.config_loader
         self._config = config
 

@@ -14,12 +14,15 @@ from typing import Any
 from lowrank_study.errors import InputError
 
 
-def command(task: Callable[[Any], None], *, config_name: str = "config") -> Callable[[], None]:
+def command(
+    task: Callable[[Any], None], *, config_name: str = "config", is_swept: bool = False
+) -> Callable[[], None]:
     """Wrap a function of a composed configuration into a `main()` on `conf/config.yaml`.
 
     What people get wrong (an `InputError`, an override Hydra does not know, a full disk) is
     one line on standard error and exit code 2; a defect keeps its traceback.
-    `config_name` names another file of `conf/` to start from.
+    `config_name` names another file of `conf/` to start from; `is_swept` is for the one command
+    that `-m` and experiments make many runs of.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises what it would print
     if not sys.stderr.isatty():  # in a log, a progress bar is noise around the one line that counts
@@ -32,6 +35,7 @@ def command(task: Callable[[Any], None], *, config_name: str = "config") -> Call
         with _told_to_people():  # inside, since Hydra prints a line of its own on an exception
             task(config)
 
+    guarded.is_swept = is_swept  # type: ignore[attr-defined]  # for the launcher
     configured = hydra.main(str(CONF_FOLDER), config_name, version_base="1.3")(guarded)
 
     def main() -> None:

@@ -37,6 +37,7 @@ def train(*overrides: str) -> "subprocess.CompletedProcess[str]":
         (["-m", "method.rank=4,1000"], ["method.rank=1000", "from 1 to 16"]),
         (["method.target=[queri]"], ["'queri'", "attention_qv", "query"]),
         (["task.label_column=stars"], ["'stars'", "verdict"]),
+        (["tuning=null"], ["~tuning"]),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -52,6 +53,15 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert done.stderr.startswith("error: ")
     for word in words:
         assert word in done.stderr
+    assert not results.exists()
+
+
+def test_a_report_trains_nothing(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    command = [str(ROOT / "analysis" / "report.py"), "experiment=smoke", f"results={results}"]
+    done = run(*command)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: this command has no sweeps: name the sweep, as in sweep=NAME\n"
     assert not results.exists()
 
 
