@@ -75,10 +75,15 @@ def tables_of_study(study: StudyTables) -> list[Table]:
 
 def long_tables(study: StudyTables) -> list[Table]:
     """Give the tables that are CSV files only, because they are long."""
-    return [
+    tables = [
         _long_table("spectra", "Spectra", study.spectra),
         _long_table("singular_values", "Singular values", study.singular_values),
     ]
+    if study.rates is not None:
+        tables.append(_long_table("trials", "Runs that chose rates", study.rates))
+    if study.truncation is not None:
+        tables.append(_long_table("cuts", "Truncated updates", study.truncation))
+    return tables
 
 
 def _accuracy_table(data: SettingData) -> Table:

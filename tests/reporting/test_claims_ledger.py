@@ -32,7 +32,7 @@ PLAIN = Claim(
     unit="GB", tolerance="relative", amount=0.1, measure="full_memory", arguments={}, note="",
 )  # fmt: skip
 SETTINGS = {
-    "sweep": None, "live": False, "rounds": 5,
+    "sweep": None, "record": None, "live": False, "rounds": 5,
     "results": "results", "out": "results/claims",
 }  # fmt: skip
 

@@ -21,6 +21,8 @@ class ClaimRequest:
     """Folder of the run store."""
     sweeps: tuple[str, ...]
     """Sweeps whose runs, rates, spectra and truncations are read; none for arithmetic alone."""
+    records: tuple[str, ...]
+    """Records whose tables are read as well."""
     live: bool
     """Whether to time adapters on this machine."""
     rounds: int
@@ -42,6 +44,7 @@ def read_claim_request(config: Mapping[str, Any]) -> ClaimRequest:
     return ClaimRequest(
         results=Path(fields.text("results")).expanduser(),
         sweeps=fields.names("sweep"),
+        records=fields.names("record"),
         live=fields.flag("live"),
         rounds=fields.integer("rounds", at_least=1),
         out=out,
@@ -58,6 +61,7 @@ def check_request(request: ClaimRequest) -> list[Entry]:
     evidence = load_evidence(
         request.results,
         sweeps=request.sweeps,
+        records=request.records,
         serving=measure_serving(rounds=request.rounds) if request.live else None,
     )
     return check_claims(claims, evidence)

@@ -1,8 +1,10 @@
 """What the empirical claims are measured from: tidy tables of trained runs, read once.
 
-    evidence = load_evidence(Path("results"), sweeps=["rank_sweep"], serving=None)
+    evidence = load_evidence(Path("results"), sweeps=["rank_sweep"], records=[], serving=None)
 
-A part that is not there is None, and the claims that need it say so.
+They come from the run store, or from the tables that a record keeps of its runs: with these, claims
+can be checked again where nothing was trained. A part that is not there is None, and the claims
+that need it say so.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from lowrank_study.config import CONF_FOLDER
 from lowrank_study.errors import InputError
 from lowrank_study.runs import RunStore, TrainedRun
 from lowrank_study.spec import RunSpec
@@ -57,19 +60,34 @@ def load_evidence(
     results: Path,
     *,
     sweeps: Sequence[str],
+    records: Sequence[str],
     serving: pd.DataFrame | None,
 ) -> Evidence:
-    """Read the tables of named sweeps from a results folder.
+    """Read the tables of named sweeps and records from a results folder.
 
     Args:
-        results: Folder of the run store.
+        results: Folder of the run store and of the records.
         sweeps: The sweeps whose runs, spectra and truncated updates are read, and the runs that
-            chose their rates; none for no trained runs, and none of the papers' tables.
+            chose their rates; with none of them the papers' tables are not read either.
+        records: Folders of `results/records` whose tables are read: those of a sweep, or of papers.
         serving: What `serving.measure_serving` timed; None if it did not.
 
     Raises:
-        InputError: A sweep that there is not, or of which no run has ended.
+        InputError: A sweep or record that there is not, or a sweep of which no run has ended.
     """
+    folders = [_record(results, name) for name in records]
+    trained = _of_sweeps(results, sweeps)
+    return Evidence(
+        runs=_together([trained.runs, *(_kept_runs(folder, "runs") for folder in folders)]),
+        spectra=_together([trained.spectra, *(_kept(folder, "spectra") for folder in folders)]),
+        rates=_together([trained.rates, *(_kept_runs(folder, "trials") for folder in folders)]),
+        truncation=_together([trained.truncation, *(_kept(folder, "cuts") for folder in folders)]),
+        serving=serving,
+        papers=dict(trained.papers) | {k: v for one in folders for k, v in _papers(one).items()},
+    )
+
+
+def _of_sweeps(results: Path, sweeps: Sequence[str]) -> Evidence:
     store = RunStore(results / "runs")
     ended = _ended(store, sweeps)
     tuning = _ended(
@@ -80,13 +98,49 @@ def load_evidence(
         spectra=ranks_table(ended, results) if ended else None,
         rates=_with_settings(tuning) if tuning else None,
         truncation=truncation_table(ended, results) if ended else None,
-        serving=serving,
-        papers={
-            path.stem: pd.read_csv(path)
-            for path in sorted((results / "papers").glob("*.csv"))
-            if sweeps
-        },
+        serving=None,
+        papers=_papers(results / "papers") if sweeps else {},
     )
+
+
+def _record(results: Path, name: str) -> Path:
+    folder = results / "records" / name
+    if not (folder / "README.md").is_file():
+        known = sorted(path.parent.name for path in folder.parent.glob("*/README.md"))
+        raise InputError(f"record={name!r}: there is none; known are {', '.join(known) or 'none'}")
+    return folder
+
+
+def _papers(folder: Path) -> dict[str, pd.DataFrame]:
+    """Read the tables of a folder that are named as files in `conf/paper/` are."""
+    known = {path.stem for path in (CONF_FOLDER / "paper").glob("*.yaml")}
+    files = [path for path in sorted(folder.glob("*.csv")) if path.stem in known]
+    return {path.stem: pd.read_csv(path) for path in files}
+
+
+def _kept(record: Path, name: str) -> pd.DataFrame | None:
+    """Read one of the tables of a record, if it keeps that."""
+    path = record / "tables" / f"{name}.csv"
+    return pd.read_csv(path) if path.is_file() else None
+
+
+def _kept_runs(record: Path, name: str) -> pd.DataFrame | None:
+    """Read runs; those of one record, task and model were trained alike, or it would not be."""
+    runs = _kept(record, name)
+    if runs is None:
+        return None
+    return runs.assign(setting=runs["task"] + ", " + runs["model"] + ", " + record.name)
+
+
+def _together(tables: Sequence[pd.DataFrame | None]) -> pd.DataFrame | None:
+    """Join what there is; of a run that is in several of them the first stands."""
+    there: list[pd.DataFrame] = []
+    for table in tables:
+        if table is not None:
+            seen = {run_id for other in there for run_id in other["run_id"]}
+            there.append(table[~table["run_id"].isin(seen)])
+    there = [table for table in there if len(table)]
+    return pd.concat(there, ignore_index=True) if there else None
 
 
 def _with_settings(runs: Sequence[TrainedRun]) -> pd.DataFrame:
@@ -133,7 +187,7 @@ def tuned_runs(evidence: Evidence) -> pd.DataFrame:
     Raises:
         Lacking: There are no runs that are done.
     """
-    runs = part(evidence.runs, "trained runs: sweep=NAME")
+    runs = part(evidence.runs, "trained runs: sweep=NAME or record=NAME")
     if not (runs["status"] == "done").any():
         raise Lacking("trained runs that are done; those of the sweep diverged or failed")
     tried = [

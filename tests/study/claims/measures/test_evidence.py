@@ -35,6 +35,7 @@ from lowrank_study.study.claims.measures.update_spectra import (
 )
 from lowrank_study.study.claims.verdicts import check_claim
 
+RESULTS = Path(__file__).parents[4] / "results"
 NOISE = (-0.002, 0.001, 0.003, -0.001, -0.001)  # of the seeds, shared by all methods
 
 ANY = (0, None)
@@ -334,14 +335,14 @@ def test_verdicts_from_runs() -> None:
 
 
 def test_evidence_that_is_not_asked_for_is_none(tmp_path: Path) -> None:
-    loaded = load_evidence(tmp_path, sweeps=[], serving=None)
+    loaded = load_evidence(tmp_path, sweeps=[], records=[], serving=None)
     assert loaded.runs is loaded.spectra is loaded.rates is loaded.truncation is None
     assert NO_EVIDENCE.runs is None
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="none_such"):
-        load_evidence(tmp_path, sweeps=["none_such"], serving=None)
+        load_evidence(tmp_path, sweeps=["none_such"], records=[], serving=None)
 
 
 def test_sweeps_are_read_from_the_store_each_run_once(tmp_path: Path) -> None:
@@ -351,11 +352,11 @@ def test_sweeps_are_read_from_the_store_each_run_once(tmp_path: Path) -> None:
     for name, planned in names.items():
         store.plan(name, [[spec] for spec in planned], question="Why?")
     with pytest.raises(InputError, match="no run of the sweep 'first' has ended"):
-        load_evidence(tmp_path, sweeps=["first"], serving=None)
+        load_evidence(tmp_path, sweeps=["first"], records=[], serving=None)
     for claim in iter(lambda: store.claim([spec.run_id for spec in specs]), None):
         accuracy = {"accuracy": 0.7 + 0.01 * claim.spec.seed, "majority_accuracy": 0.5}
         claim.commit(status="done", record={"test": accuracy, "validation": accuracy})
-    found = load_evidence(tmp_path, sweeps=["first", "second"], serving=None)
+    found = load_evidence(tmp_path, sweeps=["first", "second"], records=[], serving=None)
     assert found.runs is not None
     assert found.rates is not None
     assert sorted(found.runs["seed"]) == [0, 1, 2]
@@ -363,6 +364,25 @@ def test_sweeps_are_read_from_the_store_each_run_once(tmp_path: Path) -> None:
     assert len(tuned_runs(found)) == 3
     assert "full fine-tuning" in lacking(retention(found, "attention_qv", 4, above_chance=True))
     assert "spectra" in lacking(full_update(found, "energy_rank_90", None, over=None))
+
+
+def test_records_speak_where_nothing_was_trained() -> None:
+    names = ["2026-11-23_flagship_reuters_r52", "2026-11-25_flagship_newsgroups"]
+    found = load_evidence(RESULTS, sweeps=[], records=[*names, "2026-11-22_papers"], serving=None)
+    assert found.runs is not None
+    assert found.spectra is not None
+    assert sorted(found.runs["setting"].unique()) == [
+        "newsgroups, minilm, 2026-11-25_flagship_newsgroups",
+        "reuters_r52, minilm, 2026-11-23_flagship_reuters_r52",
+    ]
+    assert len(found.runs) == 2 * 84
+    assert set(found.spectra["run_id"]) < set(found.runs["run_id"])
+    assert "lora_table7" in found.papers
+    twice = load_evidence(RESULTS, sweeps=[], records=[names[0], names[0]], serving=None)
+    assert twice.runs is not None
+    assert len(twice.runs) == 84
+    with pytest.raises(InputError, match=r"record='none': .* known are .*_papers"):
+        load_evidence(RESULTS, sweeps=[], records=["none"], serving=None)
 
 
 def test_a_rate_that_lost_a_run_gives_way_as_in_the_report() -> None:
