@@ -45,7 +45,7 @@ COLUMNS = (
     (
         "basis",
         "By",
-        "what decides: trained runs, or arithmetic on shapes and published numbers",
+        "what decides: runs and times of adapters, or arithmetic on shapes and published numbers",
     ),
     ("why", "How measured, or why not", "the measure, or what it would take"),
 )
@@ -96,8 +96,8 @@ def summary_of(entries: Sequence[Entry]) -> str:
     decided = [entry for entry in entries if entry.verdict in ("holds", "fails")]
     by_runs = sum(_by_runs(entry.claim) for entry in decided)
     return (
-        f"{len(entries)} claims: {', '.join(counts)}; of the {len(decided)} decided, trained runs "
-        f"decide {by_runs} and arithmetic the others"
+        f"{len(entries)} claims: {', '.join(counts)}; of the {len(decided)} decided, runs and "
+        f"times decide {by_runs} and arithmetic the others"
     )
 
 

@@ -88,7 +88,7 @@ ENTRIES = [
 def test_the_summary_counts_verdicts() -> None:
     assert summary_of(ENTRIES) == (
         "2 claims: 1 hold, 0 fail, 0 not resolved by this data, 1 not tested here; "
-        "of the 1 decided, trained runs decide 0 and arithmetic the others"
+        "of the 1 decided, runs and times decide 0 and arithmetic the others"
     )
 
 
