@@ -12,6 +12,7 @@ where those are first read.
 import math
 import os
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,9 @@ from lowrank_study.spec import (
 )
 
 CONF_FOLDER = Path(__file__).resolve().parents[1] / "conf"
+
+_COMPOSING = threading.Lock()
+"""Hydra keeps one configuration for the whole process: threads compose one after the other."""
 
 SCALING_RULES = ("alpha_over_rank", "alpha_over_sqrt_rank")
 INITS = ("kaiming", "gaussian")
@@ -105,9 +109,10 @@ def composed(name: str, *overrides: str) -> dict[str, Any]:
         raise InputError(
             f"no configuration folder at {CONF_FOLDER}: work from a clone of the project"
         )
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF_FOLDER), version_base="1.3"):
-        return plain(hydra_compose(name, list(overrides)))
+    with _COMPOSING:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(CONF_FOLDER), version_base="1.3"):
+            return plain(hydra_compose(name, list(overrides)))
 
 
 def plain(config: Any) -> dict[str, Any]:

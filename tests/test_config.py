@@ -1,5 +1,7 @@
 """Every bad value is refused in one line that names it and the valid ones."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from lowrank_study.config import compose
@@ -94,3 +96,9 @@ def test_a_name_fits_on_a_disk() -> None:
     run_id = compose(f"method.target=[{','.join(paths)}]").run_id
     assert len(run_id.encode()) < 200
     assert run_id != compose(f"method.target=[{','.join(paths[::-1])}]").run_id
+
+
+def test_threads_may_compose_at_once() -> None:
+    with ThreadPoolExecutor(4) as pool:
+        specs = list(pool.map(lambda rank: compose(f"method.rank={rank}"), range(1, 9)))
+    assert [spec.method.rank for spec in specs if isinstance(spec.method, Lora)] == [*range(1, 9)]
