@@ -101,6 +101,18 @@ def test_cuts_are_condensed_over_seeds_in_their_order(data: SettingData) -> None
     assert of_all["test_low_95"].iloc[-1] == pytest.approx(full["test_low_95"])
 
 
+def test_a_truncation_that_was_stopped_shows_no_rank_of_few_seeds(
+    thin_study: StudyTables,
+) -> None:
+    cuts = truncation_of(thin_study)
+    last = cuts["run_id"].iloc[-1]
+    stopped = cuts[(cuts["run_id"] != last) | (cuts["scope"] != "all") | (cuts["kept_rank"] != 4)]
+    study = replace(thin_study, truncation=stopped.reset_index(drop=True))
+    table = accuracy_by_kept_rank(settings_data(checked(study))[0])
+    ranks = table.loc[table["scope"] == "all", "kept_rank"].tolist()
+    assert ranks == [rank for rank in LOSS if rank != 4]
+
+
 def test_the_figure_has_the_cuts_and_the_adapters(data: SettingData) -> None:
     figure = functional_rank(data)
     assert figure is not None

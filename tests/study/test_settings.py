@@ -8,6 +8,7 @@ from lowrank_study.config import compose
 from lowrank_study.errors import InputError
 from lowrank_study.reporting.sweep_report import study_tables
 from lowrank_study.runs import RunStore, TrainedRun
+from lowrank_study.spec import RunSpec
 from lowrank_study.study.full_runs import chosen_of_sweep
 from lowrank_study.study.settings import check_alike, shared_settings
 
@@ -42,17 +43,33 @@ def test_settings_are_kept_without_a_path_of_this_machine(tiny_overrides: list[s
     assert "/" not in str(settings["model.source"])
 
 
-def test_neither_a_report_nor_a_cut_mixes_sizes(tmp_path: Path) -> None:
-    specs = [compose("method=full"), compose("method=full", "task.train_size=100")]
-    store = RunStore(tmp_path / "runs")
-    store.plan("sizes", [[spec] for spec in specs], question="")
+def end(results: Path, sweep: str, *specs: RunSpec) -> None:
+    """Make up a sweep of runs that are done."""
+    store = RunStore(results / "runs")
+    store.plan(sweep, [[spec] for spec in specs], question="")
     for spec in specs:
         claim = store.claim([spec.run_id])
         assert claim is not None
         claim.commit(status="done", record={"validation": {"accuracy": 0.5, "loss": 1.0}})
+
+
+def test_neither_a_report_nor_a_cut_mixes_sizes(tmp_path: Path) -> None:
+    end(tmp_path, "sizes", compose("method=full"), compose("method=full", "task.train_size=100"))
     for read in (
         lambda: chosen_of_sweep("sizes", tmp_path),
         lambda: study_tables("sizes", results=tmp_path),
     ):
         with pytest.raises(InputError, match=r"differ in task\.train_size"):
             read()
+
+
+def test_only_what_chose_these_rates_is_shown(tmp_path: Path) -> None:
+    """A sweep's name may have been given to other runs before."""
+    trial = ("seed=1000", "trainer.read_test=false", "method.learning_rate=3e-3")
+    end(tmp_path, "mine_rates", compose("task.train_size=500", *trial), compose(*trial))
+    end(tmp_path, "mine", compose("task.train_size=500"))
+    rates = study_tables("mine", results=tmp_path).rates
+    assert rates is not None
+    assert rates["run_id"].tolist() == [compose("task.train_size=500", *trial).run_id]
+    end(tmp_path, "mine", compose("task.train_size=400"))
+    assert study_tables("mine", results=tmp_path).rates is None
