@@ -1,8 +1,9 @@
-"""Whether fast runs are as accurate as the Trainer's: the same starts, the same order of the data.
+"""Whether fast runs are as accurate as the Trainer's: the same starts, batches and schedule.
 
 Two tasks × five seeds × three ranks, each by the suite in fp32, by the suite in bf16, and by PEFT
-in the Trainer in fp32. Head, factors and batches of a seed are the same for all three, so that a
-difference of two accuracies is what the programs do differently, and chance has little part in it.
+in the Trainer in fp32. Head, factors, batches and schedule of a seed are the same for all three, so
+that a difference of two accuracies is what the programs do differently, and chance has little part
+in it.
 `agreement.csv` keeps every accuracy; what stands in it is not trained again. bf16 is only run where
 the processor multiplies it in hardware: elsewhere it takes eight times as long as fp32, and nobody
 would train so.

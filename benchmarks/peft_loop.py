@@ -9,8 +9,9 @@ has it, batches of texts of like length, and a larger batch for evaluation. Each
 evaluated on validation and test, saved, and its updates' singular values are computed, as the
 suite does. `out.json` gets each run's test accuracy, seconds and memory.
 
-With `--same-start` head, factors and the order of the data are the suite's own for that seed, so
-that two accuracies of a seed differ by what the two programs do, and not by chance.
+With `--same-start` head, factors, the order of the data and the schedule (the Trainer's own begins
+with a step at rate zero) are the suite's for that seed, so that two accuracies of a seed differ by
+what the two programs do, and not by chance or by another rate.
 """
 
 import argparse
@@ -44,6 +45,7 @@ from lowrank_study.training.models import (
     model_folder,
     target_modules,
 )
+from lowrank_study.training.optim import make_schedule
 
 
 class Texts(torch.utils.data.Dataset[dict[str, Any]]):
@@ -68,12 +70,19 @@ def accuracy(prediction: Any) -> dict[str, float]:
 
 
 class InOurOrder(Trainer):
-    """The Trainer on the suite's batches."""
+    """The Trainer on the suite's batches and schedule."""
 
     order: list[int]
+    spec: RunSpec
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return self.order
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Give the suite's schedule."""
+        chosen = optimizer or self.optimizer
+        self.lr_scheduler = make_schedule(chosen, num_training_steps, self.spec.train)
+        return self.lr_scheduler
 
 
 def start_alike(model: Any, spec: RunSpec, base_folder: Path, *, labels: int) -> None:
@@ -144,7 +153,7 @@ def train(
     )
     if isinstance(trainer, InOurOrder):
         [order] = training_order(len(splits.train), epochs=spec.train.epochs, seed=spec.data_seed)
-        trainer.order = order.tolist()
+        trainer.order, trainer.spec = order.tolist(), spec
     starting = time.perf_counter()
     trainer.train()
     trained = time.perf_counter()
