@@ -3,12 +3,16 @@
 import importlib
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from lowrank_study.config import compose
 from lowrank_study.spec import Lora
 from lowrank_study.study.sweep import sweep
 from lowrank_study.study.tables import spectra_tables
+from lowrank_study.training.fit import fit
+from lowrank_study.training.tracking import NoTracker
 
 
 @pytest.fixture(autouse=True)
@@ -48,3 +52,19 @@ def test_the_trainer_does_what_the_suite_does(
         assert theirs["trainable_parameters"] == run.record["trainable_parameters"]
         assert theirs["matrices"] == (spectra["run_id"] == spec.run_id).sum()
         assert 0.0 <= theirs["test_accuracy"] <= 1.0
+
+
+@pytest.mark.slow
+def test_from_the_same_start_the_trainer_ends_at_the_same_weights(
+    tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    peft_loop = importlib.import_module("peft_loop")
+    fp32 = ["model.dropout=0.0", "trainer.precision=fp32"]
+    spec = compose(*tiny_overrides, *fp32, "method.rank=2", "method.learning_rate=1e-2")
+    theirs = peft_loop.train(spec, tmp_path / "theirs", same_start=True)
+    ours = fit(spec, checkpoint_folder=tmp_path / "ours", tracker=NoTracker())
+    assert ours.record["test"]["accuracy"] == theirs["test_accuracy"]
+    file = "adapter_model.safetensors"
+    trained = load_file(tmp_path / "ours" / file)
+    for name, weight in load_file(tmp_path / "theirs" / "saved" / file).items():
+        np.testing.assert_allclose(trained[name], weight, atol=1e-5, err_msg=name)
