@@ -10,7 +10,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from lowrank_study.command import command
-from lowrank_study.config import Fields, plain
+from lowrank_study.config import plain
+from lowrank_study.fields import Fields
 from lowrank_study.reporting.reproduction import plan_of
 from lowrank_study.study.papers import load_paper
 

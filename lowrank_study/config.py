@@ -10,7 +10,6 @@ where those are first read.
 """
 
 import math
-import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 
 from lowrank_study import assets
 from lowrank_study.errors import InputError
+from lowrank_study.fields import Fields
 from lowrank_study.machine import processor
 from lowrank_study.spec import (
     Asset,
@@ -134,7 +134,8 @@ def read_config(config: Mapping[str, Any]) -> RunConfig:
         A value that can't be, naming it and the valid ones.
     """
     top = Fields("", config)
-    train = _train(top.part("trainer"))
+    device = top.text("device")
+    train = _train(top.part("trainer"), device)
     spec = RunSpec(
         task=_task(top.part("task")),
         model=_model(top.part("model")),
@@ -155,7 +156,7 @@ def read_config(config: Mapping[str, Any]) -> RunConfig:
         sweep=sweep,
         question=top.text("question"),
         margin=top.number("margin", above=0.0, below=1.0),
-        device=top.text("device"),
+        device=device,
         tracker=tracker,
         workers=workers,
         pack=pack,
@@ -163,7 +164,7 @@ def read_config(config: Mapping[str, Any]) -> RunConfig:
     )
 
 
-def _tuning(fields: "Fields") -> Tuning:
+def _tuning(fields: Fields) -> Tuning:
     rates = fields.integer("rates", at_least=3)
     seeds, runoff = fields.integers("seeds"), fields.integers("runoff_seeds")
     if not seeds or len({*seeds, *runoff}) < len(seeds) + len(runoff):
@@ -180,7 +181,7 @@ def _tuning(fields: "Fields") -> Tuning:
     )
 
 
-def _task(fields: "Fields") -> Task:
+def _task(fields: Fields) -> Task:
     columns = fields.names("text_columns")
     if len(columns) not in (1, 2):
         raise InputError(f"task.text_columns={list(columns)}: name one column, or two for pairs")
@@ -206,7 +207,7 @@ def _task(fields: "Fields") -> Task:
     )
 
 
-def _model(fields: "Fields") -> BaseModel:
+def _model(fields: Fields) -> BaseModel:
     roles = fields.part("roles").texts()
     presets = fields.part("targets")
     named = {preset: presets.names(preset) for preset in presets.settings}
@@ -224,7 +225,7 @@ def _model(fields: "Fields") -> BaseModel:
     )
 
 
-def _asset(fields: "Fields", *, subset: str | None) -> Asset:
+def _asset(fields: Fields, *, subset: str | None) -> Asset:
     """Read `source`: a mapping (a pinned wheel), an existing path, or else a hub id."""
     source = fields.value("source")
     if isinstance(source, Mapping):
@@ -264,7 +265,7 @@ _FILE_SUFFIXES = (
 )
 
 
-def _method(fields: "Fields", head_learning_rate: float | None) -> Method:
+def _method(fields: Fields, head_learning_rate: float | None) -> Method:
     kind = fields.one_of("name", ("full", "head", "lora", "peft"))
     learning_rate = fields.number("learning_rate", above=0.0)
     # Of these two rank, alpha and target may stand there: a sweep over methods names them.
@@ -304,7 +305,7 @@ def _alpha(value: Any, rank: int) -> float:
     raise InputError(f"method.alpha={value!r}: a positive number, or a rule such as 2r, is needed")
 
 
-def _train(fields: "Fields") -> TrainSpec:
+def _train(fields: Fields, device: str) -> TrainSpec:
     precision = fields.one_of("precision", PRECISIONS)
     betas = fields.value("adam_betas")
     if not (isinstance(betas, Sequence) and len(betas) == 2 and all(_is_share(b) for b in betas)):
@@ -319,7 +320,7 @@ def _train(fields: "Fields") -> TrainSpec:
         adam_betas=(float(betas[0]), float(betas[1])),
         adam_epsilon=fields.number("adam_epsilon", above=0.0),
         evaluations=fields.integer("evaluations", at_least=1),
-        precision=fast_precision() if precision == "auto" else precision,
+        precision=fast_precision(device) if precision == "auto" else precision,
         reference=fields.flag("reference"),
         read_test=fields.flag("read_test"),
         shuffle_labels=fields.flag("shuffle_labels"),
@@ -330,123 +331,14 @@ def _is_share(value: Any) -> bool:
     return isinstance(value, int | float) and 0 <= value < 1
 
 
-def fast_precision() -> str:
-    """Return `bf16` where the processor multiplies it in hardware, else `fp32`: quicker there."""
+def fast_precision(device: str = "auto") -> str:
+    """Return `bf16` where the device multiplies it in hardware, else `fp32`: quicker there.
+
+    `device` is `auto` (a GPU if there is one), or torch's name of a device.
+    """
     import torch
 
-    if torch.cuda.is_available():
+    if device != "cpu" and torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     _, instruction_sets = processor()
     return "bf16" if instruction_sets & {"amx_bf16", "avx512_bf16"} else "fp32"
-
-
-class Fields:
-    """One mapping of the configuration, read field by field with errors that name the field."""
-
-    def __init__(self, path: str, mapping: Any) -> None:
-        if not isinstance(mapping, Mapping):
-            raise InputError(f"{path.rstrip('.')}={mapping!r}: a mapping of settings is needed")
-        self.path = path
-        self._mapping = mapping
-
-    @property
-    def settings(self) -> list[str]:
-        """The names of the settings that stand here."""
-        return [str(key) for key in self._mapping]
-
-    def mapping(self) -> dict[str, Any]:
-        """Return everything as it stands."""
-        return {str(key): value for key, value in self._mapping.items()}
-
-    def value(self, key: str) -> Any:
-        """Return one setting as it stands; refuse one that is missing."""
-        if key not in self._mapping:
-            raise InputError(
-                f"{self.path}{key} is missing: the settings here are {', '.join(self.settings)}"
-            )
-        return self._mapping[key]
-
-    def part(self, key: str) -> "Fields":
-        """Return a mapping inside this one."""
-        return Fields(f"{self.path}{key}.", self.value(key))
-
-    def text(self, key: str) -> str:
-        """Return a text, environment variables in it expanded."""
-        value = self.value(key)
-        if not isinstance(value, str):
-            raise InputError(f"{self.path}{key}={value!r}: a text is needed")
-        return os.path.expandvars(value)
-
-    def optional_text(self, key: str) -> str | None:
-        """Return a text, or None for null."""
-        return None if self._mapping.get(key) is None else self.text(key)
-
-    def texts(self) -> dict[str, str]:
-        """Return everything, which has to be texts."""
-        return {key: self.text(key) for key in self.settings}
-
-    def names(self, key: str) -> tuple[str, ...]:
-        """A list of names, or one name alone."""
-        value = self.value(key)
-        listed = [] if value is None else [value] if isinstance(value, str) else value
-        if not isinstance(listed, Sequence) or isinstance(listed, str):
-            raise InputError(f"{self.path}{key}={value!r}: a name or a list of names is needed")
-        return tuple(str(name) for name in listed)
-
-    def integers(self, key: str) -> tuple[int, ...]:
-        """Return a list of whole numbers."""
-        value = self.value(key)
-        if not isinstance(value, Sequence) or not all(type(each) is int for each in value):
-            raise InputError(f"{self.path}{key}={value!r}: a list of whole numbers is needed")
-        return tuple(value)
-
-    def one_of(self, key: str, valid: Sequence[str]) -> str:
-        """Return one of a few names."""
-        value = self.value(key)
-        if value not in valid:
-            raise InputError(f"{self.path}{key}={value!r}: valid are {', '.join(valid)}")
-        return str(value)
-
-    def flag(self, key: str) -> bool:
-        """Return true or false."""
-        value = self.value(key)
-        if not isinstance(value, bool):
-            raise InputError(f"{self.path}{key}={value!r}: true or false is needed")
-        return value
-
-    def integer(self, key: str, *, at_least: int) -> int:
-        """Return a whole number."""
-        value = self.value(key)
-        if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-            raise InputError(
-                f"{self.path}{key}={value!r}: a whole number of at least {at_least} is needed"
-            )
-        return value
-
-    def optional_integer(self, key: str, *, at_least: int) -> int | None:
-        """Return a whole number, or None for null."""
-        return None if self._mapping.get(key) is None else self.integer(key, at_least=at_least)
-
-    def number(
-        self,
-        key: str,
-        *,
-        above: float = -math.inf,
-        least: float = -math.inf,
-        below: float = math.inf,
-    ) -> float:
-        """Return a finite number within bounds."""
-        value = self.value(key)
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not (above < value < below and value >= least):
-            bounds = [f"above {above:g}"] if above > -math.inf else []
-            bounds += [f"of at least {least:g}"] if least > -math.inf else []
-            bounds += [f"below {below:g}"] if below < math.inf else []
-            raise InputError(
-                f"{self.path}{key}={value!r}: a number {' and '.join(bounds)} is needed"
-            )
-        return float(value)
-
-    def optional_number(self, key: str, **bounds: float) -> float | None:
-        """Return a number within `number`'s bounds, or None for null."""
-        return None if self._mapping.get(key) is None else self.number(key, **bounds)

@@ -102,3 +102,14 @@ def test_threads_may_compose_at_once() -> None:
     with ThreadPoolExecutor(4) as pool:
         specs = list(pool.map(lambda rank: compose(f"method.rank={rank}"), range(1, 9)))
     assert [spec.method.rank for spec in specs if isinstance(spec.method, Lora)] == [*range(1, 9)]
+
+
+def test_precision_is_that_of_the_device_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    here = compose("device=cpu").train.precision
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for has_bf16, precision in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda answer=has_bf16, **_: answer)
+        assert compose("device=cuda").train.precision == precision
+        assert compose("device=cpu").train.precision == here

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "lowrank_study"
 
 # What each part may import of the project, besides itself; a name stands for all below it.
 BOTTOM = {"errors", "files", "machine", "provenance", "native"}
-BASE = BOTTOM | {"spec", "assets", "config", "runs", "checkpoints"}
+BASE = BOTTOM | {"spec", "assets", "fields", "config", "runs", "checkpoints"}
 ALLOWED = {
     "errors": set(),
     "files": set(),
@@ -18,7 +18,8 @@ ALLOWED = {
     "assets": {"errors", "spec"},
     "provenance": {"errors", "machine"},
     "native": {"assets", "machine"},
-    "config": {"errors", "machine", "spec", "assets"},
+    "fields": {"errors"},
+    "config": {"errors", "machine", "spec", "assets", "fields"},
     "jobs": {"errors", "config"},
     "runs": {"errors", "files", "spec"},
     "checkpoints": {"errors", "files"},

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from lowrank_study.config import Fields
+from lowrank_study.fields import Fields
 from lowrank_study.files import write_parquet
 from lowrank_study.runs import TrainedRun
 from lowrank_study.study.controls import controls_of, rank_along_training

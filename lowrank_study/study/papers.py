@@ -16,8 +16,9 @@ from typing import Any
 import pandas as pd
 from omegaconf import OmegaConf
 
-from lowrank_study.config import CONF_FOLDER, Fields, plain
+from lowrank_study.config import CONF_FOLDER, plain
 from lowrank_study.errors import InputError
+from lowrank_study.fields import Fields
 from lowrank_study.runs import RunStore, TrainedRun
 from lowrank_study.study.paper_measures import MEASURES
 

@@ -19,8 +19,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lowrank_study.config import Fields
 from lowrank_study.errors import InputError
+from lowrank_study.fields import Fields
 from lowrank_study.files import write_parquet
 from lowrank_study.machine import cores_of_workers, free_cores
 from lowrank_study.runs import TrainedRun

@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lowrank_study.config import CONF_FOLDER, Fields
+from lowrank_study.config import CONF_FOLDER
 from lowrank_study.errors import InputError
+from lowrank_study.fields import Fields
 from lowrank_study.study.claims.measures import MEASURES
 from lowrank_study.study.claims.verdicts import BOUNDS, UNITS, WIDTHS, Claim, needs_evidence
 

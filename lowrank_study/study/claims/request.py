@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lowrank_study.config import Fields
 from lowrank_study.errors import InputError
+from lowrank_study.fields import Fields
 from lowrank_study.study.claims.files import load_claims
 from lowrank_study.study.claims.measures.evidence import load_evidence
 from lowrank_study.study.claims.measures.serving import measure_serving

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowrank_study.config import CONF_FOLDER, Fields
+from lowrank_study.config import CONF_FOLDER
 from lowrank_study.errors import InputError
+from lowrank_study.fields import Fields
 from lowrank_study.spec import BaseModel, HubRepo
 from lowrank_study.study.claims.measures.outcome import (
     Measured,

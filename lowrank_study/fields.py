@@ -1,0 +1,124 @@
+"""Settings read one by one, each with an error that names it and says what it may be.
+
+>>> Fields("task.", {"max_length": 64}).integer("max_length", at_least=4)
+64
+"""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lowrank_study.errors import InputError
+
+
+class Fields:
+    """One mapping of the configuration, read field by field with errors that name the field."""
+
+    def __init__(self, path: str, mapping: Any) -> None:
+        if not isinstance(mapping, Mapping):
+            raise InputError(f"{path.rstrip('.')}={mapping!r}: a mapping of settings is needed")
+        self.path = path
+        self._mapping = mapping
+
+    @property
+    def settings(self) -> list[str]:
+        """The names of the settings that stand here."""
+        return [str(key) for key in self._mapping]
+
+    def mapping(self) -> dict[str, Any]:
+        """Return everything as it stands."""
+        return {str(key): value for key, value in self._mapping.items()}
+
+    def value(self, key: str) -> Any:
+        """Return one setting as it stands; refuse one that is missing."""
+        if key not in self._mapping:
+            raise InputError(
+                f"{self.path}{key} is missing: the settings here are {', '.join(self.settings)}"
+            )
+        return self._mapping[key]
+
+    def part(self, key: str) -> "Fields":
+        """Return a mapping inside this one."""
+        return Fields(f"{self.path}{key}.", self.value(key))
+
+    def text(self, key: str) -> str:
+        """Return a text, environment variables in it expanded."""
+        value = self.value(key)
+        if not isinstance(value, str):
+            raise InputError(f"{self.path}{key}={value!r}: a text is needed")
+        return os.path.expandvars(value)
+
+    def optional_text(self, key: str) -> str | None:
+        """Return a text, or None for null."""
+        return None if self._mapping.get(key) is None else self.text(key)
+
+    def texts(self) -> dict[str, str]:
+        """Return everything, which has to be texts."""
+        return {key: self.text(key) for key in self.settings}
+
+    def names(self, key: str) -> tuple[str, ...]:
+        """A list of names, or one name alone."""
+        value = self.value(key)
+        listed = [] if value is None else [value] if isinstance(value, str) else value
+        if not isinstance(listed, Sequence) or isinstance(listed, str):
+            raise InputError(f"{self.path}{key}={value!r}: a name or a list of names is needed")
+        return tuple(str(name) for name in listed)
+
+    def integers(self, key: str) -> tuple[int, ...]:
+        """Return a list of whole numbers."""
+        value = self.value(key)
+        if not isinstance(value, Sequence) or not all(type(each) is int for each in value):
+            raise InputError(f"{self.path}{key}={value!r}: a list of whole numbers is needed")
+        return tuple(value)
+
+    def one_of(self, key: str, valid: Sequence[str]) -> str:
+        """Return one of a few names."""
+        value = self.value(key)
+        if value not in valid:
+            raise InputError(f"{self.path}{key}={value!r}: valid are {', '.join(valid)}")
+        return str(value)
+
+    def flag(self, key: str) -> bool:
+        """Return true or false."""
+        value = self.value(key)
+        if not isinstance(value, bool):
+            raise InputError(f"{self.path}{key}={value!r}: true or false is needed")
+        return value
+
+    def integer(self, key: str, *, at_least: int) -> int:
+        """Return a whole number."""
+        value = self.value(key)
+        if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+            raise InputError(
+                f"{self.path}{key}={value!r}: a whole number of at least {at_least} is needed"
+            )
+        return value
+
+    def optional_integer(self, key: str, *, at_least: int) -> int | None:
+        """Return a whole number, or None for null."""
+        return None if self._mapping.get(key) is None else self.integer(key, at_least=at_least)
+
+    def number(
+        self,
+        key: str,
+        *,
+        above: float = -math.inf,
+        least: float = -math.inf,
+        below: float = math.inf,
+    ) -> float:
+        """Return a finite number within bounds."""
+        value = self.value(key)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not (above < value < below and value >= least):
+            bounds = [f"above {above:g}"] if above > -math.inf else []
+            bounds += [f"of at least {least:g}"] if least > -math.inf else []
+            bounds += [f"below {below:g}"] if below < math.inf else []
+            raise InputError(
+                f"{self.path}{key}={value!r}: a number {' and '.join(bounds)} is needed"
+            )
+        return float(value)
+
+    def optional_number(self, key: str, **bounds: float) -> float | None:
+        """Return a number within `number`'s bounds, or None for null."""
+        return None if self._mapping.get(key) is None else self.number(key, **bounds)
