@@ -115,24 +115,24 @@ def check_specs(specs: Sequence[RunSpec], results: Path) -> None:
     Raises
     ------
     InputError
-        An unreachable source, bad data, a target or rank that does not fit, too small a disk.
+        An unreachable source, bad data, a text, target or rank that does not fit, too small a disk.
     """
     if not specs:
         return
-    from lowrank_study.training.data import load_splits
-    from lowrank_study.training.models import check_method, model_folder
+    from lowrank_study.training.data import Splits, load_splits
+    from lowrank_study.training.models import check_fits, model_folder
 
     # A sweep shares few models and tasks: each is fetched, verified and read once.
     folders: dict[Asset, Path] = {}
-    labels: dict[tuple[Task, Path], int] = {}
+    splits: dict[tuple[Task, Path], Splits] = {}
     needed = 0
     for spec in specs:
         if spec.model.source not in folders:
             folders[spec.model.source] = model_folder(spec.model)
         folder = folders[spec.model.source]
-        if (spec.task, folder) not in labels:
-            labels[spec.task, folder] = len(load_splits(spec.task, folder).labels)
-        check_method(spec, folder, number_of_labels=labels[spec.task, folder])
+        if (spec.task, folder) not in splits:
+            splits[spec.task, folder] = load_splits(spec.task, folder)
+        check_fits(spec, folder, splits[spec.task, folder])
         needed += _checkpoint_bytes(spec, folder)
     assets.require_free_space(results, needed)
 

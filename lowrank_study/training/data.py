@@ -79,6 +79,11 @@ class Splits:
     sha256: str
     """Hash of everything above: what the runs' numbers were measured on."""
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text of all splits."""
+        return max(int(split.lengths.max()) for split in (self.train, self.validation, self.test))
+
 
 def load_splits(task: Task, model_folder: Path) -> Splits:
     """Return the task's splits, tokenised by the model's own tokenizer.

@@ -34,8 +34,9 @@ from lowrank_study.spec import (
     RunSpec,
     path_matches,
 )
-from lowrank_study.training.data import load_tokenizer
+from lowrank_study.training.data import Splits, load_tokenizer
 from lowrank_study.training.lora import add_lora, check_rank, is_linear, lora_modules
+from lowrank_study.training.unpadded import positions_of
 
 
 def model_folder(model: BaseModel) -> Path:
@@ -248,18 +249,26 @@ def _peft_model(model: nn.Module, base: BaseModel, method: PeftMethod) -> nn.Mod
     return adapted
 
 
-def check_method(spec: RunSpec, folder: Path, *, number_of_labels: int) -> None:
-    """Refuse a target or a rank that does not fit the model, before anything is trained.
+def check_fits(spec: RunSpec, folder: Path, splits: Splits) -> None:
+    """Refuse texts, a target or a rank that do not fit the model, before anything is trained.
 
     Raises
     ------
     InputError
-        As `build_model`; LoRA is checked on a model without weights, which takes no time.
+        As `build_model`, or a text is longer than the model has positions for; all but PEFT's
+        methods are checked on a model without weights, which takes no time.
     """
+    number_of_labels = len(splits.labels)
+    model = _without_weights(folder, number_of_labels, spec.model.dropout)
+    positions, longest = positions_of(model), splits.longest
+    if positions is not None and longest > positions:
+        raise InputError(
+            f"task.max_length={spec.task.max_length}: a text has {longest} tokens, and "
+            f"{spec.model.name} has positions for {positions}: set it to at most that"
+        )
     if isinstance(spec.method, PeftMethod):
         build_model(spec, folder, number_of_labels=number_of_labels)
     elif isinstance(spec.method, Lora):
-        model = _without_weights(folder, number_of_labels, spec.model.dropout)
         for name in target_modules(model, spec.model, spec.method.target):
             check_rank(spec.method.rank, model.get_submodule(name), name)
 

@@ -166,6 +166,15 @@ def _position_offset(backbone: nn.Module) -> int:
     return int(embeddings.padding_idx) + 1 if counts_from_padding else 0  # type: ignore[union-attr]
 
 
+def positions_of(model: nn.Module) -> int | None:
+    """Return how many tokens the model has learnt positions for; None where it computes them."""
+    for name, module in model.named_modules():
+        is_table = isinstance(module, nn.Embedding)
+        if is_table and name.rpartition(".")[2] in ("position_embeddings", "wpe"):
+            return module.num_embeddings - _position_offset(_backbone(model))
+    return None
+
+
 def _read_one_token_a_text(self: Any, *_: Any, **__: Any) -> BackboneOutput:
     """Run the stock backbone on the row; give its head one token a text, (R N, 1, D)."""
     layout = _layout.get()

@@ -125,6 +125,18 @@ def test_one_bad_run_and_nothing_is_written(
     assert not (tmp_path / "results").exists()
 
 
+def test_texts_longer_than_the_models_positions_are_refused(
+    tiny_overrides: list[str], review_file: Path, tmp_path: Path
+) -> None:
+    header, first, *rows = review_file.read_text().splitlines()
+    long = tmp_path / "long.csv"
+    long.write_text("\n".join([header, "good " * 70 + first, *rows]))
+    bad = [f"task.source={long}", "task.max_length=70"]
+    with pytest.raises(InputError, match=r"task.max_length=70: .* has positions for 64"):
+        sweep(specs_of(tiny_overrides, FULL, bad), name="x", results=tmp_path / "results")
+    check_specs(specs_of(tiny_overrides, FULL, [bad[0], "task.max_length=64"]), tmp_path)
+
+
 def test_a_sweep_that_is_not_whole_is_no_answer(
     tiny_overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

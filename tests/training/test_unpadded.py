@@ -14,7 +14,13 @@ from lowrank_study.training.batches import Batch, batch_of, padded
 from lowrank_study.training.data import Split
 from lowrank_study.training.lora import add_lora
 from lowrank_study.training.models import load_classifier
-from lowrank_study.training.unpadded import can_unpad, padded_scores, unpad, unpadded_scores
+from lowrank_study.training.unpadded import (
+    can_unpad,
+    padded_scores,
+    positions_of,
+    unpad,
+    unpadded_scores,
+)
 
 CPU = torch.device("cpu")
 FAMILIES = ["bert", "roberta", "distilbert", "gpt2", "llama"]
@@ -148,3 +154,19 @@ def test_nothing_is_computed_that_need_not_be() -> None:
         if "attention" not in str(operation)
     )
     assert needed <= found <= 1.05 * needed
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_positions_are_as_many_as_the_stock_model_takes(
+    family: str, tiny_model: Callable[[str], Path]
+) -> None:
+    model = model_of(tiny_model(family))
+    positions = positions_of(model)
+    if family == "llama":
+        assert positions is None
+        positions = 200
+    else:
+        assert positions is not None
+        with pytest.raises((IndexError, RuntimeError)):
+            model(torch.full((1, positions + 1), 5))
+    model(torch.full((1, positions), 5))
