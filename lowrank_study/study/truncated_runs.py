@@ -37,7 +37,7 @@ from lowrank_study.study.truncation import (
     threads_of,
     tuned_matrices,
 )
-from lowrank_study.study.truncation_tables import KEY, truncation_file
+from lowrank_study.study.truncation_tables import CUT_KEY, truncation_file
 from lowrank_study.training.evaluate import Predictions
 from lowrank_study.training.fit import torch_device
 
@@ -201,5 +201,5 @@ def _rows(cut: Cut, directions: int, energy: float, predictions: Predictions) ->
 
 
 def _keys(table: pd.DataFrame) -> list[tuple[str, str, int | None]]:
-    rows = table[KEY].drop_duplicates().itertuples(index=False, name=None)
+    rows = table[CUT_KEY].drop_duplicates().itertuples(index=False, name=None)
     return [(scope, part, None if pd.isna(k) else int(k)) for scope, part, k in rows]

@@ -16,7 +16,7 @@ import pandas as pd
 from lowrank_study.errors import InputError
 from lowrank_study.runs import TrainedRun
 
-KEY = ["scope", "part", "kept_rank"]
+CUT_KEY = ["scope", "part", "kept_rank"]
 """What tells the cuts of a run apart; `kept_rank` is missing but for the scope `all`."""
 
 
@@ -26,8 +26,7 @@ def truncation_file(results: Path, run_id: str) -> Path:
 
 
 TRUNCATION_COLUMNS = (
-    "run_id", "scope", "part", "kept_rank", "kept_directions", "energy_kept", "test_accuracy",
-    "examples",
+    "run_id", *CUT_KEY, "kept_directions", "energy_kept", "test_accuracy", "examples",
 )  # fmt: skip
 
 
@@ -43,7 +42,7 @@ def truncation_table(runs: Sequence[TrainedRun], results: Path) -> pd.DataFrame:
         if path.is_file():
             rows = pd.read_parquet(path)
             rows["correct"] = rows["label"] == rows["predicted"]
-            made = rows.groupby(KEY, dropna=False, sort=False).agg(
+            made = rows.groupby(CUT_KEY, dropna=False, sort=False).agg(
                 kept_directions=("kept_directions", "first"),
                 energy_kept=("energy_kept", "first"),
                 test_accuracy=("correct", "mean"),

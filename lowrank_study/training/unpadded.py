@@ -171,7 +171,7 @@ def positions_of(model: nn.Module) -> int | None:
     for name, module in model.named_modules():
         is_table = isinstance(module, nn.Embedding)
         if is_table and name.rpartition(".")[2] in ("position_embeddings", "wpe"):
-            return module.num_embeddings - _position_offset(_backbone(model))
+            return int(module.num_embeddings) - _position_offset(_backbone(model))
     return None
 
 

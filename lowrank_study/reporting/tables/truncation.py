@@ -12,11 +12,11 @@ from lowrank_study.reporting.tables.roles import in_order
 from lowrank_study.reporting.tables.rows import mean_of
 from lowrank_study.reporting.tables.setting import SettingData
 from lowrank_study.study.accuracy import interval_of_mean
+from lowrank_study.study.truncation_tables import CUT_KEY
 
-CUT = ["scope", "part", "kept_rank"]
 _SCOPES = ("all", "noise_cut", "layers", "roles")
 _COLUMNS = (
-    *CUT, "n", "mean_test_accuracy", "test_low_95", "test_high_95", "mean_difference",
+    *CUT_KEY, "n", "mean_test_accuracy", "test_low_95", "test_high_95", "mean_difference",
     "difference_low_95", "difference_high_95", "kept_directions", "energy_kept", "examples",
 )  # fmt: skip
 
@@ -36,7 +36,8 @@ def accuracy_by_kept_rank(data: SettingData) -> pd.DataFrame:
     # A truncation that was stopped has not cut all seeds at every rank: those that it has not are
     # left out, for a mean over a few is not to be held against the interval of all.
     everywhere = (table["scope"] != "all") | (
-        table.groupby(CUT, dropna=False)["run_id"].transform("nunique") == table["run_id"].nunique()
+        table.groupby(CUT_KEY, dropna=False)["run_id"].transform("nunique")
+        == table["run_id"].nunique()
     )
     table = table[everywhere]
     accuracy = {
@@ -44,14 +45,14 @@ def accuracy_by_kept_rank(data: SettingData) -> pd.DataFrame:
         for run_id, value in chosen[["run_id", "test_accuracy"]].itertuples(index=False)
     }
     rows = []
-    for key, group in table.groupby(CUT, dropna=False):
+    for key, group in table.groupby(CUT_KEY, dropna=False):
         values = group["test_accuracy"].to_numpy(dtype=np.float64)
         whole = np.array([accuracy[run_id] for run_id in group["run_id"]])
         low, high = interval_of_mean(values)
         below, above = interval_of_mean(values - whole)
         rows.append(
             {
-                **dict(zip(CUT, key, strict=True)),
+                **dict(zip(CUT_KEY, key, strict=True)),
                 "n": len(values),
                 "mean_test_accuracy": values.mean(),
                 "test_low_95": low,
