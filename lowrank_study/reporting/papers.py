@@ -1,48 +1,111 @@
 """Published and own numbers side by side, as CSV and Markdown.
 
->>> write_paper(paper, beside(paper, runs), Path("results/papers"))
+>>> write_paper(paper, runs_of(paper, results), results / "papers")
 PosixPath('results/papers/lora_table6.md')
+>>> record_papers([paper], results=results, name="2026-11-26_papers")
+PosixPath('results/records/2026-11-26_papers')
 """
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from lowrank_study.files import write_whole
 from lowrank_study.reporting.display import csv_text, is_missing, printable, significant
-from lowrank_study.study.papers import Paper
+from lowrank_study.reporting.tables import flat_provenance, shared_provenance
+from lowrank_study.runs import TrainedRun
+from lowrank_study.study.papers import Paper, beside, runs_of
+
+HEADINGS = {"own": "here", "low": "95 % from", "high": "to", "of_noise": "of noise"}
+LEGEND = (
+    "`here` is the mean over `n` seeds, with its 95 % Student t interval over them: of this test "
+    "set and these rates alone. `of noise` is what random matrices of the same shapes and norms "
+    "give. What is of W0 alone is the same for all seeds."
+)
 
 
-def write_paper(paper: Paper, table: pd.DataFrame, folder: Path) -> Path:
+def write_paper(paper: Paper, runs: Sequence[TrainedRun], folder: Path) -> Path:
     """Write `<name>.csv` and `<name>.md` into a folder, and return the latter's path."""
+    table = beside(paper, runs)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / f"{paper.name}.csv", csv_text(table).encode())
     path = folder / f"{paper.name}.md"
-    write_whole(path, markdown_of(paper, table).encode())
+    write_whole(path, markdown_of(paper, table, runs).encode())
     return path
 
 
-def markdown_of(paper: Paper, table: pd.DataFrame) -> str:
+def record_papers(papers: Sequence[Paper], *, results: Path, name: str) -> Path:
+    """Write the papers' pages below `results/records`, with what they were made from.
+
+    Other files of the record (notes of who made it) stay.
+    """
+    folder = results / "records" / name
+    lines = ["# Papers' numbers beside our own", ""]
+    provenance = {}
+    for paper in papers:
+        runs = runs_of(paper, results)
+        page = write_paper(paper, runs, folder)
+        lines.append(f"- [{paper.source}]({page.name}): {trained_here(runs)}")
+        provenance[paper.name] = shared_provenance(runs)
+    lines += [
+        "",
+        "`python experiments/reproduce.py experiments=[] papers=[NAME,...]` makes pages anew. "
+        "`provenance.csv` says of each what its runs have in common; `NOTES.md`, where there is "
+        "one, what is found.",
+    ]
+    write_whole(folder / "provenance.csv", csv_text(flat_provenance(provenance)).encode())
+    write_whole(folder / "README.md", ("\n".join(lines) + "\n").encode())
+    return folder
+
+
+def markdown_of(paper: Paper, table: pd.DataFrame, runs: Sequence[TrainedRun]) -> str:
     """Give the table in Markdown, with what it is of and what differs."""
-    headings = {"own": "here", "low": "95 % from", "high": "to"}
     lines = [
         f"# {paper.source}",
         "",
-        f"Published: {paper.setting}. Here: `experiment={paper.experiment}`. Unit: {paper.unit}.",
+        f"Published: {paper.setting}.",
+        "",
+        f"Here: {trained_here(runs)} (`experiment={paper.experiment}`)",
         "",
         paper.remark,
         "",
-        "| " + " | ".join(headings.get(str(name), str(name)) for name in table.columns) + " |",
+        f"Unit: {paper.unit}. {LEGEND}",
+        "",
+        "| " + " | ".join(HEADINGS.get(str(name), str(name)) for name in table.columns) + " |",
         "|" + " --- |" * len(table.columns),
     ]
-    for row in table.itertuples(index=False, name=None):
-        lines.append("| " + " | ".join(_written(value) for value in row) + " |")
+    for row in table.to_dict("records"):
+        cells = (_written(value, exact=name == "published") for name, value in row.items())
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _written(value: object) -> str:
+def trained_here(runs: Sequence[TrainedRun]) -> str:
+    """Say what was trained: model, task, how much, at which rates, and what was lost."""
+    specs = [run.spec for run in runs]
+    done = [run for run in runs if run.status == "done"]
+    rates = {spec.method.learning_rate for spec in specs}
+    parts = [
+        f"{_each(spec.model.name for spec in specs)} on {_each(spec.task.name for spec in specs)}",
+        f"{_each(run.record['examples']['train'] for run in done)} training texts",
+        f"{_each(run.record['steps'] for run in done)} steps of {specs[0].train.batch_size}",
+        f"learning rates {_each(rates)}",
+        f"seeds {_each(spec.seed for spec in specs)}",
+        f"{len(done)} of {len(runs)} runs done",
+    ]
+    return "; ".join(parts) + "."
+
+
+def _each(values: Iterable[object]) -> str:
+    return ", ".join(str(value) for value in sorted(set(values)))  # type: ignore[type-var]
+
+
+def _written(value: object, *, exact: bool) -> str:
     if is_missing(value):
         return "–"
     if isinstance(value, float):
-        return f"{value:.0f}" if value == round(value) else significant(value, 3)
+        if exact or value == round(value):
+            return f"{value:g}"
+        return significant(value, 3)
     return printable(value).replace("|", "\\|")

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from lowrank_study.config import RunConfig, composed
 from lowrank_study.jobs import planned_configs
-from lowrank_study.reporting.papers import write_paper
+from lowrank_study.reporting.papers import record_papers, write_paper
 from lowrank_study.reporting.record import record_sweep
 from lowrank_study.reporting.sweep_report import report_sweep
 from lowrank_study.study import measured_controls, truncated_runs
 from lowrank_study.study.forecast import forecasts, in_words
 from lowrank_study.study.measured_controls import measure_controls
-from lowrank_study.study.papers import Paper, beside, done_runs
+from lowrank_study.study.papers import Paper, at_scale, runs_of
 from lowrank_study.study.sweep import sweep_of
 from lowrank_study.study.truncated_runs import truncate_sweep
 
@@ -67,8 +67,10 @@ class Plan:
                 kept = f"{record}_{name}"
                 yield str(record_sweep(name, results=self.results, name=kept, margin=margin))
         for paper in self.papers:
-            table = beside(paper, done_runs(paper, self.results))
-            yield str(write_paper(paper, table, self.results / "papers"))
+            runs = runs_of(paper, self.results)
+            yield str(write_paper(paper, runs, self.results / "papers"))
+        if record and self.papers:
+            yield str(record_papers(self.papers, results=self.results, name=f"{record}_papers"))
 
     def _study_updates(self, name: str) -> None:
         where = [f"sweep={name}", _results(self.results)]
@@ -86,7 +88,8 @@ def plan_of(
 ) -> Plan:
     """Plan experiments, and those that papers are held against.
 
-    Only `experiments` are reported: what a paper needs is shown by its page.
+    Only `experiments` are reported: what a paper needs is shown by its page. At a scale all has
+    names of its own (`lora_table6_paper`).
 
     Raises
     ------
@@ -95,14 +98,16 @@ def plan_of(
     """
     names = dict.fromkeys([*experiments, *(paper.experiment for paper in papers)])
     more = [f"scale={scale}"] if scale else []
-    sweeps = {
-        name: planned_configs(f"experiment={name}", _results(results), *more) for name in names
-    }
+
+    def planned(name: str) -> list[RunConfig]:
+        sweep = f"sweep={at_scale(name, scale)}"
+        return planned_configs(f"experiment={name}", sweep, _results(results), *more)
+
     return Plan(
-        sweeps=sweeps,
-        reported=experiments,
-        updates=updates,
-        papers=papers,
+        sweeps={at_scale(name, scale): planned(name) for name in names},
+        reported=[at_scale(name, scale) for name in experiments],
+        updates=[at_scale(name, scale) for name in updates],
+        papers=[paper.at_scale(scale) for paper in papers],
         results=results,
     )
 

@@ -6,18 +6,22 @@
 
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from lowrank_study.errors import InputError
 from lowrank_study.reporting.contents import compose
 from lowrank_study.reporting.report import write_composed
-from lowrank_study.reporting.tables import StudyTables, accuracy_by_rank, chosen_runs
+from lowrank_study.reporting.tables import (
+    StudyTables,
+    accuracy_by_rank,
+    chosen_runs,
+    shared_provenance,
+)
 from lowrank_study.runs import RunStore, TrainedRun
 from lowrank_study.study.against_full import COLUMNS, against_full
 from lowrank_study.study.measured_controls import read_controls
-from lowrank_study.study.settings import check_alike, shared_settings
+from lowrank_study.study.settings import check_alike
 from lowrank_study.study.sweep import rates_sweep
 from lowrank_study.study.tables import runs_table, spectra_tables
 from lowrank_study.study.truncation_tables import truncation_table
@@ -61,7 +65,7 @@ def study_tables(sweep: str, *, results: Path, margin: float | None = None) -> S
         singular_values=singular_values,
         comparison=_comparison(runs, table, margin, results),
         planned=len(run_ids) - (len(ended) - len(runs)),
-        provenance=_shared_provenance(runs),
+        provenance=shared_provenance(runs),
         rates=_rates(store, sweep, runs),
         truncation=truncation_table(runs, results),
         controls=_controls(sweep, results, table),
@@ -126,17 +130,3 @@ def _comparison(
     chosen = set(chosen_runs(table, accuracy_by_rank(table))["run_id"])
     compared = [run for run in runs if run.spec.run_id in chosen]
     return against_full(compared, margin=margin, results=results)
-
-
-def _shared_provenance(runs: list[TrainedRun]) -> dict[str, Any]:
-    """What the runs have in common; where they differ, every value with its number of runs."""
-    recorded = [run.record["provenance"] for run in runs if "provenance" in run.record]
-    facts: dict[str, Any] = {}
-    for key in dict.fromkeys(key for record in recorded for key in record):
-        values = [record.get(key, "not recorded") for record in recorded]
-        counts = {value: values.count(value) for value in dict.fromkeys(values)}
-        only = next(iter(counts)) if len(counts) == 1 else None
-        facts[key] = only or {value: f"{count} runs" for value, count in counts.items()}
-    # One run speaks for all of its task and model: `check_alike` has seen to it.
-    specs = {f"{run.spec.task.name} on {run.spec.model.name}": run.spec for run in runs}
-    return facts | {setting: shared_settings(spec) for setting, spec in specs.items()}

@@ -2,11 +2,12 @@
 
     MEASURES["accuracy"](runs)    # target, adapter_rank, own, low, high, n
 
-`own` is a mean over seeds, `low` and `high` its 95 % Student t interval, `n` the seeds.
+`own` is a mean over seeds, `low` and `high` its 95 % Student t interval over them, `n` the seeds.
+`of_noise`, where there is such a thing, is what random matrices of the same shapes give.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, product
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,12 @@ from lowrank_study.spectra.against_base import (
     intruder_dimensions,
     left_singular_vectors,
 )
+from lowrank_study.spectra.noise import noise_energy_rank
 from lowrank_study.spectra.ranks import energy_rank
 from lowrank_study.spectra.spectrum import measure, row
 from lowrank_study.spectra.subspaces import (
     chance_similarity,
+    directions_of,
     leading_directions,
     subspace_similarity,
 )
@@ -65,8 +68,9 @@ def amplified(runs: Runs) -> pd.DataFrame:
     """LoRA's Table 7, of the query maps: what W0 has along an update's directions.
 
     Keys are `adapter_rank` and `quantity`: `along_update`, `along_weight` and `along_random` are
-    ‖UᵀW0V‖_F with U and V the leading directions of ΔW, of W0, and random (expected);
-    `update_norm`, `weight_norm` and `factor` complete it. Medians over layers.
+    ‖UᵀW0V‖_F with U and V the leading directions of ΔW, of W0, and random (the root mean square
+    of all of them); `update_norm`, `weight_norm` and `factor` complete it. Medians over layers.
+    `of_noise` is what an update of the same norm along random directions gives.
     """
     rows = []
     for run in runs:
@@ -86,31 +90,44 @@ def amplified(runs: Runs) -> pd.DataFrame:
                     "update_norm": one.update_norm,
                     "weight_norm": one.base_norm,
                     "factor": one.factor,
+                    "factor_of_noise": one.update_norm / one.random_projected_norm,
                 }
             )
         medians = pd.DataFrame(found).median()
+        noise = {
+            "along_update": medians["along_random"],
+            "factor": medians.pop("factor_of_noise"),
+        }
         rows += [
-            {"adapter_rank": rank, "quantity": name, "own": float(value)}
+            {
+                "adapter_rank": rank,
+                "quantity": name,
+                "own": float(value),
+                "of_noise": noise.get(str(name), np.nan),
+            }
             for name, value in medians.items()
         ]
     return _over_seeds(rows, ["adapter_rank", "quantity"])
 
 
 def similarity_of_ranks(runs: Runs) -> pd.DataFrame:
-    """LoRA's Figure 3: φ(A_r, A_s, i, j) between two ranks of a seed, median over query maps.
+    """LoRA's Figure 3: φ(i, j) between the directions of two ranks, median over query maps.
 
-    Keys are `first_rank`, `second_rank`, `i` and `j`; `chance` rows (i = j = 0) hold what random
-    lines give, max(i, j)/d at 1.
+    Keys are those of `_similarities`. Runs of one seed (`seeds` is `same`) share their head, the
+    order of the texts and some of what A starts from; those of a seed and the next (`other`) don't.
     """
-    by_seed: dict[int, dict[int, TrainedRun]] = {}
+    by_rank: dict[int, dict[int, TrainedRun]] = {}
     for run in runs:
         if isinstance(run.spec.method, Lora):
-            by_seed.setdefault(run.spec.seed, {})[run.spec.method.rank] = run
+            by_rank.setdefault(run.spec.method.rank, {})[run.spec.seed] = run
     rows = []
-    for of_rank in by_seed.values():
-        for low, high in pairwise(sorted(of_rank)):
-            rows += _similarities(of_rank[low], of_rank[high], low, high)
-    return _over_seeds(rows, ["first_rank", "second_rank", "i", "j"])
+    for low, high in pairwise(sorted(by_rank)):
+        seeds = sorted(by_rank[low].keys() & by_rank[high].keys())
+        for seed, following in zip(seeds, [*seeds[1:], *seeds[:1]], strict=True):
+            rows += _similarities(by_rank[low][seed], by_rank[high][seed])
+            if following != seed:
+                rows += _similarities(by_rank[low][seed], by_rank[high][following])
+    return _over_seeds(rows, _SIMILARITY_KEYS)
 
 
 def similarity_of_seeds(runs: Runs) -> pd.DataFrame:
@@ -118,44 +135,53 @@ def similarity_of_seeds(runs: Runs) -> pd.DataFrame:
 
     `n` counts pairs. They share seeds, so that they give no interval.
     """
+    adapted = [run for run in runs if isinstance(run.spec.method, Lora)]
     rows = []
-    for first, second in combinations([r for r in runs if isinstance(r.spec.method, Lora)], 2):
-        one, other = first.spec.method, second.spec.method
-        assert isinstance(one, Lora)
-        assert isinstance(other, Lora)
-        if one.rank == other.rank and first.spec.seed != second.spec.seed:
-            rows += _similarities(first, second, one.rank, one.rank)
-    table = _over_seeds(rows, ["first_rank", "second_rank", "i", "j"])
-    return table.assign(low=np.nan, high=np.nan)
+    for first, second in combinations(adapted, 2):
+        if _rank(first) == _rank(second) and first.spec.seed != second.spec.seed:
+            rows += _similarities(first, second)
+    return _over_seeds(rows, _SIMILARITY_KEYS).assign(low=np.nan, high=np.nan)
 
 
 def energy_shares(runs: Runs) -> pd.DataFrame:
     """Biderman et al., section 4.6: 90 % energy rank over min(out, in), of ΔW, W0 and W.
 
-    Of full fine-tuning; medians over the matrices of all layers, in per cent. Key: `matrix`. An
-    update whose rank is under the floor of rounding is left out.
+    Of full fine-tuning, in per cent; medians over all layers. Keys: `matrix` (`update`, `before`,
+    `after`) and `maps` (`query`, the `attention` maps, the `mlp` maps, `all`). An update whose rank
+    is under the floor of rounding is left out.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for run in runs:
         if not isinstance(run.spec.method, FullFineTuning):
             continue
-        shares: dict[str, list[float]] = {"update": [], "before": [], "after": []}
-        for update in _updates(run):
-            assert update.W0_OI is not None
-            assert update.delta_OI is not None
-            side = min(update.shape)
-            if (measured := row(measure(update, method="gram")))["resolvable"]:
-                shares["update"].append(100 * measured["energy_rank_90"] / side)
-            before = update.W0_OI.astype(np.float64)
-            for name, matrix in (("before", before), ("after", before + update.delta_OI)):
-                values = svd.svd_of_matrix(matrix, method="gram").singular_values
-                shares[name].append(100 * energy_rank(values, 0.9) / side)
-        rows += [
-            {"matrix": name, "own": float(np.median(found))}
-            for name, found in shares.items()
-            if found
-        ]
-    return _over_seeds(rows, ["matrix"])
+        found = pd.DataFrame([each for u in _updates(run) for each in _energy_shares_of(u)])
+        presets = run.spec.model.target_presets
+        of_maps = {
+            "query": ("query",),
+            "attention": presets["attention_all"],
+            "mlp": presets["mlp"],
+            "all": tuple(found["role"].unique()),
+        }
+        for maps, roles in of_maps.items():
+            chosen = found[found["role"].isin(roles)]
+            for matrix, group in chosen.groupby("matrix", sort=False):
+                own, noise = group["own"].median(), group["of_noise"].median()
+                rows.append({"matrix": matrix, "maps": maps, "own": own, "of_noise": noise})
+    return _over_seeds(rows, ["matrix", "maps"])
+
+
+def _energy_shares_of(update: UpdateMatrix) -> Iterable[dict[str, Any]]:
+    assert update.W0_OI is not None
+    assert update.delta_OI is not None
+    side = min(update.shape)
+    noise = 100 * noise_energy_rank(*update.shape) / side
+    of_role = {"role": update.role, "of_noise": noise}
+    if (measured := row(measure(update, method="gram")))["resolvable"]:
+        yield {**of_role, "matrix": "update", "own": 100 * measured["energy_rank_90"] / side}
+    before = update.W0_OI.astype(np.float64)
+    for name, matrix in (("before", before), ("after", before + update.delta_OI)):
+        values = svd.svd_of_matrix(matrix, method="gram").singular_values
+        yield {**of_role, "matrix": name, "own": 100 * energy_rank(values, 0.9) / side}
 
 
 def intruders(runs: Runs) -> pd.DataFrame:
@@ -173,7 +199,8 @@ def intruders(runs: Runs) -> pd.DataFrame:
             )
             counts.append(len(found.positions))
         rows.append({**_configuration(run), "own": float(np.mean(counts))})
-    return _over_seeds(rows, ["target", "adapter_rank"])
+    table = _over_seeds(rows, ["target", "adapter_rank"])
+    return table.assign(low=table["low"].clip(lower=0.0))  # there are no fewer than none
 
 
 def best_rates(runs: Runs) -> pd.DataFrame:
@@ -206,8 +233,11 @@ def _configuration(run: TrainedRun) -> dict[str, Any]:
     method = run.spec.method
     if isinstance(method, FullFineTuning | HeadOnly):
         return {"target": run.spec.method_name, "adapter_rank": 0}
-    rank = method.rank if isinstance(method, Lora) else 0
-    return {"target": target_name(method.target), "adapter_rank": rank}
+    return {"target": target_name(method.target), "adapter_rank": _rank(run)}
+
+
+def _rank(run: TrainedRun) -> int:
+    return run.spec.method.rank if isinstance(run.spec.method, Lora) else 0
 
 
 def _updates(run: TrainedRun, role: str | None = None) -> Iterable[UpdateMatrix]:
@@ -219,37 +249,57 @@ def _updates(run: TrainedRun, role: str | None = None) -> Iterable[UpdateMatrix]
     )
 
 
-def _similarities(
-    first: TrainedRun, second: TrainedRun, first_rank: int, second_rank: int
-) -> list[dict[str, Any]]:
-    pairs = list(zip(_updates(first, "query"), _updates(second, "query"), strict=True))
+_SIMILARITY_KEYS = ["first_rank", "second_rank", "seeds", "of", "i", "j"]
+
+
+def _similarities(first: TrainedRun, second: TrainedRun) -> list[dict[str, Any]]:
+    """φ(i, j) of two runs' query maps, median over layers: `of` A, as in the paper, and of ΔW.
+
+    The right singular directions of A and of ΔW = B·A span the same space, in another order.
+    """
+    first_rank, second_rank = _rank(first), _rank(second)
     places = sorted({1, 2, 4, 8, first_rank, second_rank})
-    grid = [(i, j) for i in places for j in places if i <= min(j, first_rank) and j <= second_rank]
-    found: dict[tuple[int, int], list[float]] = {place: [] for place in grid}
-    for one, other in pairs:
-        ours = leading_directions(one, k=first_rank).V_IK
-        theirs = leading_directions(other, k=second_rank).V_IK
-        for i, j in grid:
-            if i <= ours.shape[1] and j <= theirs.shape[1]:
-                found[i, j].append(subspace_similarity(ours, theirs, i, j))
-    chance = chance_similarity(1, 1, dimension=pairs[0][0].shape[1])
-    ranks = {"first_rank": first_rank, "second_rank": second_rank}
+    found: dict[tuple[str, int, int], list[float]] = {}
+    for one, other in zip(_updates(first, "query"), _updates(second, "query"), strict=True):
+        ours, theirs = _right_directions(one, first_rank), _right_directions(other, second_rank)
+        for of in ours:
+            for i, j in product(places, places):
+                if i <= ours[of].shape[1] and j <= theirs[of].shape[1]:
+                    similarity = subspace_similarity(ours[of], theirs[of], i, j)
+                    found.setdefault((of, i, j), []).append(similarity)
+        dimension = one.shape[1]
+    seeds = "same" if first.spec.seed == second.spec.seed else "other"
+    ranks = {"first_rank": first_rank, "second_rank": second_rank, "seeds": seeds}
     return [
-        *(
-            {**ranks, "i": i, "j": j, "own": float(np.median(v))}
-            for (i, j), v in found.items()
-            if v
-        ),
-        {**ranks, "i": 0, "j": 0, "own": chance},
+        {
+            **ranks,
+            "of": of,
+            "i": i,
+            "j": j,
+            "own": float(np.median(values)),
+            "of_noise": chance_similarity(i, j, dimension=dimension),
+        }
+        for (of, i, j), values in found.items()
     ]
+
+
+def _right_directions(update: UpdateMatrix, k: int) -> dict[str, Any]:
+    assert update.factors is not None
+    _, A_RI = update.factors
+    return {
+        "A": directions_of(A_RI, k).V_IK,
+        "ΔW": leading_directions(update, k=k).V_IK,
+    }
 
 
 def _over_seeds(rows: Iterable[dict[str, Any]], keys: list[str]) -> pd.DataFrame:
     """Condense one row a seed to mean, interval and count."""
-    frame = pd.DataFrame(list(rows), columns=[*keys, "own"])
+    frame = pd.DataFrame(list(rows))
     condensed = []
-    for key, group in frame.groupby(keys, sort=False):
+    for key, group in frame.groupby(keys, sort=False) if len(frame) else ():
         values = group["own"].to_numpy(dtype=np.float64)
         low, high = interval_of_mean(values)
-        condensed.append((*key, values.mean(), low, high, len(values)))
-    return pd.DataFrame(condensed, columns=[*keys, "own", "low", "high", "n"])
+        noise = [group["of_noise"].mean()] if "of_noise" in group else []
+        condensed.append((*key, values.mean(), low, high, len(values), *noise))
+    noise_column = ["of_noise"] if "of_noise" in frame else []
+    return pd.DataFrame(condensed, columns=[*keys, "own", "low", "high", "n", *noise_column])

@@ -1,6 +1,6 @@
 """What a paper reports beside what this suite finds: the same question, one row a number.
 
-    beside(paper, runs)      # the paper's keys, published, own, low, high, n
+    beside(paper, runs)      # the paper's keys, published, own, low, high, n, of_noise
 
 A paper's YAML (`conf/paper/`) names the experiment that asks its question here, how it is measured
 (`MEASURES`), and the published numbers. A measure gives a tidy table: what a row is of, `own`, and
@@ -9,7 +9,7 @@ paper's, so it is the pattern that can agree, and a level only by chance.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class Paper:
     """Which model and data the published numbers are of."""
     experiment: str
     """Of `conf/experiment/`: what is trained here."""
+    sweep: str
+    """The name its runs are planned under: the experiment's, and the scale's if there is one."""
     measure: str
     """Name of the measure, of `MEASURES`."""
     unit: str
@@ -41,7 +43,18 @@ class Paper:
     published: tuple[Mapping[str, Any], ...]
     """Rows: the measure's keys, and `published`."""
     remark: str
-    """What differs, and what to look for."""
+    """How the measure differs from the paper's, and what to look for."""
+
+    def at_scale(self, scale: str | None) -> "Paper":
+        """Return the same at a scale of `conf/scale/`, under a name of its own."""
+        return replace(
+            self, name=at_scale(self.name, scale), sweep=at_scale(self.experiment, scale)
+        )
+
+
+def at_scale(name: str, scale: str | None) -> str:
+    """Return what a sweep or paper is called at a scale: nothing of the embedded one's is lost."""
+    return name if scale is None else f"{name}_{scale}"
 
 
 def read_paper(name: str, mapping: Mapping[str, Any]) -> Paper:
@@ -58,11 +71,13 @@ def read_paper(name: str, mapping: Mapping[str, Any]) -> Paper:
         isinstance(row, Mapping) and "published" in row for row in rows
     ):
         raise InputError(f"paper {name}: published: a list of rows with `published` is needed")
+    experiment = fields.text("experiment")
     return Paper(
         name=name,
         source=fields.text("source"),
         setting=fields.text("setting"),
-        experiment=fields.text("experiment"),
+        experiment=experiment,
+        sweep=experiment,
         measure=fields.one_of("measure", tuple(MEASURES)),
         unit=fields.text("unit"),
         published=tuple(dict(row) for row in rows),
@@ -85,20 +100,25 @@ def load_paper(name: str) -> Paper:
     return read_paper(name, plain(OmegaConf.load(path)))
 
 
-def done_runs(paper: Paper, results: Path) -> list[TrainedRun]:
-    """Return the done runs of a paper's experiment.
+def runs_of(paper: Paper, results: Path) -> list[TrainedRun]:
+    """Return all runs of a paper's experiment: done, diverged or failed.
 
     Raises
     ------
     InputError
-        The experiment was not run, or none of its runs is done.
+        The experiment was not run, a planned run of it has not ended, or none is done.
     """
     store = RunStore(results / "runs")
-    runs = store.ended(store.sweep(paper.experiment))
-    done = [run for run in runs if run.status == "done"]
-    if not done:
-        raise InputError(f"no run of {paper.experiment} is done: run experiment={paper.experiment}")
-    return done
+    planned = store.sweep(paper.sweep)
+    runs = store.ended(planned)
+    if len(runs) < len(planned):
+        raise InputError(
+            f"{len(runs)} of {len(planned)} runs of {paper.sweep} have ended: run "
+            f"experiment={paper.experiment} to its end"
+        )
+    if not any(run.status == "done" for run in runs):
+        raise InputError(f"no run of {paper.sweep} is done: there is nothing to put beside it")
+    return runs
 
 
 def beside(paper: Paper, runs: Sequence[TrainedRun]) -> pd.DataFrame:
@@ -109,9 +129,9 @@ def beside(paper: Paper, runs: Sequence[TrainedRun]) -> pd.DataFrame:
     paper
         With its measure.
     runs
-        Those of its experiment that are done.
+        Those of its experiment; the done ones are measured.
     """
-    own = MEASURES[paper.measure](runs)
+    own = MEASURES[paper.measure]([run for run in runs if run.status == "done"])
     published = pd.DataFrame(list(paper.published))
     keys = [key for key in published.columns if key != "published"]
     if unknown := set(keys) - set(own.columns):
@@ -122,5 +142,6 @@ def beside(paper: Paper, runs: Sequence[TrainedRun]) -> pd.DataFrame:
     for key in keys:
         published[key] = published[key].astype(own[key].dtype)
     merged = own.merge(published, on=keys, how="outer", sort=False)
-    order = [*keys, "published", "own", "low", "high", "n"]
+    noise = ["of_noise"] if "of_noise" in own else []
+    order = [*keys, "published", "own", "low", "high", "n", *noise]
     return merged[order].sort_values(keys, ignore_index=True)

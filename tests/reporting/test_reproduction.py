@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from lowrank_study.config import RunConfig
+from lowrank_study.config import RunConfig, compose
 from lowrank_study.errors import InputError
+from lowrank_study.reporting import papers as papers_module
 from lowrank_study.reporting import reproduction
+from lowrank_study.reporting.papers import record_papers
 from lowrank_study.reporting.reproduction import plan_of
+from lowrank_study.runs import TrainedRun
 from lowrank_study.study.papers import load_paper
 
 
@@ -67,6 +70,38 @@ def test_what_a_paper_needs_is_trained_and_not_reported(done: list[str], tmp_pat
     with pytest.raises(InputError, match="no sweep 'paper_lora_table16'"):
         list(plan.carry_out(record="day"))
     assert done == ["train paper_lora_table16"]
+
+
+def test_a_scale_has_names_of_its_own(done: list[str], tmp_path: Path) -> None:
+    papers = [load_paper("lora_table16")]
+    plan = plan_of(["paper_lora_table6"], papers, results=tmp_path, scale="paper")
+    assert list(plan.sweeps) == ["paper_lora_table6_paper", "paper_lora_table16_paper"]
+    for name, configs in plan.sweeps.items():
+        assert {config.sweep for config in configs} == {name}
+        assert {config.spec.model.name for config in configs} == {"roberta"}
+    assert [paper.name for paper in plan.papers] == ["lora_table16_paper"]
+
+
+def test_papers_are_recorded_with_what_they_were_made_from(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    paper = load_paper("lora_table6")
+    record = {
+        "test": {"accuracy": 0.7},
+        "examples": {"train": 100},
+        "steps": 7,
+        "provenance": {"commit": "abc"},
+    }
+    run = TrainedRun(spec=compose(), status="done", record=record, folder=tmp_path)
+    monkeypatch.setattr(papers_module, "runs_of", lambda *_: [run])
+    notes = tmp_path / "records" / "day_papers" / "NOTES.md"
+    notes.parent.mkdir(parents=True)
+    notes.write_text("found")
+    folder = record_papers([paper], results=tmp_path, name="day_papers")
+    assert "(lora_table6.md): minilm on rotten_tomatoes" in (folder / "README.md").read_text()
+    assert "lora_table6 / commit,abc" in (folder / "provenance.csv").read_text()
+    assert (folder / "lora_table6.csv").is_file()
+    assert notes.read_text() == "found"
 
 
 def test_without_a_name_no_record_is_kept(done: list[str], tmp_path: Path) -> None:

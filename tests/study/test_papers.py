@@ -10,19 +10,23 @@ from lowrank_study.config import CONF_FOLDER, compose
 from lowrank_study.errors import InputError
 from lowrank_study.jobs import planned_configs
 from lowrank_study.reporting.papers import markdown_of
-from lowrank_study.runs import TrainedRun
+from lowrank_study.runs import RunStore, TrainedRun
 from lowrank_study.spec import HubRepo, Lora
+from lowrank_study.spectra.noise import noise_energy_rank
+from lowrank_study.spectra.updates import UpdateMatrix
+from lowrank_study.study import paper_measures
 from lowrank_study.study.paper_measures import MEASURES
-from lowrank_study.study.papers import beside, load_paper, read_paper
+from lowrank_study.study.papers import beside, load_paper, read_paper, runs_of
 from lowrank_study.training.fit import fit
 from lowrank_study.training.tracking import NoTracker
 
 NAMES = sorted(path.stem for path in (CONF_FOLDER / "paper").glob("*.yaml"))
 
 
-def run_of(*overrides: str, accuracy: float, folder: Path = Path()) -> TrainedRun:
-    record = {"test": {"accuracy": accuracy}, "examples": {"train": 100}}
-    return TrainedRun(spec=compose(*overrides), status="done", record=record, folder=folder)
+def run_of(*overrides: str, accuracy: float, status: str = "done") -> TrainedRun:
+    record = {"test": {"accuracy": accuracy}, "examples": {"train": 100}, "steps": 7}
+    spec = compose(*overrides)
+    return TrainedRun(spec=spec, status=status, record=record, folder=Path())
 
 
 @pytest.fixture
@@ -65,9 +69,103 @@ def test_published_and_own_numbers_meet_in_rows() -> None:
     half = 12.7062 * np.std([70, 72], ddof=1) / np.sqrt(2)
     assert (row["low"], row["high"]) == pytest.approx((71 - half, 71 + half), rel=1e-4)
     assert np.isnan(table.loc[("query", 1), "own"])
-    page = markdown_of(paper, beside(paper, runs))
+    page = markdown_of(paper, table.reset_index(), runs)
     assert "| attention_qv | 8 | 91.6 | 71 |" in page
     assert "| query | 1 | 90.7 | – |" in page
+
+
+def test_published_numbers_are_not_rounded() -> None:
+    paper, run = load_paper("shuttleworth_accuracy"), run_of("method=full", accuracy=0.71234)
+    assert "| full | 0 | 87.45 | 71.2 |" in markdown_of(paper, beside(paper, [run]), [run])
+
+
+def test_what_was_trained_is_said_and_what_was_lost() -> None:
+    paper = load_paper("lora_table6")
+    lost = run_of(
+        "method.rank=8", "seed=1", "method.learning_rate=0.1", accuracy=0, status="failed"
+    )
+    runs = [run_of("method.rank=8", "seed=0", accuracy=0.7), lost]
+    table = beside(paper, runs)
+    assert table.set_index(["target", "adapter_rank"]).loc[("attention_qv", 8), "n"] == 1
+    assert (
+        "Here: minilm on rotten_tomatoes; 100 training texts; 7 steps of 16; learning rates 0.002, "
+        "0.1; seeds 0, 1; 1 of 2 runs done. (`experiment=paper_lora_table6`)"
+    ) in markdown_of(paper, table, runs)
+
+
+def test_a_paper_needs_all_of_its_runs(tmp_path: Path) -> None:
+    paper, store = load_paper("lora_table6"), RunStore(tmp_path / "runs")
+    specs = [compose(f"method.rank={rank}") for rank in (1, 2)]
+    store.plan(paper.sweep, [[spec] for spec in specs], question="?")
+    with pytest.raises(InputError, match="0 of 2 runs of paper_lora_table6 have ended"):
+        runs_of(paper, tmp_path)
+    for spec, status in zip(specs, ("failed", "done"), strict=True):
+        claim = store.claim([spec.run_id])
+        assert claim is not None
+        claim.commit(status=status, record={"message": "x", "test": {"accuracy": 0.5}})
+    assert [run.status for run in runs_of(paper, tmp_path)] == ["failed", "done"]
+    with pytest.raises(InputError, match="no sweep 'paper_lora_table6_paper'"):
+        runs_of(paper.at_scale("paper"), tmp_path)
+
+
+def unit_rows(*places: int) -> np.ndarray:
+    return np.eye(8)[list(places)]
+
+
+@pytest.fixture
+def known_adapters(monkeypatch: pytest.MonkeyPatch) -> list[TrainedRun]:
+    """Ranks 1 and 2 of two seeds, whose A are known axes and whose ΔW orders them otherwise."""
+    axes = {(1, 0): (0,), (2, 0): (0, 1), (1, 1): (2,), (2, 1): (2, 3)}
+    weight = np.diag(np.arange(8.0, 0.0, -1.0))
+
+    def updates(run: TrainedRun) -> list[UpdateMatrix]:
+        assert isinstance(run.spec.method, Lora)
+        rank = run.spec.method.rank
+        A_RI = unit_rows(*axes[rank, run.spec.seed]) * np.array([[2.0], [1.0]])[:rank]
+        B_OR = np.eye(8)[:, :rank] * np.array([1.0, 6.0])[:rank]  # ΔW = 2 first + 6 second axis
+        return [
+            UpdateMatrix(
+                name="layer.0.query",
+                layer=0,
+                role="query",
+                storage_dtype="float64",
+                delta_OI=None,
+                B_OR=B_OR,
+                A_RI=A_RI,
+                scaling=1.0,
+                W0_OI=weight,
+            )
+        ]
+
+    monkeypatch.setattr(paper_measures, "updates_of_run", updates)
+    return [run_of(f"method.rank={rank}", f"seed={seed}", accuracy=0.7) for rank, seed in axes]
+
+
+def test_similarities_are_of_the_directions_they_say(known_adapters: list[TrainedRun]) -> None:
+    table = MEASURES["similarity_of_ranks"](known_adapters)
+    found = table.set_index(["seeds", "of", "i", "j"])["own"]
+    assert found["same", "A", 1, 1] == pytest.approx(1.0)  # A's leading axis is the shared one
+    assert found["same", "ΔW", 1, 1] == pytest.approx(0.0)  # that of ΔW is its second
+    assert found["same", "A", 1, 2] == found["same", "ΔW", 1, 2] == pytest.approx(1.0)
+    assert found["other"].to_numpy() == pytest.approx(0.0)
+    assert (table["of_noise"] == table[["i", "j"]].max(axis=1) / 8).all()
+    assert set(table["n"]) == {2}
+    seeds = MEASURES["similarity_of_seeds"](known_adapters)
+    assert seeds["own"].to_numpy() == pytest.approx(0.0)
+    assert set(seeds["n"]) == {1}
+    assert seeds["low"].isna().all()
+
+
+def test_amplification_is_the_papers_formula(known_adapters: list[TrainedRun]) -> None:
+    table = MEASURES["amplification"](known_adapters[:1]).set_index("quantity")
+    # Rank 1: U = e0, V = e0, so UᵀW0V is W0's first entry, 8; ‖ΔW‖ is 2.
+    assert table.loc["along_update", "own"] == pytest.approx(8.0)
+    assert table.loc["along_weight", "own"] == pytest.approx(8.0)
+    assert table.loc["factor", "own"] == pytest.approx(2 / 8)
+    norm = np.linalg.norm(np.arange(1, 9))
+    assert table.loc["along_random", "own"] == pytest.approx(norm / 8)
+    assert table.loc["along_update", "of_noise"] == pytest.approx(norm / 8)
+    assert table.loc["factor", "of_noise"] == pytest.approx(2 / (norm / 8))
 
 
 def test_equal_parameters_are_equal() -> None:
@@ -92,8 +190,11 @@ def test_every_measure_reads_trained_runs(trained: list[TrainedRun]) -> None:
         assert len(table), name
         assert {"own", "low", "high", "n"} <= set(table.columns), name
         assert np.isfinite(table["own"]).all(), name
-    seeds = MEASURES["similarity_of_seeds"](trained)
-    assert seeds.loc[seeds["i"] > 0, "own"].between(0, 1).all()
+    shares = MEASURES["energy_shares"](trained).set_index(["matrix", "maps"])
+    assert shares.loc[("before", "query"), "of_noise"] == pytest.approx(
+        100 * noise_energy_rank(16, 16) / 16
+    )
+    assert not shares["own"].equals(shares["of_noise"])
     amplified = MEASURES["amplification"](trained).set_index(["adapter_rank", "quantity"])
     width = 16
     norm, along = amplified.loc[(2, "weight_norm")], amplified.loc[(2, "along_random")]

@@ -11,7 +11,7 @@ adapter rank in one setting.
 
 from lowrank_study.reporting.tables.accuracy import accuracy_by_rank, chosen_runs
 from lowrank_study.reporting.tables.cost import cost_by_method
-from lowrank_study.reporting.tables.provenance import flat_provenance
+from lowrank_study.reporting.tables.provenance import flat_provenance, shared_provenance
 from lowrank_study.reporting.tables.rates import best_rates
 from lowrank_study.reporting.tables.roles import ROLES, in_order, roles_inside
 from lowrank_study.reporting.tables.rows import CONFIGURATION, groups, records
@@ -54,5 +54,6 @@ __all__ = [
     "roles_inside",
     "settings_data",
     "settings_of",
+    "shared_provenance",
     "spectra_of_chosen",
 ]
