@@ -14,12 +14,7 @@ import pandas as pd
 
 from lowrank_study.runs import TrainedRun
 from lowrank_study.study.accuracy import RankTest, mean_accuracy, retention, sufficient_rank
-from lowrank_study.study.correctness import (
-    PairedRuns,
-    accuracies,
-    cut_beside_whole,
-    paired_with_full,
-)
+from lowrank_study.study.correctness import PairedRuns, cut_beside_whole, paired_with_full
 
 COLUMNS = (
     *("task", "model", "method", "target", "adapter_rank"),
@@ -50,8 +45,8 @@ def against_full(
     Returns
     -------
     The columns `COLUMNS`: `accuracy` is the adapter's; differences and limits are shares of one;
-    intervals are over seeds and test examples, that of the retention over seeds; it is NaN where
-    it is unbounded.
+    intervals are over seeds and test examples; that of the retention is NaN where it is unbounded.
+    The head alone, which has no ΔW, has rank 0.
 
     Raises
     ------
@@ -79,8 +74,7 @@ def _row(pairs: PairedRuns, test: RankTest, margin: float) -> dict[str, object]:
     low, high = test.difference.interval()
     accuracy = mean_accuracy(pairs.adapter_SE)
     accuracy_low, accuracy_high = accuracy.interval()
-    adapter_S, full_S = accuracies(pairs.adapter_SE), accuracies(pairs.full_SE)
-    kept = retention(adapter_S, full_S, chance=pairs.chance)
+    kept = retention(pairs.adapter_SE, pairs.full_SE, chance=pairs.chance)
     return {
         "task": pairs.task,
         "model": pairs.model,

@@ -18,7 +18,7 @@ import pandas as pd
 
 from lowrank_study.errors import InputError
 from lowrank_study.runs import TrainedRun
-from lowrank_study.spec import Lora, target_name
+from lowrank_study.spec import HeadOnly, Lora, target_name
 from lowrank_study.study.full_runs import chosen_full_runs
 from lowrank_study.study.truncation_tables import correctness_by_kept_rank, truncation_file
 
@@ -55,9 +55,9 @@ class PairedRuns:
 def paired_with_full(runs: Sequence[TrainedRun]) -> list[PairedRuns]:
     """Pair every LoRA configuration of the runs with full fine-tuning, where that was run.
 
-    A configuration without any pair is given too, with no seeds: it was tried, and can't be
-    compared. Only the runs that are to be compared belong here: one learning rate for each
-    configuration.
+    The head alone is paired too, as an adapter of rank 0 and no target. A configuration without any
+    pair is given too, with no seeds: it was tried, and can't be compared. Only the runs that are to
+    be compared belong here: one learning rate for each configuration.
 
     Raises
     ------
@@ -71,6 +71,8 @@ def paired_with_full(runs: Sequence[TrainedRun]) -> list[PairedRuns]:
         setting = (spec.task.name, spec.model.name)
         if spec.method_name == "full":
             full.setdefault(setting, []).append(run)
+        elif isinstance(method, HeadOnly):
+            adapters.setdefault((*setting, spec.method_name, "", 0), []).append(run)
         elif isinstance(method, Lora):
             key = (*setting, spec.method_name, target_name(method.target), method.rank)
             adapters.setdefault(key, []).append(run)
@@ -120,11 +122,6 @@ def cut_beside_whole(runs: Sequence[TrainedRun], results: Path) -> list[PairedRu
                 )
             )
     return pairs
-
-
-def accuracies(correct_SE: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """Return the accuracy of each seed; nothing of no seeds."""
-    return correct_SE.mean(axis=1) if correct_SE.size else np.zeros(0)
 
 
 def _predictions(runs: Sequence[TrainedRun]) -> dict[int, tuple[TrainedRun, pd.DataFrame]]:

@@ -67,9 +67,12 @@ def controls_of(study: StudyTables) -> pd.DataFrame:
                      "resolvable": (step, role) != (1, "value")}
                 )  # fmt: skip
             for k in (1, 2):
-                pair = {"directions": k, "similarity_right_chance": k / 384}
-                rows.append({**place, **pair, "control": "seeds", "similarity_right": 0.3 * k})
-                rows.append({**place, **pair, "control": "noise_pair", "similarity_right": 0.003})
+                pair = {"directions": k, "similarity_right_chance": k / 384,
+                        "similarity_left_chance": k / 512}  # fmt: skip
+                found = {"similarity_right": 0.3 * k, "similarity_left": 0.2 * k}
+                noise = {"similarity_right": 0.003, "similarity_left": 0.002}
+                rows.append({**place, **pair, "control": "seeds", **found})
+                rows.append({**place, **pair, "control": "noise_pair", **noise})
     return pd.DataFrame(rows, columns=list(CONTROL_COLUMNS)).astype(CONTROL_COLUMNS)
 
 
@@ -124,7 +127,7 @@ def test_the_figure_has_the_cuts_and_the_adapters(data: SettingData) -> None:
 
 
 def test_the_finding_gives_every_level(data: SettingData) -> None:
-    text = told(data)["Functional rank"]
+    text = told(data)["The update, cut"]
     full = data.accuracy[data.accuracy["method"] == "full"].iloc[0]["mean_test_accuracy"]
     assert f"mean test accuracy of {full:.3f} (3 seeds)" in text
     assert f"cut to its best rank 1, {full - 0.1:.3f}" in text
@@ -143,13 +146,13 @@ def test_a_mean_that_leaves_the_interval_again_is_no_threshold(thin_study: Study
     table.loc[table["kept_rank"] == 16, "test_accuracy"] -= 0.3
     table.loc[table["kept_rank"] == 4, "test_accuracy"] += LOSS[4]
     [one] = settings_data(checked(replace(thin_study, truncation=table)))
-    assert "Below the full rank, no mean lies inside" in told(one)["Functional rank"]
+    assert "Below the full rank, no mean lies inside" in told(one)["The update, cut"]
 
 
 def test_one_seed_is_not_compared(thin_study: StudyTables) -> None:
     table = truncation_of(thin_study, seeds=1)
     [one] = settings_data(checked(replace(thin_study, truncation=table)))
-    assert "One seed gives no interval" in told(one)["Functional rank"]
+    assert "One seed gives no interval" in told(one)["The update, cut"]
     assert functional_rank(one) is not None
 
 
@@ -169,9 +172,10 @@ def test_controls_are_told_and_drawn(data: SettingData) -> None:
     said = told(data)
     assert "10 (1) of full fine-tuning’s updates, 190 (19) of Gaussian noise" in said["Controls"]
     assert "150 (15) of weight decay alone" in said["Controls"]
-    assert "0.300 for the first direction (by chance 0.003, 0.003 for two noises)" in said[
-        "Overlap of seeds"
-    ]  # fmt: skip
+    assert (
+        "0.300 and 0.200 for the first direction (by chance 0.003 and 0.002; 0.003 and 0.002 of "
+        "two noises)"
+    ) in said["Overlap of seeds"]
     assert "is 100 at step 1 and 25 at step 4; lowest, 25 at step 4" in said["Rank along training"]
     figure = rank_along_training(data)
     assert figure is not None

@@ -108,7 +108,7 @@ def test_the_answer_is_short_and_its_caveats_are_said_once(said: dict[str, str])
     assert everything.count("rest on") == 1
     assert everything.count("too few to tell small differences") == 1
     interval = said["Full fine-tuning"]
-    assert "(3 seeds, 95\u202f% interval 0.7" in interval
+    assert "(3 seeds, 95\u202f% interval over seeds 0.7" in interval
 
 
 def test_nothing_is_called_significant_or_better(said: dict[str, str]) -> None:
@@ -130,8 +130,8 @@ def test_the_majority_class_is_the_ground_level(
 @pytest.mark.parametrize(
     ("accuracy", "then"),
     [
-        (0.99, "15 of the 15 configurations that train a ΔW too lie below its interval"),
-        (0.51, "What the others have above that is what their ΔW does"),
+        (0.99, "15 of the 15 configurations that train a ΔW too have a mean below its interval"),
+        (0.51, "(0.504)."),
     ],
 )
 def test_the_head_alone_is_what_the_others_are_read_against(
@@ -140,13 +140,26 @@ def test_the_head_alone_is_what_the_others_are_read_against(
     study = make_study(losses=False)
     full = study.runs[study.runs["method"] == "full"]
     head = full.assign(
-        method="head", test_accuracy=accuracy, run_id=[f"head-{name}" for name in full["run_id"]]
+        method="head",
+        test_accuracy=[accuracy - 0.001, accuracy, accuracy + 0.001],
+        run_id=[f"head-{name}" for name in full["run_id"]],
     )
     runs = pd.concat([study.runs, head], ignore_index=True)
     assert "The head alone" not in texts(study)
     text = texts(replace(study, runs=runs, planned=len(runs)))["The head alone"]
     assert text.startswith(f"Without any ΔW, the head alone reaches a test accuracy of {accuracy}")
     assert then in text
+    assert ("configurations" in text) == (accuracy == 0.99)
+
+
+def test_runs_that_learnt_nothing_are_named(make_study: MakeStudy) -> None:
+    study = make_study(losses=False)
+    assert "Runs that learnt nothing" not in texts(study)
+    runs = study.runs.copy()
+    mine = runs.index[(runs["method"] == "lora") & (runs["adapter_rank"] == 4)][:2]
+    runs.loc[mine, "test_accuracy"] = runs.loc[mine, "majority_accuracy"]
+    text = texts(replace(study, runs=runs))["Runs that learnt nothing"]
+    assert "commonest class: 2 of 3 of LoRA on attention_qv at rank 4." in text
 
 
 def test_energy_ranks_are_the_medians(whole_data: SettingData, said: dict[str, str]) -> None:

@@ -25,6 +25,7 @@ def trial(rank: int | None, rate: float, accuracy: float, **more: object) -> dic
         "alpha": 16.0 if rank else None,
         "scaling_rule": "alpha_over_rank" if rank else None,
         "learning_rate": rate,
+        "seed": 1000,
         "status": "done",
         "validation_accuracy": accuracy,
         "validation_loss": 0.5,
@@ -54,6 +55,33 @@ def test_the_best_accuracy_is_chosen_then_the_lower_loss_and_no_rate_that_lost_a
     chosen = tuned_data.rates[tuned_data.rates["chosen"]].set_index("method")["learning_rate"]
     assert list(chosen["lora"]) == [3e-3, 3e-3]
     assert chosen["full"] == 3e-4
+
+
+def test_a_choice_that_the_seeds_do_not_bear_out_is_counted() -> None:
+    seeds = (1000, 1001, 1002)
+    clear = [
+        trial(2, rate, accuracy + 0.01 * number, seed=seed)
+        for rate, accuracy in ((1e-3, 0.6), (3e-3, 0.7))
+        for number, seed in enumerate(seeds)
+    ]
+    tied = [
+        trial(8, rate, accuracy, seed=seed)
+        for rate, accuracies in ((1e-3, (0.6, 0.7, 0.8)), (3e-3, (0.72, 0.71, 0.7)))
+        for seed, accuracy in zip(seeds, accuracies, strict=True)
+    ]
+    alone = [trial(8, 9e-3, 0.5)]  # one seed of the four is no comparison
+    study = build_study(ranks=(2, 8), targets=("attention_qv",))
+    frame = pd.DataFrame([*clear, *tied, *alone])
+    [data] = settings_data(checked(replace(study, rates=frame)))
+    behind = data.rates.set_index(["adapter_rank", "learning_rate"])
+    assert behind.loc[(2, 1e-3), "behind"] == pytest.approx(0.1)
+    assert behind.loc[(2, 1e-3), "behind_low_95"] == pytest.approx(0.1)
+    assert behind.loc[(8, 1e-3), "behind_low_95"] < 0 < behind.loc[(8, 1e-3), "behind"]
+    assert behind.loc[(8, 9e-3), ["behind_low_95"]].isna().all()
+    [finding] = rates_found(data)
+    assert "In 1 of 2 configurations the next best rate is not told from the chosen one" in (
+        finding.text
+    )
 
 
 def test_ratios_are_to_full_and_an_end_of_the_grid_is_told(tuned_data: SettingData) -> None:

@@ -17,6 +17,7 @@ from lowrank_study.study.accuracy import (
     mean_accuracy,
     paired_difference,
     retention,
+    retention_over_seeds,
     sufficient_rank,
 )
 
@@ -166,7 +167,7 @@ def test_too_few_seeds_or_examples_give_no_interval(shape: tuple[int, int]) -> N
 def test_retention_is_fiellers() -> None:
     full = np.array([0.80, 0.82, 0.81, 0.80, 0.79])
     adapter = np.array([0.78, 0.81, 0.785, 0.79, 0.77])
-    found = retention(adapter, full, chance=0.6)
+    found = retention_over_seeds(adapter, full, chance=0.6)
     assert found.ratio == pytest.approx((adapter.mean() - 0.6) / (full.mean() - 0.6))
     assert found.is_bounded
     for end in (found.low, found.high):  # the ends are where the t test just doesn't reject
@@ -181,25 +182,58 @@ def test_retention_covers_at_five_seeds() -> None:
         shared = rng.normal(0, 0.007, 5)
         full = 0.66 + shared + rng.normal(0, 0.007, 5)
         adapter = 0.65 + shared + rng.normal(0, 0.007, 5)
-        found = retention(adapter, full, chance=0.6)
+        found = retention_over_seeds(adapter, full, chance=0.6)
         held += found.low <= 0.05 / 0.06 <= found.high
     assert 0.935 < held / 2000 < 0.965
 
 
 def test_retention_of_what_is_hardly_above_chance_is_unbounded() -> None:
-    found = retention(np.array([0.59, 0.62, 0.60]), np.array([0.60, 0.59, 0.63]), chance=0.6)
+    found = retention_over_seeds(
+        np.array([0.59, 0.62, 0.60]), np.array([0.60, 0.59, 0.63]), chance=0.6
+    )
     assert not found.is_bounded
     assert (found.low, found.high) == (-math.inf, math.inf)
 
 
 def test_retention_without_seeds_or_chance_to_stand_above() -> None:
-    one = retention(np.array([0.7]), np.array([0.8]), chance=0.6)
+    one = retention_over_seeds(np.array([0.7]), np.array([0.8]), chance=0.6)
     assert one.ratio == pytest.approx(0.5)
     assert math.isnan(one.low)
     assert not one.is_bounded
-    none = retention(np.array([]), np.array([]), chance=0.6)
+    none = retention_over_seeds(np.array([]), np.array([]), chance=0.6)
     assert all(math.isnan(value) for value in (none.ratio, none.low, none.high))
-    assert math.isnan(retention(np.array([0.7]), np.array([0.6]), chance=0.6).ratio)
+    assert math.isnan(retention_over_seeds(np.array([0.7]), np.array([0.6]), chance=0.6).ratio)
+    below = retention_over_seeds(np.array([0.45, 0.44]), np.array([0.50, 0.51]), chance=0.6)
+    assert math.isnan(below.ratio)  # to be worse than what is worse than chance keeps nothing
+    assert not below.is_bounded
+
+
+def test_retention_covers_over_seeds_and_examples_at_six_seeds() -> None:
+    held = {"crossed": 0, "seeds": 0}
+    sweeps, chance = 600, 0.55
+    for correct in simulated(sweeps=sweeps, seeds=6, accuracies=[0.76, 0.74], seed_sd=0.01):
+        full, adapter = correct
+        crossed = retention(adapter, full, chance=chance)
+        alone = retention_over_seeds(adapter.mean(axis=1), full.mean(axis=1), chance=chance)
+        for kind, found in (("crossed", crossed), ("seeds", alone)):
+            held[kind] += found.low <= (0.74 - chance) / (0.76 - chance) <= found.high
+    assert 0.93 <= held["crossed"] / sweeps <= 0.975
+    assert held["seeds"] / sweeps < 0.93  # seeds alone speak of one test set
+
+
+def test_retention_of_equal_predictions_has_a_width() -> None:
+    full = np.ones((4, 100), dtype=bool)
+    full[:, :20] = False
+    adapter = full.copy()
+    adapter[:, 20] = False
+    found = retention(adapter, full, chance=0.5)
+    assert found.ratio == pytest.approx(29 / 30)
+    assert found.low < 29 / 30 < found.high
+    one = retention(adapter[:1], full[:1], chance=0.5)
+    assert one.ratio == pytest.approx(29 / 30)
+    assert not one.is_bounded
+    none = retention(adapter[:0], full[:0], chance=0.5)
+    assert math.isnan(none.ratio)
 
 
 # ---------------------------------------------------------------- sufficient rank

@@ -8,13 +8,20 @@ The rules of the wording:
   what it speaks of, and what limits it is said once, under noise;
 * a mean is called inside, below or above the *interval of full fine-tuning*; nothing is
   called equal, better or significant, because neither was tested;
-* what was tested, where it was, is the sufficient rank, at a margin set beforehand;
+* what was tested, where it was, is the sufficient rank, at a margin set beforehand: there a mean
+  inside an interval is not brought forward as an answer of its own;
 * how many seeds stand behind a statement is said with it, and with one seed no comparison
   is made;
 * ranks that the storage format can’t resolve are left out of medians and counted.
 """
 
-from lowrank_study.reporting.findings.accuracy import adapters, full_fine_tuning, head_alone, noise
+from lowrank_study.reporting.findings.accuracy import (
+    adapters,
+    full_fine_tuning,
+    head_alone,
+    learnt_nothing,
+    noise,
+)
 from lowrank_study.reporting.findings.completeness import completeness
 from lowrank_study.reporting.findings.controls import controls
 from lowrank_study.reporting.findings.cost import cost
@@ -36,6 +43,7 @@ def findings(data: SettingData) -> list[Finding]:
         *adapters(data),
         *sufficient(data),
         *functional_rank(data),
+        *learnt_nothing(data),
         *rates(data),
         *cost(data),
         noise(data),

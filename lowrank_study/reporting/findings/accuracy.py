@@ -2,6 +2,7 @@
 
     full_fine_tuning(data).text
     [finding.text for finding in adapters(data)]     # one a method and target
+    [finding.text for finding in learnt_nothing(data)]
     noise(data).text
 
 The first two are printed alone too, so each is one or two short sentences.
@@ -22,7 +23,7 @@ from lowrank_study.reporting.display import (
     points,
 )
 from lowrank_study.reporting.findings.finding import Finding
-from lowrank_study.reporting.findings.sufficient import was_tested
+from lowrank_study.reporting.findings.sufficient import sequences, was_tested
 from lowrank_study.reporting.tables import SettingData, full_row, groups, records
 from lowrank_study.study.accuracy import ERROR
 
@@ -41,27 +42,41 @@ def full_fine_tuning(data: SettingData) -> Finding:
 
 
 def head_alone(data: SettingData) -> list[Finding]:
-    """Say what is reached without any ΔW, where it was tried, and whether more is with one."""
+    """Say what is reached without any ΔW, where it was tried, and how many others reach less."""
     rows = data.accuracy
     rows = rows[rows["chosen"] & (rows["n"] > 0)]
     found = []
     for head in records(rows[rows["method"] == "head"]):
         others = rows[rows["method"] != "head"]
-        # One seed has no interval.
-        bound, where = head["test_low_95"], "lie below its interval"
-        if bound != bound:
-            bound, where = head["mean_test_accuracy"], "reach less"
-        behind = int((others["mean_test_accuracy"] < bound).sum())
         text = f"Without any ΔW, the head alone reaches {_reached(head)}."
+        behind = int((others["mean_test_accuracy"] < head["test_low_95"]).sum())
         if behind:
             text += (
-                f" {behind} of the {len(others)} configurations that train a ΔW too {where}: a ΔW "
-                "of zero is open to them, so that they lack no rank."
+                f" {behind} of the {len(others)} configurations that train a ΔW too have a mean "
+                "below its interval, though a ΔW of zero is open to them."
             )
-        elif len(others):
-            text += " What the others have above that is what their ΔW does."
         found.append(Finding(topic="The head alone", text=text, source=_source(data)))
     return found
+
+
+def learnt_nothing(data: SettingData) -> list[Finding]:
+    """Name the configurations some of whose runs answer no better than the commonest class."""
+    runs = data.runs[data.runs["status"] == "done"]
+    worse = runs["test_accuracy"] <= runs["majority_accuracy"]
+    parts = []
+    for key, group in groups(runs.assign(worse=worse), ["method", "target", "adapter_rank"]):
+        count = int(group["worse"].sum())
+        if count:
+            name = adapter_name(key["method"], key["target"])
+            rank = "" if is_missing(key["adapter_rank"]) else f" at rank {int(key['adapter_rank'])}"
+            parts.append(f"{count} of {len(group)} of {name}{rank}")
+    if not parts:
+        return []
+    text = (
+        f"These runs answer no better than always the commonest class: {enumeration(parts)}. "
+        "Tests and intervals take seeds to spread near normally, which such seeds don’t."
+    )
+    return [Finding(topic="Runs that learnt nothing", text=text, source="runs")]
 
 
 def adapters(data: SettingData) -> list[Finding]:
@@ -73,8 +88,8 @@ def adapters(data: SettingData) -> list[Finding]:
     for key, group in groups(rows, ["method", "target"]):
         name = adapter_name(**key)
         rising = group.sort_values("adapter_rank")
-        if full is not None and full["n"] > 1:
-            text = _against_interval(name, rising, full)
+        if full is not None and full["test_low_95"] < full["test_high_95"]:
+            text = _against_interval(name, rising, full, tested=was_tested(data))
         else:
             text = _without_interval(name, records(rising), full)
         statements.append(Finding(topic=name, text=text, source=_source(data)))
@@ -93,12 +108,17 @@ def noise(data: SettingData) -> Finding:
     if most == 1:
         text += ": how much another seed would differ is not known. No difference was tested here."
     elif tested:
+        count = sequences(data)
         text += (
             f"; their intervals are 95{NARROW_SPACE}% Student t intervals over seeds. To lie "
-            "inside one is not to be equal, and outside not to be different. What was tested is "
-            "the sufficient rank, with seeds and test examples both taken as drawn: each of its "
-            f"ends is wrong at most {100 * ERROR:g}{NARROW_SPACE}% of the time, if accuracy does "
-            "not fall with rank."
+            "inside one is not to be equal, and outside not to be different. What was tested are "
+            "sufficient ranks, with seeds and test examples both taken as drawn, at the rates that "
+            "were chosen. Where seeds spread near normally each of their ends is wrong at most "
+            f"{100 * ERROR:g}{NARROW_SPACE}% of the time, one of these {2 * count} at most "
+            f"{min(100, 200 * count * ERROR):g}{NARROW_SPACE}%. They speak of the ranks tried; of those "
+            "between them only if accuracy does not fall with rank. "
+            f"That none of {most} seeds collapses does not rule out that up to "
+            f"{100 * (1 - ERROR ** (1 / most)):.0f}{NARROW_SPACE}% would."
         )
     else:
         text += (
@@ -113,9 +133,8 @@ def noise(data: SettingData) -> Finding:
         text += (
             f" A single accuracy on {counted(examples, 'test example')} has a standard error of "
             f"up to {points(error)}, sqrt(p(1−p)/{examples:,}), from the drawing of the examples "
-            f"alone. All runs share them, so differences between runs are steadier than that; "
-            f"but what is said here is of this test set only"
-            f"{', the sufficient rank aside' if tested else ''}."
+            f"alone. All runs share them, so differences between runs are mostly steadier; but "
+            f"what is said here is of this test set only{', tests aside' if tested else ''}."
         )
     return Finding(topic="Noise", text=text, source=_source(data))
 
@@ -126,9 +145,9 @@ def noise(data: SettingData) -> Finding:
 def _reached(row: dict[str, Any]) -> str:
     mean = row["mean_test_accuracy"]
     text = f"a test accuracy of {mean:.3f} ({_seeds(row)}"
-    if row["n"] > 1:
-        low, high = row["test_low_95"], row["test_high_95"]
-        text += f", 95{NARROW_SPACE}% interval {low:.3f}–{high:.3f}"
+    low, high = row["test_low_95"], row["test_high_95"]
+    if low < high:
+        text += f", 95{NARROW_SPACE}% interval over seeds {low:.3f}–{high:.3f}"
     text += ")"
     majority = row["majority_accuracy"]
     if not math.isnan(majority):
@@ -136,7 +155,9 @@ def _reached(row: dict[str, Any]) -> str:
     return text
 
 
-def _against_interval(name: str, rising: pd.DataFrame, full: dict[str, Any]) -> str:
+def _against_interval(
+    name: str, rising: pd.DataFrame, full: dict[str, Any], *, tested: bool
+) -> str:
     low, high = full["test_low_95"], full["test_high_95"]
     mean = rising["mean_test_accuracy"]
     inside = rising[(mean >= low) & (mean <= high)]
@@ -156,7 +177,7 @@ def _against_interval(name: str, rising: pd.DataFrame, full: dict[str, Any]) -> 
         ]
     )
     text = f"The mean accuracy of {name} lies {where}."
-    if not len(inside):
+    if tested or not len(inside):  # what suffices is then said by the test
         best = max(records(rising), key=lambda row: row["mean_test_accuracy"])
         return (
             f"{text} The highest, {best['mean_test_accuracy']:.3f} at rank "

@@ -60,16 +60,21 @@ def _overlap(data: SettingData) -> list[Finding]:
     for row in rows[:1] if len(rows) == 1 else [rows[0], rows[-1]]:
         k = int(row["directions"])
         by_noise = (
-            f", {noise[k]['median_similarity_right']:.3f} for two noises" if k in noise else ""
+            f"; {noise[k]['median_similarity_right']:.3f} and "
+            f"{noise[k]['median_similarity_left']:.3f} of two noises"
+            if k in noise
+            else ""
         )
         parts.append(
-            f"{row['median_similarity_right']:.3f} for the first {'direction' if k == 1 else k} "
-            f"(by chance {row['median_similarity_right_chance']:.3f}{by_noise})"
+            f"{row['median_similarity_right']:.3f} and {row['median_similarity_left']:.3f} for the "
+            f"first {'direction' if k == 1 else k} "
+            f"(by chance {row['median_similarity_right_chance']:.3f} and "
+            f"{row['median_similarity_left_chance']:.3f}{by_noise})"
         )
     text = (
-        f"Of two seeds’ updates of one matrix, the leading directions on the inputs’ side share "
-        f"φ = {enumeration(parts)}, medians over matrices and pairs of seeds; 1 is the same "
-        "subspace."
+        f"Of two seeds’ updates of one matrix, the leading directions on the sides of the inputs "
+        f"and of the outputs share φ = {enumeration(parts)}, medians over matrices and pairs of "
+        "seeds; 1 is the same subspace."
     )
     return [Finding(topic="Overlap of seeds", text=text, source=f"control_overlap{data.suffix}")]
 

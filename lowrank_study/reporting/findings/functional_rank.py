@@ -53,7 +53,7 @@ def functional_rank(data: SettingData) -> list[Finding]:
     if known := [part for part in parts if part]:
         text += f" Highest when kept alone: {enumeration(known)}."
     source = f"accuracy_by_kept_rank{data.suffix}"
-    return [Finding(topic="Functional rank", text=text, source=source)]
+    return [Finding(topic="The update, cut", text=text, source=source)]
 
 
 def lowest_inside(cut: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -81,7 +81,7 @@ def _inside(cut: list[dict[str, Any]]) -> str:
         f"every mean lies inside the uncut runs’ 95{NARROW_SPACE}% interval; at rank "
         f"{int(row['kept_rank'])} it is {points(abs(difference))} "
         f"{'above' if difference >= 0 else 'below'} the same seeds’ uncut "
-        f"(95{NARROW_SPACE}% interval {100 * row['difference_low_95']:+.1f} to "
+        f"(95{NARROW_SPACE}% interval over seeds {100 * row['difference_low_95']:+.1f} to "
         f"{100 * row['difference_high_95']:+.1f} points)."
     )
 

@@ -3,9 +3,18 @@
 rates(data)      # none where none was chosen
 """
 
-from lowrank_study.reporting.display import adapter_name, counted, enumeration, written
+import pandas as pd
+
+from lowrank_study.reporting.display import (
+    NARROW_SPACE,
+    adapter_name,
+    counted,
+    enumeration,
+    written,
+)
 from lowrank_study.reporting.findings.finding import Finding
-from lowrank_study.reporting.tables import SettingData, best_rates, groups
+from lowrank_study.reporting.tables import SettingData, best_rates, groups, records
+from lowrank_study.reporting.tables.rows import CONFIGURATION
 
 
 def rates(data: SettingData) -> list[Finding]:
@@ -35,7 +44,25 @@ def rates(data: SettingData) -> list[Finding]:
     full = best.loc[best["method"] == "full", "learning_rate"]
     if len(full):
         text += f" Full fine-tuning’s is {written(full.iloc[0], 'rate')}."
+    compared, tied = next_best(data.rates)
+    if compared:
+        text += (
+            f" In {tied} of {counted(compared, 'configuration')} the next best rate is not told "
+            f"from the chosen one (paired 95{NARROW_SPACE}% t interval over their seeds holds 0): "
+            "other seeds might have chosen it."
+        )
     ends = int((~best["inside"].astype(bool)).sum())
     if ends:
         text += f" {counted(ends, 'configuration')} kept a rate at an end of the grid tried."
     return [Finding(topic="Learning rates", text=text, source=f"best_rates{data.suffix}")]
+
+
+def next_best(rates: pd.DataFrame) -> tuple[int, int]:
+    """Count the configurations whose two best rates can be compared, and those that are tied."""
+    compared = tied = 0
+    known = rates[rates["behind_low_95"].notna()]
+    for _, rows in groups(known, [*CONFIGURATION, "rule"]):
+        nearest = min(records(rows), key=lambda row: row["behind"])
+        compared += 1
+        tied += nearest["behind_low_95"] <= 0.0
+    return compared, tied

@@ -9,14 +9,18 @@ Made of the runs that choose rates (`study/tuning.py`): none of them read the te
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from lowrank_study.reporting.tables.rows import CONFIGURATION, SETTING, groups, mean_of
+from lowrank_study.study.accuracy import interval_of_mean
 from lowrank_study.study.tuning import preference
 
+BEHIND = ["behind", "behind_low_95", "behind_high_95"]
 RATE_COLUMNS = [
     *("rule", "learning_rate", "runs", "lost"),
     *("validation_accuracy", "validation_loss", "chosen"),
+    *BEHIND,
 ]
 
 
@@ -24,7 +28,8 @@ def rates_by_configuration(rates: pd.DataFrame) -> pd.DataFrame:
     """Give validation accuracy over the choosing runs, one row a configuration and rate.
 
     `rule` is what α and the scaling are as a function of the rank; `chosen` marks the rate that
-    `study.tuning.preference` prefers; one that lost a run is never chosen.
+    `study.tuning.preference` prefers; one that lost a run is never chosen. `behind` is by how much
+    its accuracy lies below the chosen one's, over the seeds that both have, with its t interval.
     """
     if not len(rates):
         return pd.DataFrame(columns=[*CONFIGURATION, *RATE_COLUMNS])
@@ -44,7 +49,25 @@ def rates_by_configuration(rates: pd.DataFrame) -> pd.DataFrame:
     table["adapter_rank"] = table["adapter_rank"].astype("Int64")
     best = preferred(table, [*CONFIGURATION, "rule"])
     table["chosen"] = table.index.isin(best) & (table["lost"] == 0)
-    return table
+    return table.join(_behind(table, with_rules(rates)))
+
+
+def _behind(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """How far each rate that was not chosen lies below the chosen one, by the seeds of both."""
+    keys = [*CONFIGURATION, "rule"]
+    accuracy = {
+        tuple(key.values()): group.set_index("seed")["validation_accuracy"]
+        for key, group in groups(runs[runs["status"] == "done"], [*keys, "learning_rate"])
+    }
+    found = {}
+    for key, rows in groups(table, keys):
+        best = rows.loc[rows["chosen"], "learning_rate"]
+        others = rows.loc[~rows["chosen"] & (rows["runs"] > rows["lost"]), "learning_rate"]
+        for index, rate in others.items() if len(best) else ():
+            apart = accuracy[*key.values(), best.iloc[0]] - accuracy[*key.values(), rate]
+            values = apart.dropna().to_numpy(dtype=np.float64)
+            found[index] = (mean_of(apart), *interval_of_mean(values))
+    return pd.DataFrame.from_dict(found, orient="index", columns=BEHIND, dtype=np.float64)
 
 
 def preferred(table: pd.DataFrame, keys: Sequence[str]) -> list[int]:

@@ -9,7 +9,7 @@ from typing import ParamSpec
 import numpy as np
 import pandas as pd
 
-from lowrank_study.study.accuracy import retention as retention_of
+from lowrank_study.study.accuracy import retention_over_seeds
 from lowrank_study.study.claims.measures.evidence import Evidence, part, tuned_runs
 from lowrank_study.study.claims.measures.intervals import (
     FEWEST_SEEDS,
@@ -93,7 +93,9 @@ def retention(evidence: Evidence, target: str, rank: int, above_chance: bool) ->
         if not len(pairs):
             raise Lacking("two such runs of the same seed")
         counts.add(len(pairs))
-        found = retention_of(*pairs.T, chance=chance, confidence=confidence)
+        found = retention_over_seeds(*pairs.T, chance=chance, confidence=confidence)
+        if math.isnan(found.ratio):
+            raise Lacking("full fine-tuning that is above the commonest class")
         bounded = len(pairs) >= FEWEST_SEEDS
         return Interval(
             value=found.ratio,
