@@ -115,8 +115,8 @@ def noise(data: SettingData) -> Finding:
             "sufficient ranks, with seeds and test examples both taken as drawn, at the rates that "
             "were chosen. Where seeds spread near normally each of their ends is wrong at most "
             f"{100 * ERROR:g}{NARROW_SPACE}% of the time, one of these {2 * count} at most "
-            f"{min(100, 200 * count * ERROR):g}{NARROW_SPACE}%. They speak of the ranks tried; of those "
-            "between them only if accuracy does not fall with rank. "
+            f"{min(100, 200 * count * ERROR):g}{NARROW_SPACE}%. They speak of the ranks tried; of "
+            "those between them only if accuracy does not fall with rank. "
             f"That none of {most} seeds collapses does not rule out that up to "
             f"{100 * (1 - ERROR ** (1 / most)):.0f}{NARROW_SPACE}% would."
         )
