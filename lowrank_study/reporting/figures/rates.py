@@ -26,13 +26,18 @@ COLUMNS = (
     Column("rule", "scaling", "text", "α, and the factor before B·A"),
     LEARNING_RATE,
     Column("validation_accuracy", "validation accuracy", "share", "mean of the choosing runs"),
-    Column("lost", "lost", "count", "choosing runs not done"),
+    Column("runs", "runs", "count", "choosing runs: more for the two best rates"),
+    Column("lost", "lost", "count", "of them not done"),
+    Column("behind", "behind", "share", "the chosen rate, over the seeds of both"),
+    Column("behind_low_95", "95 % low", "share", "of that"),
+    Column("behind_high_95", "95 % high", "share", "of that"),
     Column("chosen", "chosen", "text", "the best on validation"),
 )
 CAPTION = (
     "Accuracy on the validation split of the runs that choose the rate, a curve a rank (light: low "
-    "ranks); the ring is the chosen rate. These runs have seeds of their own and "
-    "never read the test split. Last, the chosen rate against rank; the line is the one chosen for "
+    "ranks); the ring is the chosen rate. The two best rates of a curve have had more seeds than the "
+    "others. These runs have seeds of their own and never read "
+    "the test split. Last, the chosen rate against rank; the line is the one chosen for "
     "full fine-tuning. Rates were tried at the marks only, so a best rate is known to a step of "
     "the grid."
 )
