@@ -35,11 +35,10 @@ COLUMNS = (
 )
 CAPTION = (
     "Accuracy on the validation split of the runs that choose the rate, a curve a rank (light: low "
-    "ranks); the ring is the chosen rate. The two best rates of a curve have had more seeds than the "
-    "others. These runs have seeds of their own and never read "
-    "the test split. Last, the chosen rate against rank; the line is the one chosen for "
-    "full fine-tuning. Rates were tried at the marks only, so a best rate is known to a step of "
-    "the grid."
+    "ranks); the ring is the chosen rate. These runs have seeds of their own, more of them at the "
+    "two best rates, and never read the test split. Last, the chosen rate against rank; the line "
+    "is the one chosen for full fine-tuning. Rates were tried at the marks only, so a best rate is "
+    "known to a step of the grid."
 )
 
 
