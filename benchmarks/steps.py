@@ -91,7 +91,7 @@ class Step:
         return trained, counter.get_total_flops() / sum(len(batch.ids_T) for batch in read)
 
 
-def least_seconds(specs: Sequence[RunSpec]) -> float:
+def least_seconds(specs: Sequence[RunSpec], *, training_alone: bool = False) -> float:
     """Return the least that training, validation and test of these runs can take on all cores."""
     operations = 0.0
     for spec in specs:
@@ -99,20 +99,24 @@ def least_seconds(specs: Sequence[RunSpec]) -> float:
         trained, read = step.operations_a_token()
         splits = step.splits
         operations += spec.train.epochs * int(splits.train.lengths.sum()) * trained
-        operations += int(splits.validation.lengths.sum() + splits.test.lengths.sum()) * read
+        if not training_alone:
+            operations += int(splits.validation.lengths.sum() + splits.test.lengths.sum()) * read
     torch.set_num_threads(len(free_cores()))
-    return operations / peak_speed(tokens=4096)
+    return operations / peak_speed(tokens=4096, width=step.model.config.hidden_size)
 
 
-def peak_speed(tokens: int) -> float:
-    """Best operations per second of a matrix product of the model's largest shape."""
-    left, right = torch.randn(tokens, 384), torch.randn(384, 1536)
+def peak_speed(tokens: int, width: int = 384) -> float:
+    """Best operations per second of a matrix product of the model's width to 1536.
+
+    That is the inner width of MiniLM and of SmolLM2-135M.
+    """
+    left, right = torch.randn(tokens, width), torch.randn(width, 1536)
     seconds = []
     for _ in range(20):
         start = time.perf_counter()
         left @ right
         seconds.append(time.perf_counter() - start)
-    return 2.0 * tokens * 384 * 1536 / min(seconds)
+    return 2.0 * tokens * width * 1536 / min(seconds)
 
 
 def steps(rounds: int) -> list[timing.Figure]:

@@ -106,6 +106,18 @@ def smollm2(rounds: int, *, quick: bool) -> list[timing.Figure]:
         theirs.append(peft_loop([spec])[0])
         ours.append(train_here([spec], threads=2))
 
+    limits = []
+    if spec.train.precision == "fp32":
+        examples = spec.train.epochs * float(spec.task.train_size or 0)
+        most = [examples / least_seconds([spec], training_alone=True)] * rounds
+        limits.append(
+            timing.ratio(
+                "SmolLM2-135M, in fp32: the most that any program could reach here",
+                most,
+                [run["examples_per_second"] for run in theirs],
+            )
+        )
+
     def memory(found: Sequence[dict[str, float]], *, alone: bool) -> list[float]:
         return [run["peak_bytes"] - alone * run["interpreter_bytes"] for run in found]
 
@@ -116,6 +128,7 @@ def smollm2(rounds: int, *, quick: bool) -> list[timing.Figure]:
             [run["examples_per_second"] for run in theirs],
             at_least=2.5,
         ),
+        *limits,
         timing.ratio(
             "SmolLM2-135M, peak memory over the libraries', the Trainer's to ours",
             memory(theirs, alone=True),
