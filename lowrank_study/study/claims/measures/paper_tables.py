@@ -56,6 +56,8 @@ def _row(evidence: Evidence, paper: str, where: Where) -> Interval:
         raise Lacking(f"that paper's runs: experiments/reproduce.py papers=[{paper}]")
     found = table
     for column, value in where.items():
+        if column not in found:  # the table is older than what it is asked
+            raise Lacking(f"{paper} by {column}: experiments/reproduce.py papers=[{paper}]")
         found = found[found[column] == value]
     found = found[found["own"].notna()]
     if len(found) != 1:

@@ -50,6 +50,7 @@ def test_without_an_interval_nothing_is_decided() -> None:
     [
         ("lora_table5", LORA, "reproduce.py papers=[lora_table5]"),
         ("intruders", {"target": "mlp"}, "one row of intruders with target mlp; it has 0"),
+        ("intruders", {"maps": "all"}, "intruders by maps: experiments/reproduce.py"),
         ("intruders", {"adapter_rank": 4}, "one row of intruders with adapter_rank 4; it has 0"),
     ],
 )
