@@ -67,7 +67,8 @@ def functional_rank(data: SettingData) -> Figure | None:
             panel.axhline(level, color=FAINT, lw=1, ls=DOTTED)
         for index, one in enumerate(series):
             rows = one.rows(trained).sort_values("adapter_rank")
-            places = _places(rows["adapter_rank"]) + 0.09 * (index + 1)
+            aside = 0.09 * (index // 2 + 1) * (-1) ** index  # the cut stands in the middle
+            places = _places(rows["adapter_rank"]) + aside
             panel.errorbar(
                 places, **_marks(rows), color=one.colour, marker=one.marker, ms=4.5, lw=1.4,
                 elinewidth=0.9,

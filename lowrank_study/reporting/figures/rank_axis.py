@@ -25,6 +25,9 @@ from lowrank_study.reporting.svg import LIGHT, SERIES
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
+_MOST_NAMES = 9
+"""Places on an axis of which each has its name; of more ranks every other has."""
+
 
 @dataclass(frozen=True, slots=True)
 class RankAxis:
@@ -62,7 +65,9 @@ class RankAxis:
         """Give the horizontal axis its ticks and its label."""
         places = [math.log2(rank) for rank in self.ranks]
         places += [self.place(method, target, None) for method, target in self.others]
+        crowded = len(places) > _MOST_NAMES
         names = [str(rank) for rank in self.ranks]
+        names = ["" if crowded and place % 2 else name for place, name in enumerate(names)]
         names += [printable(method) for method, _ in self.others]
         axes.xaxis.set_major_locator(FixedLocator(places))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda _, position: names[position or 0]))
