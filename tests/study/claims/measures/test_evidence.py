@@ -368,7 +368,7 @@ def test_sweeps_are_read_from_the_store_each_run_once(tmp_path: Path) -> None:
 
 def test_records_speak_where_nothing_was_trained() -> None:
     names = ["2026-11-23_flagship_reuters_r52", "2026-11-25_flagship_newsgroups"]
-    found = load_evidence(RESULTS, sweeps=[], records=[*names, "2026-11-22_papers"], serving=None)
+    found = load_evidence(RESULTS, sweeps=[], records=[*names, "2026-11-26_papers"], serving=None)
     assert found.runs is not None
     assert found.spectra is not None
     assert sorted(found.runs["setting"].unique()) == [
