@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import chi2
 
 from lowrank_study.runs import TrainedRun
 from lowrank_study.spec import FullFineTuning, HeadOnly, Lora, target_name
@@ -31,7 +32,7 @@ from lowrank_study.spectra.subspaces import (
     subspace_similarity,
 )
 from lowrank_study.spectra.updates import UpdateMatrix
-from lowrank_study.study.accuracy import interval_of_mean
+from lowrank_study.study.accuracy import CONFIDENCE, interval_of_mean
 from lowrank_study.study.updates import updates_of_run
 
 Runs = Sequence[TrainedRun]
@@ -185,7 +186,11 @@ def _energy_shares_of(update: UpdateMatrix) -> Iterable[dict[str, Any]]:
 
 
 def intruders(runs: Runs) -> pd.DataFrame:
-    """Shuttleworth et al.: intruder dimensions a matrix, mean over matrices, by target and rank."""
+    """Shuttleworth et al.: intruder dimensions a matrix, mean over matrices, by target and rank.
+
+    The interval is the wider at each end of Student's and the exact one of a Poisson count: three
+    seeds without any have no spread, and yet do not show that there are none.
+    """
     left: dict[str, Any] = {}
     rows = []
     for run in runs:
@@ -200,7 +205,12 @@ def intruders(runs: Runs) -> pd.DataFrame:
             counts.append(len(found.positions))
         rows.append({**_configuration(run), "own": float(np.mean(counts))})
     table = _over_seeds(rows, ["target", "adapter_rank"])
-    return table.assign(low=table["low"].clip(lower=0.0))  # there are no fewer than none
+    matrices = table["n"] * len(left)
+    count = (table["own"] * matrices).round()
+    least = chi2.ppf((1 - CONFIDENCE) / 2, 2 * count) / 2 / matrices
+    most = chi2.ppf((1 + CONFIDENCE) / 2, 2 * count + 2) / 2 / matrices
+    low, high = table["low"].clip(lower=0.0), table["high"]
+    return table.assign(low=np.fmin(low, np.nan_to_num(least)), high=np.fmax(high, most))
 
 
 def best_rates(runs: Runs) -> pd.DataFrame:

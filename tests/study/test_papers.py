@@ -156,6 +156,16 @@ def test_similarities_are_of_the_directions_they_say(known_adapters: list[Traine
     assert seeds["low"].isna().all()
 
 
+def test_no_intruders_in_few_matrices_do_not_show_that_there_are_none(
+    known_adapters: list[TrainedRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paper_measures, "INTRUDERS_AMONG", 4)
+    [_, row] = MEASURES["intruders"](known_adapters).to_dict("records")
+    assert row["adapter_rank"] == 2
+    assert (row["own"], row["low"], row["n"]) == (0.0, 0.0, 2)
+    assert row["high"] == pytest.approx(-np.log(0.025) / 2)  # P(0 | λ) = e^-λ, of two matrices
+
+
 def test_amplification_is_the_papers_formula(known_adapters: list[TrainedRun]) -> None:
     table = MEASURES["amplification"](known_adapters[:1]).set_index("quantity")
     # Rank 1: U = e0, V = e0, so UᵀW0V is W0's first entry, 8; ‖ΔW‖ is 2.
