@@ -8,6 +8,7 @@ PosixPath('results/records/2026-11-26_papers')
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -97,8 +98,8 @@ def trained_here(runs: Sequence[TrainedRun]) -> str:
     return "; ".join(parts) + "."
 
 
-def _each(values: Iterable[object]) -> str:
-    return ", ".join(str(value) for value in sorted(set(values)))  # type: ignore[type-var]
+def _each(values: Iterable[Any]) -> str:
+    return ", ".join(str(value) for value in sorted(set(values)))
 
 
 def _written(value: object, *, exact: bool) -> str:

@@ -33,8 +33,8 @@ def rates_by_configuration(rates: pd.DataFrame) -> pd.DataFrame:
     """
     if not len(rates):
         return pd.DataFrame(columns=[*CONFIGURATION, *RATE_COLUMNS])
-    rows = []
-    for key, group in groups(with_rules(rates), [*CONFIGURATION, "rule", "learning_rate"]):
+    runs, rows = with_rules(rates), []
+    for key, group in groups(runs, [*CONFIGURATION, "rule", "learning_rate"]):
         done = group[group["status"] == "done"]
         rows.append(
             {
@@ -49,7 +49,7 @@ def rates_by_configuration(rates: pd.DataFrame) -> pd.DataFrame:
     table["adapter_rank"] = table["adapter_rank"].astype("Int64")
     best = preferred(table, [*CONFIGURATION, "rule"])
     table["chosen"] = table.index.isin(best) & (table["lost"] == 0)
-    return table.join(_behind(table, with_rules(rates)))
+    return table.join(_behind(table, runs))
 
 
 def _behind(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
