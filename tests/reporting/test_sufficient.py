@@ -99,7 +99,7 @@ def test_a_rank_that_lost_runs_is_named(small_study: StudyTables) -> None:
     frame = study.comparison.assign(lost=[1, 0, 1, 2])
     text = told(replace(study, comparison=frame))["Sufficient rank, LoRA on attention_qv"]
     assert "ranks 1 to 64 are left open" in text
-    assert "ranks 1, 16 and 64 lost 4 runs, and can’t be shown to suffice nor can lower" in text
+    assert "ranks 1, 16 and 64 lost 4 runs, and can’t be shown to suffice, nor can lower" in text
 
 
 def test_a_high_rank_that_lies_below_a_lower_one_is_named(small_study: StudyTables) -> None:

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
+from lowrank_study.config import compose
 from lowrank_study.errors import InputError
 from lowrank_study.reporting.tables import (
     ROLES,
@@ -23,8 +25,10 @@ from lowrank_study.reporting.tables import (
     interval_of_mean,
     rank_by_module,
     settings_data,
+    shared_provenance,
     spectra_of_chosen,
 )
+from lowrank_study.runs import TrainedRun
 from lowrank_study.spectra.noise import noise_energy_rank
 
 MakeStudy = Callable[..., StudyTables]
@@ -202,6 +206,24 @@ def test_costs_without_full_fine_tuning_have_no_ratio(make_study: MakeStudy) -> 
 def test_provenance_is_flattened() -> None:
     frame = flat_provenance({"a": 1, "b": {"c": {"d": "x"}, "e": [1, 2]}})
     assert frame.to_numpy().tolist() == [["a", "1"], ["b / c / d", "x"], ["b / e", "1, 2"]]
+
+
+def test_what_runs_share_is_told_once_and_what_they_differ_in_with_counts() -> None:
+    runs = [
+        TrainedRun(
+            spec=compose(f"task.train_size={size}", f"trainer.epochs={epochs}"),
+            status="done",
+            record={"provenance": {"commit": commit, "cores": 2}},
+            folder=Path(),
+        )
+        for size, epochs, commit in ((100, 9, "a"), (300, 3, "a"), (300, 3, "b"))
+    ]
+    shared = shared_provenance(runs)
+    assert (shared["cores"], shared["commit"]) == (2, {"a": "2 runs", "b": "1 run"})
+    setting = shared["rotten_tomatoes on minilm"]
+    assert setting["task.train_size"] == {"100": "1 run", "300": "2 runs"}
+    assert setting["trainer.epochs"] == {"9": "1 run", "3": "2 runs"}
+    assert setting["trainer.batch_size"] == runs[0].spec.train.batch_size
 
 
 def with_runs(study: StudyTables, **columns: object) -> StudyTables:

@@ -86,7 +86,8 @@ def _text(name: str, rows: list[dict[str, Any]]) -> str:
     if lossy := [int(row["adapter_rank"]) for row in rows if row["lost"]]:
         lost = counted(sum(int(row["lost"]) for row in rows), "run")
         parts.append(
-            f"{_listed(lossy, tried)} lost {lost}, and can’t be shown to suffice nor can lower ones"
+            f"{_listed(lossy, tried)} lost {lost}, and can’t be shown to suffice, "
+            "nor can lower ones"
         )
     # A sequence ends at the first rank that isn't shown: one beyond it may lie clearly below.
     low = [row for row in rows if row["decision"] == "open" and row["upper_limit"] < -row["margin"]]

@@ -9,22 +9,35 @@ from typing import Any
 
 import pandas as pd
 
+from lowrank_study.reporting.display import counted
 from lowrank_study.runs import TrainedRun
 from lowrank_study.study.settings import shared_settings
 
 
 def shared_provenance(runs: Sequence[TrainedRun]) -> dict[str, Any]:
-    """Give what runs have in common; where they differ, every value with its number of runs."""
-    recorded = [run.record["provenance"] for run in runs if "provenance" in run.record]
-    facts: dict[str, Any] = {}
-    for key in dict.fromkeys(key for record in recorded for key in record):
-        values = [record.get(key, "not recorded") for record in recorded]
-        counts = {value: values.count(value) for value in dict.fromkeys(values)}
-        only = next(iter(counts)) if len(counts) == 1 else None
-        facts[key] = only or {value: f"{count} runs" for value, count in counts.items()}
-    # One run speaks for all of its task and model: `check_alike` has seen to it.
-    specs = {f"{run.spec.task.name} on {run.spec.model.name}": run.spec for run in runs}
-    return facts | {setting: shared_settings(spec) for setting, spec in specs.items()}
+    """Give what runs have in common; where they differ, every value with its number of runs.
+
+    Settings are by task and model: runs that are held against each other share them
+    (`check_alike`), those of a table over numbers of texts differ in some.
+    """
+    facts = _shared([run.record["provenance"] for run in runs if "provenance" in run.record])
+    settings: dict[str, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        setting = f"{run.spec.task.name} on {run.spec.model.name}"
+        settings.setdefault(setting, []).append(shared_settings(run.spec))
+    return facts | {setting: _shared(records) for setting, records in settings.items()}
+
+
+def _shared(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    shared: dict[str, Any] = {}
+    for key in dict.fromkeys(key for record in records for key in record):
+        values = [record.get(key, "not recorded") for record in records]
+        distinct = [value for place, value in enumerate(values) if value not in values[:place]]
+        if len(distinct) == 1:
+            shared[key] = distinct[0]
+        else:
+            shared[key] = {str(value): counted(values.count(value), "run") for value in distinct}
+    return shared
 
 
 def flat_provenance(provenance: Mapping[str, object]) -> pd.DataFrame:
