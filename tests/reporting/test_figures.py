@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
 from lowrank_study.reporting.figures import (
@@ -54,6 +55,22 @@ def decay(two_layers: SettingData) -> Figure:
 @pytest.fixture(scope="module")
 def accuracy(whole_data: SettingData) -> Figure:
     return accuracy_against_rank(whole_data)
+
+
+@pytest.mark.parametrize("words", ["short", "as long as a rule for α with its target"])
+def test_a_legend_has_as_many_columns_as_fit(words: str) -> None:
+    widths: list[float] = []
+
+    def draw(on: drawing.Paper) -> None:
+        on.panels(1, across=(1, 1), height=(2.0, 2.0))
+        on.legend([drawing.line(f"{words} {index}", "black") for index in range(5)], columns=(5, 5))
+        [legend] = on.canvas.legends
+        widths.append(legend.get_window_extent().width / on.canvas.bbox.width)
+
+    frame = pd.DataFrame({"a": [1]})
+    about = {"title": "", "caption": "", "note": ""}
+    drawing.draw_figure(draw, name="legend", frame=frame, columns=(), **about)
+    assert all(0.4 < width <= 1.0 for width in widths)
 
 
 def test_the_heat_map_writes_each_cell_and_hatches_the_unresolvable(heat_map: Figure) -> None:

@@ -90,14 +90,18 @@ class Paper:
         return panels[:count]
 
     def legend(self, entries: Sequence[Entry], columns: tuple[int, int], **style: Any) -> None:
-        """Put the legend under the panels."""
+        """Put the legend under the panels, in so many columns or the most that fit."""
         spacing = {"handlelength": 1.8, "columnspacing": 1.6, "labelspacing": 0.35}
-        self.canvas.legend(
-            handles=list(entries),
-            loc="outside lower left",
-            ncols=columns[not self.wide],
-            **{**spacing, "borderaxespad": 0.2, **style},
-        )
+        for ncols in range(columns[not self.wide], 0, -1):
+            legend = self.canvas.legend(
+                handles=list(entries),
+                loc="outside lower left",
+                ncols=ncols,
+                **{**spacing, "borderaxespad": 0.2, **style},
+            )
+            if ncols == 1 or legend.get_window_extent().width <= self.canvas.bbox.width:
+                return
+            legend.remove()
 
 
 def draw_figure(

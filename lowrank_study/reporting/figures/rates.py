@@ -36,9 +36,9 @@ COLUMNS = (
 CAPTION = (
     "Accuracy on the validation split of the runs that choose the rate, a curve a rank (light: low "
     "ranks); the ring is the chosen rate. These runs have seeds of their own, more of them at the "
-    "two best rates, and never read the test split. Last, the chosen rate against rank; the line "
-    "is the one chosen for full fine-tuning. Rates were tried at the marks only, so a best rate is "
-    "known to a step of the grid."
+    "two best rates, and never read the test split. Last, the chosen rate against rank; a line "
+    "without marks is that of full fine-tuning. Rates were tried at the marks only, so a best rate "
+    "is known to a step of the grid."
 )
 
 
@@ -122,7 +122,8 @@ def rate_curves(data: SettingData) -> Figure | None:
     def legend() -> list[Entry]:
         shown = ranks if len(ranks) < 5 else [ranks[0], ranks[len(ranks) // 2], ranks[-1]]
         entries: list[Entry] = [line(f"rank {rank}", shade(rank), marker=".") for rank in shown]
-        entries.append(line("full fine-tuning", INK, lw=1.1))
+        if len(full):
+            entries.append(line("full fine-tuning", INK, lw=1.1))
         return entries + [
             line(named(*one), series_colour(index), marker=MARKERS[index % 6], ms=4.5)
             for index, one in enumerate(series)
