@@ -2,7 +2,7 @@
 
 A `RunSpec` is a `Task`, a `BaseModel`, a method (`FullFineTuning`, `Lora` or `PeftMethod`),
 a `TrainSpec` and a seed. The records have no defaults: YAML under `conf/` is the one home of
-a value. Two specs that would give the same numbers have the same `run_id`:
+a value. Runs that may differ in their numbers differ in their `run_id`:
 
     >>> spec.run_id
     'rotten_tomatoes-minilm-lora_r8_attention_qv-lr1e-3-s0-3f2a9c1d'
@@ -228,9 +228,7 @@ class RunSpec:
         Device, tracker, launcher and output folder are no part of the record, so that they
         are no part of the name.
         """
-        mapping = to_mapping(self)
-        for part in ("task", "model"):
-            mapping[part]["source"].pop("path", None)
+        mapping = without_paths(self)
         if self.train.head_learning_rate is None:  # runs older than this field keep their names
             del mapping["train"]["head_learning_rate"]
         canonical = json.dumps(mapping, sort_keys=True, separators=(",", ":"))
@@ -286,6 +284,14 @@ def to_mapping(record: Any) -> Any:
     if isinstance(record, (tuple, list)):
         return [to_mapping(value) for value in record]
     return record
+
+
+def without_paths(spec: RunSpec) -> dict[str, Any]:
+    """Turn a run's record into plain JSON types that name no folder of this machine."""
+    mapping: dict[str, Any] = to_mapping(spec)
+    for part in ("task", "model"):
+        mapping[part]["source"].pop("path", None)
+    return mapping
 
 
 def from_mapping(mapping: Mapping[str, Any]) -> RunSpec:

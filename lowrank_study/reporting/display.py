@@ -148,9 +148,9 @@ def points(difference: float) -> str:
 
 
 def method_name(method: str) -> str:
-    """Give a method's name as prose writes it."""
+    """Give a method's name as prose writes it: PEFT's kinds as PEFT does."""
     names = {"full": "full fine-tuning", "head": "the head alone", "lora": "LoRA"}
-    return names.get(method, printable(method))
+    return names.get(method, printable(method).upper())
 
 
 def adapter_name(method: str, target: str) -> str:

@@ -19,10 +19,11 @@ from lowrank_study.runs import TrainedRun
 from lowrank_study.study.papers import Paper, beside, runs_of
 
 HEADINGS = {"own": "here", "low": "95 % from", "high": "to", "of_noise": "of noise"}
+HERE = "Here: "
 LEGEND = (
-    "`here` is the mean over `n` seeds, with its 95 % Student t interval over them: of this test "
-    "set and these rates alone. `of noise` is what random matrices of the same shapes and norms "
-    "give. What is of W0 alone is the same for all seeds."
+    "`here` is the mean over `n` seeds, with its 95 % Student t interval over them (over pairs of "
+    "seeds, a jackknife's): of this test set and these rates alone. `of noise` is what random "
+    "matrices of the same shapes and norms give. What is of W0 alone is the same for all seeds."
 )
 
 
@@ -39,25 +40,37 @@ def write_paper(paper: Paper, runs: Sequence[TrainedRun], folder: Path) -> Path:
 def record_papers(papers: Sequence[Paper], *, results: Path, name: str) -> Path:
     """Write the papers' pages below `results/records`, with what they were made from.
 
-    Other files of the record (notes of who made it) stay.
+    Pages of other papers that are there, what they were made from, and what else is in the folder
+    (notes of who made it) stay.
     """
     folder = results / "records" / name
-    lines = ["# Papers' numbers beside our own", ""]
-    provenance = {}
+    made_from = folder / "provenance.csv"
+    made = {paper.name: runs_of(paper, results) for paper in papers}
     for paper in papers:
-        runs = runs_of(paper, results)
-        page = write_paper(paper, runs, folder)
-        lines.append(f"- [{paper.source}]({page.name}): {trained_here(runs)}")
-        provenance[paper.name] = shared_provenance(runs)
+        write_paper(paper, made[paper.name], folder)
+    fresh = flat_provenance({name: shared_provenance(runs) for name, runs in made.items()})
+    if made_from.is_file():
+        earlier = pd.read_csv(made_from, dtype=str, keep_default_na=False)
+        stale = earlier["item"].str.partition(" / ")[0].isin(made)
+        fresh = pd.concat([earlier[~stale], fresh])
+    write_whole(made_from, csv_text(fresh).encode())
+    pages = sorted(page for page in folder.glob("*.md") if page.with_suffix(".csv").is_file())
+    lines = ["# Papers' numbers beside our own", "", *map(_entry, pages), ""]
     lines += [
-        "",
         "`python experiments/reproduce.py experiments=[] papers=[NAME,...]` makes pages anew. "
         "`provenance.csv` says of each what its runs have in common; `NOTES.md`, where there is "
         "one, what is found.",
     ]
-    write_whole(folder / "provenance.csv", csv_text(flat_provenance(provenance)).encode())
     write_whole(folder / "README.md", ("\n".join(lines) + "\n").encode())
     return folder
+
+
+def _entry(page: Path) -> str:
+    """Give a page's source and what was trained for it, as the page itself says."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    source = lines[0].removeprefix("# ")
+    here = next(line.removeprefix(HERE) for line in lines if line.startswith(HERE))
+    return f"- [{source}]({page.name}): {here}"
 
 
 def markdown_of(paper: Paper, table: pd.DataFrame, runs: Sequence[TrainedRun]) -> str:
@@ -67,7 +80,7 @@ def markdown_of(paper: Paper, table: pd.DataFrame, runs: Sequence[TrainedRun]) -
         "",
         f"Published: {paper.setting}.",
         "",
-        f"Here: {trained_here(runs)} (`experiment={paper.experiment}`)",
+        f"{HERE}{trained_here(runs)} (`experiment={paper.experiment}`)",
         "",
         paper.remark,
         "",

@@ -23,7 +23,7 @@ _LARGEST_BYTES = 1_000_000
 def record_sweep(sweep: str, *, results: Path, name: str, margin: float | None = None) -> Path:
     """Write the record of a sweep below `results/records`, in the place of an earlier one.
 
-    Files that are not the record's own (notes of who made it) stay.
+    What is beside the record's own files (notes of who made it) stays; its folders are its own.
 
     Raises
     ------
@@ -44,11 +44,12 @@ def record_sweep(sweep: str, *, results: Path, name: str, margin: float | None =
                 if file.stat().st_size <= _LARGEST_BYTES:
                     shutil.copy(file, made / kind)
         (made / "README.md").write_text(_findings(report))
-        for file in target.glob("*.*"):
-            if not (made / file.name).exists():
-                shutil.copy2(file, made)
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.move(made, target)
+        if target.exists():
+            for kept in target.iterdir():
+                if not (made / kept.name).exists():
+                    (shutil.copytree if kept.is_dir() else shutil.copy2)(kept, made / kept.name)
+            target.rename(Path(folder) / "earlier")
+        made.rename(target)
     return target
 
 

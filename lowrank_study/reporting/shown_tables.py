@@ -139,8 +139,8 @@ def _sufficient_table(data: SettingData) -> Table:
             f"freedom). A rank is sufficient when low is above −{margin}, tested from the highest "
             f"rank down to the first that fails or lost a run; inferior when high is below it, "
             f"from the lowest up; the data leave the others open. Retention is (a−c)/(f−c), c the "
-            f"commonest class’s share, with Fieller’s 95 % interval over seeds; where that is "
-            f"unbounded full fine-tuning itself is not shown to lie above chance."
+            f"commonest class’s share, with Fieller’s 95 % interval over seeds and test examples; "
+            f"where that is unbounded full fine-tuning itself is not shown to lie above chance."
         ),
         frame=data.comparison,
         columns=(

@@ -16,7 +16,7 @@ from lowrank_study.study.tuning import configuration, worth
 
 
 def chosen_of_sweep(sweep: str, results: Path) -> list[list[TrainedRun]]:
-    """Return the same of a sweep in the store.
+    """Return `chosen_full_runs` of a sweep in the store.
 
     Raises
     ------

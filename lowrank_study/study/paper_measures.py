@@ -3,6 +3,7 @@
     MEASURES["accuracy"](runs)    # target, adapter_rank, own, low, high, n
 
 `own` is a mean over seeds, `low` and `high` its 95 % Student t interval over them, `n` the seeds.
+Of what is between two seeds it is a mean over pairs, and the interval a jackknife over seeds.
 `of_noise`, where there is such a thing, is what random matrices of the same shapes give.
 """
 
@@ -32,7 +33,7 @@ from lowrank_study.spectra.subspaces import (
     subspace_similarity,
 )
 from lowrank_study.spectra.updates import UpdateMatrix
-from lowrank_study.study.accuracy import CONFIDENCE, interval_of_mean
+from lowrank_study.study.accuracy import CONFIDENCE, interval_of_mean, interval_over_pairs
 from lowrank_study.study.updates import updates_of_run
 
 Runs = Sequence[TrainedRun]
@@ -132,16 +133,13 @@ def similarity_of_ranks(runs: Runs) -> pd.DataFrame:
 
 
 def similarity_of_seeds(runs: Runs) -> pd.DataFrame:
-    """LoRA's Figure 4: the same between pairs of seeds of one rank.
-
-    `n` counts pairs. They share seeds, so that they give no interval.
-    """
+    """LoRA's Figure 4: the same between all pairs of seeds of one rank; `n` counts pairs."""
     adapted = [run for run in runs if isinstance(run.spec.method, Lora)]
     rows = []
     for first, second in combinations(adapted, 2):
         if _rank(first) == _rank(second) and first.spec.seed != second.spec.seed:
             rows += _similarities(first, second)
-    return _over_seeds(rows, _SIMILARITY_KEYS).assign(low=np.nan, high=np.nan)
+    return _over_seeds(rows, _SIMILARITY_KEYS)
 
 
 def energy_shares(runs: Runs) -> pd.DataFrame:
@@ -278,8 +276,9 @@ def _similarities(first: TrainedRun, second: TrainedRun) -> list[dict[str, Any]]
                     similarity = subspace_similarity(ours[of], theirs[of], i, j)
                     found.setdefault((of, i, j), []).append(similarity)
         dimension = one.shape[1]
-    seeds = "same" if first.spec.seed == second.spec.seed else "other"
-    ranks = {"first_rank": first_rank, "second_rank": second_rank, "seeds": seeds}
+    pair = first.spec.seed, second.spec.seed
+    seeds = "same" if pair[0] == pair[1] else "other"
+    ranks = {"first_rank": first_rank, "second_rank": second_rank, "seeds": seeds, "pair": pair}
     return [
         {
             **ranks,
@@ -303,12 +302,16 @@ def _right_directions(update: UpdateMatrix, k: int) -> dict[str, Any]:
 
 
 def _over_seeds(rows: Iterable[dict[str, Any]], keys: list[str]) -> pd.DataFrame:
-    """Condense one row a seed to mean, interval and count."""
+    """Condense one row a seed, or a `pair` of them, to mean, interval and count."""
     frame = pd.DataFrame(list(rows))
     condensed = []
     for key, group in frame.groupby(keys, sort=False) if len(frame) else ():
         values = group["own"].to_numpy(dtype=np.float64)
-        low, high = interval_of_mean(values)
+        pairs = list(group["pair"]) if "pair" in group else []
+        if all(one == other for one, other in pairs):
+            low, high = interval_of_mean(values)
+        else:
+            low, high = interval_over_pairs(values, pairs)
         noise = [group["of_noise"].mean()] if "of_noise" in group else []
         condensed.append((*key, values.mean(), low, high, len(values), *noise))
     noise_column = ["of_noise"] if "of_noise" in frame else []

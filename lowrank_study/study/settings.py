@@ -8,7 +8,7 @@ from typing import Any
 
 from lowrank_study.errors import InputError
 from lowrank_study.runs import TrainedRun
-from lowrank_study.spec import RunSpec, to_mapping
+from lowrank_study.spec import RunSpec, without_paths
 
 _UNSEEN = ("trainer.read_test", "trainer.shuffle_labels")
 """These tell runs of other purposes apart, and whoever compares runs has left those out."""
@@ -41,10 +41,8 @@ def check_alike(runs: Sequence[TrainedRun], *, sweep: str) -> None:
 
 def shared_settings(spec: RunSpec) -> dict[str, Any]:
     """Return what runs have to share, by name as in `trainer.epochs`: no path of this machine."""
-    mapping = to_mapping(spec)
+    mapping = without_paths(spec)
     parts = {"task": mapping["task"], "model": mapping["model"], "trainer": mapping["train"]}
-    for part in ("task", "model"):
-        parts[part]["source"].pop("path", None)
     return {
         name: value
         for part, record in parts.items()

@@ -9,9 +9,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
-from lowrank_study.spec import RunSpec, to_mapping
+from lowrank_study.spec import RunSpec, without_paths
 
 
 class Tracker(Protocol):
@@ -72,12 +72,11 @@ class WandbTracker:
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
-        mapping: dict[str, Any] = to_mapping(spec)
         self._run = wandb.init(
             project="lowrank_study",
             name=spec.run_id,
             group=group,
-            config=mapping,
+            config=without_paths(spec),
             dir=str(folder),
             reinit="create_new",
         )

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lowrank_study.reporting.figures import accuracy_against_rank
 from lowrank_study.reporting.findings import completeness, findings
 from lowrank_study.reporting.tables import (
     SettingData,
@@ -150,6 +151,23 @@ def test_the_head_alone_is_what_the_others_are_read_against(
     assert text.startswith(f"Without any ΔW, the head alone reaches a test accuracy of {accuracy}")
     assert then in text
     assert ("configurations" in text) == (accuracy == 0.99)
+
+
+def test_an_adapter_without_a_rank_is_told_and_drawn(make_study: MakeStudy) -> None:
+    study = make_study(ranks=(4,), losses=False)
+    runs = study.runs.copy()
+    mine = runs["target"] == "all_linear"
+    runs.loc[mine, "method"] = "loha"
+    runs.loc[mine, "adapter_rank"] = None
+    study = replace(study, runs=runs)
+    mean = runs.loc[mine, "test_accuracy"].mean()
+    assert (
+        f"LOHA on all_linear reaches a test accuracy of {mean:.3f} (3 seeds"
+        in (texts(study)["LOHA on all_linear"])
+    )
+    page = accuracy_against_rank(settings_data(checked(study))[0]).wide
+    assert ">attention_qv</text>" in page
+    assert ">all_linear</text>" in page
 
 
 def test_runs_that_learnt_nothing_are_named(make_study: MakeStudy) -> None:

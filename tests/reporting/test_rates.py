@@ -79,9 +79,7 @@ def test_a_choice_that_the_seeds_do_not_bear_out_is_counted() -> None:
     assert behind.loc[(8, 1e-3), "behind_low_95"] < 0 < behind.loc[(8, 1e-3), "behind"]
     assert behind.loc[(8, 9e-3), ["behind_low_95"]].isna().all()
     [finding] = rates_found(data)
-    assert "In 1 of 2 configurations the next best rate is not told from the chosen one" in (
-        finding.text
-    )
+    assert "In 1 of 2 cases the next best rate is not told from the chosen one" in (finding.text)
 
 
 def test_ratios_are_to_full_and_an_end_of_the_grid_is_told(tuned_data: SettingData) -> None:

@@ -231,6 +231,7 @@ def test_latex_takes_every_character_as_it_stands() -> None:
     assert escaped(r"a_b\c{d}$&#%^~") == (
         r"a\_\allowbreak{}b\textbackslash{}c\{d\}\$\&\#\%\textasciicircum{}\textasciitilde{}"
     )
+    assert escaped("α=2r, φ, Σσ⁴") == r"$\alpha$=2r, $\varphi$, $\Sigma$$\sigma$\textsuperscript{4}"
     assert escaped("中\u202e") == r"[U+4E2D]\textbackslash{}u202e"
     assert escaped("90\u202f% of ΔW") == r"90\,\% of $\Delta$W"
 
@@ -243,6 +244,7 @@ def test_latex_includes_files_that_are_there(folder: Path, evil_folder: Path) ->
         assert all((report / name).is_file() for name in files)
         for path in [report / "report.tex", *(report / "tables").glob("*.tex")]:
             source = path.read_text(encoding="utf-8")
+            assert report == evil_folder or "[U+" not in source
             assert source.count(r"\begin{") == source.count(r"\end{")
 
 

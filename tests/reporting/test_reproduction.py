@@ -102,6 +102,13 @@ def test_papers_are_recorded_with_what_they_were_made_from(
     assert "lora_table6 / commit,abc" in (folder / "provenance.csv").read_text()
     assert (folder / "lora_table6.csv").is_file()
     assert notes.read_text() == "found"
+    record_papers([load_paper("lora_table5")], results=tmp_path, name="day_papers")
+    listed = (folder / "README.md").read_text()
+    assert "(lora_table5.md)" in listed
+    assert "(lora_table6.md): minilm on rotten_tomatoes" in listed
+    items = [row.partition(",")[0] for row in (folder / "provenance.csv").read_text().splitlines()]
+    assert {item.partition(" / ")[0] for item in items[1:]} == {"lora_table5", "lora_table6"}
+    assert len(items) == len(set(items))
 
 
 def test_without_a_name_no_record_is_kept(done: list[str], tmp_path: Path) -> None:

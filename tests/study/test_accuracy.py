@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from lowrank_study.study.accuracy import (
     Retention,
     SufficientRank,
     interval_of_mean,
+    interval_over_pairs,
     mean_accuracy,
     paired_difference,
     retention,
@@ -332,6 +334,30 @@ def test_a_true_loss_of_nothing_is_found_sufficient() -> None:
         for full, run in simulated(sweeps=200, seeds=6, accuracies=[0.9, 0.9], seed_sd=0.003)
     ]
     assert found.count(8) > 150
+
+
+@pytest.mark.parametrize(
+    ("pairs", "limit"),
+    [(list(combinations(range(6), 2)), 850), ([(i, (i + 1) % 6) for i in range(6)], 930)],
+)
+def test_an_interval_over_pairs_that_share_seeds_covers(
+    pairs: list[tuple[int, int]], limit: int
+) -> None:
+    generator = np.random.default_rng(0)
+    hits, naive = 0, 0
+    for _ in range(1000):
+        of_seed = generator.normal(size=6)
+        values = np.array([of_seed[one] + of_seed[other] for one, other in pairs])
+        low, high = interval_over_pairs(values, pairs)
+        hits += low <= 0.0 <= high
+        low, high = interval_of_mean(values)
+        naive += low <= 0.0 <= high
+    assert hits >= 940
+    assert naive < limit
+
+
+def test_pairs_that_all_share_a_seed_give_no_interval() -> None:
+    assert all(math.isnan(end) for end in interval_over_pairs(np.ones(2), [(0, 1), (0, 2)]))
 
 
 def test_records_hold_what_they_say() -> None:

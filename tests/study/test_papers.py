@@ -154,6 +154,9 @@ def test_similarities_are_of_the_directions_they_say(known_adapters: list[Traine
     assert seeds["own"].to_numpy() == pytest.approx(0.0)
     assert set(seeds["n"]) == {1}
     assert seeds["low"].isna().all()
+    others = table[table["seeds"] == "other"]
+    assert others["low"].isna().all()  # both pairs are of the same two seeds
+    assert table.loc[table["seeds"] == "same", "low"].notna().all()
 
 
 def test_no_intruders_in_few_matrices_do_not_show_that_there_are_none(

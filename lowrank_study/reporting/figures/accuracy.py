@@ -50,10 +50,12 @@ COLUMNS = (
 )
 CAPTION = (
     "Every open mark is one seed; filled marks are means, with the 95 % Student t interval "
-    "of the mean over seeds as a whisker. The line and the band are the mean of full "
-    "fine-tuning and its interval, made the same way. The intervals hold the spread over "
+    "of the mean over seeds as a whisker.{full} The intervals hold the spread over "
     "seeds, not that of drawing another test set. The vertical axis does not begin at zero; "
     "what leaves it is cut."
+)
+OF_FULL = (
+    " The line and the band are the mean of full fine-tuning and its interval, made the same way."
 )
 
 
@@ -61,7 +63,8 @@ def accuracy_against_rank(data: SettingData) -> Figure:
     """Draw test accuracy against adapter rank, full fine-tuning as a band, seeds as points."""
     runs = data.runs
     axis, series = RankAxis.of(runs), series_of(runs)
-    targets = sorted({one.target for one in series}) or [""]
+    adapted = {target for _, target in axis.others if target} | {one.target for one in series}
+    targets = sorted(adapted) or [""]
     full = full_row(data.accuracy, data.setting)
     full = full if full is not None and full["n"] else None
     done = runs[(runs["status"] == "done") & runs["test_accuracy"].notna()]
@@ -146,7 +149,7 @@ def accuracy_against_rank(data: SettingData) -> Figure:
         draw,
         name=f"accuracy_against_rank{data.suffix}",
         title="Accuracy against adapter rank",
-        caption=CAPTION,
+        caption=CAPTION.format(full="" if full is None else OF_FULL),
         note="One row a run at its configuration’s chosen learning rate.",
         frame=_numbers(runs, chosen),
         columns=COLUMNS,

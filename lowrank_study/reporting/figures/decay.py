@@ -220,12 +220,13 @@ def _numbers(decay: _Decay) -> pd.DataFrame:
 
 
 def _caption(decay: _Decay) -> str:
-    seeds = counted(decay.full["run_id"].nunique(), "seed")
-    caption = (
-        f"Singular values of the update ΔW as shares of the largest, both axes logarithmic; one "
-        f"line a layer, the median over {seeds} of full fine-tuning. Dotted lines "
-        f"are updates that are not resolvable above the rounding of the stored weights."
-    )
+    caption = "Singular values of the update ΔW as shares of the largest, both axes logarithmic."
+    if len(decay.curves):
+        seeds = counted(decay.full["run_id"].nunique(), "seed")
+        caption += (
+            f" One line a layer, the median over {seeds} of full fine-tuning; dotted lines "
+            f"are updates that are not resolvable above the rounding of the stored weights."
+        )
     if decay.adapter is not None and len(decay.beside):
         method, target, rank = decay.adapter
         caption += (

@@ -80,15 +80,20 @@ def learnt_nothing(data: SettingData) -> list[Finding]:
 
 
 def adapters(data: SettingData) -> list[Finding]:
-    """Say which ranks lie inside the interval of full fine-tuning, for each method and target."""
+    """Say which ranks lie inside the interval of full fine-tuning, for each method and target.
+
+    Of an adapter of PEFT's, whose kind has no rank of ΔW, what it reaches.
+    """
     rows = data.accuracy
-    rows = rows[rows["chosen"] & rows["adapter_rank"].notna() & (rows["n"] > 0)]
+    rows = rows[rows["chosen"] & ~rows["method"].isin(["full", "head"]) & (rows["n"] > 0)]
     full = _full(data)
     statements = []
     for key, group in groups(rows, ["method", "target"]):
         name = adapter_name(**key)
         rising = group.sort_values("adapter_rank")
-        if full is not None and full["test_low_95"] < full["test_high_95"]:
+        if group["adapter_rank"].isna().any():
+            text = _without_rank(name, records(group)[0], full)
+        elif full is not None and full["test_low_95"] < full["test_high_95"]:
             text = _against_interval(name, rising, full, tested=was_tested(data))
         else:
             text = _without_interval(name, records(rising), full)
@@ -193,6 +198,11 @@ def _against_interval(
     if (higher["mean_test_accuracy"] < low).any():
         text += "; higher ranks fall below the interval again, so it is no threshold"
     return f"{text}."
+
+
+def _without_rank(name: str, row: dict[str, Any], full: dict[str, Any] | None) -> str:
+    beside = "" if full is None else f", {_gap_to(row, full)}"
+    return f"{name} reaches {_reached(row)}{beside}. It has no rank, and no test here."
 
 
 def _without_interval(name: str, rising: list[dict[str, Any]], full: dict[str, Any] | None) -> str:

@@ -47,18 +47,21 @@ def rates(data: SettingData) -> list[Finding]:
     compared, tied = next_best(data.rates)
     if compared:
         text += (
-            f" In {tied} of {counted(compared, 'configuration')} the next best rate is not told "
-            f"from the chosen one (paired 95{NARROW_SPACE}% t interval over their seeds holds 0): "
+            f" In {tied} of {counted(compared, 'case')} the next best rate is not told from the "
+            f"chosen one (paired 95{NARROW_SPACE}% t interval over their seeds holds 0): "
             "other seeds might have chosen it."
         )
     ends = int((~best["inside"].astype(bool)).sum())
     if ends:
-        text += f" {counted(ends, 'configuration')} kept a rate at an end of the grid tried."
+        text += f" {counted(ends, 'case')} kept a rate at an end of the grid tried."
     return [Finding(topic="Learning rates", text=text, source=f"best_rates{data.suffix}")]
 
 
 def next_best(rates: pd.DataFrame) -> tuple[int, int]:
-    """Count the configurations whose two best rates can be compared, and those that are tied."""
+    """Count the rows of `best_rates` whose two best rates can be compared, and those tied.
+
+    A configuration that follows two rules of α has two rows.
+    """
     compared = tied = 0
     known = rates[rates["behind_low_95"].notna()]
     for _, rows in groups(known, [*CONFIGURATION, "rule"]):

@@ -220,7 +220,7 @@ def _latex(found: Measurement) -> Table:
     labels = {"module": "matrix", "shape": "shape", "storage_dtype": "stored as"}
     if found.other_matrices:
         labels = {"update": "update"} | labels
-    labels |= {measure.name: measure.label.replace("φ", "phi") for measure in measures}
+    labels |= {measure.name: measure.label for measure in measures}
     return Table(
         name="spectra",
         title="Updates, matrix by matrix",

@@ -15,15 +15,13 @@ import pandas as pd
 
 from lowrank_study.reporting.tables.rows import extreme_of, groups, median_of
 from lowrank_study.reporting.tables.setting import SettingData
+from lowrank_study.study.controls import SIMILARITIES
 
 CONTROLS = ("trained", "shuffled_labels", "noise", "weight_decay")
 PAIRS = ("seeds", "noise_pair")
 RANKS = (
     "energy_rank_90", "energy_rank_99", "effective_rank", "participation_ratio", "stable_rank",
     "gavish_donoho_rank", "relative_norm",
-)  # fmt: skip
-SIMILARITIES = (
-    "similarity_right", "similarity_right_chance", "similarity_left", "similarity_left_chance",
 )  # fmt: skip
 _COUNTED = ("role", "n", "resolvable")
 _EXTREMES = ("min_energy_rank_90", "max_energy_rank_90")

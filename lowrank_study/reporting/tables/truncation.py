@@ -12,9 +12,9 @@ from lowrank_study.reporting.tables.roles import in_order
 from lowrank_study.reporting.tables.rows import mean_of
 from lowrank_study.reporting.tables.setting import SettingData
 from lowrank_study.study.accuracy import interval_of_mean
+from lowrank_study.study.truncation import SCOPES
 from lowrank_study.study.truncation_tables import CUT_KEY
 
-_SCOPES = ("all", "noise_cut", "layers", "roles")
 _COLUMNS = (
     *CUT_KEY, "n", "mean_test_accuracy", "test_low_95", "test_high_95", "mean_difference",
     "difference_low_95", "difference_high_95", "kept_directions", "energy_kept", "examples",
@@ -80,6 +80,6 @@ def _order(rows: pd.DataFrame) -> list[int]:
         if row["scope"] == "roles":
             return 3, roles.index(row["part"])
         number = float(row["part"]) if row["part"].isdecimal() else np.inf
-        return _SCOPES.index(row["scope"]), number
+        return SCOPES.index(row["scope"]), number
 
     return sorted(range(len(rows)), key=place)

@@ -10,6 +10,7 @@ that need it say so.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -18,6 +19,7 @@ from lowrank_study.errors import InputError
 from lowrank_study.runs import RunStore, TrainedRun
 from lowrank_study.spec import RunSpec
 from lowrank_study.study.claims.measures.outcome import Lacking
+from lowrank_study.study.settings import shared_settings
 from lowrank_study.study.sweep import rates_sweep
 from lowrank_study.study.tables import ranks_table, runs_table
 from lowrank_study.study.truncation_tables import truncation_table
@@ -93,10 +95,11 @@ def _of_sweeps(results: Path, sweeps: Sequence[str]) -> Evidence:
     tuning = _ended(
         store, [rates_sweep(name) for name in sweeps if rates_sweep(name) in store.sweeps()]
     )
+    settings = _settings([run.spec for run in (*ended, *tuning)])
     return Evidence(
-        runs=_with_settings(ended) if ended else None,
+        runs=_with_settings(ended, settings) if ended else None,
         spectra=ranks_table(ended, results) if ended else None,
-        rates=_with_settings(tuning) if tuning else None,
+        rates=_with_settings(tuning, settings) if tuning else None,
         truncation=truncation_table(ended, results) if ended else None,
         serving=None,
         papers=_papers(results / "papers") if sweeps else {},
@@ -143,12 +146,35 @@ def _together(tables: Sequence[pd.DataFrame | None]) -> pd.DataFrame | None:
     return pd.concat(there, ignore_index=True) if there else None
 
 
-def _with_settings(runs: Sequence[TrainedRun]) -> pd.DataFrame:
+def _with_settings(runs: Sequence[TrainedRun], settings: Mapping[str, str]) -> pd.DataFrame:
     """Give a row a run, with what has to be the same in runs that are compared."""
-    return runs_table(runs).assign(setting=[_setting(run.spec) for run in runs])
+    return runs_table(runs).assign(setting=[settings[run.spec.run_id] for run in runs])
 
 
-def _setting(spec: RunSpec) -> str:
+def _settings(specs: Sequence[RunSpec]) -> dict[str, str]:
+    """Say of each run what runs it may be compared with share; in full where the short form lies.
+
+    Sweeps were each trained alike, which is not to say that they were trained like each other.
+    """
+    shared: dict[str, list[dict[str, Any]]] = {}
+    for spec in specs:
+        shared.setdefault(_in_short(spec), []).append(shared_settings(spec))
+    return {
+        spec.run_id: ", ".join(
+            [
+                _in_short(spec),
+                *(
+                    f"{name}={value}"
+                    for name, value in shared_settings(spec).items()
+                    if any(other[name] != value for other in shared[_in_short(spec)])
+                ),
+            ]
+        )
+        for spec in specs
+    }
+
+
+def _in_short(spec: RunSpec) -> str:
     texts = f"{spec.task.train_size or 'all'} texts, read {spec.train.epochs}×"
     head = spec.train.head_learning_rate
     own = f", head at {head:g}" if head is not None else ""
