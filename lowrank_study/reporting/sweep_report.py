@@ -27,6 +27,9 @@ from lowrank_study.study.tables import runs_table, spectra_tables
 from lowrank_study.study.truncation_tables import truncation_table
 from lowrank_study.study.tuning import at_any_rate
 
+CAVEATS = ("Learning rates", "Cost", "Noise")
+"""Topics that end what a report answers in one line."""
+
 
 def study_tables(sweep: str, *, results: Path, margin: float | None = None) -> StudyTables:
     """Gather a sweep's tables from the store, also while it is under way.
@@ -113,11 +116,12 @@ def report_sweep(
     """
     report = compose(study_tables(sweep, results=results, margin=margin))
     path = write_composed(report, folder or results / "report")
-    answers = [
-        finding.text
-        for part in report.parts
-        for finding in takewhile(lambda finding: finding.topic != "Cost", part.findings)
-    ]
+    answers = []
+    for part in report.parts:
+        if len(report.parts) > 1:
+            answers.append(f"{part.setting.task} on {part.setting.model}:")
+        first = takewhile(lambda finding: finding.topic not in CAVEATS, part.findings)
+        answers += [finding.text for finding in first]
     return path, " ".join([report.completeness.text, *answers])
 
 

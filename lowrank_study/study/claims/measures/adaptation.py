@@ -206,6 +206,16 @@ def paired_listing_unpacks() -> Outcome:
 
 
 @measure
+def batched_listing_computes(batch: int, sequence: int, width: int) -> Outcome:
+    """Tell whether `W @ x`, W (width, width), maps a batch of shape (batch, sequence, width)."""
+    try:
+        torch.zeros(width, width) @ torch.zeros(batch, sequence, width)
+    except RuntimeError as error:
+        return Observed(value=False, how=str(error).partition("\n")[0].rstrip("."))
+    return Observed(value=True, how="the product has a shape")
+
+
+@measure
 def forward_flops(merged: bool, seed: int) -> Outcome:
     """Give the FLOPs of an adapted map's forward pass over those of the map alone, as counted."""
     from torch.utils.flop_counter import FlopCounterMode

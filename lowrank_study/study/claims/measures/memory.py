@@ -186,8 +186,22 @@ def step_flops_ratio(architecture: str, target: str, rank: int) -> Outcome:
     Per weight of a linear map a token takes 2 FLOPs forward, 2 for the gradient of its input
     and 2 for that of the weight itself, which a frozen one is spared: (4 N + 6 n) / 6 N.
     """
+    weights, step = _lora_step(architecture, target, rank)
+    how = f"linear maps of {architecture}, r = {rank} on {target}; attention products left out"
+    return computed(step / (6 * weights), how)
+
+
+@measure
+def step_flops_by_rank(architecture: str, target: str, rank: int, over: int) -> Outcome:
+    """Give the matrix products of a LoRA step at one rank over those at another."""
+    steps = [_lora_step(architecture, target, each)[1] for each in (rank, over)]
+    how = f"linear maps of {architecture}, r = {rank} over r = {over} on {target}"
+    return computed(steps[0] / steps[1], how)
+
+
+def _lora_step(architecture: str, target: str, rank: int) -> tuple[int, int]:
+    """Give the weights of all linear maps, and a LoRA step's FLOPs a token: 4 N + 6 n."""
     shapes = architecture_of(architecture).shapes("all_linear")
     weights = sum(width_in * width_out for width_in, width_out in shapes)
     factors = adapter_parameters(architecture_of(architecture).shapes(target), rank)
-    how = f"linear maps of {architecture}, r = {rank} on {target}; attention products left out"
-    return computed((4 * weights + 6 * factors) / (6 * weights), how)
+    return weights, 4 * weights + 6 * factors

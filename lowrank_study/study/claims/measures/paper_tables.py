@@ -25,10 +25,11 @@ Where = Mapping[str, object]
 
 @measure
 @unless_lacking
-def paper_row(evidence: Evidence, paper: str, where: Where) -> Outcome:
-    """Give the own number of one row, with its interval over seeds."""
-    row = _row(evidence, paper, where)
-    return Measured(values=(row,), how=f"conf/paper/{paper}.yaml, {_in_words(where)}")
+def paper_row(evidence: Evidence, paper: str, where: Where, over_noise: bool = False) -> Outcome:
+    """Give the own number of one row with its interval over seeds, or its ratio to noise's."""
+    row = _row(evidence, paper, where, over_noise=over_noise)
+    how = f"conf/paper/{paper}.yaml, {_in_words(where)}{', over of_noise' if over_noise else ''}"
+    return Measured(values=(row,), how=how)
 
 
 @measure
@@ -50,7 +51,7 @@ def paper_rows_apart(evidence: Evidence, paper: str, where: Where, minus: Where)
     return Measured(values=(apart,), how=how)
 
 
-def _row(evidence: Evidence, paper: str, where: Where) -> Interval:
+def _row(evidence: Evidence, paper: str, where: Where, *, over_noise: bool = False) -> Interval:
     table = evidence.papers.get(paper)
     if table is None:
         raise Lacking(f"that paper's runs: experiments/reproduce.py papers=[{paper}]")
@@ -63,9 +64,10 @@ def _row(evidence: Evidence, paper: str, where: Where) -> Interval:
     if len(found) != 1:
         raise Lacking(f"one row of {paper} with {_in_words(where)}; it has {len(found)}")
     row = found.iloc[0]
-    low, high = float(row["low"]), float(row["high"])
+    unit = float(row["of_noise"]) if over_noise else 1.0
+    own, low, high = (float(row[column]) / unit for column in ("own", "low", "high"))
     return Interval(
-        value=float(row["own"]),
+        value=own,
         low=-math.inf if pd.isna(low) else low,
         high=math.inf if pd.isna(high) else high,
         label="",

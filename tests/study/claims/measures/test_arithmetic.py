@@ -54,7 +54,10 @@ KNOWN = [
     ("d002_retention_8_above_chance", "fails", [0.90541]),
     ("d002_listing_matches_gpt2", "fails", [0]),
     ("d002_listing_matches_llama", "holds", [64]),
+    ("d002_layer_weights", "fails", [84_934_656]),
     ("d003_few_million", "holds", [4_194_304]),
+    ("d003_smaller_rank_faster", "holds", [0.99325]),
+    ("d003_qlora_consumer_gpu", "fails", [40.08e9]),
     ("d003_thousand_times_qv", "holds", [1606.56]),
     ("d003_thousand_times_attention", "fails", [803.28]),
     ("d003_thousand_times_all_linear", "fails", [337.11]),
@@ -232,3 +235,11 @@ def test_an_unknown_quantity_is_named() -> None:
     with pytest.raises(InputError, match="quantity='speed': valid are delta"):
         MEASURES["worked_step"](**step)
     assert isinstance(MEASURES["can_be_unmerged"](seed=3), Observed)
+
+
+def test_a_batch_times_a_weight_from_the_left_has_a_shape_by_chance_only() -> None:
+    listing = MEASURES["batched_listing_computes"]
+    for sequence, works in ((5, False), (8, True)):
+        found = listing(batch=2, sequence=sequence, width=8)
+        assert isinstance(found, Observed)
+        assert found.value is works

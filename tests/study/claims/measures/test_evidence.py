@@ -366,6 +366,25 @@ def test_sweeps_are_read_from_the_store_each_run_once(tmp_path: Path) -> None:
     assert "spectra" in lacking(full_update(found, "energy_rank_90", None, over=None))
 
 
+def test_sweeps_that_were_trained_otherwise_are_settings_of_their_own(tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "runs")
+    lengths = {"short": 32, "long": 64}
+    for name, length in lengths.items():
+        spec = compose("method=lora", f"task.max_length={length}")
+        store.plan(name, [[spec]], question="Why?")
+        claim = store.claim([spec.run_id])
+        assert claim is not None
+        claim.commit(status="done", record={"test": {"accuracy": 0.7}})
+    found = load_evidence(tmp_path, sweeps=list(lengths), records=[], serving=None)
+    assert found.runs is not None
+    [first, second] = found.runs["setting"]
+    assert first.endswith(", task.max_length=32")
+    assert second.endswith(", task.max_length=64")
+    alone = load_evidence(tmp_path, sweeps=["short"], records=[], serving=None)
+    assert alone.runs is not None
+    assert first == f"{alone.runs['setting'].item()}, task.max_length=32"
+
+
 def test_records_speak_where_nothing_was_trained() -> None:
     names = ["2026-11-23_flagship_reuters_r52", "2026-11-25_flagship_newsgroups"]
     found = load_evidence(RESULTS, sweeps=[], records=[*names, "2026-11-26_papers"], serving=None)

@@ -30,6 +30,15 @@ def test_a_row_keeps_its_interval() -> None:
     assert (value.low, value.value, value.high) == (2.0, 3.0, 4.0)
 
 
+def test_a_number_can_be_read_in_units_of_noise() -> None:
+    known = EVIDENCE.papers["intruders"].assign(of_noise=2.0)
+    evidence = replace(NO_EVIDENCE, papers={"intruders": known})
+    found = paper_row(evidence, paper="intruders", where=LORA, over_noise=True)
+    assert isinstance(found, Measured)
+    [value] = found.values
+    assert (value.low, value.value, value.high) == (1.0, 1.5, 2.0)
+
+
 def test_a_difference_reaches_as_far_as_both_intervals_allow() -> None:
     known = EVIDENCE.papers["intruders"].assign(low=[2.0, 0.0, None], high=[4.0, 1.0, None])
     evidence = replace(NO_EVIDENCE, papers={"intruders": known})
