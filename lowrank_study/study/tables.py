@@ -1,5 +1,6 @@
 """Ended runs and their spectra as tidy tables: one row a run, a matrix, a singular value."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,11 @@ def runs_table(runs: Sequence[TrainedRun]) -> pd.DataFrame:
     return pd.DataFrame([_row(run) for run in runs])
 
 
+def _without_folders(message: str | None) -> str | None:
+    """Leave of each absolute path its last part: tables are published, folders name people."""
+    return message and re.sub(r"(?<![\w:/.])(?:/[^/\s'\"]+)+(?=/)", "…", message)
+
+
 def _row(run: TrainedRun) -> dict[str, Any]:
     spec, record, method = run.spec, run.record, run.spec.method
     test, validation = record.get("test", {}), record.get("validation") or {}
@@ -43,7 +49,7 @@ def _row(run: TrainedRun) -> dict[str, Any]:
         "seed": spec.seed,
         "data_seed": spec.data_seed,
         "status": run.status,
-        "message": record.get("message"),
+        "message": _without_folders(record.get("message")),
         "validation_accuracy": validation.get("accuracy"),
         "validation_loss": validation.get("loss"),
         "test_accuracy": test.get("accuracy"),
