@@ -7,6 +7,7 @@ PosixPath('results/records/2026-11-26_papers')
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +39,17 @@ def write_paper(paper: Paper, runs: Sequence[TrainedRun], folder: Path) -> Path:
 
 
 def record_papers(papers: Sequence[Paper], *, results: Path, name: str) -> Path:
-    """Write the papers' pages below `results/records`, with what they were made from.
+    """Keep pages that `write_paper` has put into `results/papers`, with what they were made from.
 
-    Pages of other papers that are there, what they were made from, and what else is in the folder
-    (notes of who made it) stay.
+    Pages of other papers that the record has, and what else is there (notes of who made it), stay.
     """
     folder = results / "records" / name
+    folder.mkdir(parents=True, exist_ok=True)
     made_from = folder / "provenance.csv"
     made = {paper.name: runs_of(paper, results) for paper in papers}
-    for paper in papers:
-        write_paper(paper, made[paper.name], folder)
+    for paper, suffix in product(made, (".csv", ".md")):
+        page = results / "papers" / f"{paper}{suffix}"
+        write_whole(folder / page.name, page.read_bytes())
     fresh = flat_provenance({name: shared_provenance(runs) for name, runs in made.items()})
     if made_from.is_file():
         earlier = pd.read_csv(made_from, dtype=str, keep_default_na=False)

@@ -8,6 +8,7 @@ Of what is between two seeds it is a mean over pairs, and the interval a jackkni
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import combinations, pairwise, product
 from typing import Any
 
@@ -118,10 +119,10 @@ def similarity_of_ranks(runs: Runs) -> pd.DataFrame:
     Keys are those of `_similarities`. Runs of one seed (`seeds` is `same`) share their head, the
     order of the texts and some of what A starts from; those of a seed and the next (`other`) don't.
     """
-    by_rank: dict[int, dict[int, TrainedRun]] = {}
+    by_rank: dict[int, dict[int, _Directions]] = {}
     for run in runs:
         if isinstance(run.spec.method, Lora):
-            by_rank.setdefault(run.spec.method.rank, {})[run.spec.seed] = run
+            by_rank.setdefault(_rank(run), {})[run.spec.seed] = _directions_of(run)
     rows = []
     for low, high in pairwise(sorted(by_rank)):
         seeds = sorted(by_rank[low].keys() & by_rank[high].keys())
@@ -134,10 +135,10 @@ def similarity_of_ranks(runs: Runs) -> pd.DataFrame:
 
 def similarity_of_seeds(runs: Runs) -> pd.DataFrame:
     """LoRA's Figure 4: the same between all pairs of seeds of one rank; `n` counts pairs."""
-    adapted = [run for run in runs if isinstance(run.spec.method, Lora)]
+    adapted = [_directions_of(run) for run in runs if isinstance(run.spec.method, Lora)]
     rows = []
     for first, second in combinations(adapted, 2):
-        if _rank(first) == _rank(second) and first.spec.seed != second.spec.seed:
+        if first.rank == second.rank and first.seed != second.seed:
             rows += _similarities(first, second)
     return _over_seeds(rows, _SIMILARITY_KEYS)
 
@@ -260,25 +261,42 @@ def _updates(run: TrainedRun, role: str | None = None) -> Iterable[UpdateMatrix]
 _SIMILARITY_KEYS = ["first_rank", "second_rank", "seeds", "of", "i", "j"]
 
 
-def _similarities(first: TrainedRun, second: TrainedRun) -> list[dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class _Directions:
+    """The right singular directions of a run's query maps: of A and of ΔW, layer by layer."""
+
+    rank: int
+    seed: int
+    layers: list[dict[str, Any]]
+
+
+def _directions_of(run: TrainedRun) -> _Directions:
+    rank, layers = _rank(run), []
+    for update in _updates(run, "query"):
+        assert update.factors is not None
+        _, A_RI = update.factors
+        of_A, of_update = directions_of(A_RI, rank), leading_directions(update, k=rank)
+        layers.append({"A": of_A.V_IK, "ΔW": of_update.V_IK})
+    return _Directions(rank, run.spec.seed, layers)
+
+
+def _similarities(first: _Directions, second: _Directions) -> list[dict[str, Any]]:
     """φ(i, j) of two runs' query maps, median over layers: `of` A, as in the paper, and of ΔW.
 
     The right singular directions of A and of ΔW = B·A span the same space, in another order.
     """
-    first_rank, second_rank = _rank(first), _rank(second)
-    places = sorted({1, 2, 4, 8, first_rank, second_rank})
+    places = sorted({1, 2, 4, 8, first.rank, second.rank})
     found: dict[tuple[str, int, int], list[float]] = {}
-    for one, other in zip(_updates(first, "query"), _updates(second, "query"), strict=True):
-        ours, theirs = _right_directions(one, first_rank), _right_directions(other, second_rank)
+    for ours, theirs in zip(first.layers, second.layers, strict=True):
         for of in ours:
             for i, j in product(places, places):
                 if i <= ours[of].shape[1] and j <= theirs[of].shape[1]:
                     similarity = subspace_similarity(ours[of], theirs[of], i, j)
                     found.setdefault((of, i, j), []).append(similarity)
-        dimension = one.shape[1]
-    pair = first.spec.seed, second.spec.seed
-    seeds = "same" if pair[0] == pair[1] else "other"
-    ranks = {"first_rank": first_rank, "second_rank": second_rank, "seeds": seeds, "pair": pair}
+        dimension = len(ours["A"])
+    pair = first.seed, second.seed
+    seeds = "same" if first.seed == second.seed else "other"
+    ranks = {"first_rank": first.rank, "second_rank": second.rank, "seeds": seeds, "pair": pair}
     return [
         {
             **ranks,
@@ -290,15 +308,6 @@ def _similarities(first: TrainedRun, second: TrainedRun) -> list[dict[str, Any]]
         }
         for (of, i, j), values in found.items()
     ]
-
-
-def _right_directions(update: UpdateMatrix, k: int) -> dict[str, Any]:
-    assert update.factors is not None
-    _, A_RI = update.factors
-    return {
-        "A": directions_of(A_RI, k).V_IK,
-        "ΔW": leading_directions(update, k=k).V_IK,
-    }
 
 
 def _over_seeds(rows: Iterable[dict[str, Any]], keys: list[str]) -> pd.DataFrame:

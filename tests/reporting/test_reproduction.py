@@ -9,7 +9,7 @@ from lowrank_study.config import RunConfig, compose
 from lowrank_study.errors import InputError
 from lowrank_study.reporting import papers as papers_module
 from lowrank_study.reporting import reproduction
-from lowrank_study.reporting.papers import record_papers
+from lowrank_study.reporting.papers import record_papers, write_paper
 from lowrank_study.reporting.reproduction import plan_of
 from lowrank_study.runs import TrainedRun
 from lowrank_study.study.papers import load_paper
@@ -97,12 +97,15 @@ def test_papers_are_recorded_with_what_they_were_made_from(
     notes = tmp_path / "records" / "day_papers" / "NOTES.md"
     notes.parent.mkdir(parents=True)
     notes.write_text("found")
+    other = load_paper("lora_table5")
+    for each in (paper, other):
+        write_paper(each, [run], tmp_path / "papers")
     folder = record_papers([paper], results=tmp_path, name="day_papers")
     assert "(lora_table6.md): minilm on rotten_tomatoes" in (folder / "README.md").read_text()
     assert "lora_table6 / commit,abc" in (folder / "provenance.csv").read_text()
     assert (folder / "lora_table6.csv").is_file()
     assert notes.read_text() == "found"
-    record_papers([load_paper("lora_table5")], results=tmp_path, name="day_papers")
+    record_papers([other], results=tmp_path, name="day_papers")
     listed = (folder / "README.md").read_text()
     assert "(lora_table5.md)" in listed
     assert "(lora_table6.md): minilm on rotten_tomatoes" in listed
