@@ -25,6 +25,9 @@ from lowrank_study.study.tables import ranks_table, runs_table
 from lowrank_study.study.truncation_tables import truncation_table
 from lowrank_study.study.tuning import Preference, preference
 
+Setting = tuple[Path, str, str]
+"""A record's folder, a task and a model."""
+
 CONFIGURATION = ["setting", "method", "target", "adapter_rank"]
 TUNED = ["scaling", "learning_rate"]
 """What one configuration may have been run at several of."""
@@ -78,11 +81,14 @@ def load_evidence(
         InputError: A sweep or record that there is not, or a sweep of which no run has ended.
     """
     folders = [_record(results, name) for name in records]
-    trained = _of_sweeps(results, sweeps)
+    trained, settings = _of_sweeps(results, sweeps), _kept_settings(folders)
+    runs, trials = (
+        [_kept_runs(folder, name, settings) for folder in folders] for name in ("runs", "trials")
+    )
     return Evidence(
-        runs=_together([trained.runs, *(_kept_runs(folder, "runs") for folder in folders)]),
+        runs=_together([trained.runs, *runs]),
         spectra=_together([trained.spectra, *(_kept(folder, "spectra") for folder in folders)]),
-        rates=_together([trained.rates, *(_kept_runs(folder, "trials") for folder in folders)]),
+        rates=_together([trained.rates, *trials]),
         truncation=_together([trained.truncation, *(_kept(folder, "cuts") for folder in folders)]),
         serving=serving,
         papers=dict(trained.papers) | {k: v for one in folders for k, v in _papers(one).items()},
@@ -127,12 +133,31 @@ def _kept(record: Path, name: str) -> pd.DataFrame | None:
     return pd.read_csv(path) if path.is_file() else None
 
 
-def _kept_runs(record: Path, name: str) -> pd.DataFrame | None:
+def _kept_runs(record: Path, name: str, settings: Mapping[Setting, str]) -> pd.DataFrame | None:
     """Read runs; those of one record, task and model were trained alike, or it would not be."""
     runs = _kept(record, name)
     if runs is None:
         return None
-    return runs.assign(setting=runs["task"] + ", " + runs["model"] + ", " + record.name)
+    keys = zip(runs["task"], runs["model"], strict=True)
+    return runs.assign(setting=[settings[record, task, model] for task, model in keys])
+
+
+def _kept_settings(records: Sequence[Path]) -> dict[Setting, str]:
+    """Name what runs of each record are compared within: of records trained alike the first."""
+    named: dict[Setting, str] = {}
+    first: dict[tuple[object, ...], str] = {}
+    for record in records:
+        runs, facts = _kept(record, "runs"), _kept(record, "provenance")
+        if runs is None:
+            continue
+        for task, model in set(zip(runs["task"], runs["model"], strict=True)):
+            alike: tuple[object, ...] = (record,)
+            if facts is not None:
+                mine = facts[facts["item"].str.startswith(f"{task} on {model} / ")]
+                alike = tuple(zip(mine["item"], mine["value"].astype(str), strict=True)) or alike
+            label = f"{task}, {model}, {record.name}"
+            named[record, task, model] = first.setdefault(alike, label)
+    return named
 
 
 def _together(tables: Sequence[pd.DataFrame | None]) -> pd.DataFrame | None:

@@ -421,3 +421,12 @@ def test_a_setting_that_few_seeds_tried_does_not_speak_for_a_rank() -> None:
     of_rank = chosen[(chosen["target"] == "attention_qv") & (chosen["adapter_rank"] == 8)]
     assert set(of_rank["learning_rate"]) == {1e-3}
     assert len(of_rank) == 5
+
+
+def test_records_that_were_trained_alike_are_one_setting() -> None:
+    names = ["2026-11-26_flagship_rotten_tomatoes", "2026-11-26_paper_lora_table5"]
+    found = load_evidence(RESULTS, sweeps=[], records=names, serving=None)
+    assert found.runs is not None
+    assert set(found.runs["setting"]) == {f"rotten_tomatoes, minilm, {names[0]}"}
+    assert {"query", "mlp"} <= set(found.runs["target"].dropna())
+    assert found.runs["run_id"].is_unique
