@@ -181,22 +181,20 @@ def _settings(specs: Sequence[RunSpec]) -> dict[str, str]:
 
     Sweeps were each trained alike, which is not to say that they were trained like each other.
     """
-    shared: dict[str, list[dict[str, Any]]] = {}
+    shared = {spec.run_id: shared_settings(spec) for spec in specs}
+    of_short: dict[str, list[dict[str, Any]]] = {}
     for spec in specs:
-        shared.setdefault(_in_short(spec), []).append(shared_settings(spec))
-    return {
-        spec.run_id: ", ".join(
-            [
-                _in_short(spec),
-                *(
-                    f"{name}={value}"
-                    for name, value in shared_settings(spec).items()
-                    if any(other[name] != value for other in shared[_in_short(spec)])
-                ),
-            ]
-        )
-        for spec in specs
-    }
+        known = of_short.setdefault(_in_short(spec), [])
+        if shared[spec.run_id] not in known:
+            known.append(shared[spec.run_id])
+
+    def in_full(spec: RunSpec) -> str:
+        others = of_short[_in_short(spec)]
+        mine = shared[spec.run_id].items()
+        apart = (f"{k}={value}" for k, value in mine if any(each[k] != value for each in others))
+        return ", ".join([_in_short(spec), *apart])
+
+    return {spec.run_id: in_full(spec) for spec in specs}
 
 
 def _in_short(spec: RunSpec) -> str:
