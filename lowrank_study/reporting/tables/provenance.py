@@ -4,6 +4,7 @@
 [['versions / torch', '2.13']]
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -32,11 +33,9 @@ def _shared(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     shared: dict[str, Any] = {}
     for key in dict.fromkeys(key for record in records for key in record):
         values = [record.get(key, "not recorded") for record in records]
-        distinct = [value for place, value in enumerate(values) if value not in values[:place]]
-        if len(distinct) == 1:
-            shared[key] = distinct[0]
-        else:
-            shared[key] = {str(value): counted(values.count(value), "run") for value in distinct}
+        counts = Counter(map(str, values))
+        told = {value: counted(count, "run") for value, count in counts.items()}
+        shared[key] = values[0] if len(counts) == 1 else told
     return shared
 
 
