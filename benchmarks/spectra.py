@@ -60,6 +60,8 @@ class Sizes:
     """Rows of the embedding that changed."""
     layers: int
     """Layers of the adapter's model."""
+    filled: int
+    """Matrices of the pair of checkpoints that are no holes."""
     rounds: int
     """Rounds of each timing."""
 
@@ -71,9 +73,12 @@ REAL = Sizes(
     vocabulary=llama_files.VOCABULARY,
     touched=2000,
     layers=llama_files.LAYERS,
+    filled=8,
     rounds=3,
 )
-QUICK = Sizes(side=256, hidden=64, inner=172, vocabulary=500, touched=50, layers=2, rounds=2)
+QUICK = Sizes(
+    side=256, hidden=64, inner=172, vocabulary=500, touched=50, layers=2, filled=8, rounds=2
+)
 
 
 def planted(side: int) -> Array:
@@ -257,7 +262,7 @@ def memory(sizes: Sizes, *, layers: int) -> list[Figure]:
     tensors = llama_files.shapes(
         layers, hidden=sizes.hidden, inner=sizes.inner, vocabulary=sizes.vocabulary
     )
-    first = [name for name, shape in tensors.items() if len(shape) == 2][:8]
+    first = [name for name, shape in tensors.items() if len(shape) == 2][: sizes.filled]
     with tempfile.TemporaryDirectory() as folder:
         before, after, out = (Path(folder) / name for name in ("before", "after", "report"))
         llama_files.write_pair(before, after, tensors, filled=first)
@@ -271,7 +276,7 @@ def memory(sizes: Sizes, *, layers: int) -> list[Figure]:
     found = json.loads(done.stdout)
     matrices = sum(len(shape) == 2 for shape in tensors.values())
     assert found["matrices"] == matrices, found
-    assert len(found["ranks"]) == 8, found
+    assert len(found["ranks"]) == sizes.filled, found
     assert set(found["ranks"].values()) == {llama_files.PLANTED_RANK}, found
     taken = found["peak"] - found["interpreter"]
     largest = max(prod(shape) for shape in tensors.values())
@@ -309,6 +314,7 @@ def main() -> None:
     parser.add_argument("--only", metavar="A,B", help=f"some of {', '.join(CASES)}")
     parser.add_argument("--quick", action="store_true", help="small sizes; writes only to --out")
     parser.add_argument("--rounds", type=int, help="of each timing")
+    parser.add_argument("--filled", type=int, help="matrices of the pair that are no holes")
     parser.add_argument("--out", type=Path, help="folder of the results")
     chosen = parser.parse_args()
     names = USUAL if chosen.only is None else tuple(chosen.only.split(","))
@@ -316,8 +322,8 @@ def main() -> None:
     if unknown:
         parser.error(f"no case {unknown[0]!r}: choose from {', '.join(CASES)}")
     sizes = QUICK if chosen.quick else REAL
-    if chosen.rounds is not None:
-        sizes = replace(sizes, rounds=chosen.rounds)
+    given = {"rounds": chosen.rounds, "filled": chosen.filled}
+    sizes = replace(sizes, **{name: value for name, value in given.items() if value is not None})
     provenance = facts(dtype="float64", method="gram")
     cases: dict[str, list[Figure]] = {}
     if together := set(names) & set(TOGETHER):

@@ -23,8 +23,11 @@ HEADINGS = {"own": "here", "low": "95 % from", "high": "to", "of_noise": "of noi
 HERE = "Here: "
 LEGEND = (
     "`here` is the mean over `n` seeds, with its 95 % Student t interval over them (over pairs of "
-    "seeds, a jackknife's): of this test set and these rates alone. `of noise` is what random "
-    "matrices of the same shapes and norms give. What is of W0 alone is the same for all seeds."
+    "seeds, a jackknife's): of this test set and these rates alone."
+)
+NOISE_LEGEND = (
+    " `of noise` is what random matrices of the same shapes and norms give. What is of W0 alone is "
+    "the same for all seeds."
 )
 
 
@@ -86,7 +89,7 @@ def markdown_of(paper: Paper, table: pd.DataFrame, runs: Sequence[TrainedRun]) -
         "",
         paper.remark,
         "",
-        f"Unit: {paper.unit}. {LEGEND}",
+        f"Unit: {paper.unit}. {LEGEND}{NOISE_LEGEND if 'of_noise' in table else ''}",
         "",
         "| " + " | ".join(HEADINGS.get(str(name), str(name)) for name in table.columns) + " |",
         "|" + " --- |" * len(table.columns),

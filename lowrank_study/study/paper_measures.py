@@ -150,27 +150,42 @@ def energy_shares(runs: Runs) -> pd.DataFrame:
     `after`) and `maps` (`query`, the `attention` maps, the `mlp` maps, `all`). An update whose rank
     is under the floor of rounding is left out.
     """
-    rows: list[dict[str, Any]] = []
-    for run in runs:
-        if not isinstance(run.spec.method, FullFineTuning):
-            continue
-        found = pd.DataFrame([each for u in _updates(run) for each in _energy_shares_of(u)])
-        presets = run.spec.model.target_presets
-        of_maps = {
-            "query": ("query",),
-            "attention": presets["attention_all"],
-            "mlp": presets["mlp"],
-            "all": tuple(found["role"].unique()),
-        }
-        for maps, roles in of_maps.items():
-            chosen = found[found["role"].isin(roles)]
-            for matrix, group in chosen.groupby("matrix", sort=False):
-                own, noise = group["own"].median(), group["of_noise"].median()
-                rows.append({"matrix": matrix, "maps": maps, "own": own, "of_noise": noise})
+    rows = (row for run in runs for row in _energy_shares_of(run, weights=True))
     return _over_seeds(rows, ["matrix", "maps"])
 
 
-def _energy_shares_of(update: UpdateMatrix) -> Iterable[dict[str, Any]]:
+def energy_shares_by_examples(runs: Runs) -> pd.DataFrame:
+    """The same of ΔW alone, by number of training examples."""
+    rows = (
+        {"examples": run.record["examples"]["train"], **row}
+        for run in runs
+        for row in _energy_shares_of(run, weights=False)
+    )
+    return _over_seeds(rows, ["examples", "maps"])
+
+
+def _energy_shares_of(run: TrainedRun, *, weights: bool) -> Iterable[dict[str, Any]]:
+    """Medians over the layers of one run of full fine-tuning, a row each matrix and maps."""
+    if not isinstance(run.spec.method, FullFineTuning):
+        return
+    found = pd.DataFrame(
+        [each for update in _updates(run) for each in _shares_of(update, weights=weights)]
+    )
+    presets = run.spec.model.target_presets
+    of_maps = {
+        "query": ("query",),
+        "attention": presets["attention_all"],
+        "mlp": presets["mlp"],
+        "all": tuple(found["role"].unique()),
+    }
+    for maps, roles in of_maps.items():
+        chosen = found[found["role"].isin(roles)]
+        for matrix, group in chosen.groupby("matrix", sort=False):
+            own, noise = group["own"].median(), group["of_noise"].median()
+            yield {"matrix": matrix, "maps": maps, "own": own, "of_noise": noise}
+
+
+def _shares_of(update: UpdateMatrix, *, weights: bool) -> Iterable[dict[str, Any]]:
     assert update.W0_OI is not None
     assert update.delta_OI is not None
     side = min(update.shape)
@@ -178,10 +193,11 @@ def _energy_shares_of(update: UpdateMatrix) -> Iterable[dict[str, Any]]:
     of_role = {"role": update.role, "of_noise": noise}
     if (measured := row(measure(update, method="gram")))["resolvable"]:
         yield {**of_role, "matrix": "update", "own": 100 * measured["energy_rank_90"] / side}
-    before = update.W0_OI.astype(np.float64)
-    for name, matrix in (("before", before), ("after", before + update.delta_OI)):
-        values = svd.svd_of_matrix(matrix, method="gram").singular_values
-        yield {**of_role, "matrix": name, "own": 100 * energy_rank(values, 0.9) / side}
+    if weights:
+        before = update.W0_OI.astype(np.float64)
+        for name, matrix in (("before", before), ("after", before + update.delta_OI)):
+            values = svd.svd_of_matrix(matrix, method="gram").singular_values
+            yield {**of_role, "matrix": name, "own": 100 * energy_rank(values, 0.9) / side}
 
 
 def intruders(runs: Runs) -> pd.DataFrame:
@@ -233,6 +249,7 @@ MEASURES: dict[str, Measure] = {
     "similarity_of_ranks": similarity_of_ranks,
     "similarity_of_seeds": similarity_of_seeds,
     "energy_shares": energy_shares,
+    "energy_shares_by_examples": energy_shares_by_examples,
     "intruders": intruders,
     "best_rates": best_rates,
 }

@@ -112,19 +112,27 @@ def retention(evidence: Evidence, target: str, rank: int, above_chance: bool) ->
 
 @measure
 @unless_lacking
-def lora_minus_full(evidence: Evidence, target: str, ranks: Sequence[int], column: str) -> Outcome:
-    """Give LoRA minus full fine-tuning in a column; of several ranks the best on validation."""
+def lora_minus_full(
+    evidence: Evidence, target: str, ranks: Sequence[int], column: str, task: str | None = None
+) -> Outcome:
+    """Give LoRA minus full fine-tuning in a column; of several ranks the best on validation.
 
-    def quantity(task: pd.DataFrame) -> "pd.Series[float]":
-        rank = best_rank(task, target=target, ranks=ranks)
-        lora = by_seed(task, column, method="lora", target=target, rank=rank)
-        return lora - by_seed(task, column, method="full")
+    Of all tasks, or of one.
+    """
+    runs = tuned_runs(evidence)
+    if task is not None:
+        runs = part(runs[runs["task"] == task], f"trained runs on {task}")
+
+    def quantity(setting: pd.DataFrame) -> "pd.Series[float]":
+        rank = best_rank(setting, target=target, ranks=ranks)
+        lora = by_seed(setting, column, method="lora", target=target, rank=rank)
+        return lora - by_seed(setting, column, method="full")
 
     how = (
         f"{column} of LoRA on {target} minus full fine-tuning, paired by seed, "
         f"r of {', '.join(map(str, ranks))} by validation"
     )
-    return over_seeds(tuned_runs(evidence), quantity, how=how)
+    return over_seeds(runs, quantity, how=how)
 
 
 @measure
@@ -237,16 +245,35 @@ def gap_of_full_minus_lora(evidence: Evidence, target: str, rank: int) -> Outcom
 @unless_lacking
 def truncated_minus_whole(evidence: Evidence, kept_rank: int) -> Outcome:
     """Give the test accuracy of a full update truncated to a rank, minus that of the whole one."""
-    table = part(evidence.truncation, "full updates truncated to low rank: experiments/truncate.py")
-    runs = part(evidence.runs, "trained runs: sweep=NAME")[["run_id", "seed", "setting"]]
-    chosen = table[table["scope"] == "all"].merge(runs, on="run_id")
 
-    def quantity(task: pd.DataFrame) -> "pd.Series[float]":
-        by_rank = task.pivot_table(index="seed", columns="kept_rank", values="test_accuracy")
+    def quantity(setting: pd.DataFrame) -> "pd.Series[float]":
+        by_rank = setting.pivot_table(index="seed", columns="kept_rank", values="test_accuracy")
         highest = max(float(str(rank)) for rank in by_rank.columns)
         if kept_rank not in by_rank.columns or highest <= kept_rank:
             raise Lacking(f"truncations to rank {kept_rank} and to the whole update")
         return by_rank[kept_rank] - by_rank[highest]
 
     how = f"test accuracy of ΔW cut to rank {kept_rank} minus the highest rank kept"
-    return over_seeds(chosen, quantity, how=how)
+    return over_seeds(_cuts(evidence), quantity, how=how)
+
+
+@measure
+@unless_lacking
+def energy_kept(evidence: Evidence, kept_rank: int) -> Outcome:
+    """Give the share of Σ‖ΔW‖² that a full update truncated to a rank keeps."""
+
+    def quantity(setting: pd.DataFrame) -> "pd.Series[float]":
+        chosen = setting[setting["kept_rank"] == kept_rank]
+        if chosen.empty:
+            raise Lacking(f"truncations to rank {kept_rank}")
+        return chosen.groupby("seed")["energy_kept"].mean()
+
+    how = f"energy of ΔW cut to rank {kept_rank} in every matrix, of the whole update's"
+    return over_seeds(_cuts(evidence), quantity, how=how)
+
+
+def _cuts(evidence: Evidence) -> pd.DataFrame:
+    """Give the evaluations of updates that were cut to one rank in every matrix."""
+    table = part(evidence.truncation, "full updates truncated to low rank: experiments/truncate.py")
+    runs = part(evidence.runs, "trained runs: sweep=NAME")[["run_id", "seed", "setting"]]
+    return table[table["scope"] == "all"].merge(runs, on="run_id")

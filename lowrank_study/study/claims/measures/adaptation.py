@@ -1,6 +1,5 @@
 """What adapting a linear map does, tried on small maps with the suite's own `LoraLinear`."""
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -8,7 +7,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lowrank_study.spec import Lora
-from lowrank_study.study.claims.measures.architectures import architecture_of
 from lowrank_study.study.claims.measures.outcome import (
     Measured,
     Observed,
@@ -22,18 +20,17 @@ from lowrank_study.training.lora import LoraLinear
 WIDTH, RANK, BATCH = 64, 8, 16
 
 
-def _lora(init: str, rank: int = RANK) -> Lora:
-    return Lora(
-        learning_rate=0.0, rank=rank, alpha=2.0 * rank, scaling_rule="alpha_over_rank",
+def _adapted_map(
+    generator: torch.Generator, init: str, *, trained: bool, alpha: float = 2.0 * RANK
+) -> LoraLinear:
+    """Give an adapted map with seeded weights, at its start or with factors as after training."""
+    lora = Lora(
+        learning_rate=0.0, rank=RANK, alpha=alpha, scaling_rule="alpha_over_rank",
         dropout=0.0, init=init, target=(),
     )  # fmt: skip
-
-
-def _adapted_map(generator: torch.Generator, init: str, *, trained: bool) -> LoraLinear:
-    """Give an adapted map with seeded weights, at its start or with factors as after training."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator.initial_seed())  # `init` draws A from torch's own generator
-        module = LoraLinear(nn.Linear(WIDTH, WIDTH, bias=False), _lora(init), "map")
+        module = LoraLinear(nn.Linear(WIDTH, WIDTH, bias=False), lora, "map")
     with torch.no_grad():
         _fill(module.base.weight, generator, WIDTH**-0.5)
         if trained:
@@ -64,14 +61,8 @@ def change_at_start(inits: Sequence[str], seed: int) -> Outcome:
     return Measured(values=tuple(values), how=how)
 
 
-@measure
-def change_of_frozen_weight(steps: int, rate: float, seed: int) -> Outcome:
-    """Give the largest change of the frozen weight over some steps of training an adapter."""
-    generator = _generator(seed)
-    module = _adapted_map(generator, "kaiming", trained=False)
-    weight = module.base.weight
-    assert isinstance(weight, Tensor)
-    before = weight.detach().clone()
+def _train(module: LoraLinear, generator: torch.Generator, steps: int, rate: float) -> None:
+    """Train an adapter by gradient descent towards outputs that are noise."""
     x, y = (torch.randn(BATCH, WIDTH, generator=generator) for _ in range(2))
     optimizer = torch.optim.SGD((module.A_RI, module.B_OR), lr=rate)
     for _ in range(steps):
@@ -80,8 +71,51 @@ def change_of_frozen_weight(steps: int, rate: float, seed: int) -> Outcome:
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     assert float(module.B_OR.detach().abs().max()) > 0.0
+
+
+@measure
+def change_of_frozen_weight(steps: int, rate: float, seed: int) -> Outcome:
+    """Give the largest change of the frozen weight over some steps of training an adapter."""
+    generator = _generator(seed)
+    module = _adapted_map(generator, "kaiming", trained=False)
+    weight = module.base.weight
+    assert isinstance(weight, Tensor)
+    before = weight.detach().clone()
+    _train(module, generator, steps, rate)
     how = f"largest |W - W0|, steps of training: {steps}"
     return computed(float((weight.detach() - before).abs().max()), how)
+
+
+@measure
+def update_by_alpha(alphas: Sequence[float], steps: int, rate: float, seed: int) -> Outcome:
+    """Give the norm of the update trained at the second α over that at the first, all else alike.
+
+    ‖(α/r) B A‖ after some steps of gradient descent on one map, from the same start and texts.
+    """
+    norms = []
+    for alpha in alphas:
+        generator = _generator(seed)
+        module = _adapted_map(generator, "kaiming", trained=False, alpha=alpha)
+        _train(module, generator, steps, rate)
+        norms.append(float((module.scaling * module.B_OR @ module.A_RI).detach().norm()))
+    named = " over ".join(f"{alpha:g}" for alpha in reversed(alphas))
+    how = f"norm of ΔW at α = {named}, r = {RANK}, {steps} steps of gradient descent at {rate:g}"
+    return computed(norms[1] / norms[0], how)
+
+
+@measure
+def gradient_through_frozen(seed: int) -> Outcome:
+    """Give the largest gradient that reaches the input of an adapted map at its start.
+
+    B is zero there, so that all of it comes through the frozen weight.
+    """
+    generator = _generator(seed)
+    module = _adapted_map(generator, "kaiming", trained=False)
+    assert not module.base.weight.requires_grad
+    x, y = (torch.randn(BATCH, WIDTH, generator=generator) for _ in range(2))
+    loss = functional.mse_loss(module(x.requires_grad_()), y)
+    reached = torch.autograd.grad(loss, x)[0]
+    return computed(float(reached.abs().max()), "largest |∂L/∂x|, W frozen and B zero, by autograd")
 
 
 @measure
@@ -156,65 +190,6 @@ def initial_kurtosis(seed: int, entries: int) -> Outcome:
     return computed(float((scaled**4).mean() - 3), f"{entries:,} entries drawn by kaiming_uniform_")
 
 
-class _Wrapped(nn.Module):
-    """An adapter as a listing under test makes it: it freezes the map that it wraps, only."""
-
-    def __init__(self, original: nn.Linear, rank: int) -> None:
-        super().__init__()
-        self.original = original.requires_grad_(False)
-        self.A = nn.Linear(original.in_features, rank, bias=False)
-        self.B = nn.Linear(rank, original.out_features, bias=False)
-
-
-@measure
-def trainable_besides_adapter(architecture: str, names: Sequence[str], rank: int) -> Outcome:
-    """Give the share of the pretrained parameters that stay trainable if only wrappers freeze.
-
-    The model's maps whose path holds one of `names` are wrapped in place, nothing else is done.
-    """
-    model = copy.deepcopy(architecture_of(architecture).model)
-    pretrained = sum(parameter.numel() for parameter in model.parameters())
-    linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
-    wrapped = {name: m for name, m in linear.items() if any(part in name for part in names)}
-    with torch.device("meta"):
-        for name, module in wrapped.items():
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, _Wrapped(module, rank))
-    adapter = sum(
-        parameter.numel()
-        for module in model.modules()
-        if isinstance(module, _Wrapped)
-        for parameter in (module.A.weight, module.B.weight)
-    )
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad) - adapter
-    how = f"{len(wrapped)} maps of {architecture} wrapped; {trainable:,} other parameters train"
-    return computed(trainable / pretrained, how)
-
-
-@measure
-def paired_listing_unpacks() -> Outcome:
-    """Tell whether unpacking two zipped `named_parameters()` as (name, (before, after)) works.
-
-    Each zipped item is ((name, before), (name, after)), so that the inner pair is a name and
-    a tensor.
-    """
-    before, after = nn.Linear(2, 2), nn.Linear(2, 2)
-    pairs = zip(before.named_parameters(), after.named_parameters(), strict=True)
-    _, (first, second) = next(pairs)
-    works = isinstance(first, Tensor) and isinstance(second, Tensor)
-    return Observed(value=works, how=f"the inner pair is a {type(first).__name__} and a tensor")
-
-
-@measure
-def batched_listing_computes(batch: int, sequence: int, width: int) -> Outcome:
-    """Tell whether `W @ x`, W (width, width), maps a batch of shape (batch, sequence, width)."""
-    try:
-        torch.zeros(width, width) @ torch.zeros(batch, sequence, width)
-    except RuntimeError as error:
-        return Observed(value=False, how=str(error).partition("\n")[0].rstrip("."))
-    return Observed(value=True, how="the product has a shape")
-
-
 @measure
 def forward_flops(merged: bool, seed: int) -> Outcome:
     """Give the FLOPs of an adapted map's forward pass over those of the map alone, as counted."""
@@ -232,3 +207,16 @@ def forward_flops(merged: bool, seed: int) -> Outcome:
     state = "merged" if merged else "unmerged"
     how = f"counted by torch, r = {RANK} {state} on a {WIDTH} × {WIDTH} map"
     return computed(counts[0] / counts[1], how)
+
+
+@measure
+def added_modules() -> Outcome:
+    """Count the modules that PEFT's LoRA adds to a network of one linear map."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    network = nn.Sequential(nn.Linear(WIDTH, WIDTH))
+    before = len(list(network.modules()))
+    adapted = inject_adapter_in_model(LoraConfig(r=RANK, target_modules=["0"]), network)
+    after = [type(module).__name__ for module in adapted.modules()]
+    how = f"modules of PEFT's adapted network, {before} before: {', '.join(after)}"
+    return computed(len(after) - before, how)

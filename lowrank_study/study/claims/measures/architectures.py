@@ -141,11 +141,15 @@ def parameter_reduction(architecture: str, targets: Sequence[str], ranks: Sequen
 
 
 @measure
-def linear_weights(architecture: str) -> Outcome:
-    """Count the weights of all linear maps in the layers, without the output embedding."""
-    shapes = architecture_of(architecture).shapes("all_linear")
+def linear_weights(architecture: str, each_layer: bool = False) -> Outcome:
+    """Count the weights of all linear maps in the layers or in one, no output embedding."""
+    found = architecture_of(architecture)
+    shapes = found.shapes("all_linear")
     weights = sum(width_in * width_out for width_in, width_out in shapes)
-    return computed(weights, f"{architecture}: {len(shapes)} linear maps in its layers")
+    layers = found.model.config.num_hidden_layers
+    of_one = f", over {layers} layers" if each_layer else ""
+    how = f"{architecture}: {len(shapes)} linear maps in its layers{of_one}"
+    return computed(weights / (layers if each_layer else 1), how)
 
 
 @measure

@@ -25,29 +25,31 @@ Where = Mapping[str, object]
 
 @measure
 @unless_lacking
-def paper_row(evidence: Evidence, paper: str, where: Where, over_noise: bool = False) -> Outcome:
-    """Give the own number of one row with its interval over seeds, or its ratio to noise's."""
-    row = _row(evidence, paper, where, over_noise=over_noise)
-    how = f"conf/paper/{paper}.yaml, {_in_words(where)}{', over of_noise' if over_noise else ''}"
-    return Measured(values=(row,), how=how)
+def paper_row(evidence: Evidence, paper: str, where: Where) -> Outcome:
+    """Give the own number of one row with its interval over seeds."""
+    row = _row(evidence, paper, where, over_noise=False)
+    return Measured(values=(row,), how=f"conf/paper/{paper}.yaml, {_in_words(where)}")
 
 
 @measure
 @unless_lacking
-def paper_rows_apart(evidence: Evidence, paper: str, where: Where, minus: Where) -> Outcome:
-    """Give the difference of two rows.
+def paper_rows_apart(
+    evidence: Evidence, paper: str, where: Where, minus: Where, over_noise: bool = False
+) -> Outcome:
+    """Give the difference of two rows, or of their ratios to what noise of their shapes reads.
 
     The table keeps no pairs of seeds, so the interval reaches from the lowest that both
     intervals allow to the highest: it covers more than 95 %.
     """
-    first, second = _row(evidence, paper, where), _row(evidence, paper, minus)
+    first, second = (_row(evidence, paper, each, over_noise=over_noise) for each in (where, minus))
     apart = Interval(
         value=first.value - second.value,
         low=first.low - second.high,
         high=first.high - second.low,
         label="",
     )
-    how = f"conf/paper/{paper}.yaml, {_in_words(where)} minus {_in_words(minus)}"
+    of_noise = ", each over of_noise" if over_noise else ""
+    how = f"conf/paper/{paper}.yaml, {_in_words(where)} minus {_in_words(minus)}{of_noise}"
     return Measured(values=(apart,), how=how)
 
 

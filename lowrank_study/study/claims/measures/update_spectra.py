@@ -35,17 +35,21 @@ def full_update(
     evidence: Evidence,
     column: str,
     roles: Sequence[str] | None,
-    over: float | Literal["dimension"] | None,
+    over: Literal["dimension"] | None,
+    layer: Literal["first", "last"] | None = None,
 ) -> Outcome:
-    """Give the mean of a column over full fine-tuning's updates; null for all roles.
+    """Give the mean of a column over full fine-tuning's updates; null for all roles, all layers.
 
-    Each matrix's value is divided by `over`, or by its min(out, in) where that is "dimension".
+    Each matrix's value is divided by its min(out, in) where `over` is "dimension".
     """
 
     def quantity(matrices: pd.DataFrame) -> "pd.Series[float]":
         chosen = matrices[matrices["method"] == "full"]
         if roles is not None:
             chosen = chosen[chosen["role"].isin(list(roles))]
+        if layer is not None:
+            end = chosen["layer"].min() if layer == "first" else chosen["layer"].max()
+            chosen = chosen[chosen["layer"] == end]
         if chosen.empty:
             raise Lacking("spectra of full fine-tuning")
         if column not in chosen.columns:
@@ -53,11 +57,10 @@ def full_update(
         values = chosen[column].astype("float64")
         if over == "dimension":
             values /= chosen[["out_features", "in_features"]].min(axis=1)
-        elif over is not None:
-            values /= over
         return values.groupby(chosen["seed"]).mean().dropna()
 
     where = "all roles" if roles is None else ", ".join(roles)
-    named = f" over {'min(out, in)' if over == 'dimension' else over}" if over else ""
-    how = f"{column}{named} of full fine-tuning's ΔW, mean over the layers of {where}"
+    named = " over min(out, in)" if over else ""
+    layers = "the layers" if layer is None else f"the {layer} layer"
+    how = f"{column}{named} of full fine-tuning's ΔW, mean over {layers} of {where}"
     return over_seeds(layer_matrices(evidence), quantity, how=how)

@@ -29,36 +29,38 @@ def worked_step(
     target: Sequence[float],
     rate: float,
 ) -> Outcome:
-    """Give one quantity of a gradient step on A and B, W frozen, in float64.
+    """Give one quantity of a gradient step on A and B alone, in float64.
 
     y = x (W + BA), L = ½ Σ (y − target)², gradients by autograd, then A −= rate ∇A and
-    B −= rate ∇B. `rows` chooses some rows of a matrix (from 0); null gives all of it.
+    B −= rate ∇B. W's gradient is what training leaves out. `rows` chooses some rows of a matrix
+    (from 0); null gives all of it.
 
     Raises
     ------
     InputError
         A quantity that there is not, naming those there are.
     """
-    W_frozen, x_row, wanted = _matrix(W), _matrix([x]), _matrix([target])
+    W_now, x_row, wanted = _matrix(W).requires_grad_(), _matrix([x]), _matrix([target])
     A_now, B_now = _matrix(A).requires_grad_(), _matrix(B).requires_grad_()
 
     def loss_of(A_: Tensor, B_: Tensor) -> Tensor:
-        return 0.5 * ((x_row @ (W_frozen + B_ @ A_) - wanted) ** 2).sum()
+        return 0.5 * ((x_row @ (W_now + B_ @ A_) - wanted) ** 2).sum()
 
     loss = loss_of(A_now, B_now)
-    grad_A, grad_B = torch.autograd.grad(loss, [A_now, B_now])
+    grad_A, grad_B, grad_W = torch.autograd.grad(loss, [A_now, B_now, W_now])
     A_new, B_new = A_now - rate * grad_A, B_now - rate * grad_B
     quantities = {
         "delta": B_now @ A_now,
-        "effective": W_frozen + B_now @ A_now,
-        "output": x_row @ (W_frozen + B_now @ A_now),
+        "effective": W_now + B_now @ A_now,
+        "output": x_row @ (W_now + B_now @ A_now),
         "loss": loss.reshape(1, 1),
         "gradient of A": grad_A,
         "gradient of B": grad_B,
+        "gradient of W": grad_W,
         "new A": A_new,
         "new B": B_new,
         "new delta": B_new @ A_new,
-        "new effective": W_frozen + B_new @ A_new,
+        "new effective": W_now + B_new @ A_new,
         "new loss": loss_of(A_new, B_new).reshape(1, 1),
     }
     if quantity not in quantities:

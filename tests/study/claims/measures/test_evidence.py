@@ -12,6 +12,7 @@ from lowrank_study.errors import InputError
 from lowrank_study.runs import RunStore
 from lowrank_study.study.claims.files import load_claims
 from lowrank_study.study.claims.measures.accuracy import (
+    energy_kept,
     gap_of_full_minus_lora,
     lora_minus_full,
     overfitting_slope,
@@ -285,10 +286,23 @@ def test_spectra_of_resolvable_layers() -> None:
     assert mean.value == pytest.approx(102.5)
     share = only(full_update(found, "energy_rank_90", None, over="dimension"))
     assert share.value == pytest.approx(102.5 / 200)
-    ratio = only(full_update(found, "energy_rank_90", None, over=16))
-    assert ratio.value == pytest.approx(102.5 / 16)
+    first = only(full_update(found, "energy_rank_90", None, over=None, layer="first"))
+    last = only(full_update(found, "energy_rank_90", None, over=None, layer="last"))
+    assert (first.value, last.value) == (pytest.approx(102.0), pytest.approx(103.0))
     assert "a column stable_rank" in lacking(full_update(found, "stable_rank", None, None))
     assert "full fine-tuning" in lacking(full_update(found, "energy_rank_90", ["key"], None))
+
+
+def test_a_claim_on_one_task_is_held_against_it_alone() -> None:
+    runs = pd.concat([runs_of(), runs_of().assign(task="news", setting="news, tiny")])
+    found = evidence(runs=runs)
+    both = lora_minus_full(found, "attention_qv", [8], "test_accuracy")
+    assert isinstance(both, Measured)
+    assert len(both.values) == 2
+    one = only(lora_minus_full(found, "attention_qv", [8], "test_accuracy", task="news"))
+    assert one.label == "news, tiny"
+    none = lora_minus_full(found, "attention_qv", [8], "test_accuracy", task="chess")
+    assert "trained runs on chess" in lacking(none)
 
 
 def test_truncated_updates() -> None:
@@ -296,12 +310,14 @@ def test_truncated_updates() -> None:
     ids = runs[runs["method"] == "full"][["run_id", "task", "seed"]].to_dict("records")
     table = pd.DataFrame(
         {"run_id": r["run_id"], "task": r["task"], "scope": "all", "kept_rank": kept,
-         "test_accuracy": 0.9 - loss + 0.001 * r["seed"]}
+         "test_accuracy": 0.9 - loss + 0.001 * r["seed"], "energy_kept": 1 - 2 * loss}
         for r in ids for kept, loss in ((0, 0.4), (6, 0.03), (200, 0.0))
     )  # fmt: skip
     found = evidence(runs=runs, truncation=table)
     assert only(truncated_minus_whole(found, 6)).value == pytest.approx(-0.03)
     assert "to rank 200" in lacking(truncated_minus_whole(found, 200))
+    assert only(energy_kept(found, 6)).value == pytest.approx(0.94)
+    assert "to rank 8" in lacking(energy_kept(found, 8))
 
 
 def test_serving_is_a_median_of_paired_ratios() -> None:

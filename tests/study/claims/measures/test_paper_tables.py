@@ -30,15 +30,6 @@ def test_a_row_keeps_its_interval() -> None:
     assert (value.low, value.value, value.high) == (2.0, 3.0, 4.0)
 
 
-def test_a_number_can_be_read_in_units_of_noise() -> None:
-    known = EVIDENCE.papers["intruders"].assign(of_noise=2.0)
-    evidence = replace(NO_EVIDENCE, papers={"intruders": known})
-    found = paper_row(evidence, paper="intruders", where=LORA, over_noise=True)
-    assert isinstance(found, Measured)
-    [value] = found.values
-    assert (value.low, value.value, value.high) == (1.0, 1.5, 2.0)
-
-
 def test_a_difference_reaches_as_far_as_both_intervals_allow() -> None:
     known = EVIDENCE.papers["intruders"].assign(low=[2.0, 0.0, None], high=[4.0, 1.0, None])
     evidence = replace(NO_EVIDENCE, papers={"intruders": known})
@@ -46,6 +37,17 @@ def test_a_difference_reaches_as_far_as_both_intervals_allow() -> None:
     assert isinstance(found, Measured)
     [value] = found.values
     assert (value.low, value.value, value.high) == (1.0, 2.5, 4.0)
+
+
+def test_a_difference_can_be_read_against_noise_of_each_shape() -> None:
+    known = EVIDENCE.papers["intruders"].assign(
+        low=[2.0, 0.0, None], high=[4.0, 1.0, None], of_noise=[2.0, 0.5, 1.0]
+    )
+    evidence = replace(NO_EVIDENCE, papers={"intruders": known})
+    found = paper_rows_apart(evidence, paper="intruders", where=LORA, minus=FULL, over_noise=True)
+    assert isinstance(found, Measured)
+    [value] = found.values
+    assert (value.low, value.value, value.high) == (-1.0, 0.5, 2.0)
 
 
 def test_without_an_interval_nothing_is_decided() -> None:

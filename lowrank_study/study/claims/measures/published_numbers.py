@@ -1,6 +1,7 @@
-"""Ratios between published numbers, computed again from the numbers themselves."""
+"""What published numbers say of each other, computed again from the numbers themselves."""
 
 from collections.abc import Sequence
+from datetime import date
 
 from lowrank_study.study.claims.measures.outcome import (
     Interval,
@@ -20,7 +21,10 @@ def published_retention(accuracy: float, full: float, chance: float) -> Outcome:
 
 @measure
 def published_ratio(numerator: float, denominator: float, rounding: Sequence[float]) -> Outcome:
-    """Give the ratio of two published numbers, as an interval: each is off by its rounding."""
+    """Give the ratio of two published numbers, as an interval: each is off by its rounding.
+
+    Or by its published spread, where that is more.
+    """
     above, below = rounding
     found = Interval(
         value=numerator / denominator,
@@ -28,5 +32,12 @@ def published_ratio(numerator: float, denominator: float, rounding: Sequence[flo
         high=(numerator + above) / (denominator - below),
         label="",
     )
-    how = f"{numerator:g} / {denominator:g}, {found.low:.4g} to {found.high:.4g} by their rounding"
+    how = f"{numerator:g} ± {above:g} over {denominator:g} ± {below:g}"
     return Measured(values=(found,), how=how)
+
+
+@measure
+def days_until(first: str, second: str) -> Outcome:
+    """Give the days from one paper's first version to another's, as ISO dates."""
+    days = (date.fromisoformat(second) - date.fromisoformat(first)).days
+    return computed(days, f"from {first} to {second}, the first versions on arXiv")
