@@ -180,6 +180,7 @@ def test_controls_are_told_and_drawn(data: SettingData) -> None:
     figure = rank_along_training(data)
     assert figure is not None
     assert set(figure.table.frame["step"]) == {1, 2, 4}
+    assert (figure.table.frame["role"] == "").sum() == 3  # what the sentence is of
     names = {table.name for table in tables_of_setting(data)}
     assert names >= {"accuracy_by_kept_rank", "control_ranks", "control_overlap"}
 

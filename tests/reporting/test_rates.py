@@ -6,7 +6,9 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
+from lowrank_study.reporting.figures.accuracy import accuracy_against_rank
 from lowrank_study.reporting.figures.rates import rate_curves
+from lowrank_study.reporting.findings.accuracy import adapters
 from lowrank_study.reporting.findings.rates import rates as rates_found
 from lowrank_study.reporting.tables import SettingData, best_rates, checked, settings_data
 from lowrank_study.reporting.tables.rates import rates_by_configuration, with_rules
@@ -80,6 +82,26 @@ def test_a_choice_that_the_seeds_do_not_bear_out_is_counted() -> None:
     assert behind.loc[(8, 9e-3), ["behind_low_95"]].isna().all()
     [finding] = rates_found(data)
     assert "In 1 of 2 cases the next best rate is not told from the chosen one" in (finding.text)
+
+
+def test_a_configuration_of_two_rules_is_one_case_and_the_mixture_is_told() -> None:
+    steps = {(2, 16.0): 0.010, (8, 16.0): 0.011, (2, 4.0): 0.012}
+    rows = [
+        trial(rank, rate, 0.7 - step * below + 0.001 * seed * below, seed=seed, alpha=alpha)
+        for (rank, alpha), step in steps.items()
+        for rate, below in ((1e-3, 0), (3e-3, 1))
+        for seed in range(4)
+    ]
+    study = build_study(ranks=(2, 8), targets=("attention_qv",))
+    other = study.runs[study.runs["adapter_rank"] == 2].assign(alpha=4.0)
+    other = other.assign(run_id=other["run_id"] + "-other")
+    runs = pd.concat([study.runs, other])
+    [data] = settings_data(
+        checked(replace(study, runs=runs, planned=len(runs), rates=pd.DataFrame(rows)))
+    )
+    assert "of 3 cases" in rates_found(data)[0].text
+    assert "at several α or scalings" in adapters(data)[0].text
+    assert "at several α or scalings" in accuracy_against_rank(data).caption
 
 
 def test_ratios_are_to_full_and_an_end_of_the_grid_is_told(tuned_data: SettingData) -> None:

@@ -33,7 +33,12 @@ from lowrank_study.reporting.figures.rank_axis import (
     offsets,
     series_of,
 )
-from lowrank_study.reporting.tables import CONFIGURATION, SettingData, full_row
+from lowrank_study.reporting.tables import (
+    CONFIGURATION,
+    SettingData,
+    at_several_scalings,
+    full_row,
+)
 
 DOTTED = (0, (2, 2))
 
@@ -54,9 +59,11 @@ CAPTION = (
     "seeds, not that of drawing another test set. The vertical axis does not begin at zero; "
     "what leaves it is cut."
 )
-OF_FULL = (
+OF_FULL = " The line is the mean of full fine-tuning."
+WITH_BAND = (
     " The line and the band are the mean of full fine-tuning and its interval, made the same way."
 )
+PREFERRED = " A rank that was run at several α or scalings stands at the one validation prefers."
 
 
 def accuracy_against_rank(data: SettingData) -> Figure:
@@ -149,11 +156,18 @@ def accuracy_against_rank(data: SettingData) -> Figure:
         draw,
         name=f"accuracy_against_rank{data.suffix}",
         title="Accuracy against adapter rank",
-        caption=CAPTION.format(full="" if full is None else OF_FULL),
+        caption=CAPTION.format(full=_of_full(full))
+        + (PREFERRED if at_several_scalings(data.accuracy) else ""),
         note="One row a run at its configuration’s chosen learning rate.",
         frame=_numbers(runs, chosen),
         columns=COLUMNS,
     )
+
+
+def _of_full(full: dict[str, Any] | None) -> str:
+    if full is None:
+        return ""
+    return WITH_BAND if full["n"] > 1 else OF_FULL
 
 
 def _numbers(runs: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:

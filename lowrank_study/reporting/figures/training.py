@@ -27,10 +27,9 @@ CAPTION = (
 def rank_along_training(data: SettingData) -> Figure | None:
     """Draw the 90 % energy rank of the updates against the optimizer's steps."""
     table = training_ranks(data)
-    table = table[table["role"] != ""]
     if not table["median_energy_rank_90"].notna().any():
         return None
-    roles = in_order(table["role"])
+    roles = in_order(table.loc[table["role"] != "", "role"])
     steps = sorted({int(step) for step in table["step"]})
 
     def draw(on: Paper) -> None:
@@ -67,7 +66,10 @@ def rank_along_training(data: SettingData) -> Figure | None:
         name=f"rank_along_training{data.suffix}",
         title="Rank of the update along training",
         caption=CAPTION,
-        note="One row a step and role: medians over the resolvable matrices inside the layers.",
+        note=(
+            "One row a step and role, or of all roles where none is named: medians over the "
+            "resolvable matrices inside the layers."
+        ),
         frame=table,
         columns=(
             Column("step", "step", "rank", "optimizer steps taken"),

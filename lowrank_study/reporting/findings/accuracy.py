@@ -24,7 +24,13 @@ from lowrank_study.reporting.display import (
 )
 from lowrank_study.reporting.findings.finding import Finding
 from lowrank_study.reporting.findings.sufficient import sequences, was_tested
-from lowrank_study.reporting.tables import SettingData, full_row, groups, records
+from lowrank_study.reporting.tables import (
+    SettingData,
+    at_several_scalings,
+    full_row,
+    groups,
+    records,
+)
 from lowrank_study.study.accuracy import ERROR
 
 FEW_SEEDS = 5
@@ -97,6 +103,8 @@ def adapters(data: SettingData) -> list[Finding]:
             text = _against_interval(name, rising, full, tested=was_tested(data))
         else:
             text = _without_interval(name, records(rising), full)
+        if at_several_scalings(data.accuracy[data.accuracy["method"] == key["method"]]):
+            text += " A rank run at several α or scalings stands at the one validation prefers."
         statements.append(Finding(topic=name, text=text, source=_source(data)))
     return statements
 

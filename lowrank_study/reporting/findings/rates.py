@@ -60,12 +60,12 @@ def rates(data: SettingData) -> list[Finding]:
 def next_best(rates: pd.DataFrame) -> tuple[int, int]:
     """Count the rows of `best_rates` whose two best rates can be compared, and those tied.
 
-    A configuration that follows two rules of α has two rows.
+    A configuration that follows two rules of α has two rows, and counts once.
     """
-    compared = tied = 0
+    nearest = {}
     known = rates[rates["behind_low_95"].notna()]
-    for _, rows in groups(known, [*CONFIGURATION, "rule"]):
-        nearest = min(records(rows), key=lambda row: row["behind"])
-        compared += 1
-        tied += nearest["behind_low_95"] <= 0.0
-    return compared, tied
+    for key, rows in groups(known, [*CONFIGURATION, "rule"]):
+        row = min(records(rows), key=lambda row: row["behind"])
+        tried = tuple(zip(rows["learning_rate"], rows["behind"], strict=True))
+        nearest[*(key[name] for name in CONFIGURATION), tried] = row["behind_low_95"]
+    return len(nearest), sum(low <= 0.0 for low in nearest.values())

@@ -45,9 +45,9 @@ def full_rank(data: SettingData) -> list[Finding]:
         f"{written(row['largest_possible_rank'], 'rank')}, from "
         f"{written(row['min_energy_rank_90'], 'rank')} to "
         f"{written(row['max_energy_rank_90'], 'rank')} over "
-        f"{counted(int(row['resolvable']), 'resolvable matrix', 'resolvable matrices')} of "
-        f"{counted(int(row['seeds']), 'seed')}. Independent Gaussian noise of the same shapes "
-        f"would read {_span(noise)}."
+        f"{counted(int(row['resolvable']), 'resolvable matrix', 'resolvable matrices')} inside "
+        f"the layers, of {counted(int(row['seeds']), 'seed')}. Independent Gaussian noise of the "
+        f"same shapes would read about {_span(noise)}."
     )
     layers = {
         int(key["layer"]): float(group["energy_rank_90"].median())

@@ -9,7 +9,11 @@ A *setting* is a task with a base model. A *configuration* is a method with its 
 adapter rank in one setting.
 """
 
-from lowrank_study.reporting.tables.accuracy import accuracy_by_rank, chosen_runs
+from lowrank_study.reporting.tables.accuracy import (
+    accuracy_by_rank,
+    at_several_scalings,
+    chosen_runs,
+)
 from lowrank_study.reporting.tables.cost import cost_by_method
 from lowrank_study.reporting.tables.provenance import flat_provenance, shared_provenance
 from lowrank_study.reporting.tables.rates import best_rates
@@ -38,6 +42,7 @@ __all__ = [
     "SettingData",
     "StudyTables",
     "accuracy_by_rank",
+    "at_several_scalings",
     "best_rates",
     "checked",
     "chosen_runs",

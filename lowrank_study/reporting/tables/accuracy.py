@@ -81,6 +81,15 @@ def _accuracy_of(group: pd.DataFrame) -> dict[str, object]:
     }
 
 
+def at_several_scalings(accuracy: pd.DataFrame) -> bool:
+    """Tell whether some configuration was run at more than one α or scaling, of which one stands.
+
+    The chosen rows of its ranks may then follow several rules of α.
+    """
+    tried = accuracy[[*CONFIGURATION, "alpha", "scaling_rule"]].drop_duplicates()
+    return bool(tried.duplicated(CONFIGURATION).any())
+
+
 def chosen_runs(runs: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFrame:
     """Give the runs, whatever became of them, at each configuration's chosen learning rate."""
     runs = typed_table(runs, RUN_COLUMNS, "runs")
