@@ -39,6 +39,7 @@ class Architecture:
     name: str
     model: nn.Module
     base: BaseModel
+    layers: int
 
     def parameters(self) -> int:
         """Count every parameter; tied ones once."""
@@ -81,7 +82,7 @@ def architecture_of(name: str) -> Architecture:
     config = AutoConfig.for_model(**fields.part("config").mapping())
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    return Architecture(name=name, model=model, base=base)
+    return Architecture(name=name, model=model, base=base, layers=config.num_hidden_layers)
 
 
 def _read(path: Any) -> Any:
@@ -146,10 +147,9 @@ def linear_weights(architecture: str, each_layer: bool = False) -> Outcome:
     found = architecture_of(architecture)
     shapes = found.shapes("all_linear")
     weights = sum(width_in * width_out for width_in, width_out in shapes)
-    layers = found.model.config.num_hidden_layers
-    of_one = f", over {layers} layers" if each_layer else ""
+    of_one = f", over {found.layers} layers" if each_layer else ""
     how = f"{architecture}: {len(shapes)} linear maps in its layers{of_one}"
-    return computed(weights / (layers if each_layer else 1), how)
+    return computed(weights / (found.layers if each_layer else 1), how)
 
 
 @measure
