@@ -1,7 +1,8 @@
 """Files in the shapes of Llama-7B, to be measured: an adapter, and a pair of checkpoints.
 
-    write_adapter(folder, layers=32, rank=8)
-    filled = write_pair(before, after, layers=1, filled=None)
+    write_adapter(folder, layers=32, rank=8, hidden=HIDDEN, inner=INNER)
+    tensors = shapes(1, hidden=HIDDEN, inner=INNER, vocabulary=VOCABULARY)
+    write_pair(before, after, tensors, filled=["lm_head.weight"])
 
 The numbers are random, the layout is the real one: names, shapes, bfloat16, shards and their
 index. Tensors that aren't filled are holes in a sparse file, read as zeros: the whole model

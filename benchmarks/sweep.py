@@ -23,7 +23,7 @@ from growth import growth
 from processes import peft_loop, train_here, written
 from steps import least_seconds, steps
 
-from lowrank_study.config import compose
+from lowrank_study.config import compose, fast_precision
 from lowrank_study.runs import RunStore
 from lowrank_study.spec import RunSpec
 
@@ -151,10 +151,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="whole,step,smollm2,agreement,growth")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="few texts: to see that it runs")
-    parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--quick", action="store_true", help="few texts; writes only to --out")
+    parser.add_argument("--out", type=Path, help="folder of the results")
     arguments = parser.parse_args()
-    rounds, quick, out = arguments.rounds, arguments.quick, arguments.out
+    rounds, quick = arguments.rounds, arguments.quick
+    with tempfile.TemporaryDirectory() as nowhere:
+        out = arguments.out or (Path(nowhere) if quick else HERE / "results")
+        run_cases(arguments.only.split(","), rounds=rounds, quick=quick, out=out)
+
+
+def run_cases(names: Sequence[str], *, rounds: int, quick: bool, out: Path) -> None:
+    """Run some cases, write each as soon as it is done, and print its figures."""
     cases = {
         "whole": lambda: whole(rounds, quick=quick),
         "step": lambda: steps(rounds),
@@ -162,8 +169,8 @@ def main() -> None:
         "agreement": lambda: agreement(out, quick=quick),
         "growth": lambda: growth(out, quick=quick),
     }
-    for name in arguments.only.split(","):
-        provenance = timing.facts(dtype="float32", rounds=str(rounds))
+    for name in names:
+        provenance = timing.facts(precision=fast_precision(), rounds=str(rounds))
         found = {name: cases[name]()}
         timing.write_results(out, "sweep", found, provenance=provenance)
         for row in timing.table(found):

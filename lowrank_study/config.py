@@ -125,6 +125,13 @@ def plain(config: Any) -> dict[str, Any]:
     return {str(key): value for key, value in mapping.items()}
 
 
+def read_yaml(path: Path) -> Any:
+    """Read a file of `conf/` that Hydra composes nothing of: claims, papers, architectures."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+
+
 def read_config(config: Mapping[str, Any]) -> RunConfig:
     """Read one composed configuration.
 

@@ -79,8 +79,7 @@ def _part(data: SettingData) -> Part:
 
 
 def _facts(study: StudyTables, settings: list[SettingData]) -> list[tuple[str, str]]:
-    used = [data.accuracy[data.accuracy["chosen"]]["n"] for data in settings]
-    counts = [int(count) for column in used for count in column if count > 0]
+    counts = [int(count) for data in settings for count in data.chosen["n"]]
     least, most = min(counts), max(counts)
     done = int((study.runs["status"] == "done").sum())
     facts = [

@@ -87,6 +87,11 @@ def is_missing(value: object) -> bool:
     return value is None or value is pd.NA or value is pd.NaT or value != value
 
 
+def span(low: str, high: str) -> str:
+    """Write a range, or the one value where both ends print alike."""
+    return low if low == high else f"{low} to {high}"
+
+
 def written(value: object, kind: Kind) -> str:
     """Write one value of a table; what is missing or not finite becomes a dash."""
     if is_missing(value):

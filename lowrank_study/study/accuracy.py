@@ -168,7 +168,7 @@ class Retention:
     ratio: float
     """(a - c) / (f - c) of the mean accuracies; NaN where full fine-tuning is not above chance."""
     low: float
-    """Lower end of its 95 % interval; -inf where that is unbounded, NaN for none."""
+    """Lower end of its interval; -inf where that is unbounded, NaN for none."""
     high: float
     """Upper end; inf where the interval is unbounded."""
 

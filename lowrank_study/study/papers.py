@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from omegaconf import OmegaConf
 
-from lowrank_study.config import CONF_FOLDER, plain
+from lowrank_study.config import CONF_FOLDER, read_yaml
 from lowrank_study.errors import InputError
 from lowrank_study.fields import Fields
 from lowrank_study.runs import RunStore, TrainedRun
@@ -97,7 +96,7 @@ def load_paper(name: str) -> Paper:
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
         raise InputError(f"papers: {name!r} is unknown: there are {known}")
-    return read_paper(name, plain(OmegaConf.load(path)))
+    return read_paper(name, read_yaml(path))
 
 
 def runs_of(paper: Paper, results: Path) -> list[TrainedRun]:

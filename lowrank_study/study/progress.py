@@ -56,7 +56,8 @@ class SweepProgress:
         """Show the shares of the runs that are ended (1.0) or running."""
         ended = [run_id for run_id, share in shares.items() if share == 1.0]
         left = self._time_left(shares)
-        state = f"{len(shares) - len(ended)} running, {left}"
+        running = len(shares) - len(ended)
+        state = f"{running} running, {left}" if running else left
         self._display.update(self._bar, completed=len(ended), state=state)
         if not self._console.is_terminal:
             for run_id in set(ended) - self._told:

@@ -65,6 +65,8 @@ def sweep(
     ------
     InputError
         Any of the runs can't be: then none is planned.
+    RuntimeError
+        No worker is left, and not all runs have ended: the same call goes on with the rest.
     """
     if tuning is not None:
         specs = tuned(

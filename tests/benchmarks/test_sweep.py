@@ -33,6 +33,24 @@ def test_the_runs_are_some_of_the_study() -> None:
     assert len(targets) == 2
 
 
+def test_a_quick_run_leaves_the_committed_results_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    benchmark = importlib.import_module("sweep")
+    written: list[Path] = []
+    monkeypatch.setattr(
+        benchmark, "run_cases", lambda names, **settings: written.append(settings["out"])
+    )
+    for options, out in (
+        (["--quick"], None),
+        (["--quick", "--out", str(tmp_path)], tmp_path),
+        ([], benchmark.HERE / "results"),
+    ):
+        monkeypatch.setattr("sys.argv", ["sweep.py", *options])
+        benchmark.main()
+        assert written[-1] == out or (out is None and benchmark.HERE not in written[-1].parents)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("tuned", [False, True])
 def test_the_trainer_does_what_the_suite_does(

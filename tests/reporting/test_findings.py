@@ -200,6 +200,15 @@ def test_all_unresolvable_gives_no_rank(small_study: StudyTables) -> None:
     )
 
 
+def test_seeds_that_agree_are_an_interval_without_width(make_study: MakeStudy) -> None:
+    study = make_study(ranks=(1, 4), targets=("attention_qv",), layers=1)
+    full = study.runs["method"] == "full"
+    study.runs.loc[full, "test_accuracy"] = 0.5
+    said = texts(study)
+    assert "(3 seeds, 95" in said["Full fine-tuning"]
+    assert "one seed" not in said["LoRA on attention_qv"]
+
+
 def test_one_seed_allows_no_comparison(make_study: MakeStudy) -> None:
     said = texts(make_study(ranks=(1, 4), targets=("attention_qv",), seeds=1, layers=1))
     assert "(1 seed), " in said["Full fine-tuning"]

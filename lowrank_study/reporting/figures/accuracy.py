@@ -72,12 +72,11 @@ def accuracy_against_rank(data: SettingData) -> Figure:
     axis, series = RankAxis.of(runs), series_of(runs)
     adapted = {target for _, target in axis.others if target} | {one.target for one in series}
     targets = sorted(adapted) or [""]
-    full = full_row(data.accuracy, data.setting)
-    full = full if full is not None and full["n"] else None
+    full = full_row(data)
     done = runs[(runs["status"] == "done") & runs["test_accuracy"].notna()]
     low, high = _limits(done["test_accuracy"], full)
     majority = float(done["majority_accuracy"].mean())
-    chosen = data.accuracy[data.accuracy["chosen"]]
+    chosen = data.chosen
 
     def draw(on: Paper) -> None:
         panels = on.panels(
@@ -125,9 +124,7 @@ def accuracy_against_rank(data: SettingData) -> Figure:
     def draw_means(
         panel: Axes, method: str, target: str, colour: str, marker: str, shift: float
     ) -> None:
-        means = chosen[
-            (chosen["method"] == method) & (chosen["target"] == target) & (chosen["n"] > 0)
-        ]
+        means = chosen[(chosen["method"] == method) & (chosen["target"] == target)]
         if method == "full" or not len(means):
             return
         places = axis.places(means) + shift

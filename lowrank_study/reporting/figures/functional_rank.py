@@ -51,8 +51,7 @@ def functional_rank(data: SettingData) -> Figure | None:
     if not len(cut):
         return None
     above_noise = table[table["scope"] == "noise_cut"]
-    accuracy = data.accuracy[data.accuracy["chosen"] & (data.accuracy["n"] > 0)]
-    trained = accuracy[accuracy["adapter_rank"].notna()]
+    trained = data.chosen[data.chosen["adapter_rank"].notna()]
     series = series_of(trained)
     whole, nothing = cut.iloc[-1], cut[cut["kept_rank"] == 0]
     end = math.log2(float(whole["kept_rank"])) + 1.6

@@ -21,6 +21,7 @@ from lowrank_study.reporting.display import (
     is_missing,
     percent,
     points,
+    span,
 )
 from lowrank_study.reporting.findings.finding import Finding
 from lowrank_study.reporting.findings.sufficient import sequences, was_tested
@@ -39,7 +40,7 @@ FEW_SEEDS = 5
 
 def full_fine_tuning(data: SettingData) -> Finding:
     """Say what full fine-tuning reaches, above the commonest class."""
-    full = _full(data)
+    full = full_row(data)
     if full is None:
         text = "No run of full fine-tuning is done: the adapters are described, not compared."
         return Finding(topic="Full fine-tuning", text=text, source=_source(data))
@@ -49,9 +50,7 @@ def full_fine_tuning(data: SettingData) -> Finding:
 
 def head_alone(data: SettingData) -> list[Finding]:
     """Say what is reached without any ΔW, where it was tried, and how many others reach less."""
-    rows = data.accuracy
-    rows = rows[rows["chosen"] & (rows["n"] > 0)]
-    found = []
+    rows, found = data.chosen, []
     for head in records(rows[rows["method"] == "head"]):
         others = rows[rows["method"] != "head"]
         text = f"Without any ΔW, the head alone reaches {_reached(head)}."
@@ -90,16 +89,15 @@ def adapters(data: SettingData) -> list[Finding]:
 
     Of an adapter of PEFT's, whose kind has no rank of ΔW, what it reaches.
     """
-    rows = data.accuracy
-    rows = rows[rows["chosen"] & ~rows["method"].isin(["full", "head"]) & (rows["n"] > 0)]
-    full = _full(data)
+    rows = data.chosen[~data.chosen["method"].isin(["full", "head"])]
+    full = full_row(data)
     statements = []
     for key, group in groups(rows, ["method", "target"]):
         name = adapter_name(**key)
         rising = group.sort_values("adapter_rank")
         if group["adapter_rank"].isna().any():
             text = _without_rank(name, records(group)[0], full)
-        elif full is not None and full["test_low_95"] < full["test_high_95"]:
+        elif full is not None and full["n"] > 1:
             text = _against_interval(name, rising, full, tested=was_tested(data))
         else:
             text = _without_interval(name, records(rising), full)
@@ -111,11 +109,12 @@ def adapters(data: SettingData) -> list[Finding]:
 
 def noise(data: SettingData) -> Finding:
     """Say on how many seeds and test examples everything rests, and what was not tested."""
-    rows = data.accuracy[data.accuracy["chosen"] & (data.accuracy["n"] > 0)]
+    rows = data.chosen
     least, most = int(rows["n"].min()), int(rows["n"].max())
     tested = was_tested(data)
-    span = str(most) if least == most else f"{least} to {most}"
-    text = f"The means rest on {span} {'seed' if most == 1 else 'seeds'} each"
+    text = (
+        f"The means rest on {span(str(least), str(most))} {'seed' if most == 1 else 'seeds'} each"
+    )
     if least < FEW_SEEDS:
         text += ", too few to tell small differences"
     if most == 1:
@@ -159,7 +158,7 @@ def _reached(row: dict[str, Any]) -> str:
     mean = row["mean_test_accuracy"]
     text = f"a test accuracy of {mean:.3f} ({_seeds(row)}"
     low, high = row["test_low_95"], row["test_high_95"]
-    if low < high:
+    if row["n"] > 1:
         text += f", 95{NARROW_SPACE}% interval over seeds {low:.3f}–{high:.3f}"
     text += ")"
     majority = row["majority_accuracy"]
@@ -236,11 +235,6 @@ def _without_interval(name: str, rising: list[dict[str, Any]], full: dict[str, A
         else "full fine-tuning has one seed, hence no interval"
     )
     return f"{text}. Which rank suffices can’t be said: {reason}."
-
-
-def _full(data: SettingData) -> dict[str, Any] | None:
-    full = full_row(data.accuracy, data.setting)
-    return full if full is not None and full["n"] else None
 
 
 # ---------------------------------------------------------------- words

@@ -5,7 +5,7 @@
 They are shares of medians, as the runs recorded them on their machine.
 """
 
-from lowrank_study.reporting.display import enumeration, in_bytes, percent, written
+from lowrank_study.reporting.display import enumeration, in_bytes, percent, span, written
 from lowrank_study.reporting.findings.finding import Finding
 from lowrank_study.reporting.tables import SettingData, cost_by_method
 
@@ -25,13 +25,8 @@ def cost(data: SettingData) -> list[Finding]:
     ):
         known = ranked[measure].dropna()
         if len(known):
-            low, high = float(known.min()), float(known.max())
-            span = (
-                percent(low)
-                if percent(low) == percent(high)
-                else f"{percent(low)} to {percent(high)}"
-            )
-            parts.append(f"{span} of its {what}")
+            shares = span(percent(float(known.min())), percent(float(known.max())))
+            parts.append(f"{shares} of its {what}")
         else:
             parts.append(f"{what} not measured")
     full = table[table["method"] == "full"].iloc[0]

@@ -88,8 +88,7 @@ def _inside(cut: list[dict[str, Any]]) -> str:
 
 def _trained_there(data: SettingData, cut: list[dict[str, Any]]) -> str:
     """What LoRA reaches at the lowest rank that both have: what training can find there."""
-    accuracy = data.accuracy
-    ranked = accuracy[accuracy["chosen"] & accuracy["adapter_rank"].notna() & (accuracy["n"] > 0)]
+    ranked = data.chosen[data.chosen["adapter_rank"].notna()]
     kept = {int(row["kept_rank"]): row for row in cut}
     shared = sorted({int(rank) for rank in ranked["adapter_rank"]} & set(kept))
     if not shared:

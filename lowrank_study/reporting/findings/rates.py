@@ -10,6 +10,7 @@ from lowrank_study.reporting.display import (
     adapter_name,
     counted,
     enumeration,
+    span,
     written,
 )
 from lowrank_study.reporting.findings.finding import Finding
@@ -24,16 +25,12 @@ def rates(data: SettingData) -> list[Finding]:
     best = best_rates(data.rates)
     parts = []
     for key, rows in groups(best[best["adapter_rank"].notna()], ["method", "target", "rule"]):
-        low, high = rows["learning_rate"].min(), rows["learning_rate"].max()
-        span = (
-            written(low, "rate")
-            if low == high
-            else f"{written(low, 'rate')} to {written(high, 'rate')}"
-        )
+        lowest, highest = rows["learning_rate"].min(), rows["learning_rate"].max()
+        tried = span(written(lowest, "rate"), written(highest, "rate"))
         ratio = rows["ratio_to_full"].median()
         times = f" (median {written(ratio, 'ratio')} full fine-tuning’s)" if ratio == ratio else ""
         parts.append(
-            f"{span} for {adapter_name(key['method'], key['target'])}, {key['rule']}{times}"
+            f"{tried} for {adapter_name(key['method'], key['target'])}, {key['rule']}{times}"
         )
     text = (
         "Every configuration’s learning rate was chosen on validation, by runs that did not read "
@@ -51,7 +48,8 @@ def rates(data: SettingData) -> list[Finding]:
             f"chosen one (paired 95{NARROW_SPACE}% t interval over their seeds holds 0): "
             "other seeds might have chosen it."
         )
-    ends = int((~best["inside"].astype(bool)).sum())
+    at_end = best[~best["inside"].astype(bool)]
+    ends = len(at_end.drop_duplicates([*CONFIGURATION, "learning_rate", "validation_loss"]))
     if ends:
         text += f" {counted(ends, 'case')} kept a rate at an end of the grid tried."
     return [Finding(topic="Learning rates", text=text, source=f"best_rates{data.suffix}")]

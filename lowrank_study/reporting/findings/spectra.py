@@ -13,6 +13,7 @@ from lowrank_study.reporting.display import (
     counted,
     enumeration,
     printable,
+    span,
     written,
 )
 from lowrank_study.reporting.findings.finding import Finding
@@ -47,7 +48,7 @@ def full_rank(data: SettingData) -> list[Finding]:
         f"{written(row['max_energy_rank_90'], 'rank')} over "
         f"{counted(int(row['resolvable']), 'resolvable matrix', 'resolvable matrices')} inside "
         f"the layers, of {counted(int(row['seeds']), 'seed')}. Independent Gaussian noise of the "
-        f"same shapes would read about {_span(noise)}."
+        f"same shapes would read about {span(f'{noise[0]:.0f}', f'{noise[-1]:.0f}')}."
     )
     layers = {
         int(key["layer"]): float(group["energy_rank_90"].median())
@@ -126,8 +127,3 @@ def resolution(data: SettingData) -> Finding:
             f"every median and hatched in the heat map."
         )
     return Finding(topic="Resolution", text=text, source="spectra")
-
-
-def _span(values: list[float]) -> str:
-    low, high = f"{values[0]:.0f}", f"{values[-1]:.0f}"
-    return low if low == high else f"{low} to {high}"

@@ -9,11 +9,11 @@ as the CSV file and the page show it. Every name is made printable here.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
-from lowrank_study.reporting.display import MISSING, is_missing, printable, written
+from lowrank_study.reporting.display import MISSING, printable, written
 from lowrank_study.spectra.noise import noise_energy_rank
 from lowrank_study.spectra.spectrum import singular_values_table
 from lowrank_study.study.measurement.measure import MeasuredMatrix, Measurement
@@ -118,17 +118,9 @@ def reading_text(reading: Reading, measure: Measure) -> str:
     return value_text(reading.value, measure.kind)
 
 
-def value_text(value: object, kind: str) -> str:
+def value_text(value: object, kind: Literal["rank", "percent", "number"]) -> str:
     """Write a number of a measure's kind."""
-    if is_missing(value):
-        return MISSING
-    match kind:
-        case "rank":
-            return written(value, "rank")
-        case "percent":
-            return written(value, "percent")
-        case _:
-            return written(value, "rate")
+    return written(value, "rate" if kind == "number" else kind)
 
 
 def name_of(path: Path) -> str:

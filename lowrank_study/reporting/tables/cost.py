@@ -13,10 +13,10 @@ import pandas as pd
 from lowrank_study.reporting.tables.accuracy import chosen_runs
 from lowrank_study.reporting.tables.rows import (
     CONFIGURATION,
-    SETTING,
     extreme_of,
     groups,
     median_of,
+    over_full,
 )
 
 
@@ -49,13 +49,6 @@ def cost_by_method(runs: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFrame:
         rows.append(row)
     table = pd.DataFrame(rows)
     table["adapter_rank"] = table["adapter_rank"].astype("Int64")
-    full = table[table["method"] == "full"].set_index(SETTING)
     for measure in ["trainable_parameters", *measures]:
-        base = [
-            float(full[measure].get((task, model), math.nan))
-            for task, model in zip(table["task"], table["model"], strict=True)
-        ]
-        table[f"{measure}_ratio"] = table[measure] / pd.Series(base, index=table.index).replace(
-            0, math.nan
-        )
+        table[f"{measure}_ratio"] = over_full(table, measure)
     return table

@@ -6,13 +6,12 @@
 Made of the runs that choose rates (`study/tuning.py`): none of them read the test split.
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from lowrank_study.reporting.tables.rows import CONFIGURATION, SETTING, groups, mean_of
+from lowrank_study.reporting.tables.rows import CONFIGURATION, groups, mean_of, over_full
 from lowrank_study.study.accuracy import interval_of_mean
 from lowrank_study.study.tuning import preference
 
@@ -96,13 +95,8 @@ def best_rates(table: pd.DataFrame) -> pd.DataFrame:
         highest_tried=tried.transform("max"),
     )
     best = frame[frame["chosen"]].drop(columns=["chosen", "lost", "runs"])
-    full = best[best["method"] == "full"].set_index(SETTING)["learning_rate"]
-    base = [
-        float(full.get((task, model), math.nan))
-        for task, model in zip(best["task"], best["model"], strict=True)
-    ]
     return best.assign(
-        ratio_to_full=best["learning_rate"] / base,
+        ratio_to_full=over_full(best, "learning_rate"),
         inside=(best["learning_rate"] > best["lowest_tried"])
         & (best["learning_rate"] < best["highest_tried"]),
     ).reset_index(drop=True)

@@ -95,6 +95,12 @@ def extreme_of(column: "pd.Series[Any]", *, largest: bool) -> float:
     return float(values.max() if largest else values.min())
 
 
+def over_full(table: pd.DataFrame, column: str) -> "pd.Series[float]":
+    """Divide a column by full fine-tuning's in the same setting; NaN without one, or by 0."""
+    full = table.loc[table["method"] == "full"].set_index(SETTING)[column].rename("of_full")
+    return table[column] / table.join(full, on=SETTING)["of_full"].replace(0, math.nan)
+
+
 def whole(value: float) -> int | None:
     """Round to a whole number; NaN is none."""
     return None if math.isnan(value) else round(value)

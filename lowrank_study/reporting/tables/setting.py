@@ -60,6 +60,11 @@ class SettingData:
     """`StudyTables.comparison`, this setting's rows"""
 
     @property
+    def chosen(self) -> pd.DataFrame:
+        """`accuracy` at the chosen learning rates, of configurations with a done run."""
+        return self.accuracy[self.accuracy["chosen"] & (self.accuracy["n"] > 0)]
+
+    @property
     def runs(self) -> pd.DataFrame:
         """The runs at the chosen learning rates, whatever became of them."""
         return chosen_runs(self.setting.rows(self.study.runs), self.accuracy)
@@ -97,8 +102,7 @@ def settings_of(runs: pd.DataFrame) -> list[Setting]:
     return [Setting(task=task, model=model) for task, model in pairs]
 
 
-def full_row(accuracy: pd.DataFrame, setting: Setting) -> dict[str, Any] | None:
-    """Give the chosen row of full fine-tuning in a setting, if it was run and is done."""
-    rows = setting.rows(accuracy)
-    rows = rows[(rows["method"] == "full") & rows["chosen"]]
+def full_row(data: SettingData) -> dict[str, Any] | None:
+    """Give the row of full fine-tuning at its chosen rate, if it was run and a run is done."""
+    rows = data.chosen[data.chosen["method"] == "full"]
     return records(rows)[0] if len(rows) else None

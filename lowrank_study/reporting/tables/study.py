@@ -101,6 +101,8 @@ class StudyTables:
 def checked(study: StudyTables) -> StudyTables:
     """Give the study with sorted, typed tables, or say what is wrong with it.
 
+    But for `rates`, which is as `runs_table` gave it.
+
     Raises:
         InputError: a column is missing or not of its type, a status is unknown, a run
             appears twice, an accuracy is not a share, two runs can't be told apart, no

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lowrank_study.config import CONF_FOLDER
+from lowrank_study.config import CONF_FOLDER, read_yaml
 from lowrank_study.errors import InputError
 from lowrank_study.fields import Fields
 from lowrank_study.study.claims.measures import MEASURES
@@ -30,14 +30,12 @@ def load_claims(folder: Path = CLAIM_FOLDER) -> list[Claim]:
     Raises:
         InputError: No claims there, or an entry that can't be: it names the file and the entry.
     """
-    from omegaconf import OmegaConf
-
     files = sorted(folder.glob("*.yaml"))
     if not files:
         raise InputError(f"no claims in {folder}: work from a clone of the project")
     claims = []
     for file in files:
-        content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+        content = read_yaml(file)
         if not isinstance(content, dict) or not isinstance(content.get("claims"), list):
             raise InputError(f"{file}: a source and a list of claims are needed")
         source = Fields(f"{file.name}: ", {str(k): v for k, v in content.items()}).text("source")

@@ -12,8 +12,7 @@ for, else one update (see `updates.py`). Nothing is written here.
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lowrank_study.checkpoints.pairing import coarser
@@ -249,13 +248,7 @@ def _compared(
     of_other, similarity = against_other(mine, partner)
     if similarity is None and is_too_large(found.spectrum.shape):
         of_other = dict.fromkeys(of_other, without_value("not computed"))
-    return MeasuredMatrix(
-        spectrum=found.spectrum,
-        state=found.state,
-        readings=found.readings | of_other,
-        intruder_cosines=found.intruder_cosines,
-        similarity=similarity,
-    )
+    return replace(found, readings=found.readings | of_other, similarity=similarity)
 
 
 def _partner(name: str, partners: dict[str, Directions | None]) -> str | None:
@@ -283,7 +276,7 @@ def _flags(matrices: list[MeasuredMatrix], settings: MeasureSettings) -> list[st
             f"{untrained} of {len(states)} adapted matrices are untrained: B = 0, "
             "as LoRA begins, so that the adapter adds nothing there"
         )
-    large = [m.spectrum.module for m in matrices if prod(m.spectrum.shape) > LARGEST_COMPARED]
+    large = [m.spectrum.module for m in matrices if is_too_large(m.spectrum.shape)]
     if settings.compare_with_base and large:
         flags.append(
             f"too large for a comparison with W0 ({LARGEST_COMPARED:,} entries at most): "

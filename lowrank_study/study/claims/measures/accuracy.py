@@ -1,10 +1,8 @@
 """Claims on accuracy, measured from trained runs: paired by seed, at each setting's best rate."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import wraps
-from typing import ParamSpec
 
 import numpy as np
 import pandas as pd
@@ -20,26 +18,9 @@ from lowrank_study.study.claims.measures.intervals import (
 from lowrank_study.study.claims.measures.outcome import (
     Interval,
     Lacking,
-    Measured,
     Outcome,
-    Unmeasured,
     measure,
 )
-
-Arguments = ParamSpec("Arguments")
-
-
-def unless_lacking(function: Callable[Arguments, Outcome]) -> Callable[Arguments, Outcome]:
-    """Turn what a measure lacks into an outcome that says so."""
-
-    @wraps(function)
-    def guarded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Outcome:
-        try:
-            return function(*args, **kwargs)
-        except Lacking as error:
-            return Unmeasured(why=f"needs {error}")
-
-    return guarded
 
 
 def by_seed(
@@ -81,7 +62,6 @@ def best_rank(runs: pd.DataFrame, *, target: str, ranks: Sequence[int]) -> int:
 
 
 @measure
-@unless_lacking
 def retention(evidence: Evidence, target: str, rank: int, above_chance: bool) -> Outcome:
     """Give what LoRA keeps of full fine-tuning's test accuracy, over the majority class or 0."""
 
@@ -92,10 +72,10 @@ def retention(evidence: Evidence, target: str, rank: int, above_chance: bool) ->
         pairs = pd.concat([lora, full], axis=1).dropna().to_numpy(dtype=np.float64)
         if not len(pairs):
             raise Lacking("two such runs of the same seed")
-        counts.add(len(pairs))
         found = retention_over_seeds(*pairs.T, chance=chance, confidence=confidence)
         if math.isnan(found.ratio):
             raise Lacking("full fine-tuning that is above the commonest class")
+        counts.add(len(pairs))
         bounded = len(pairs) >= FEWEST_SEEDS
         return Interval(
             value=found.ratio,
@@ -111,7 +91,6 @@ def retention(evidence: Evidence, target: str, rank: int, above_chance: bool) ->
 
 
 @measure
-@unless_lacking
 def lora_minus_full(
     evidence: Evidence, target: str, ranks: Sequence[int], column: str, task: str | None = None
 ) -> Outcome:
@@ -136,7 +115,6 @@ def lora_minus_full(
 
 
 @measure
-@unless_lacking
 def rank_difference(evidence: Evidence, target: str, higher: int, lower: int) -> Outcome:
     """Give the test accuracy at a higher rank minus that at a lower one."""
 
@@ -152,7 +130,6 @@ def rank_difference(evidence: Evidence, target: str, higher: int, lower: int) ->
 
 
 @measure
-@unless_lacking
 def target_difference(
     evidence: Evidence, first: str, second: str, budget: float, slack: float
 ) -> Outcome:
@@ -182,7 +159,7 @@ def target_difference(
         return pd.concat(differences, axis=1).dropna().mean(axis=1)
 
     compared: dict[str, set[str]] = {}
-    outcome = over_seeds(tuned_runs(evidence), quantity, how="")
+    found = over_seeds(tuned_runs(evidence), quantity, how="")
     pairs = "; ".join(
         ranks + (f" ({'; '.join(sorted(settings))})" if len(compared) > 1 else "")
         for ranks, settings in compared.items()
@@ -191,7 +168,7 @@ def target_difference(
         f"test accuracy of {first} minus {second}, sizes in the ratio {budget:g} "
         f"± {100 * slack:.0f} %, paired by seed; the mean over ranks {pairs}"
     )
-    return replace(outcome, how=how + outcome.how) if isinstance(outcome, Measured) else outcome
+    return replace(found, how=how + found.how)
 
 
 def _by_rank(task: pd.DataFrame, target: str) -> dict[int, float]:
@@ -204,7 +181,6 @@ def _by_rank(task: pd.DataFrame, target: str) -> dict[int, float]:
 
 
 @measure
-@unless_lacking
 def overfitting_slope(evidence: Evidence, target: str) -> Outcome:
     """Give how much the gap of train and test accuracy grows with each doubling of the rank."""
 
@@ -225,7 +201,6 @@ def overfitting_slope(evidence: Evidence, target: str) -> Outcome:
 
 
 @measure
-@unless_lacking
 def gap_of_full_minus_lora(evidence: Evidence, target: str, rank: int) -> Outcome:
     """Give full fine-tuning's gap of train and test accuracy minus LoRA's."""
 
@@ -242,7 +217,6 @@ def gap_of_full_minus_lora(evidence: Evidence, target: str, rank: int) -> Outcom
 
 
 @measure
-@unless_lacking
 def truncated_minus_whole(evidence: Evidence, kept_rank: int) -> Outcome:
     """Give the test accuracy of a full update truncated to a rank, minus that of the whole one."""
 
@@ -258,7 +232,6 @@ def truncated_minus_whole(evidence: Evidence, kept_rank: int) -> Outcome:
 
 
 @measure
-@unless_lacking
 def energy_kept(evidence: Evidence, kept_rank: int) -> Outcome:
     """Give the share of Σ‖ΔW‖² that a full update truncated to a rank keeps."""
 
@@ -276,4 +249,5 @@ def _cuts(evidence: Evidence) -> pd.DataFrame:
     """Give the evaluations of updates that were cut to one rank in every matrix."""
     table = part(evidence.truncation, "full updates truncated to low rank: experiments/truncate.py")
     runs = part(evidence.runs, "trained runs: sweep=NAME")[["run_id", "seed", "setting"]]
-    return table[table["scope"] == "all"].merge(runs, on="run_id")
+    cuts = table[table["scope"] == "all"].merge(runs, on="run_id")
+    return part(cuts, "full updates cut to a rank in every matrix: experiments/truncate.py")

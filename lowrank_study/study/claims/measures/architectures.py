@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowrank_study.config import CONF_FOLDER
+from lowrank_study.config import CONF_FOLDER, read_yaml
 from lowrank_study.errors import InputError
 from lowrank_study.fields import Fields
 from lowrank_study.spec import BaseModel, HubRepo
@@ -65,9 +65,11 @@ def architecture_of(name: str) -> Architecture:
     known = sorted(file.stem for file in FOLDER.glob("*.yaml"))
     if name not in known:
         raise InputError(f"architecture {name!r}: valid are {', '.join(known)}")
-    fields = Fields(f"{name}: ", _read(FOLDER / f"{name}.yaml"))
+    fields = Fields(f"{name}: ", read_yaml(FOLDER / f"{name}.yaml"))
     if "like" in fields.settings:  # the roles of a model of the suite
-        roles = Fields(f"{name}: ", _read(CONF_FOLDER / "model" / f"{fields.text('like')}.yaml"))
+        roles = Fields(
+            f"{name}: ", read_yaml(CONF_FOLDER / "model" / f"{fields.text('like')}.yaml")
+        )
     else:
         roles = fields
     base = BaseModel(
@@ -83,12 +85,6 @@ def architecture_of(name: str) -> Architecture:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     return Architecture(name=name, model=model, base=base, layers=config.num_hidden_layers)
-
-
-def _read(path: Any) -> Any:
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_container(OmegaConf.load(path), resolve=True)
 
 
 def adapter_parameters(shapes: Sequence[tuple[int, int]], rank: int) -> int:

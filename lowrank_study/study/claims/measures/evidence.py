@@ -151,7 +151,7 @@ def _kept_settings(records: Sequence[Path]) -> dict[Setting, str]:
         if runs is None:
             continue
         for task, model in set(zip(runs["task"], runs["model"], strict=True)):
-            alike: tuple[object, ...] = (record,)
+            alike: tuple[object, ...] = (record, task, model)
             if facts is not None:
                 mine = facts[facts["item"].str.startswith(f"{task} on {model} / ")]
                 alike = tuple(zip(mine["item"], mine["value"].astype(str), strict=True)) or alike

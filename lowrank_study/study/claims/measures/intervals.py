@@ -20,8 +20,6 @@ from lowrank_study.study.claims.measures.outcome import (
     Interval,
     Lacking,
     Measured,
-    Outcome,
-    Unmeasured,
 )
 
 FEWEST_SEEDS = 3
@@ -52,7 +50,7 @@ def median_interval(values: npt.ArrayLike, *, label: str) -> Interval:
 
 def over_settings(
     runs: pd.DataFrame, interval: Callable[[pd.DataFrame, float], Interval], *, how: str
-) -> Outcome:
+) -> Measured:
     """Give a number of each setting with its interval.
 
     Args:
@@ -62,7 +60,10 @@ def over_settings(
         how: How it was measured, in one sentence.
 
     Returns:
-        An interval a setting; nothing measured if no setting has what it takes.
+        An interval a setting.
+
+    Raises:
+        Lacking: No setting has what it takes.
     """
     able: dict[str, pd.DataFrame] = {}
     reasons: list[str] = []
@@ -73,7 +74,7 @@ def over_settings(
         except Lacking as error:
             reasons.append(str(error))
     if not able:
-        return Unmeasured(why=f"needs {reasons[0]}")
+        raise Lacking(reasons[0])
     confidence = shared_confidence(CONFIDENCE, len(able))
     return Measured(
         values=tuple(
@@ -85,7 +86,7 @@ def over_settings(
 
 def over_seeds(
     runs: pd.DataFrame, quantity: Callable[[pd.DataFrame], "pd.Series[float]"], *, how: str
-) -> Outcome:
+) -> Measured:
     """Give the mean over seeds of a quantity of each setting; see `over_settings`.
 
     Args:
@@ -105,10 +106,8 @@ def over_seeds(
     return with_seeds(over_settings(runs, interval, how=how), counts)
 
 
-def with_seeds(outcome: Outcome, counts: set[int]) -> Outcome:
+def with_seeds(outcome: Measured, counts: set[int]) -> Measured:
     """Add how many seeds an outcome is over."""
-    if not isinstance(outcome, Measured):
-        return outcome
     fewest, most = min(counts), max(counts)
     counted = f"{fewest} seeds" if fewest == most else f"{fewest} to {most} seeds"
     return replace(outcome, how=f"{outcome.how} over {counted}")

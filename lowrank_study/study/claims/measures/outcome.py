@@ -5,14 +5,16 @@ A measure is a function registered by its name, which claims in `conf/claim/` ca
     @measure
     def reduction(architecture: str, target: str, rank: int) -> Outcome: ...
 
-One that needs trained runs takes an `evidence` as well. Values are in base units (bytes, shares
+One that needs trained runs takes an `evidence` as well, and raises `Lacking` for what that does not
+hold. Values are in base units (bytes, shares
 of one, parameters); a claim's unit scales them.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import wraps
+from typing import ParamSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,16 +62,24 @@ class Lacking(Exception):
     """The evidence does not hold what a measure needs; its text says what that is."""
 
 
-MeasureFunction = TypeVar("MeasureFunction", bound=Callable[..., Outcome])
+Arguments = ParamSpec("Arguments")
 MEASURES: dict[str, Callable[..., Outcome]] = {}
 """Measures by the name that claims call them by."""
 
 
-def measure(function: MeasureFunction) -> MeasureFunction:
-    """Register a measure under its function's name."""
+def measure(function: Callable[Arguments, Outcome]) -> Callable[Arguments, Outcome]:
+    """Register a measure under its function's name; what it lacks becomes its outcome."""
+
+    @wraps(function)
+    def guarded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Outcome:
+        try:
+            return function(*args, **kwargs)
+        except Lacking as error:
+            return Unmeasured(why=f"needs {error}")
+
     assert function.__name__ not in MEASURES, function.__name__
-    MEASURES[function.__name__] = function
-    return function
+    MEASURES[function.__name__] = guarded
+    return guarded
 
 
 def exactly(value: float, label: str = "") -> Interval:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from lowrank_study.study.claims.measures.accuracy import unless_lacking
 from lowrank_study.study.claims.measures.evidence import Evidence
 from lowrank_study.study.claims.measures.outcome import (
     Interval,
@@ -24,7 +23,6 @@ Where = Mapping[str, object]
 
 
 @measure
-@unless_lacking
 def paper_row(evidence: Evidence, paper: str, where: Where) -> Outcome:
     """Give the own number of one row with its interval over seeds."""
     row = _row(evidence, paper, where, over_noise=False)
@@ -32,7 +30,6 @@ def paper_row(evidence: Evidence, paper: str, where: Where) -> Outcome:
 
 
 @measure
-@unless_lacking
 def paper_rows_apart(
     evidence: Evidence, paper: str, where: Where, minus: Where, over_noise: bool = False
 ) -> Outcome:

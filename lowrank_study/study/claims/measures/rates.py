@@ -12,7 +12,6 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from lowrank_study.study.claims.measures.accuracy import unless_lacking
 from lowrank_study.study.claims.measures.evidence import Evidence, part
 from lowrank_study.study.claims.measures.intervals import (
     over_settings,
@@ -22,7 +21,6 @@ from lowrank_study.study.claims.measures.intervals import (
 from lowrank_study.study.claims.measures.outcome import (
     Interval,
     Lacking,
-    Measured,
     Outcome,
     measure,
 )
@@ -85,7 +83,6 @@ def of_rule(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
 
 
 @measure
-@unless_lacking
 def best_rate_ratio(
     evidence: Evidence, target: str, rank: int, rule: str, steps: tuple[int, int | None]
 ) -> Outcome:
@@ -115,7 +112,6 @@ def best_rate_ratio(
 
 
 @measure
-@unless_lacking
 def best_rate_drift(evidence: Evidence, target: str, rule: str, ranks: Sequence[int]) -> Outcome:
     """Give the highest best rate over the lowest across ranks: 1 for no drift."""
 
@@ -139,13 +135,11 @@ def best_rate_drift(evidence: Evidence, target: str, rule: str, ranks: Sequence[
         )
 
     tried = set[int]()
-    outcome = over_settings(part(evidence.rates, NEEDS), interval, how=TIED)
-    if not isinstance(outcome, Measured):
-        return outcome
+    found = over_settings(part(evidence.rates, NEEDS), interval, how=TIED)
     how = f"highest best rate over the lowest, r of {_listed(tried)} on {target}, {rule}"
     if untried := set(ranks) - tried:
         how += f" (not of {_listed(untried)})"
-    return replace(outcome, how=f"{how}; {outcome.how}")
+    return replace(found, how=f"{how}; {found.how}")
 
 
 def _listed(ranks: Iterable[int]) -> str:

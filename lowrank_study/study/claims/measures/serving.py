@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from lowrank_study.config import compose
 from lowrank_study.spec import Lora
-from lowrank_study.study.claims.measures.accuracy import unless_lacking
 from lowrank_study.study.claims.measures.evidence import Evidence, part
 from lowrank_study.study.claims.measures.intervals import median_interval
 from lowrank_study.study.claims.measures.outcome import Lacking, Measured, Outcome, measure
@@ -141,7 +140,6 @@ def _mixed(base: nn.Module, adapted: list[nn.Module], texts_each: int) -> nn.Mod
 
 
 @measure
-@unless_lacking
 def serving_ratio(evidence: Evidence, way: str, over: str) -> Outcome:
     """Give the time of one way to serve over another's, the median over rounds."""
     rounds = part(evidence.serving, "times on this machine: live=true")

@@ -9,7 +9,6 @@ from typing import Literal
 
 import pandas as pd
 
-from lowrank_study.study.claims.measures.accuracy import unless_lacking
 from lowrank_study.study.claims.measures.evidence import Evidence, part, tuned_runs
 from lowrank_study.study.claims.measures.intervals import over_seeds
 from lowrank_study.study.claims.measures.outcome import Lacking, Outcome, measure
@@ -30,7 +29,6 @@ def layer_matrices(evidence: Evidence) -> pd.DataFrame:
 
 
 @measure
-@unless_lacking
 def full_update(
     evidence: Evidence,
     column: str,

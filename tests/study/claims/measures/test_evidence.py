@@ -318,6 +318,8 @@ def test_truncated_updates() -> None:
     assert "to rank 200" in lacking(truncated_minus_whole(found, 200))
     assert only(energy_kept(found, 6)).value == pytest.approx(0.94)
     assert "to rank 8" in lacking(energy_kept(found, 8))
+    of_layers = evidence(runs=runs, truncation=table.assign(scope="layer"))
+    assert "cut to a rank in every matrix" in lacking(energy_kept(of_layers, 6))
 
 
 def test_serving_is_a_median_of_paired_ratios() -> None:
@@ -402,13 +404,13 @@ def test_sweeps_that_were_trained_otherwise_are_settings_of_their_own(tmp_path: 
 
 
 def test_records_speak_where_nothing_was_trained() -> None:
-    names = ["2026-11-23_flagship_reuters_r52", "2026-11-25_flagship_newsgroups"]
+    names = ["2026-11-26_flagship_reuters_r52", "2026-11-25_flagship_newsgroups"]
     found = load_evidence(RESULTS, sweeps=[], records=[*names, "2026-11-26_papers"], serving=None)
     assert found.runs is not None
     assert found.spectra is not None
     assert sorted(found.runs["setting"].unique()) == [
         "newsgroups, minilm, 2026-11-25_flagship_newsgroups",
-        "reuters_r52, minilm, 2026-11-23_flagship_reuters_r52",
+        "reuters_r52, minilm, 2026-11-26_flagship_reuters_r52",
     ]
     assert len(found.runs) == 2 * 84
     assert set(found.spectra["run_id"]) < set(found.runs["run_id"])
@@ -437,6 +439,17 @@ def test_a_setting_that_few_seeds_tried_does_not_speak_for_a_rank() -> None:
     of_rank = chosen[(chosen["target"] == "attention_qv") & (chosen["adapter_rank"] == 8)]
     assert set(of_rank["learning_rate"]) == {1e-3}
     assert len(of_rank) == 5
+
+
+def test_tasks_of_a_record_that_does_not_say_how_it_was_made_stay_apart(tmp_path: Path) -> None:
+    tables = tmp_path / "records" / "old" / "tables"
+    tables.mkdir(parents=True)
+    (tables.parent / "README.md").write_text("# Old")
+    news = runs_of().assign(task="news", run_id=runs_of()["run_id"] + "-news")
+    pd.concat([runs_of(), news]).to_csv(tables / "runs.csv", index=False)
+    found = load_evidence(tmp_path, sweeps=[], records=["old"], serving=None)
+    assert found.runs is not None
+    assert set(found.runs["setting"]) == {"reviews, tiny, old", "news, tiny, old"}
 
 
 def test_records_that_were_trained_alike_are_one_setting() -> None:
