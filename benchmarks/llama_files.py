@@ -29,6 +29,8 @@ LINEARS = {
     "mlp.down_proj": (HIDDEN, INNER),
 }
 """The seven linear maps of a layer, (out, in)."""
+SHARDS = 2
+"""Files of each checkpoint."""
 PLANTED_RANK = 4
 """Rank of the change of each filled matrix."""
 CHANGE = 0.3
@@ -83,7 +85,6 @@ def write_pair(
     tensors: dict[str, tuple[int, ...]],
     *,
     filled: Collection[str],
-    shards: int = 2,
 ) -> None:
     """Write two sharded bfloat16 checkpoints that differ by a matrix of planted rank.
 
@@ -92,13 +93,12 @@ def write_pair(
         after: Folder to make.
         tensors: Name to shape, as `shapes` gives it.
         filled: Names of the matrices that hold random numbers; all else is zero in both.
-        shards: Number of files of each.
     """
     places: dict[str, tuple[str, int]] = {}
     names = list(tensors)
-    for number in range(shards):
-        part = names[number * len(names) // shards : (number + 1) * len(names) // shards]
-        file = f"model-{number + 1:05}-of-{shards:05}.safetensors"
+    for number in range(SHARDS):
+        part = names[number * len(names) // SHARDS : (number + 1) * len(names) // SHARDS]
+        file = f"model-{number + 1:05}-of-{SHARDS:05}.safetensors"
         header, position = {"__metadata__": {"format": "pt"}}, 0
         for name in part:
             size = 2 * prod(tensors[name])

@@ -1,6 +1,6 @@
 """The record of a sweep: what is worth keeping in the repository of a report.
 
-    >>> record_sweep("rank_sweep", results=Path("results"), name="2026-11-22_rank_sweep")
+    >>> record_sweep("rank_sweep", results=Path("results"), name="2026-11-22_rank_sweep", margin=0.02)
     PosixPath('results/records/2026-11-22_rank_sweep')
 
 Findings in words, every table but the long ones, and the figures for light and dark paper. No
@@ -20,7 +20,7 @@ from lowrank_study.reporting.sweep_report import study_tables
 _LARGEST_BYTES = 1_000_000
 
 
-def record_sweep(sweep: str, *, results: Path, name: str, margin: float | None = None) -> Path:
+def record_sweep(sweep: str, *, results: Path, name: str, margin: float) -> Path:
     """Write the record of a sweep below `results/records`, in the place of an earlier one.
 
     What is beside the record's own files (notes of who made it) stays; its folders are its own.

@@ -48,13 +48,11 @@ def interval_of_mean(values: Vector, confidence: float = CONFIDENCE) -> tuple[fl
     return mean - half, mean + half
 
 
-def interval_over_pairs(
-    values: Vector, pairs: Sequence[tuple[int, int]], confidence: float = CONFIDENCE
-) -> tuple[float, float]:
-    """Give the interval of a mean over pairs of seeds, of which several share one.
+def interval_over_pairs(values: Vector, pairs: Sequence[tuple[int, int]]) -> tuple[float, float]:
+    """Give the 95 % interval of a mean over pairs of seeds, of which several share one.
 
-    Jackknifed: mean ± t((1 + confidence) / 2, n - 1) · √((n - 1) / n · Σ (m_s - m̄)²), with m_s the
-    mean of the pairs without seed s, of n seeds. Rather too wide than too narrow, for it counts
+    Jackknifed: mean ± t(0.975, n - 1) · √((n - 1) / n · Σ (m_s - m̄)²), with m_s the mean of the
+    pairs without seed s, of n seeds. Rather too wide than too narrow, for it counts
     what is a pair's own twice (Efron and Stein 1981). (NaN, NaN) where a seed is in all pairs.
     """
     seeds = sorted({seed for pair in pairs for seed in pair})
@@ -63,7 +61,7 @@ def interval_over_pairs(
         return math.nan, math.nan
     means = np.array([left.mean() for left in without])
     error = math.sqrt((len(seeds) - 1) * float(means.var()))
-    half = _quantile(len(seeds) - 1, (1 + confidence) / 2) * error
+    half = _quantile(len(seeds) - 1, (1 + CONFIDENCE) / 2) * error
     return float(values.mean()) - half, float(values.mean()) + half
 
 

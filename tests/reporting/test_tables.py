@@ -22,7 +22,6 @@ from lowrank_study.reporting.tables import (
     cost_by_method,
     flat_provenance,
     in_order,
-    interval_of_mean,
     rank_by_module,
     settings_data,
     shared_provenance,
@@ -30,6 +29,7 @@ from lowrank_study.reporting.tables import (
 )
 from lowrank_study.runs import TrainedRun
 from lowrank_study.spectra.noise import noise_energy_rank
+from lowrank_study.study.accuracy import interval_of_mean
 
 MakeStudy = Callable[..., StudyTables]
 

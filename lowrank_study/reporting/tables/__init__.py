@@ -33,7 +33,6 @@ from lowrank_study.reporting.tables.update_ranks import (
     rank_by_module,
     spectra_of_chosen,
 )
-from lowrank_study.study.accuracy import interval_of_mean
 
 __all__ = [
     "CONFIGURATION",
@@ -51,7 +50,6 @@ __all__ = [
     "full_row",
     "groups",
     "in_order",
-    "interval_of_mean",
     "rank_by_configuration",
     "rank_by_layer",
     "rank_by_module",

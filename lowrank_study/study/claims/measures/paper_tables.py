@@ -50,7 +50,7 @@ def paper_rows_apart(
     return Measured(values=(apart,), how=how)
 
 
-def _row(evidence: Evidence, paper: str, where: Where, *, over_noise: bool = False) -> Interval:
+def _row(evidence: Evidence, paper: str, where: Where, *, over_noise: bool) -> Interval:
     table = evidence.papers.get(paper)
     if table is None:
         raise Lacking(f"that paper's runs: experiments/reproduce.py papers=[{paper}]")
