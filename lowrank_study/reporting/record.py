@@ -1,7 +1,7 @@
 """The record of a sweep: what is worth keeping in the repository of a report.
 
-    >>> record_sweep("rank_sweep", results=Path("results"), name="2026-11-22_rank_sweep", margin=0.02)
-    PosixPath('results/records/2026-11-22_rank_sweep')
+    >>> record_sweep("mine", results=Path("results"), name="2026-11-22_mine", margin=0.02)
+    PosixPath('results/records/2026-11-22_mine')
 
 Findings in words, every table but the long ones, and the figures for light and dark paper. No
 weights, no data, no file over 1 MB.
