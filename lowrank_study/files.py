@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from lowrank_study.errors import InputError
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -61,3 +63,16 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def require_folder(path: Path) -> Path:
+    """Return a path that is a folder, or can become one.
+
+    Raises
+    ------
+    InputError
+        It is a file.
+    """
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file: name a folder")
+    return path

@@ -12,7 +12,7 @@ BOTTOM = {"errors", "files", "machine", "provenance", "native"}
 BASE = BOTTOM | {"spec", "assets", "fields", "config", "runs", "checkpoints"}
 ALLOWED = {
     "errors": set(),
-    "files": set(),
+    "files": {"errors"},
     "machine": set(),
     "spec": set(),
     "assets": {"errors", "spec"},

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lowrank_study.errors import InputError
-from lowrank_study.files import write_whole
+from lowrank_study.files import require_folder, write_whole
 from lowrank_study.reporting.display import Column, Table, csv_text, printable, significant
 from lowrank_study.reporting.web_page import packaged, web_page
 from lowrank_study.study.claims.measures import MEASURES
@@ -198,8 +197,7 @@ def write_ledger(entries: Sequence[Entry], folder: Path) -> Path:
     Raises:
         InputError: The folder is a file.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"out={folder}: is a file; name a folder for the ledger")
+    require_folder(folder)
     table = ledger_table(entries)
     files = {
         "claims.csv": csv_text(table.frame),

@@ -21,8 +21,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from lowrank_study.errors import InputError
-from lowrank_study.files import write_whole
+from lowrank_study.files import require_folder, write_whole
 from lowrank_study.reporting.contents import Report, compose
 from lowrank_study.reporting.display import Table, csv_text
 from lowrank_study.reporting.html_report import html_of
@@ -76,9 +75,7 @@ def _shown_tables(report: Report) -> list[Table]:
 
 
 def _write_all(files: Mapping[str, bytes], folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file: name a folder for the report")
-    before = _listed_files(folder)
+    before = _listed_files(require_folder(folder))
     for name, content in files.items():
         write_whole(folder / name, content)
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}

@@ -29,6 +29,7 @@ import pandas as pd
 
 from lowrank_study.config import composed
 from lowrank_study.errors import InputError
+from lowrank_study.files import require_folder
 from lowrank_study.provenance import provenance
 from lowrank_study.reporting.display import Column, Table, csv_text, printable
 from lowrank_study.reporting.latex_report import latex_table
@@ -235,8 +236,7 @@ def _latex(found: Measurement) -> Table:
 
 def _write_all(files: Mapping[str, bytes], folder: Path) -> None:
     """Write a folder of files so that no name ever stands for a part of one."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"out={folder}: is a file; name a folder for the report")
+    require_folder(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))

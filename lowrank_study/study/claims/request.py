@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lowrank_study.errors import InputError
 from lowrank_study.fields import Fields
+from lowrank_study.files import require_folder
 from lowrank_study.study.claims.files import load_claims
 from lowrank_study.study.claims.measures.evidence import load_evidence
 from lowrank_study.study.claims.measures.serving import measure_serving
@@ -38,9 +38,7 @@ def read_claim_request(config: Mapping[str, Any]) -> ClaimRequest:
         InputError: A value that can't be.
     """
     fields = Fields("", config)
-    out = Path(fields.text("out")).expanduser()
-    if out.exists() and not out.is_dir():
-        raise InputError(f"out={out}: is a file; name a folder for the ledger")
+    out = require_folder(Path(fields.text("out")).expanduser())
     return ClaimRequest(
         results=Path(fields.text("results")).expanduser(),
         sweeps=fields.names("sweep"),

@@ -16,6 +16,7 @@ from lowrank_study.assets import existing, fetch
 from lowrank_study.config import hub_repo, is_path
 from lowrank_study.errors import InputError
 from lowrank_study.fields import Fields
+from lowrank_study.files import require_folder
 from lowrank_study.spectra.spectrum import MeasureMethod
 from lowrank_study.study.measurement.files import AdapterOnBase, CheckpointPair, Subject
 from lowrank_study.study.measurement.measure import (
@@ -63,9 +64,6 @@ def read_request(config: Mapping[str, Any]) -> MeasureRequest:
     if epsilon > 1.0:
         raise InputError(f"intruder_epsilon={epsilon}: a cosine in (0, 1] is needed")
     out = Path(fields.text("out") if config.get("out") is not None else _default_out(sources))
-    out = out.expanduser()
-    if out.exists() and not out.is_dir():
-        raise InputError(f"out={out}: is a file; name a folder for the report")
     return MeasureRequest(
         sources=sources,
         settings=MeasureSettings(
@@ -78,7 +76,7 @@ def read_request(config: Mapping[str, Any]) -> MeasureRequest:
             fit_last=last,
             allow_pickle=fields.flag("allow_pickle"),
         ),
-        out=out,
+        out=require_folder(out.expanduser()),
     )
 
 
