@@ -77,10 +77,26 @@ def test_runs_that_choose_a_rate_are_counted_until_it_is_chosen(
     before = runs_of(configs)
     assert [run.train.read_test for run in before] == [False, False, False, True]
     end(before[:3], tmp_path)
-    [chosen] = runs_of(configs)
+    *_, chosen = runs_of(configs)
     assert chosen.train.read_test
     end([chosen], tmp_path)
     assert forecasts({"mine": configs}) == {"mine": 0.0}
+
+
+def test_a_run_off_is_of_the_middle_and_a_neighbour(
+    tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    options = ("tuning.runoff_seeds=[1001]", f"results={tmp_path}", "sweep=mine")
+    configs = planned_configs(*tiny_overrides, *TINY_TUNED, *options)
+    asked = runs_of(configs)
+    middle = configs[0].spec.method.learning_rate
+    seeds = {run.method.learning_rate: [] for run in asked if not run.train.read_test}
+    for run in asked[:-1]:
+        seeds[run.method.learning_rate].append(run.seed)
+    assert len(seeds) == 3
+    assert seeds[middle] == [1000, 1001]
+    assert sorted(len(each) for each in seeds.values()) == [1, 2, 2]
+    assert asked[-1].method.learning_rate == middle
 
 
 def test_durations_are_said_as_people_say_them() -> None:
