@@ -30,8 +30,8 @@ _SECONDS_A_RUN = 2.0
 def runs_of(configs: Sequence[RunConfig]) -> list[RunSpec]:
     """Return the runs that a sweep consists of, and before them those that choose its rates.
 
-    Where a rate is still to be chosen it is taken to be the middle of its grid, so that the grid
-    does not grow and the run-off is of the middle and a neighbour.
+    A rate of which no run has ended is taken to be the worse the further it is from the middle of
+    its grid: of nothing run at all the grid does not grow, and the middle and a neighbour run off.
     """
     specs, tuning = [config.spec for config in configs], configs[0].tuning
     if tuning is None:
@@ -43,10 +43,12 @@ def runs_of(configs: Sequence[RunConfig]) -> list[RunSpec]:
     def look(trials: Sequence[RunSpec]) -> Sequence[TrainedRun]:
         asked.update((trial.run_id, trial) for trial in trials)
         left = {trial.run_id for trial in store.left(trials)}
+        ended = store.ended([trial.run_id for trial in trials if trial.run_id not in left])
+        by_name = {run.spec.run_id: run for run in ended}
+        known = {_rate_of(run.spec): run for run in ended if run.status == "done"}
         return [
-            _supposed(trial, middles[at_any_rate(trial).run_id])
-            if trial.run_id in left
-            else store.ended([trial.run_id])[0]
+            by_name.get(trial.run_id)
+            or _supposed(trial, middles[at_any_rate(trial).run_id], known.get(_rate_of(trial)))
             for trial in trials
         ]
 
@@ -54,10 +56,16 @@ def runs_of(configs: Sequence[RunConfig]) -> list[RunSpec]:
     return [*asked.values(), *chosen]
 
 
-def _supposed(trial: RunSpec, middle: float) -> TrainedRun:
-    """A run that is taken to do worse the further its rate is from the middle of its grid."""
+def _rate_of(trial: RunSpec) -> tuple[str, float]:
+    """A configuration and the rate that is tried of it, whatever the seed."""
+    return at_any_rate(trial).run_id, trial.method.learning_rate
+
+
+def _supposed(trial: RunSpec, middle: float, other_seed: TrainedRun | None) -> TrainedRun:
+    """A run that is taken to do as another seed at its rate, or else worse far from the middle."""
     steps = abs(math.log(trial.method.learning_rate / middle))
-    record = {"validation": {"accuracy": -steps, "loss": steps}}
+    supposed = {"validation": {"accuracy": -steps, "loss": steps}}
+    record = supposed if other_seed is None else other_seed.record
     return TrainedRun(spec=trial, status="done", record=record, folder=Path())
 
 

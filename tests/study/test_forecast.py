@@ -97,6 +97,8 @@ def test_a_run_off_is_of_the_middle_and_a_neighbour(
     assert seeds[middle] == [1000, 1001]
     assert sorted(len(each) for each in seeds.values()) == [1, 2, 2]
     assert asked[-1].method.learning_rate == middle
+    end(asked[:3], tmp_path)  # a run-off that has not ended is of the same two rates
+    assert len(runs_of(configs)) == len(asked)
 
 
 def test_durations_are_said_as_people_say_them() -> None:
