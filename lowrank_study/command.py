@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lowrank_study.errors import InputError
+from lowrank_study.errors import InputError, Unfinished
 
 
 def command(
@@ -54,6 +54,9 @@ def _told_to_people() -> Iterator[None]:
         yield
     except InputError as error:
         _refuse(str(error))
+    except Unfinished as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
     except MissingMandatoryValue as error:
         _refuse(f"{error.full_key} has no value: give one, as in {error.full_key}=VALUE")
     except (HydraException, OmegaConfBaseException) as error:
@@ -67,7 +70,8 @@ def _told_to_people() -> Iterator[None]:
             raise
         _refuse(f"no space left on the disk: {error.filename or 'free some'}, then run it again")
     except KeyboardInterrupt:
-        sys.exit("\ninterrupted; what has ended is kept, and the same command goes on from there")
+        print("\ninterrupted: finished runs are kept; rerun to resume", file=sys.stderr)
+        sys.exit(130)
 
 
 def _refuse(message: str) -> None:

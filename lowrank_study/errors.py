@@ -1,4 +1,4 @@
-"""The one exception that is meant for people rather than for programmers."""
+"""The exceptions that are meant for people rather than for programmers."""
 
 
 class InputError(ValueError):
@@ -7,4 +7,12 @@ class InputError(ValueError):
     The message is one line: what was wrong (the value itself), what would have been
     valid, and what to do. Commands print it and exit with code 2; everything else that
     is raised is a defect and keeps its traceback.
+    """
+
+
+class Unfinished(RuntimeError):
+    """A command has written its results, and something is missing from them.
+
+    Runs that failed or diverged, or a part of the input that was left out. The message names
+    them. Commands print it last and exit with code 1.
     """
