@@ -8,11 +8,21 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lowrank_study"
 
 # What each part may import of the project, besides itself; a name stands for all below it.
-BOTTOM = {"errors", "files", "left_out", "machine", "provenance", "native"}
-BASE = BOTTOM | {"spec", "assets", "fields", "config", "runs", "checkpoints"}
+BOTTOM = {"errors", "files", "hashing", "left_out", "machine", "provenance", "native"}
+BASE = BOTTOM | {
+    "spec",
+    "assets",
+    "fields",
+    "config",
+    "leases",
+    "ended_runs",
+    "runs",
+    "checkpoints",
+}
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
+    "hashing": set(),
     "left_out": {"errors"},
     "machine": set(),
     "spec": set(),
@@ -22,7 +32,9 @@ ALLOWED = {
     "fields": {"errors"},
     "config": {"errors", "machine", "spec", "assets", "fields"},
     "jobs": {"errors", "config"},
-    "runs": {"errors", "files", "left_out", "spec"},
+    "leases": {"files", "hashing", "machine", "spec"},
+    "ended_runs": {"errors", "hashing", "spec"},
+    "runs": {"errors", "files", "leases", "ended_runs", "left_out", "spec"},
     "checkpoints": {"errors", "files", "left_out"},
     "training": BASE,
     "spectra": BASE,

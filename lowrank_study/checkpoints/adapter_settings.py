@@ -78,7 +78,7 @@ _READ = frozenset(
 _BASE_UNTOUCHED = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 """Values of init_lora_weights that leave the base weight as it is."""
 
-_KINDS = ("LORA", "LOHA", "LOKR", "VERA", "TRAINABLE_TOKENS")
+KINDS = ("LORA", "LOHA", "LOKR", "VERA", "TRAINABLE_TOKENS")
 _STEPS = 5e6
 _MAX_PATTERNS = 10_000
 _SECONDS = 1.0
@@ -217,10 +217,10 @@ def read_settings(config: Mapping[str, Any], where: str) -> Settings:
         InputError: a method or setting whose update isn't computed exactly here.
     """
     peft_type = config.get("peft_type")
-    if peft_type not in _KINDS:
+    if peft_type not in KINDS:
         raise InputError(
             f"{where}: peft_type {shown(peft_type)} can't be read exactly (only "
-            f"{', '.join(_KINDS)} are); merge it into the base with PEFT and compare checkpoints"
+            f"{', '.join(KINDS)} are); merge it into the base with PEFT and compare checkpoints"
         )
     for key, value in config.items():
         if key not in _HARMLESS and key not in _READ and value:

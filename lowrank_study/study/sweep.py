@@ -4,35 +4,37 @@
 """
 
 import math
-import os
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from lowrank_study import assets
 from lowrank_study.config import RunConfig, Tuning
+from lowrank_study.errors import Unfinished
 from lowrank_study.machine import cores_of_workers, free_cores
 from lowrank_study.runs import RunStore, TrainedRun
 from lowrank_study.spec import Asset, Lora, RunSpec, Task
 from lowrank_study.study.effort import Effort
+from lowrank_study.study.measured_spectra import without_spectra
 from lowrank_study.study.packs import packs
-from lowrank_study.study.progress import SweepProgress
 from lowrank_study.study.tuning import tuned
-from lowrank_study.study.work import measure_run
+from lowrank_study.study.worker_processes import run_workers
 
-_POLL_SECONDS = 0.5
 _MOST_PACKED = {"cpu": 4, "cuda": 32}
 """A processor's caches hold no more; a GPU waits less the more there is to do at once."""
 _MEMORY_SHARE = 0.8
 
 
 def sweep_of(configs: Sequence[RunConfig]) -> list[TrainedRun]:
-    """Run the sweep that configurations ask for together; what is not the run's is the first's."""
+    """Run the sweep that configurations ask for together; the first gives the sweep's settings.
+
+    Raises
+    ------
+    Unfinished
+        Not all runs have ended, or not all updates could be measured.
+    """
     first = configs[0]
-    return sweep(
+    runs = sweep(
         [config.spec for config in configs],
         name=first.sweep,
         results=first.results,
@@ -43,6 +45,10 @@ def sweep_of(configs: Sequence[RunConfig]) -> list[TrainedRun]:
         pack=first.pack,
         tuning=first.tuning,
     )
+    if unmeasured := without_spectra(runs, first.results, is_readable=True):
+        told = "; ".join(f"{run_id}: {reason}" for run_id, reason in unmeasured.items())
+        raise Unfinished(f"{len(unmeasured)} of {len(runs)} runs have no spectra: {told}")
+    return runs
 
 
 def sweep(
@@ -65,9 +71,11 @@ def sweep(
     ------
     InputError
         Any of the runs can't be: then none is planned.
-    RuntimeError
+    Unfinished
         No worker is left, and not all runs have ended: the same call goes on with the rest.
     """
+    from lowrank_study.study.updates import measure_run
+
     if tuning is not None:
         specs = tuned(
             specs,
@@ -96,14 +104,25 @@ def sweep(
         cost=lambda spec: costs[spec.run_id],
     )
     run_ids = store.plan(name, planned, question=question)
+    if unique[0].train.read_test:  # those that choose a rate are planned a few at a time
+        _tell_what_was_replaced(store, name, run_ids)
     if len(store.ended(run_ids)) < len(run_ids):
-        _run_workers(store, costs, name, results, tracker, places[: len(planned)])
+        run_workers(store, costs, name, results, tracker, places[: len(planned)])
     runs = store.ended([spec.run_id for spec in unique])
     for run in runs:
         measure_run(run, results)
         if run.status != "done":
             print(f"{run.status}: {run.spec.run_id}: {run.record['message']}", file=sys.stderr)
     return runs
+
+
+def _tell_what_was_replaced(store: RunStore, name: str, run_ids: Sequence[str]) -> None:
+    if earlier := store.earlier(name):
+        print(
+            f"sweep={name} now has these {len(run_ids)} runs; {len(earlier)} that were planned "
+            "under this name before are no longer part of it and of its report",
+            file=sys.stderr,
+        )
 
 
 def rates_sweep(name: str) -> str:
@@ -146,39 +165,6 @@ def _checkpoint_bytes(spec: RunSpec, folder: Path) -> int:
     return weights // 4 if isinstance(spec.method, Lora) else 2 * weights  # 2: 16-bit sources
 
 
-def _run_workers(
-    store: RunStore,
-    costs: dict[str, float],
-    name: str,
-    results: Path,
-    tracker: str,
-    places: Sequence[tuple[str, str]],
-) -> None:
-    run_ids = list(costs)
-    processes = [_start(name, results, tracker, *place) for place in places]
-    try:
-        with SweepProgress(name, costs, store.progress(run_ids)) as progress:
-            # Others may have runs of this sweep: of the same command elsewhere, or by hand.
-            while any(process.poll() is None for process in processes) or store.held(run_ids):
-                time.sleep(_POLL_SECONDS)
-                progress.show(store.progress(run_ids))
-                for number, process in enumerate(processes):
-                    # A worker that crashed has failed its run; another goes on with the rest.
-                    # One that crashed before it had a run would crash again.
-                    if process.poll() and store.end_runs_of(process.pid, _why_ended(process)):
-                        processes[number] = _start(name, results, tracker, *places[number])
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
-    if left := len(run_ids) - len(store.ended(run_ids)):
-        raise RuntimeError(
-            f"{left} of {len(run_ids)} runs have not ended, and no worker is left: what they wrote "
-            "above says why; the same command goes on"
-        )
-
-
 def _places(workers: int | None, device: str, runs: int) -> list[tuple[str, str]]:
     """Return (cores, device) of each worker: one a GPU, else one a core, pinned to it.
 
@@ -219,25 +205,3 @@ def _most_packed(spec: RunSpec, places: Sequence[tuple[str, str]], most: int | N
     predicted = predict_peak(spec, folder, splits)
     sizes = range(2, (most or _MOST_PACKED.get(device.type, 1)) + 1)
     return max((size for size in sizes if predicted.peak(size) <= share), default=1)
-
-
-def _start(
-    name: str, results: Path, tracker: str, cores: str, device: str
-) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "lowrank_study.study.work", "--sweep", name]
-    command += ["--results", str(results), "--device", device, "--tracker", tracker]
-    command += ["--parent", str(os.getpid())]
-    environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    if cores:
-        threads = str(len(cores.split(",")))
-        command += ["--cores", cores]
-        for library in ("OMP", "MKL", "OPENBLAS"):
-            environment[f"{library}_NUM_THREADS"] = threads
-    return subprocess.Popen(command, env=environment)
-
-
-def _why_ended(process: "subprocess.Popen[bytes]") -> str:
-    if process.returncode < 0:
-        name = signal.Signals(-process.returncode).name
-        return f"its worker process was ended by {name} (out of memory?)"
-    return f"its worker process ended with exit code {process.returncode}"

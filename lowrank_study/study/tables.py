@@ -9,13 +9,8 @@ import pandas as pd
 
 from lowrank_study.runs import TrainedRun
 from lowrank_study.spec import Lora, PeftMethod, target_name
-from lowrank_study.spectra.spectrum import (
-    Spectrum,
-    load_spectra,
-    singular_values_table,
-    spectra_table,
-)
-from lowrank_study.study.work import spectra_file
+from lowrank_study.spectra.spectrum import Spectrum, singular_values_table, spectra_table
+from lowrank_study.study.measured_spectra import read_spectra
 
 Spectra = Mapping[str, Sequence[Spectrum]]
 """By run."""
@@ -85,8 +80,8 @@ def ranks_table(runs: Sequence[TrainedRun], results: Path) -> pd.DataFrame:
 
 
 def _spectra(runs: Sequence[TrainedRun], results: Path) -> Spectra:
-    files = {run.spec.run_id: spectra_file(results, run.spec.run_id) for run in runs}
-    return {run_id: load_spectra(file) for run_id, file in files.items() if file.is_file()}
+    found = {run.spec.run_id: read_spectra(run, results) for run in runs}
+    return {run_id: spectra for run_id, spectra in found.items() if spectra is not None}
 
 
 def _rows(

@@ -134,7 +134,8 @@ def cuts_of(
 
 @contextmanager
 def tuned_matrices(run: TrainedRun) -> Iterator[tuple[Pairing, list[UpdatedMatrix]]]:
-    """Open a run's checkpoint beside the pretrained one; headers only are read."""
+    """Open a run's checkpoint beside the pretrained one, after a comparison with its hashes."""
+    run.check_files("checkpoint/")
     model = run.spec.model
     roles = model.roles_by_path
     with open_weights(model_folder(model)) as base, open_weights(run.checkpoint) as tuned:

@@ -20,12 +20,12 @@ from lowrank_study.errors import InputError
 from lowrank_study.reporting.sweep_report import report_sweep, study_tables
 from lowrank_study.runs import RunStore
 from lowrank_study.spec import RunSpec
-from lowrank_study.spectra.spectrum import load_spectra
+from lowrank_study.spectra.spectra_file import load_spectra
 from lowrank_study.study import sweep as sweep_module
+from lowrank_study.study.measured_spectra import spectra_file
 from lowrank_study.study.sweep import check_specs, sweep
 from lowrank_study.study.tables import runs_table, spectra_tables
 from lowrank_study.study.updates import updates_of_run
-from lowrank_study.study.work import spectra_file
 from lowrank_study.training import fit, unpadded
 from lowrank_study.training.models import build_model, model_folder
 
