@@ -19,7 +19,6 @@ finished. Nothing that another process may have replaced meanwhile is deleted by
 """
 
 import os
-import shutil
 import sys
 import uuid
 from collections.abc import Iterable, Sequence
@@ -38,7 +37,7 @@ from lowrank_study.ended_runs import (
 )
 from lowrank_study.errors import InputError
 from lowrank_study.files import write_json
-from lowrank_study.leases import Lease, LeaseLost, Leases
+from lowrank_study.leases import Lease, LeaseLost, Leases, take_away
 from lowrank_study.spec import RunSpec, to_mapping
 
 __all__ = ["STATUSES", "DamagedRun", "RunStore", "TrainedRun"]
@@ -59,7 +58,7 @@ class RunStore:
         self.folder = folder
         self._planned = folder / ".planned"
         self._sweeps = folder / ".sweeps"
-        self._aside = folder / ".aside"
+        self._aside, self._gone = folder / ".aside", folder / ".gone"
         self._leases = Leases(folder, worker=worker or uuid.uuid4().hex)
         self._told: set[str] = set()
 
@@ -297,20 +296,21 @@ class RunStore:
             return
         match status_in(aside, run_id):
             case "failed":
-                shutil.rmtree(aside, ignore_errors=True)
+                take_away(aside, self._gone)
             case "damaged":
                 self._tell(f"{folder} is damaged: moved to {aside}; the run is planned again")
             case _:
                 self._put_back(run_id)
 
     def _put_back(self, run_id: str) -> None:
-        """Return to its place what was moved aside though it had ended, by a killed process say."""
-        if self._is_over(run_id):
-            return
+        """Go on where a planner was killed: return what ended to its place, delete what failed."""
         for aside in self._aside.glob(f"{run_id}.*"):
-            if status_in(aside, run_id) in ("done", "diverged"):
-                with suppress(OSError):  # there is another by now
-                    os.rename(aside, self.folder / run_id)
+            match status_in(aside, run_id):
+                case "failed":
+                    take_away(aside, self._gone)
+                case "done" | "diverged":
+                    with suppress(OSError):  # there is another by now
+                        os.rename(aside, self.folder / run_id)
 
     def _tell(self, message: str) -> None:
         if message not in self._told:

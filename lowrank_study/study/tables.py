@@ -21,9 +21,9 @@ def runs_table(runs: Sequence[TrainedRun]) -> pd.DataFrame:
     return pd.DataFrame([_row(run) for run in runs])
 
 
-def _without_folders(message: str | None) -> str | None:
+def without_folders(message: str) -> str:
     """Leave of each absolute path its last part: tables are published, folders name people."""
-    return message and re.sub(r"(?<![\w:/.])(?:/[^/\s'\"]+)+(?=/)", "…", message)
+    return re.sub(r"(?<![\w:/.])(?:/[^/\s'\"]+)+(?=/)", "…", message)
 
 
 def _row(run: TrainedRun) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def _row(run: TrainedRun) -> dict[str, Any]:
         "seed": spec.seed,
         "data_seed": spec.data_seed,
         "status": run.status,
-        "message": _without_folders(record.get("message")),
+        "message": without_folders(message) if (message := record.get("message")) else message,
         "validation_accuracy": validation.get("accuracy"),
         "validation_loss": validation.get("loss"),
         "test_accuracy": test.get("accuracy"),
