@@ -189,6 +189,8 @@ class Leases:
         for slot in _entries(self._running):
             if not slot.name.startswith("."):
                 self._is_free(slot.name)
+                with suppress(OSError):  # somebody has the run
+                    slot.rmdir()
             elif not self._is_held(slot / slot.name[1:]):  # its maker died before it had the run
                 take_away(slot, self._gone)
 

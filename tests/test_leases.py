@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,10 +30,10 @@ def store(tmp_path: Path, spec: RunSpec) -> RunStore:
 
 
 @pytest.fixture
-def elsewhere(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunStore]:
+def elsewhere(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> RunStore:
     """Give the store as seen by another machine, whose clock is apart and whose lease is short."""
     monkeypatch.setattr(leases, "STALE_SECONDS", 0.15)
-    yield RunStore(store.folder)
+    return RunStore(store.folder)
 
 
 def taken(store: RunStore) -> Lease:

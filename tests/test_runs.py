@@ -226,7 +226,7 @@ def test_a_damaged_run_has_not_ended_and_is_moved_aside(
     told = capsys.readouterr().err.splitlines()
     assert told == [] if content is None else len(told) == 1
     assert all(str(path) in line and "run its sweep again" in line for line in told)
-    with pytest.raises(InputError, match="is damaged|no such run has ended"):
+    with pytest.raises(InputError, match=r"is damaged|no such run has ended"):
         store.load(run_id)
     plan(store, specs[:1])
     [aside] = (store.folder / ".aside").iterdir()
