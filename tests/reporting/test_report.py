@@ -138,7 +138,7 @@ def test_the_first_sentence_is_what_became_of_the_plan(page: str, folder: Path) 
     found = page.split("<h2>Key findings</h2>")[1]
     assert re.match(r'\s*<p class="completeness">\d+ of \d+ planned runs? (is|are) done', found)
     latex = (folder / "report.tex").read_text(encoding="utf-8").split("Key findings}")[1]
-    assert re.match(r"\s*\\begin{description}\s*\\item\[Completeness\] \d+ of \d+", latex)
+    assert re.match(r"\s*\\begin{description}\s*\\item\[{Completeness}\] \d+ of \d+", latex)
 
 
 def test_the_csv_holds_what_the_table_was_made_from(folder: Path, thin_study: StudyTables) -> None:
