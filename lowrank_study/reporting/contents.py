@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from lowrank_study.reporting.display import Table, printable
 from lowrank_study.reporting.figures import FIGURES, Figure
-from lowrank_study.reporting.findings import Finding, completeness, findings, is_whole
+from lowrank_study.reporting.findings import Finding, completeness, findings
 from lowrank_study.reporting.shown_tables import long_tables, tables_of_setting, tables_of_study
 from lowrank_study.reporting.tables import (
     Setting,
@@ -46,8 +46,6 @@ class Report:
     """a few numbers for the head: what, how much"""
     completeness: Finding
     """how much of the plan is done, and what was left out"""
-    is_whole: bool
-    """whether nothing was: then the answer comes first"""
     parts: list[Part]
     """one a setting"""
     tables: list[Table]
@@ -64,7 +62,6 @@ def compose(study: StudyTables) -> Report:
         study=study,
         facts=_facts(study, settings),
         completeness=completeness(study),
-        is_whole=is_whole(study),
         parts=[_part(data) for data in settings],
         tables=tables_of_study(study),
         data=long_tables(study),

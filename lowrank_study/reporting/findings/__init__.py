@@ -22,7 +22,7 @@ from lowrank_study.reporting.findings.accuracy import (
     learnt_nothing,
     noise,
 )
-from lowrank_study.reporting.findings.completeness import completeness, is_whole
+from lowrank_study.reporting.findings.completeness import completeness
 from lowrank_study.reporting.findings.controls import controls
 from lowrank_study.reporting.findings.cost import cost
 from lowrank_study.reporting.findings.finding import Finding
@@ -32,7 +32,7 @@ from lowrank_study.reporting.findings.spectra import adapter_rank, full_rank, re
 from lowrank_study.reporting.findings.sufficient import sufficient
 from lowrank_study.reporting.tables import SettingData
 
-__all__ = ["Finding", "completeness", "findings", "is_whole"]
+__all__ = ["Finding", "completeness", "findings"]
 
 
 def findings(data: SettingData) -> list[Finding]:

@@ -29,11 +29,6 @@ def completeness(study: StudyTables) -> Finding:
     )
 
 
-def is_whole(study: StudyTables) -> bool:
-    """Whether every run is done and nothing was left out, so that this need not be said first."""
-    return not gaps(study) and bool((study.runs["status"] == "done").all())
-
-
 def gaps(study: StudyTables) -> list[str]:
     """Give a sentence for each thing that was left out, or differs between runs."""
     return [
