@@ -94,12 +94,14 @@ def attacked_worker(folder: Path, seed: int, share: float, container: int | None
 
 
 def _one_attempt(lease: Lease, rng: random.Random) -> str:
+    asks = rng.random() < 0.5  # or it learns at the end only that it has lost the run
     try:
         for step in range(6):
             (lease.folder / "checkpoint").mkdir(parents=True, exist_ok=True)
             (lease.folder / "checkpoint" / f"part{step}").write_text(lease.token)
             time.sleep(rng.uniform(0.0, 0.03))
-            lease.advance(step / 6)
+            if asks:
+                lease.advance(step / 6)
         status = "failed" if rng.random() < 0.25 else "done"
         lease.commit(status=status, record={"by": lease.token, "message": "by chance"})
     except LeaseLost:

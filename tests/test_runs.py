@@ -4,6 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -330,3 +331,42 @@ def test_a_changed_file_is_refused_and_an_older_run_is_not(
     run = store.load(run_id)
     assert run.checkpoint_sha256 is None
     run.check_files("checkpoint/")
+
+
+PLANS = """
+import sys, pickle
+from pathlib import Path
+from lowrank_study.runs import RunStore
+specs = pickle.loads(Path(sys.argv[2]).read_bytes())
+store = RunStore(Path(sys.argv[1]))
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(10):
+    store.plan("s", [[spec] for spec in specs], question="Why?")
+    for spec in specs:
+        if lease := store.claim([spec.run_id]):
+            lease.commit(status="failed", record={"message": "because"})
+"""
+
+
+def test_three_planners_at_once_over_failed_runs(
+    store: RunStore, specs: list[RunSpec], tmp_path: Path
+) -> None:
+    run_ids = plan(store, specs)
+    for run_id in run_ids:
+        commit(store, run_id, "failed")
+    (tmp_path / "specs").write_bytes(pickle.dumps(specs))
+    command = [sys.executable, "-c", PLANS, str(store.folder), str(tmp_path / "specs")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    planners = [subprocess.Popen(command, text=True, **pipes) for _ in range(3)]
+    for planner in planners:
+        assert planner.stdout is not None
+        assert planner.stdout.readline() == "ready\n"
+    told = [planner.communicate("go\n", timeout=60)[1] for planner in planners]
+    assert [planner.returncode for planner in planners] == [0, 0, 0], told
+    assert told == ["", "", ""]
+    plan(store, specs)
+    for run_id in run_ids:
+        commit(store, run_id)
+    assert [run.status for run in store.ended(run_ids)] == ["done"] * 3
+    assert not list((store.folder / ".aside").iterdir())
