@@ -12,7 +12,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +132,8 @@ def truncate_sweep(request: TruncateRequest) -> list[TrainedRun]:
                 for future in as_completed([pool.submit(truncate_run, *job) for job in jobs]):
                     ended(future.result())
             except BaseException:
+                for process in active_children():  # every file is whole: what it was at is redone
+                    process.terminate()
                 pool.shutdown(cancel_futures=True)
                 raise
     return [job[0] for job in jobs]

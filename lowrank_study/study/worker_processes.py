@@ -67,7 +67,9 @@ class WorkerProcess:
         """In words."""
         code = self._process.returncode
         if code < 0:
-            return f"its worker process was ended by {signal.Signals(-code).name} (out of memory?)"
+            names = {each.value: each.name for each in signal.Signals}
+            name = names.get(-code, f"signal {-code}")
+            return f"its worker process was ended by {name} (out of memory?)"
         return f"its worker process ended with exit code {code}"
 
     def ask_to_end(self) -> None:
