@@ -102,7 +102,7 @@ def _filled(
     """Return which rows are used, and what is left out of those that are asked for."""
     kept, left_out = asked.copy(), []
     for name, column in columns.items():
-        empty = kept & [not (value and value.strip()) for value in column]
+        empty = kept & np.array([not (value and value.strip()) for value in column])
         if empty.any():
             first = int(np.flatnonzero(empty.to_numpy())[0]) + 1
             part = LeftOut(

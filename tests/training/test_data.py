@@ -140,7 +140,7 @@ def test_a_label_that_only_test_has_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "train.csv", ROWS)
     write(tmp_path / "test.csv", ROWS[:10].assign(label="sideways"))
     task = task_of(tmp_path, "task.train=train.csv", "task.test=test.csv")
-    with pytest.raises(InputError, match="label 'sideways' occurs in test but not.* down, up"):
+    with pytest.raises(InputError, match=r"label 'sideways' occurs in test but not.* down, up"):
         split_rows(task)
 
 
