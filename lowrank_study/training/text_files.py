@@ -27,8 +27,13 @@ _MARKS = (
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "pipes"}
 _ORANGE_TYPES = {"continuous", "c", "discrete", "d", "string", "s", "time", "t"}
 _ORANGE_ROLES = {"", "class", "c", "meta", "m", "ignore", "i", "weight", "w"}
-_NOT_WESTERN = re.compile(rb"[A-Za-z][\x80-\x91\x93-\x99\x9b\x9d\x9f-\xb6\xb8-\xbf][A-Za-z]")
-"""A sign between two letters (all but ’ š œ ž ·): the file is in another encoding than cp1252."""
+_NOT_WESTERN = re.compile(
+    rb"[A-Za-z\xc0-\xff][\x80-\x91\x93-\x99\x9b\x9d\x9f-\xb6\xb8-\xbf][A-Za-z\xc0-\xff]"
+    rb"|[a-z][\x8a\x8c\x8e\x9f]"
+    rb"|[\x80-\xff]{4}|[\xc0-\xff]{3}"
+)
+"""What text in Windows-1252 hardly has: signs between letters (all but ’ š œ ž ·), capitals Š Œ Ž Ÿ
+after small letters, and three letters with accents in a row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +49,8 @@ class Grid:
 def decoded(content: bytes, name: str, encoding: str | None) -> tuple[str, str]:
     """Return a file's text, and the name of its encoding for people.
 
-    UTF-8 and byte-order marks decide; then zeros show UTF-16. A file of mostly ASCII letters with
-    single others among them is read as Windows-1252, which is a guess, and said to be one.
+    UTF-8 and byte-order marks decide; then zeros show UTF-16. What looks like Western text is read
+    as Windows-1252, which is a guess, and said to be one.
 
     Raises
     ------
@@ -78,11 +83,8 @@ def _decoded_by_guess(
             "task.encoding=ENCODING, or save the table as CSV in UTF-8"
         )
     line = content.count(b"\n", 0, error.start) + 1
-    alone = re.findall(rb"(?<![\x80-\xff])[\x80-\xff](?![\x80-\xff])", content)
-    total = sum(byte >= 0x80 for byte in content)
-    is_western = len(alone) > 0.9 * total and not _NOT_WESTERN.search(content)
     try:
-        text = content.decode("cp1252") if is_western else None
+        text = None if _NOT_WESTERN.search(content) else content.decode("cp1252")
     except UnicodeDecodeError:
         text = None
     if text is None:
