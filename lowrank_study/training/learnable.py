@@ -12,6 +12,7 @@ _MANY_CLASSES = 50
 _LEAST_SHARE = 0.1
 """Of the rows that validation and test are carved from: what has to be left for training."""
 _SHOWN_CLASSES = 8
+_FEW_ROWS = 2
 
 
 def described(frames: dict[str, pd.DataFrame]) -> list[str]:
@@ -21,11 +22,10 @@ def described(frames: dict[str, pd.DataFrame]) -> list[str]:
 
 def _counts(frame: pd.DataFrame) -> str:
     counts = Counter(frame["label"])
+    if len(counts) <= _SHOWN_CLASSES:
+        return ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items()))
     shown = [f"{name} {count:,}" for name, count in counts.most_common(_SHOWN_CLASSES)]
-    if len(counts) > _SHOWN_CLASSES:
-        fewest = min(counts.values())
-        shown.append(f"… {len(counts)} classes, the smallest with {fewest:,}")
-    return ", ".join(shown)
+    return f"{', '.join(shown)} … {len(counts)} classes, the smallest with {min(counts.values()):,}"
 
 
 def check_learnable(
@@ -56,7 +56,6 @@ def check_learnable(
             "for a larger task.train_size, or another task.split_seed"
         )
     _check_size(task, len(train), whole)
-    warnings = _unseen(task, frames)
     once = sum(count == 1 for count in classes.values())
     if once > len(train) / 2:
         raise InputError(
@@ -64,6 +63,7 @@ def check_learnable(
             "have a label of their own, so that nothing can be learnt: name the column of the "
             "classes, or list those to keep in task.labels"
         )
+    warnings = _unseen(frames)
     if once > _MANY_CLASSES:
         warnings.append(f"{once} of {len(classes)} classes have one training row each")
     return warnings + _sizes_missed(task, frames) + _repeated(task, frames, whole)
@@ -83,7 +83,7 @@ def _check_size(task: Task, left: int, whole: dict[str, pd.DataFrame]) -> None:
     )
 
 
-def _unseen(task: Task, frames: dict[str, pd.DataFrame]) -> list[str]:
+def _unseen(frames: dict[str, pd.DataFrame]) -> list[str]:
     """Say which rows have a class that no training row has; refuse more than a few."""
     warnings = []
     known = set(frames["train"]["label"])
@@ -94,10 +94,10 @@ def _unseen(task: Task, frames: dict[str, pd.DataFrame]) -> list[str]:
             continue
         share = len(unseen) / len(labels)
         told = (
-            f"{len(unseen):,} of {len(labels):,} {name} rows ({100 * share:.2g} %) have a class "
+            f"{len(unseen):,} of {len(labels):,} {name} rows ({100 * share:.3g} %) have a class "
             f"without training rows, such as {unseen.iloc[0]!r}, and can't be predicted"
         )
-        if share > LARGEST_SHARE:
+        if share > LARGEST_SHARE and len(unseen) > _FEW_ROWS:
             raise InputError(
                 f"{told}: give more rows, ask for a larger task.train_size, name the classes to "
                 "keep in task.labels, or choose another task.group_column or task.split_seed"

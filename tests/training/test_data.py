@@ -229,6 +229,49 @@ def test_the_pinned_data(
         assert len(films["test"]) > 140
 
 
+def cached_files() -> list[Path]:
+    return sorted((cache_folder() / "tokens").glob("*.npz"))
+
+
+def test_what_was_read_and_left_out_is_known_from_the_cache_too(
+    tmp_path: Path, tiny_model: Callable[[str], Path]
+) -> None:
+    frame = ROWS.copy()
+    frame.loc[4, "label"] = ""
+    task = task_of(write(tmp_path / "a.csv", frame))
+    cold, warm = (load_splits(task, tiny_model("bert")).account for _ in range(2))
+    assert warm == cold
+    assert warm.lines[0].startswith("left out: 1 of 100 rows of a.csv (1 %)")
+
+
+def test_swapped_and_damaged_caches_are_made_again(
+    tmp_path: Path, tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOWRANK_STUDY_CACHE", str(tmp_path / "cache"))
+    tasks = [task_of(write(tmp_path / "a.csv", ROWS), f"task.split_seed={n}") for n in range(2)]
+    hashes = [load_splits(task, tiny_model("bert")).sha256 for task in tasks]
+    one, two = cached_files()
+    contents = one.read_bytes(), two.read_bytes()
+    one.write_bytes(contents[1])
+    two.write_bytes(contents[0])
+    assert [load_splits(task, tiny_model("bert")).sha256 for task in tasks] == hashes
+    assert (one.read_bytes(), two.read_bytes()) == contents
+    damaged = bytearray(contents[0])
+    damaged[-300] ^= 1
+    one.write_bytes(damaged)
+    assert [load_splits(task, tiny_model("bert")).sha256 for task in tasks] == hashes
+
+
+def test_an_edited_file_is_refused_although_its_tokens_are_cached(
+    tmp_path: Path, tiny_model: Callable[[str], Path]
+) -> None:
+    task = task_of(write(tmp_path / "a.csv", ROWS))
+    load_splits(task, tiny_model("bert"))
+    write(tmp_path / "a.csv", ROWS[:50])
+    with pytest.raises(InputError, match=r"a\.csv has changed since"):
+        load_splits(task, tiny_model("bert"))
+
+
 def test_the_cache_key_covers_the_file(tmp_path: Path, tiny_model: Callable[[str], Path]) -> None:
     first = write(tmp_path / "a.csv", ROWS)
     before = load_splits(task_of(first), tiny_model("bert"))
