@@ -96,3 +96,15 @@ def test_scaling_rules() -> None:
 )
 def test_path_matches(name: str, pattern: str, expected: bool) -> None:
     assert path_matches(name, pattern) is expected
+
+
+def test_an_encoding_and_a_separator_make_another_run_only_where_they_are_named(
+    tiny_overrides: list[str],
+) -> None:
+    plain = compose(*tiny_overrides)
+    named = [
+        compose(*tiny_overrides, override)
+        for override in ("task.encoding=cp1252", "task.separator=semicolon")
+    ]
+    assert len({spec.run_id for spec in [plain, *named]}) == 3
+    assert all(from_mapping(to_mapping(spec)) == spec for spec in [plain, *named])
