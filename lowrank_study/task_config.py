@@ -104,7 +104,7 @@ def _encoding(name: str | None) -> str | None:
     if name is not None:
         try:
             "".encode(name)
-        except LookupError as error:
+        except (LookupError, UnicodeError) as error:
             raise InputError(
                 f"task.encoding={name!r} is not known: valid are Python's names, such as utf-8, "
                 "utf-16, cp1252, latin-1, cp1251, gb18030, shift_jis; null detects it"

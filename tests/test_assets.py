@@ -145,3 +145,14 @@ def test_a_run_older_than_the_choice_of_files_still_finds_its_folder(tmp_path: P
     (tmp_path / "README.md").write_text("y")
     with pytest.raises(InputError, match="has changed"):
         assets.fetch(whole)
+
+
+def test_damaged_weights_in_the_hubs_cache_are_refused(tmp_path: Path) -> None:
+    blob = tmp_path / "blobs" / hashlib.sha256(b"weights").hexdigest()
+    blob.parent.mkdir()
+    blob.write_bytes(b"weights")
+    (tmp_path / "model.safetensors").symlink_to(blob)
+    assets._check_blobs(tmp_path)
+    blob.write_bytes(b"wejghts")
+    with pytest.raises(InputError, match=r"model\.safetensors is damaged: .*delete .*blobs"):
+        assets._check_blobs(tmp_path)

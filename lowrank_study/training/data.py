@@ -226,6 +226,13 @@ def _tokenise(task: Task, rows: SplitRows, model_folder: Path) -> Splits:
             return_attention_mask=False,
         )
         ids = [np.asarray(tokens, dtype=np.int32) for tokens in encoded["input_ids"]]
+        if empty := [
+            text for text, tokens in zip(frame["text"], ids, strict=True) if not len(tokens)
+        ]:
+            raise InputError(
+                f"the {name} split of {task.name!r} has a text without tokens, {empty[0][:60]!r}: "
+                "remove its row"
+            )
         made[name] = Split(
             ids=np.concatenate(ids),
             types=np.concatenate([np.asarray(t, dtype=np.int8) for t in encoded["token_type_ids"]]),

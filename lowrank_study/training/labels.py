@@ -177,11 +177,13 @@ def odd_labels(labels: Iterable[str]) -> list[str]:
         number = _number(label)
         forms[normal_form(label) if number is None else number].append(label)
     alike = [names for names in forms.values() if len(names) > 1]
-    told = [
-        f"{' and '.join(map(repr, names))} are classes of their own, and differ only in case, "
-        "spacing or spelling: make them equal in the file if they are one"
-        for names in alike
-    ]
+    told = []
+    if alike:
+        more = f" (and {len(alike) - 1} more such sets)" if len(alike) > 1 else ""
+        told.append(
+            f"{' and '.join(map(repr, alike[0]))}{more} are classes of their own, and differ only "
+            "in case, spacing or spelling: make them equal in the file if they are one"
+        )
     missing = [name for names in forms.values() for name in names if name.lower() in _MISSING]
     if missing:
         told.append(f"{missing[0]!r} is a class: empty the cell if it is a missing value")

@@ -133,12 +133,19 @@ def _read_file(path: Path, task: Task) -> tuple[pd.DataFrame, str]:
     except (OSError, EOFError, lzma.LZMAError, ValueError) as error:
         raise InputError(f"{path} can't be read: {_first_line(error)}") from error
     _refuse_foreign(path, content, suffix)
+    is_grid = suffix in (".csv", ".tsv", ".tab")
+    for setting, value, is_read in (
+        ("encoding", task.encoding, suffix != ".parquet"),
+        ("separator", task.separator, is_grid),
+    ):
+        if value is not None and not is_read:
+            raise InputError(f"task.{setting}={value!r}: {path.name} has none, leave it null")
     if suffix == ".parquet":
         return _read_parquet(path, content), "Parquet"
     text, encoding = decoded(content, path.name, task.encoding)
     if not text.strip():
         raise InputError(f"{path} can't be read as {suffix}: it is empty")
-    if suffix in (".csv", ".tsv", ".tab"):
+    if is_grid:
         found = _grid_of(text, path.name, suffix, task)
         frame = pd.DataFrame(found.rows, columns=found.header, dtype=object)
         return frame, f"{encoding}, {found.said}"
@@ -147,7 +154,7 @@ def _read_file(path: Path, task: Task) -> tuple[pd.DataFrame, str]:
 
 
 def _grid_of(text: str, name: str, suffix: str, task: Task) -> Grid:
-    if suffix == ".tab" and (found := orange_grid(text, name)):
+    if suffix == ".tab" and not task.separator and (found := orange_grid(text, name)):
         return found
     return grid(
         text,
@@ -263,6 +270,8 @@ def as_texts(column: pd.Series, name: str, of: str) -> pd.Series:
 
 def _as_text(value: Any, place: str) -> str | None:
     if isinstance(value, str):
+        if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise InputError(f"{place} holds half a character (a lone surrogate): mend the file")
         return value or None
     if isinstance(value, list | tuple | dict | set | bytes | np.ndarray):
         raise InputError(

@@ -106,6 +106,10 @@ def _decode(content: bytes, name: str, encoding: str) -> str:
             f"{name} is not {encoding}: byte 0x{content[error.start]:02x} in line {line} "
             f"({error.reason}); name the right one with task.encoding=ENCODING"
         ) from error
+    except UnicodeError as error:
+        raise InputError(
+            f"{name} is not {encoding} ({error}); name the right one with task.encoding=ENCODING"
+        ) from error
 
 
 def grid(
@@ -138,6 +142,8 @@ def grid(
         close: with the line's number.
     """
     csv.field_size_limit(sys.maxsize)
+    if hint := re.match(r"sep=(.)(?=[\r\n])", text):  # Excel's own first line
+        text, separator = text[hint.end() :], separator or hint[1]
     used = separator or _detected(text, usual, columns)
     lines = _records(text, used, name, quoted=False)
     if not lines:
@@ -177,7 +183,8 @@ def _detected(text: str, usual: str, columns: Sequence[str]) -> str:
     """Return the separator whose header has the wanted columns, or else the most fields."""
 
     def fitness(separator: str) -> tuple[int, int, bool]:
-        header = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [])
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+        header = next((fields for fields in reader if any(fields)), [])
         names = {name.strip() for name in header}
         return sum(column in names for column in columns), len(header), separator == usual
 

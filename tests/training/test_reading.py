@@ -161,3 +161,14 @@ def test_a_file_that_is_edited_while_it_is_read_is_refused(
     monkeypatch.setattr(Path, "read_bytes", edited)
     with pytest.raises(InputError, match="has changed"):
         read_rows(task, "train", "")
+
+
+def test_a_setting_that_would_not_be_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"task\.separator=';': a\.json has none"):
+        read(tmp_path / "a.json", '[{"text": "a", "label": 1}]', "task.separator=semicolon")
+
+
+def test_half_a_character_is_refused(tmp_path: Path) -> None:
+    found = read(tmp_path / "a.json", r'[{"text": "a\ud800", "label": 1}]').frame
+    with pytest.raises(InputError, match="row 1: column 'text' holds half a character"):
+        as_texts(found["text"], "text", "a.json")

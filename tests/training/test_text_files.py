@@ -168,3 +168,7 @@ def test_a_message_is_one_line() -> None:
     with pytest.raises(InputError) as refused:
         read("a;b\n1;2;3\n")
     assert re.fullmatch(r"[^\n]+", str(refused.value))
+
+
+def test_excels_first_line_names_the_separator() -> None:
+    assert read("sep=;\r\ntext;label\r\na, b;up\r\n").rows == [["a, b", "up"]]
