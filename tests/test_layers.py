@@ -9,16 +9,8 @@ PACKAGE = Path(__file__).parents[1] / "lowrank_study"
 
 # What each part may import of the project, besides itself; a name stands for all below it.
 BOTTOM = {"errors", "files", "hashing", "left_out", "machine", "provenance", "native"}
-BASE = BOTTOM | {
-    "spec",
-    "assets",
-    "fields",
-    "config",
-    "leases",
-    "ended_runs",
-    "runs",
-    "checkpoints",
-}
+READ = {"spec", "assets", "fields", "sources", "task_config", "config"}
+BASE = BOTTOM | READ | {"leases", "ended_runs", "runs", "checkpoints"}
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
@@ -26,11 +18,14 @@ ALLOWED = {
     "left_out": {"errors"},
     "machine": set(),
     "spec": set(),
-    "assets": {"errors", "spec"},
+    "hashing": set(),
+    "assets": {"errors", "hashing", "spec"},
     "provenance": {"errors", "machine"},
-    "native": {"assets", "machine"},
+    "native": {"assets", "hashing", "machine"},
     "fields": {"errors"},
-    "config": {"errors", "machine", "spec", "assets", "fields"},
+    "sources": {"errors", "spec", "assets", "fields"},
+    "task_config": {"errors", "spec", "fields", "sources"},
+    "config": {"errors", "machine", "spec", "fields", "sources", "task_config"},
     "jobs": {"errors", "config"},
     "leases": {"files", "hashing", "machine", "spec"},
     "ended_runs": {"errors", "hashing", "spec"},

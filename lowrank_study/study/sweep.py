@@ -11,12 +11,14 @@ from pathlib import Path
 from lowrank_study import assets
 from lowrank_study.config import RunConfig, Tuning
 from lowrank_study.errors import Unfinished
+from lowrank_study.left_out import check_left_out, in_words
 from lowrank_study.machine import cores_of_workers, free_cores
 from lowrank_study.runs import RunStore, TrainedRun
-from lowrank_study.spec import Asset, Lora, RunSpec, Task
+from lowrank_study.spec import Asset, Lora, RunSpec
 from lowrank_study.study.effort import Effort
 from lowrank_study.study.measured_spectra import without_spectra
 from lowrank_study.study.packs import packs
+from lowrank_study.study.settings import check_same_rows, rows_key
 from lowrank_study.study.tuning import tuned
 from lowrank_study.study.worker_processes import run_workers
 
@@ -43,6 +45,7 @@ def sweep_of(configs: Sequence[RunConfig]) -> list[TrainedRun]:
         tracker=first.tracker,
         workers=first.workers,
         pack=first.pack,
+        allow_partial=first.allow_partial,
         tuning=first.tuning,
     )
     if unmeasured := without_spectra(runs, first.results, is_readable=True):
@@ -61,6 +64,7 @@ def sweep(
     tracker: str = "none",
     workers: int | None = None,
     pack: int | None = None,
+    allow_partial: bool = False,
     tuning: Tuning | None = None,
 ) -> list[TrainedRun]:
     """Train every run that has not ended, measure all spectra, and return the runs in order.
@@ -89,11 +93,13 @@ def sweep(
                 tracker=tracker,
                 workers=workers,
                 pack=pack,
+                allow_partial=allow_partial,
             ),
         )
     unique = list({spec.run_id: spec for spec in specs}.values())
     store = RunStore(results / "runs")
-    check_specs(store.left(unique), results)
+    ended = store.ended([spec.run_id for spec in unique])
+    check_specs(store.left(unique), results, ended=ended, allow_partial=allow_partial)
     places = _places(workers, device, len(unique))
     effort = Effort()
     costs = {spec.run_id: effort.of(spec) for spec in unique}
@@ -130,30 +136,58 @@ def rates_sweep(name: str) -> str:
     return f"{name}_rates"
 
 
-def check_specs(specs: Sequence[RunSpec], results: Path) -> None:
+def check_specs(
+    specs: Sequence[RunSpec],
+    results: Path,
+    *,
+    ended: Sequence[TrainedRun] = (),
+    allow_partial: bool = False,
+) -> None:
     """Fetch what the runs need and refuse what can't be trained, before anything is written.
+
+    What was read of their data is printed, what is left out of it first.
+
+    Parameters
+    ----------
+    specs
+        The runs to be trained.
+    results
+        Where to.
+    ended
+        Runs of the same sweep that have ended.
+    allow_partial
+        Whether more than 5 % of the rows may be left out.
 
     Raises
     ------
     InputError
         An unreachable source, bad data, a text, target or rank that does not fit, too small a disk.
     """
+    told = dict.fromkeys(line for run in ended for line in run.record.get("left_out", ()))
     if not specs:
+        print(*told, sep="\n", end="\n" if told else "", flush=True)
         return
     from lowrank_study.training.data import Splits, load_splits
     from lowrank_study.training.models import check_fits, model_folder
 
     # A sweep shares few models and tasks: each is fetched, verified and read once.
     folders: dict[Asset, Path] = {}
-    splits: dict[tuple[Task, Path], Splits] = {}
-    needed = 0
+    splits: dict[str, Splits] = {}
     for spec in specs:
         if spec.model.source not in folders:
             folders[spec.model.source] = model_folder(spec.model)
+        if rows_key(spec) not in splits:
+            splits[rows_key(spec)] = load_splits(spec.task, folders[spec.model.source])
+    left_out = dict.fromkeys(part for made in splits.values() for part in made.account.left_out)
+    check_left_out(list(left_out), allow_partial=allow_partial)
+    told |= dict.fromkeys(in_words(left_out))
+    told |= dict.fromkeys(line for made in splits.values() for line in made.account.lines)
+    print(*told, sep="\n", flush=True)
+    check_same_rows(ended, {key: made.sha256 for key, made in splits.items()})
+    needed = 0
+    for spec in specs:
         folder = folders[spec.model.source]
-        if (spec.task, folder) not in splits:
-            splits[spec.task, folder] = load_splits(spec.task, folder)
-        check_fits(spec, folder, splits[spec.task, folder])
+        check_fits(spec, folder, splits[rows_key(spec)])
         needed += _checkpoint_bytes(spec, folder)
     assets.require_free_space(results, needed)
 

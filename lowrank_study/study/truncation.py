@@ -29,6 +29,7 @@ from lowrank_study.runs import TrainedRun
 from lowrank_study.spectra.spectrum import measure, row
 from lowrank_study.spectra.subspaces import Directions, leading_directions
 from lowrank_study.spectra.updates import layer_of, role_in, update_of_match
+from lowrank_study.study.settings import check_same_rows, rows_key
 from lowrank_study.training.batches import first_texts
 from lowrank_study.training.data import load_splits, load_tokenizer
 from lowrank_study.training.evaluate import Predictions, predict
@@ -212,6 +213,7 @@ class TunedModel:
         spec = run.spec
         folder = model_folder(spec.model)
         splits = load_splits(spec.task, folder)
+        check_same_rows([run], {rows_key(spec): splits.sha256})
         self._test, self._precision = splits.test, spec.train.precision
         self._device = torch_device(device)
         self._model = load_classifier(

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from lowrank_study.assets import existing, fetch
-from lowrank_study.config import hub_repo, is_path
 from lowrank_study.errors import InputError
 from lowrank_study.fields import Fields
 from lowrank_study.files import require_folder
+from lowrank_study.sources import hub_repo, is_path
 from lowrank_study.spectra.spectrum import MeasureMethod
 from lowrank_study.study.measurement.files import AdapterOnBase, CheckpointPair, Subject
 from lowrank_study.study.measurement.measure import (
