@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -124,17 +124,27 @@ def load_classifier(folder: Path, *, number_of_labels: int, dropout: float | Non
         config = _configuration(folder, number_of_labels, dropout)
         with _quiet_transformers():
             model, loading = AutoModelForSequenceClassification.from_pretrained(
-                folder, config=config, dtype=torch.float32, output_loading_info=True
+                folder,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # a classifier of other classes gets a new head
             )
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(folder, error) from error
     assert isinstance(model, nn.Module)
     heads = head_names(model)
-    if absent := sorted(k for k in loading["missing_keys"] if k.split(".")[0] not in heads):
+    if absent := sorted(name for name in loading["missing_keys"] if not in_head(name, heads)):
         raise InputError(
             f"{folder} lacks {absent[0]}: it would be random, and frozen under an adapter; give a "
             "checkpoint that has all of the pretrained model that a classifier reads"
         )
+    for name, stored, expected in sorted(loading["mismatched_keys"]):
+        if not in_head(name, heads):
+            raise InputError(
+                f"{folder}: {name} is stored as {tuple(stored)}, and config.json makes it "
+                f"{tuple(expected)}: they belong to different models; give the checkpoint whole"
+            )
     return model
 
 
@@ -165,13 +175,23 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def head_names(model: nn.Module) -> list[str]:
-    """Return the names of the modules outside the pretrained backbone: the new head."""
+    """Return the names of the modules outside the pretrained backbone: the new head.
+
+    `classifier` alone in BERT, `pooler` and `classifier` in DeBERTa, `head` and `classifier` in
+    ModernBERT. Every weight that a checkpoint lacks is in one of them: `load_classifier` refuses
+    any other gap. So a method that trains and saves these modules leaves nothing random.
+    """
     backbone = str(model.base_model_prefix)
     return [
         name
         for name, child in model.named_children()
         if name != backbone and any(True for _ in child.parameters())
     ]
+
+
+def in_head(name: str, heads: Sequence[str]) -> bool:
+    """Whether a module or a weight, named by its path in the model, is part of one of its heads."""
+    return name.partition(".")[0] in heads
 
 
 def head_parameters(model: nn.Module) -> set[nn.Parameter]:
@@ -208,7 +228,7 @@ def target_modules(model: nn.Module, base: BaseModel, target: tuple[str, ...]) -
     linear = [
         name
         for name, module in model.named_modules()
-        if is_linear(module) and name.split(".")[0] not in heads
+        if is_linear(module) and not in_head(name, heads)
     ]
     chosen: set[str] = set()
     for wanted in target:
@@ -314,7 +334,7 @@ def save_model(model: nn.Module, spec: RunSpec, folder: Path, *, base: Path) -> 
             saved = {
                 name: value.detach()
                 for name, value in model.state_dict().items()
-                if name.split(".")[0] in heads
+                if in_head(name, heads)
             }
             save_adapter(
                 folder,
