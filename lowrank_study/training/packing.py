@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lowrank_study.errors import InputError
+from lowrank_study.training.attention import shared_dropout
 from lowrank_study.training.batches import Batch
 from lowrank_study.training.lora import LoraLinear, lora_modules
 from lowrank_study.training.models import head_names
@@ -31,7 +32,6 @@ from lowrank_study.training.unpadded import (
     can_unpad,
     padded_scores,
     part_tokens,
-    shared_dropout,
     unpad,
     unpadded_scores,
 )
