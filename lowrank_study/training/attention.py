@@ -110,7 +110,7 @@ def attend(
             strict=True,
         )
     ]
-    return torch.cat(attended, dim=2).transpose(1, 2), None
+    return torch.cat([text.transpose(1, 2) for text in attended], dim=1), None
 
 
 def _is_ours(mask: Tensor, longest: int) -> bool:

@@ -37,6 +37,8 @@ from lowrank_study.training.batches import Batch, padded
 _PART_PRODUCT, _LEAST_TOKENS = 512 * 384 * 384, 128
 _NARROWED = ("bert", "roberta", "xlm-roberta")
 """Model types whose last layer is laid out as `_narrow_last_layer` expects."""
+_READ_AT_THE_END = ("modernbert-decoder", "ctrl")
+"""Decoders whose head is not called `score`."""
 _POSITION_TABLES = ("position_embeddings", "wpe", "embed_positions", "positions_embed")
 """What architectures call the module, or the buffer, that has a row for each position."""
 
@@ -61,8 +63,10 @@ def can_unpad(model: nn.Module) -> bool:
     """
     if not (isinstance(model, PreTrainedModel) and model._supports_attention_backend):
         return False
-    config = model.config
-    return not config.is_encoder_decoder and config.get_text_config() is config
+    config: Any = model.config
+    averages_scores = getattr(config, "classifier_pooling", "") == "late"  # EuroBERT
+    of_text = config.get_text_config() is config
+    return of_text and not config.is_encoder_decoder and not averages_scores
 
 
 def unpad(model: nn.Module) -> None:
@@ -167,8 +171,10 @@ def _positions(backbone: nn.Module, batch: Batch) -> Tensor:
 
 def _padding_index(backbone: nn.Module) -> int | None:
     """Return the number from which RoBERTa and its kin count positions; None for the others."""
-    found = getattr(getattr(backbone, "embeddings", None), "padding_idx", None)
-    return None if found is None else int(found)
+    embeddings = getattr(backbone, "embeddings", None)
+    found = getattr(embeddings, "padding_idx", None)
+    # XLM's is the word table itself, whose padding_idx says nothing of positions.
+    return None if found is None or isinstance(embeddings, nn.Embedding) else int(found)
 
 
 def _read_tokens(model: nn.Module, batch: Batch) -> Tensor | None:
@@ -177,7 +183,7 @@ def _read_tokens(model: nn.Module, batch: Batch) -> Tensor | None:
     if getattr(config, "classifier_pooling", "") == "mean":  # ModernBERT
         return None
     text_T, starts_N = _texts_T(batch)
-    if not hasattr(model, "score"):
+    if not (hasattr(model, "score") or config.model_type in _READ_AT_THE_END):
         return starts_N
     # Decoders have seen all at the last token that is no padding.
     there_T = batch.ids_T != config.pad_token_id
