@@ -34,9 +34,9 @@ from lowrank_study.spec import (
     RunSpec,
     path_matches,
 )
-from lowrank_study.training.data import Splits, load_tokenizer
+from lowrank_study.training.data import Splits, padding_id
 from lowrank_study.training.lora import add_lora, check_rank, is_linear, lora_modules
-from lowrank_study.training.unpadded import positions_of
+from lowrank_study.training.padding import check_reads, pad_by_tokenizer
 
 
 def model_folder(model: BaseModel) -> Path:
@@ -133,6 +133,7 @@ def load_classifier(folder: Path, *, number_of_labels: int, dropout: float | Non
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(folder, error) from error
     assert isinstance(model, nn.Module)
+    pad_by_tokenizer(model, folder)
     heads = head_names(model)
     if absent := sorted(name for name in loading["missing_keys"] if not in_head(name, heads)):
         raise InputError(
@@ -157,7 +158,7 @@ def _configuration(folder: Path, number_of_labels: int, dropout: float | None) -
             if re.search(r"drop(out)?$|_dropout|dropout_", name) and isinstance(value, float):
                 setattr(config, name, dropout)
     if config.pad_token_id is None:
-        config.pad_token_id = load_tokenizer(folder).pad_token_id
+        config.pad_token_id = padding_id(folder)
     return config
 
 
@@ -275,17 +276,12 @@ def check_fits(spec: RunSpec, folder: Path, splits: Splits) -> None:
     Raises
     ------
     InputError
-        As `build_model`, or a text is longer than the model has positions for; all but PEFT's
-        methods are checked on a model without weights, which takes no time.
+        As `build_model`, or the model can't read the texts (`check_reads`); all but PEFT's methods
+        are checked on a model without weights, which takes no time.
     """
     number_of_labels = len(splits.labels)
     model = _without_weights(folder, number_of_labels, spec.model.dropout)
-    positions, longest = positions_of(model), splits.longest
-    if positions is not None and longest > positions:
-        raise InputError(
-            f"task.max_length={spec.task.max_length}: a text has {longest} tokens, and "
-            f"{spec.model.name} has positions for {positions}: set it to at most that"
-        )
+    check_reads(model, spec, splits)
     if isinstance(spec.method, PeftMethod):
         build_model(spec, folder, number_of_labels=number_of_labels)
     elif isinstance(spec.method, Lora):
@@ -304,6 +300,7 @@ def _without_weights(folder: Path, number_of_labels: int, dropout: float | None)
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(folder, error) from error
     assert isinstance(model, nn.Module)
+    pad_by_tokenizer(model, folder)
     return model
 
 

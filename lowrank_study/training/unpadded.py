@@ -191,6 +191,11 @@ def _read_tokens(model: nn.Module, batch: Batch) -> Tensor | None:
     return starts_N.scatter_reduce(0, text_T, place_T, "amax")
 
 
+def counts_from_padding(model: nn.Module) -> bool:
+    """Whether a model's positions begin after the number of its padding token, as RoBERTa's do."""
+    return _padding_index(_backbone(model)) is not None
+
+
 def positions_of(model: nn.Module) -> int | None:
     """Return how many tokens the model has positions for; None where it computes them."""
     padding = _padding_index(_backbone(model))
