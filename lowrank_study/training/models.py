@@ -233,18 +233,37 @@ def target_modules(model: nn.Module, base: BaseModel, target: tuple[str, ...]) -
     ]
     chosen: set[str] = set()
     for wanted in target:
-        roles = base.target_presets.get(wanted, (wanted,))
-        for role in roles:
-            matched = [name for name in linear if path_matches(name, base.roles.get(role, role))]
+        for role in base.target_presets.get(wanted, (wanted,)):
+            matched = _matching(linear, base, role)
             if not matched:
-                endings = sorted({name.rpartition(".")[2] for name in linear})
-                raise InputError(
-                    f"method.target={wanted!r} matches no linear map of {base.name}: valid are "
-                    f"{', '.join([*base.target_presets, *base.roles])}, or paths that end in "
-                    f"{', '.join(endings)}"
-                )
+                raise _no_target(linear, base, wanted, role)
             chosen.update(matched)
     return [name for name in linear if name in chosen]
+
+
+def _matching(linear: Sequence[str], base: BaseModel, role: str) -> list[str]:
+    return [name for name in linear if path_matches(name, base.roles.get(role, role))]
+
+
+def _no_target(linear: Sequence[str], base: BaseModel, wanted: str, role: str) -> InputError:
+    """Say which role failed, and what this model has: never a name that would fail again."""
+    roles = [name for name in base.roles if _matching(linear, base, name)]
+    presets = [name for name, of in base.target_presets.items() if set(of) <= set(roles)]
+    endings = {
+        ".".join("*" if part.isdigit() else part for part in name.split(".")[-2:])
+        for name in linear
+    }
+    valid = ", ".join([*presets, *roles, *sorted(endings)[:16]])
+    why = (
+        f": the role {role} is at {base.roles[role]!r} by the chosen model configuration, which is "
+        "another architecture's"
+        if role in base.roles
+        else ""
+    )
+    return InputError(
+        f"method.target={wanted!r} matches no linear map of {base.name}{why}. Valid are {valid}; "
+        "give one or a list, as in method.target=[a,b]"
+    )
 
 
 def _peft_model(model: nn.Module, base: BaseModel, method: PeftMethod) -> nn.Module:
