@@ -14,7 +14,6 @@ BASE = BOTTOM | READ | {"leases", "ended_runs", "runs", "checkpoints"}
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
-    "hashing": set(),
     "left_out": {"errors"},
     "machine": set(),
     "spec": set(),

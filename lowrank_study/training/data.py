@@ -191,23 +191,44 @@ def with_shuffled_labels(splits: Splits, seed: int) -> Splits:
 
 def _tokenizer_hash(model_folder: Path) -> str:
     """Hash the files that decide how a text is cut into tokens."""
-    patterns = assets.TOKENIZER_FILES
-    names = [file.name for pattern in patterns for file in model_folder.glob(pattern)]
+    names = _tokenizer_files(model_folder)
     if not names:
-        raise InputError(
-            f"{model_folder} holds no tokenizer: one of {', '.join(patterns[:6])} is needed"
-        )
+        needed = ", ".join(assets.TOKENIZER_FILES[:6])
+        raise InputError(f"{model_folder} holds no tokenizer: one of {needed} is needed")
     return sha256_of_files(model_folder, names)
 
 
+def _tokenizer_files(model_folder: Path) -> list[str]:
+    patterns = assets.TOKENIZER_FILES
+    return [file.name for pattern in patterns for file in model_folder.glob(pattern)]
+
+
 def load_tokenizer(model_folder: Path) -> Any:
-    """Return the model's tokenizer, with a padding token even where the model has none."""
+    """Return the model's tokenizer, with a padding token even where the model has none.
+
+    Raises
+    ------
+    InputError
+        It has no token to pad with.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise InputError(
+            f"{model_folder}: its tokenizer has no padding token, and no end token to pad with: "
+            'name one of its tokens in tokenizer_config.json, as in "pad_token": "[PAD]"'
+        )
     return tokenizer
+
+
+def padding_id(model_folder: Path) -> int | None:
+    """Return the number of the padding token; None where a folder has no tokenizer, as runs do."""
+    if not _tokenizer_files(model_folder):
+        return None
+    return int(load_tokenizer(model_folder).pad_token_id)
 
 
 def _tokenise(task: Task, rows: SplitRows, model_folder: Path) -> Splits:

@@ -10,7 +10,7 @@ import copy
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,10 @@ from lowrank_study.spec import (
     RunSpec,
     path_matches,
 )
-from lowrank_study.training.data import Splits, load_tokenizer
+from lowrank_study.training.data import Splits, padding_id
 from lowrank_study.training.dequantised import dequantised
 from lowrank_study.training.lora import add_lora, check_rank, is_linear, lora_modules
-from lowrank_study.training.unpadded import positions_of
+from lowrank_study.training.padding import check_reads, pad_by_tokenizer
 
 
 def model_folder(model: BaseModel) -> Path:
@@ -106,17 +106,28 @@ def load_classifier(folder: Path, *, number_of_labels: int, dropout: float | Non
         config = _configuration(folder, number_of_labels, dropout)
         with _quiet_transformers():
             model, loading = AutoModelForSequenceClassification.from_pretrained(
-                folder, config=config, dtype=torch.float32, output_loading_info=True
+                folder,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # a classifier of other classes gets a new head
             )
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(folder, error) from error
     assert isinstance(model, nn.Module)
+    pad_by_tokenizer(model, folder)
     heads = head_names(model)
-    if absent := sorted(k for k in loading["missing_keys"] if k.split(".")[0] not in heads):
+    if absent := sorted(name for name in loading["missing_keys"] if not in_head(name, heads)):
         raise InputError(
             f"{folder} lacks {absent[0]}: it would be random, and frozen under an adapter; give a "
             "checkpoint that has all of the pretrained model that a classifier reads"
         )
+    for name, stored, expected in sorted(loading["mismatched_keys"]):
+        if not in_head(name, heads):
+            raise InputError(
+                f"{folder}: {name} is stored as {tuple(stored)}, and config.json makes it "
+                f"{tuple(expected)}: they belong to different models; give the checkpoint whole"
+            )
     return model
 
 
@@ -129,7 +140,7 @@ def _configuration(folder: Path, number_of_labels: int, dropout: float | None) -
             if re.search(r"drop(out)?$|_dropout|dropout_", name) and isinstance(value, float):
                 setattr(config, name, dropout)
     if config.pad_token_id is None:
-        config.pad_token_id = load_tokenizer(folder).pad_token_id
+        config.pad_token_id = padding_id(folder)
     return config
 
 
@@ -147,13 +158,23 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def head_names(model: nn.Module) -> list[str]:
-    """Return the names of the modules outside the pretrained backbone: the new head."""
+    """Return the names of the modules outside the pretrained backbone: the new head.
+
+    `classifier` alone in BERT, `pooler` and `classifier` in DeBERTa, `head` and `classifier` in
+    ModernBERT. Every weight that a checkpoint lacks is in one of them: `load_classifier` refuses
+    any other gap. So a method that trains and saves these modules leaves nothing random.
+    """
     backbone = str(model.base_model_prefix)
     return [
         name
         for name, child in model.named_children()
         if name != backbone and any(True for _ in child.parameters())
     ]
+
+
+def in_head(name: str, heads: Sequence[str]) -> bool:
+    """Whether a module or a weight, named by its path in the model, is part of one of its heads."""
+    return name.partition(".")[0] in heads
 
 
 def head_parameters(model: nn.Module) -> set[nn.Parameter]:
@@ -190,22 +211,41 @@ def target_modules(model: nn.Module, base: BaseModel, target: tuple[str, ...]) -
     linear = [
         name
         for name, module in model.named_modules()
-        if is_linear(module) and name.split(".")[0] not in heads
+        if is_linear(module) and not in_head(name, heads)
     ]
     chosen: set[str] = set()
     for wanted in target:
-        roles = base.target_presets.get(wanted, (wanted,))
-        for role in roles:
-            matched = [name for name in linear if path_matches(name, base.roles.get(role, role))]
+        for role in base.target_presets.get(wanted, (wanted,)):
+            matched = _matching(linear, base, role)
             if not matched:
-                endings = sorted({name.rpartition(".")[2] for name in linear})
-                raise InputError(
-                    f"method.target={wanted!r} matches no linear map of {base.name}: valid are "
-                    f"{', '.join([*base.target_presets, *base.roles])}, or paths that end in "
-                    f"{', '.join(endings)}"
-                )
+                raise _no_target(linear, base, wanted, role)
             chosen.update(matched)
     return [name for name in linear if name in chosen]
+
+
+def _matching(linear: Sequence[str], base: BaseModel, role: str) -> list[str]:
+    return [name for name in linear if path_matches(name, base.roles.get(role, role))]
+
+
+def _no_target(linear: Sequence[str], base: BaseModel, wanted: str, role: str) -> InputError:
+    """Say which role failed, and what this model has: never a name that would fail again."""
+    roles = [name for name in base.roles if _matching(linear, base, name)]
+    presets = [name for name, of in base.target_presets.items() if set(of) <= set(roles)]
+    endings = {
+        ".".join("*" if part.isdigit() else part for part in name.split(".")[-2:])
+        for name in linear
+    }
+    valid = ", ".join([*presets, *roles, *sorted(endings)[:16]])
+    why = (
+        f": the role {role} is at {base.roles[role]!r} by the chosen model configuration, which is "
+        "another architecture's"
+        if role in base.roles
+        else ""
+    )
+    return InputError(
+        f"method.target={wanted!r} matches no linear map of {base.name}{why}. Valid are {valid}; "
+        "give one or a list, as in method.target=[a,b]"
+    )
 
 
 def _peft_model(model: nn.Module, base: BaseModel, method: PeftMethod) -> nn.Module:
@@ -237,17 +277,12 @@ def check_fits(spec: RunSpec, folder: Path, splits: Splits) -> None:
     Raises
     ------
     InputError
-        As `build_model`, or a text is longer than the model has positions for; all but PEFT's
-        methods are checked on a model without weights, which takes no time.
+        As `build_model`, or the model can't read the texts (`check_reads`); all but PEFT's methods
+        are checked on a model without weights, which takes no time.
     """
     number_of_labels = len(splits.labels)
     model = _without_weights(folder, number_of_labels, spec.model.dropout)
-    positions, longest = positions_of(model), splits.longest
-    if positions is not None and longest > positions:
-        raise InputError(
-            f"task.max_length={spec.task.max_length}: a text has {longest} tokens, and "
-            f"{spec.model.name} has positions for {positions}: set it to at most that"
-        )
+    check_reads(model, spec, splits)
     if isinstance(spec.method, PeftMethod):
         build_model(spec, folder, number_of_labels=number_of_labels)
     elif isinstance(spec.method, Lora):
@@ -266,6 +301,7 @@ def _without_weights(folder: Path, number_of_labels: int, dropout: float | None)
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(folder, error) from error
     assert isinstance(model, nn.Module)
+    pad_by_tokenizer(model, folder)
     return model
 
 
@@ -296,7 +332,7 @@ def save_model(model: nn.Module, spec: RunSpec, folder: Path, *, base: Path) -> 
             saved = {
                 name: value.detach()
                 for name, value in model.state_dict().items()
-                if name.split(".")[0] in heads
+                if in_head(name, heads)
             }
             save_adapter(
                 folder,

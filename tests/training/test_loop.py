@@ -271,6 +271,30 @@ def test_a_model_without_its_pooler_is_refused(
         run(tiny_overrides, tmp_path, f"model.source={lacking}")
 
 
+def test_a_classifier_of_other_classes_gets_a_new_head(
+    tiny_overrides: list[str], tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(tiny_model("bert"), old)
+    load_classifier(tiny_model("bert"), number_of_labels=3, dropout=None).save_pretrained(old)
+    result = run(tiny_overrides, tmp_path / "run", f"model.source={old}")
+    assert result.record["test"]["accuracy"] > 0
+    saved = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    [head] = [saved[name] for name in saved if name.endswith("classifier.weight")]
+    assert head.shape == (2, 16)
+
+
+def test_weights_of_another_model_than_the_configuration_are_refused(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    mixed = tmp_path / "mixed"
+    shutil.copytree(tiny_model("bert"), mixed)
+    config = json.loads((mixed / "config.json").read_text())
+    (mixed / "config.json").write_text(json.dumps({**config, "intermediate_size": 32}))
+    with pytest.raises(InputError, match=r"intermediate.*is stored as \(24,.*makes it \(32,"):
+        load_classifier(mixed, number_of_labels=2, dropout=None)
+
+
 def test_a_run_that_chooses_a_rate_keeps_no_model(
     tiny_overrides: list[str], tmp_path: Path
 ) -> None:
