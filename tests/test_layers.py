@@ -9,7 +9,8 @@ PACKAGE = Path(__file__).parents[1] / "lowrank_study"
 
 # What each part may import of the project, besides itself; a name stands for all below it.
 BOTTOM = {"errors", "files", "left_out", "machine", "provenance", "native"}
-BASE = BOTTOM | {"spec", "assets", "fields", "config", "runs", "checkpoints"}
+COMPOSING = {"arguments", "composition"}
+BASE = BOTTOM | COMPOSING | {"spec", "assets", "fields", "config", "runs", "checkpoints"}
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
@@ -20,15 +21,19 @@ ALLOWED = {
     "provenance": {"errors", "machine"},
     "native": {"assets", "machine"},
     "fields": {"errors"},
-    "config": {"errors", "machine", "spec", "assets", "fields"},
-    "jobs": {"errors", "config"},
+    "arguments": {"errors"},
+    "suggestions": set(),
+    "composition": {"errors", "arguments", "suggestions"},
+    "usage": {"composition"},
+    "config": {"errors", "machine", "spec", "assets", "fields", "composition"},
+    "jobs": {"errors", "spec", "composition", "config"},
     "runs": {"errors", "files", "left_out", "spec"},
     "checkpoints": {"errors", "files", "left_out"},
     "training": BASE,
     "spectra": BASE,
     "study": BASE | {"jobs", "training", "spectra"},
     "reporting": BASE | {"jobs", "training", "spectra", "study"},
-    "command": {"errors", "config", "left_out"},
+    "command": {"errors", "files", "arguments", "composition", "usage", "config", "jobs"},
     "__init__": BASE | {"training", "spectra", "study", "reporting"},
 }
 

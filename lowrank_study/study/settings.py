@@ -3,7 +3,7 @@
 >>> check_alike(store.ended(store.sweep("mine")), sweep="mine")
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lowrank_study.errors import InputError
@@ -22,10 +22,19 @@ def check_alike(runs: Sequence[TrainedRun], *, sweep: str) -> None:
     InputError
         Two of them differ in the task's texts, the model or the training: it names in what.
     """
+    if told := difference(run.spec for run in runs):
+        raise InputError(
+            f"sweep={sweep}: {told}, so that no mean can speak for them: give each a sweep=NAME of "
+            "its own"
+        )
+
+
+def difference(specs: Iterable[RunSpec]) -> str | None:
+    """Say in what the first runs of one task and model that are not alike differ, if any do."""
     firsts: dict[tuple[str, str], dict[str, Any]] = {}
-    for run in runs:
-        task, model = run.spec.task.name, run.spec.model.name
-        mine = shared_settings(run.spec)
+    for spec in specs:
+        task, model = spec.task.name, spec.model.name
+        mine = shared_settings(spec)
         first = firsts.setdefault((task, model), mine)
         differing = [
             f"{name} ({first[name]} and {value})"
@@ -33,10 +42,8 @@ def check_alike(runs: Sequence[TrainedRun], *, sweep: str) -> None:
             if first[name] != value
         ]
         if differing:
-            raise InputError(
-                f"sweep={sweep}: its runs of {task} on {model} differ in {', '.join(differing)}, "
-                "so that no mean can speak for them: give each a sweep=NAME of its own"
-            )
+            return f"its runs of {task} on {model} differ in {', '.join(differing)}"
+    return None
 
 
 def shared_settings(spec: RunSpec) -> dict[str, Any]:
