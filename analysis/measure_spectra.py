@@ -9,10 +9,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from lowrank_study.command import command
+from lowrank_study.fields import Fields
 
 
 def measure(config: Mapping[str, Any]) -> None:
     """Measure, write the report, and say where it is and what it found."""
+    from lowrank_study.config import require_sources
+
+    require_sources(Fields("", config), ("before", "after", "adapter", "base", "other"))
     from lowrank_study.reporting.spectra_report import progress_shown, report_measurement
     from lowrank_study.study.measurement.request import measure_request, read_request
 

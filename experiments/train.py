@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from lowrank_study.command import sweep_command
+from lowrank_study.files import require_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +22,7 @@ def train(configs: "Sequence[RunConfig]") -> None:
     from lowrank_study.study.outcome import check_complete, in_words
     from lowrank_study.study.settings import difference
 
+    require_folder(configs[0].results)
     name, allow_partial = configs[0].sweep, configs[0].allow_partial
     if told := difference(config.spec for config in configs):
         print(f"sweep={name} will have no report: {told}", file=sys.stderr)

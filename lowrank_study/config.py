@@ -258,6 +258,19 @@ def is_path(text: str) -> bool:
     return text.startswith((".", "/", "~")) or path.exists() or path.suffix in _FILE_SUFFIXES
 
 
+def require_sources(fields: Fields, names: Sequence[str]) -> None:
+    """Refuse paths that are not there; hub ids and null are left alone.
+
+    Raises
+    ------
+    InputError
+        It names the first one.
+    """
+    for name in names:
+        if fields.value(name) is not None and is_path(text := fields.path_text(name)):
+            assets.existing(text)
+
+
 def hub_repo(name: str, text: str, *, subset: str | None, revision: str | None) -> HubRepo:
     """Read a hub id, or refuse what is neither a path nor one, naming the setting."""
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text):

@@ -1,6 +1,5 @@
 """The runs of a sweep are those that Hydra itself would compose, only sooner."""
 
-
 import pytest
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
