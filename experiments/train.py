@@ -29,7 +29,7 @@ def train(configs: "Sequence[RunConfig]") -> None:
     from lowrank_study.study.sweep import sweep_of
 
     runs = sweep_of(configs)
-    print(in_words(runs, sweep=name), flush=True)
+    print(in_words(runs, sweep=name, results=configs[0].results), flush=True)
     check_complete(runs, planned=len(runs), sweep=name, allow_partial=allow_partial)
 
 

@@ -18,12 +18,12 @@ from lowrank_study.errors import InputError
 
 PATHS = {
     *("results", "out", "before", "after", "adapter", "base", "other"),
-    *("task.source", "task.train", "task.validation", "task.test", "model.source"),
+    *("task.source", "model.source"),
 }
 TEXTS = {
     *("sweep", "question", "record", "task.name", "model.name", "task.subset", "task.revision"),
     *("model.revision", "task.label_column", "task.group_column", "task.encoding"),
-    "task.separator",
+    *("task.separator", "task.train", "task.validation", "task.test"),
 }
 _LISTS = {"sweep", "record"}
 """Texts of which one command also takes a list, as in `[a,b]`."""
@@ -56,6 +56,7 @@ def read_arguments(arguments: Sequence[str]) -> Arguments:
         One is no setting, or lacks its value.
     """
     overrides: list[str] = []
+    typed: list[tuple[str, str]] = []
     flags: set[str] = set()
     left = iter(arguments)
     for argument in left:
@@ -66,14 +67,22 @@ def read_arguments(arguments: Sequence[str]) -> Arguments:
             next(left, None)  # Hydra's `--cfg job`
         elif argument.startswith("--") and len(argument) > 2:
             key, equals, value = argument[2:].partition("=")
-            overrides.append(_literal(key, value if equals else next(left, None)))
+            text = value if equals else next(left, None)
+            if text is None:
+                raise InputError(f"--{key} needs a value, as in --{key} VALUE")
+            typed.append((key, text))
+            overrides.append(_literal(key, text))
         elif "=" in argument or argument.startswith("~"):
+            key, _, text = argument.partition("=")
+            typed.append((key, text))
             overrides.append(as_override(argument))
         else:
             raise InputError(
                 f"{argument!r} is no setting: write KEY=VALUE or --KEY VALUE, as in "
                 "results=results (--help lists the settings)"
             )
+    if "grid" in flags:
+        _check_sources(typed)
     return Arguments(
         overrides=tuple(overrides),
         is_grid="grid" in flags,
@@ -88,18 +97,33 @@ def as_override(argument: str) -> str:
     if not equals or key not in PATHS | TEXTS or text == "null":
         return argument
     if key in PATHS and text and os.path.lexists(os.path.expanduser(text)):
-        return f"{key}={quoted(text)}"
+        return _quoted_setting(key, text)
     is_list = key in _LISTS and text.startswith("[")
     is_pin = key in _PINS and text.startswith("{")
     if is_list or is_pin or _QUOTED.fullmatch(text):
         return argument
-    return f"{key}={quoted(text)}"
+    return _quoted_setting(key, text)
 
 
-def _literal(key: str, value: str | None) -> str:
-    if value is None:
-        raise InputError(f"--{key} needs a value, as in --{key} VALUE")
-    return f"{key}={quoted(value) if key in PATHS | TEXTS else value}"
+def _check_sources(typed: Sequence[tuple[str, str]]) -> None:
+    """Refuse several sources in a grid: all would have one name."""
+    for key, text in typed:
+        first, comma, other = text.partition(",")
+        if key in _PINS and comma and not os.path.lexists(os.path.expanduser(text)):
+            name = key.replace("source", "name")
+            raise InputError(
+                f"{key}={text}: there is no such path. Several sources need a name each: cases="
+                f"[{{{key}: {first}, {name}: first}}, {{{key}: {other}, {name}: second}}]"
+            )
+
+
+def _literal(key: str, text: str) -> str:
+    return _quoted_setting(key, text) if key in PATHS | TEXTS else f"{key}={text}"
+
+
+def _quoted_setting(key: str, text: str) -> str:
+    is_variable = key in PATHS and text.startswith("$")  # the shell would have expanded one
+    return f"{key}={quoted(f'./{text}' if is_variable else text)}"
 
 
 def quoted(text: str) -> str:

@@ -74,7 +74,9 @@ def sha256_of(path: Path) -> str:
         return sha256_of_file(path)
     total = hashlib.sha256()
     for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        total.update(f"{file.relative_to(path)}\0{sha256_of_file(file)}\n".encode())
+        total.update(
+            f"{file.relative_to(path)}\0{sha256_of_file(file)}\n".encode(errors="surrogateescape")
+        )
     return total.hexdigest()
 
 

@@ -71,9 +71,9 @@ def _main(
             elif arguments.wants_settings:
                 from omegaconf import OmegaConf
 
-                from lowrank_study.composition import Composer
+                from lowrank_study.composition import composer_of
 
-                config = Composer(config_name).config(arguments.overrides)
+                config = composer_of(config_name).config(arguments.overrides)
                 ours = [key for key in config if key != "hydra"]
                 print(OmegaConf.to_yaml(OmegaConf.masked_copy(config, ours)), end="")
             else:
@@ -88,7 +88,7 @@ def told_to_people() -> Iterator[None]:
     _take_any_text()
     if not sys.stderr.isatty():  # in a log, a progress bar is noise around the one line that counts
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    signal.signal(signal.SIGTERM, _stop)
+    before = signal.signal(signal.SIGTERM, _stop)
     try:
         yield
         sys.stdout.flush()
@@ -108,6 +108,8 @@ def told_to_people() -> Iterator[None]:
         if message is None:
             raise
         _end(2, f"error: {_one_line(message)}")
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _take_any_text() -> None:

@@ -1,6 +1,6 @@
 """`conf/` composed by Hydra, with every refusal in our own words.
 
-    >>> Composer("config").config(["method=lora", "method.rank=4"]).method.rank
+    >>> composer_of("config").config(["method=lora", "method.rank=4"]).method.rank
     4
 
 Hydra reads the files; what is no choice of a file is set here, in a copy. Reading the files takes
@@ -165,6 +165,12 @@ class Composer:
             )
         of = f"method={config.method.name}" if group == "method" and "method" in config else ""
         return unknown_setting(key, written, [*self.groups, *_keys(config)], of=of)
+
+
+@cache
+def composer_of(name: str) -> Composer:
+    """Return the composer of a file of `conf/`, which reads files once in a process."""
+    return Composer(name)
 
 
 @cache

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_study import assets
-from lowrank_study.composition import Composer, plain
+from lowrank_study.composition import composer_of, plain
 from lowrank_study.errors import InputError
 from lowrank_study.fields import Fields
 from lowrank_study.machine import processor
@@ -110,7 +110,7 @@ def compose(*overrides: str) -> RunSpec:
 
 def composed(name: str, *overrides: str) -> dict[str, Any]:
     """Compose the configuration of that name in `conf/`, as a command line would."""
-    return plain(Composer(name).config(overrides))
+    return plain(composer_of(name).config(overrides))
 
 
 def read_yaml(path: Path) -> Any:
@@ -133,7 +133,7 @@ def read_config(config: Mapping[str, Any]) -> RunConfig:
     trainer = top.part("trainer")
     head_learning_rate = trainer.optional_number("head_learning_rate", above=0.0)
     return RunConfig(
-        results=top.path_of("results"),
+        results=Path(top.utf8_path_text("results")),
         sweep=sweep_name(top),
         question=top.text("question"),
         margin=top.number("margin", above=0.0, below=1.0),
@@ -224,6 +224,8 @@ def _model(fields: Fields) -> BaseModel:
             raise InputError(
                 f"model.targets.{preset} names {unknown}: model.roles has {', '.join(roles)}"
             )
+    if isinstance(fields.value("source"), str):
+        fields.utf8_path_text("source")
     return BaseModel(
         name=fields.text("name"),
         source=_asset(fields, subset=None),

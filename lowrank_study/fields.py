@@ -57,8 +57,9 @@ class Fields:
     def path_text(self, key: str) -> str:
         """Return a path or a hub id; `~` and an environment variable that begin it are expanded.
 
-        A path that exists is taken as it stands, and so is everything after its beginning: `$`
-        and `~` may be in names.
+        A path that exists is taken as it stands, and so is everything after its beginning, since
+        `$` and `~` may be in names. A variable is for files of `conf/`: on a command line the shell
+        has its say (`arguments.py`).
         """
         text = self.text(key)
         if not text:
@@ -73,6 +74,18 @@ class Fields:
     def path_of(self, key: str) -> Path:
         """Return a path; see `path_text`."""
         return Path(self.path_text(key))
+
+    def utf8_path_text(self, key: str) -> str:
+        """Return a path as `path_text`, for libraries that take no other bytes than UTF-8."""
+        text = self.path_text(key)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{self.path}{key}={text}: the name is not UTF-8, and the libraries that write and "
+                "read weights (safetensors, tokenizers) can't open it: rename it"
+            ) from error
+        return text
 
     def texts(self) -> dict[str, str]:
         """Return everything, which has to be texts."""

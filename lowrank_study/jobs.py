@@ -8,7 +8,6 @@ are no grid lists `cases`, each a grid of its own: each job becomes the runs of 
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from itertools import product
@@ -17,7 +16,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
-from lowrank_study.composition import Composer, plain
+from lowrank_study.composition import Composer, composer_of, plain
 from lowrank_study.config import RunConfig, read_config
 from lowrank_study.errors import InputError
 from lowrank_study.spec import LocalPath
@@ -38,9 +37,7 @@ def planned_configs(*overrides: str, is_grid: bool = False) -> list[RunConfig]:
     InputError
         A setting that can't be, or settings of the whole sweep in which its runs differ.
     """
-    composer = Composer("config")
-    if is_grid:
-        _check_sources(overrides)
+    composer = composer_of("config")
     parsed = composer.parsed(overrides)
     several = [override for override in parsed if override.is_sweep_override()]
     fixed = [override.input_line or "" for override in parsed if override not in several]
@@ -61,23 +58,6 @@ def planned_configs(*overrides: str, is_grid: bool = False) -> list[RunConfig]:
     ]
     _check_one_sweep(configs)
     return configs
-
-
-def _check_sources(overrides: Sequence[str]) -> None:
-    """Refuse several sources: all would have one name."""
-    for override in overrides:
-        key, _, text = override.partition("=")
-        first, comma, other = text.strip("'").partition(",")
-        if (
-            key in ("task.source", "model.source")
-            and comma
-            and not os.path.lexists(text.strip("'"))
-        ):
-            name = key.replace("source", "name")
-            raise InputError(
-                f"{key}={text}: there is no such path. Several sources need a name each: cases="
-                f"[{{{key}: {first}, {name}: first}}, {{{key}: {other}, {name}: second}}]"
-            )
 
 
 def configs_of_job(composer: Composer, overrides: Sequence[str]) -> list[RunConfig]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lowrank_study.composition import CONF_FOLDER, Composer
+from lowrank_study.composition import CONF_FOLDER, Composer, composer_of
 
 _WIDTH = 110
 _CODES = (
@@ -30,7 +30,7 @@ def usage(about: str, config_name: str, overrides: Sequence[str]) -> str:
         config_name: Name of the file of `conf/` with its settings.
         overrides: What was given beside `--help`.
     """
-    composer = Composer(config_name)
+    composer = composer_of(config_name)
     choices = [each.partition("=")[::2] for each in overrides]
     for group, name in choices:
         if group in composer.groups:

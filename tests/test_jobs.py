@@ -4,7 +4,7 @@ import pytest
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 
-from lowrank_study.composition import CONF_FOLDER, Composer, plain
+from lowrank_study.composition import CONF_FOLDER, composer_of, plain
 from lowrank_study.config import RunConfig, read_config
 from lowrank_study.errors import InputError
 from lowrank_study.jobs import configs_of_job, planned_configs
@@ -12,7 +12,7 @@ from lowrank_study.spec import FullFineTuning, HeadOnly, Lora
 
 
 def composed(*overrides: str) -> list[RunConfig]:
-    return configs_of_job(Composer("config"), overrides)
+    return configs_of_job(composer_of("config"), overrides)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,10 @@ require_sweeps(config)      # before anything slow: is there such a sweep?
 check_sweeps(config)        # at the end: did any of its runs fail?
 """
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lowrank_study.errors import InputError, Unfinished
@@ -14,12 +16,14 @@ from lowrank_study.runs import RunStore, TrainedRun
 from lowrank_study.spec import Method
 
 
-def in_words(runs: Sequence[TrainedRun], *, sweep: str) -> str:
+def in_words(runs: Sequence[TrainedRun], *, sweep: str, results: Path) -> str:
     """Say what became of runs, and where they are or how to go on with them."""
     if len(runs) > 1:
         counts = Counter(run.status for run in runs)
         told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-        return f"{len(runs)} runs: {told}; python analysis/report.py sweep={sweep} reports them"
+        where = "" if results == Path("results") else " " + shlex.quote(f"results={results}")
+        command = f"python analysis/report.py sweep={sweep}{where}"
+        return f"{len(runs)} runs: {told}; {command} reports them"
     [run] = runs
     split = "test" if run.spec.train.read_test else "validation"
     outcome = run.record.get("message") or f"{split} accuracy {run.record[split]['accuracy']:.3f}"
