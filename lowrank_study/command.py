@@ -74,8 +74,7 @@ def _main(
                 from lowrank_study.composition import composer_of
 
                 config = composer_of(config_name).config(arguments.overrides)
-                ours = [key for key in config if key != "hydra"]
-                print(OmegaConf.to_yaml(OmegaConf.masked_copy(config, ours)), end="")
+                print(OmegaConf.to_yaml(config), end="")
             else:
                 run(arguments)
 

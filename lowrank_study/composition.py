@@ -12,6 +12,7 @@ a command ignores would be an answer to another question than the one that was a
 import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -47,14 +48,14 @@ class Composer:
                 f"no configuration folder at {CONF_FOLDER}: work from a clone of the project"
             )
         self._name = name
-        self._files: dict[tuple[str, ...], DictConfig] = {}
+        self._files: dict[tuple[str, ...], _Files] = {}
         defaults = OmegaConf.load(CONF_FOLDER / f"{name}.yaml").get("defaults") or []
         entries = [key for entry in defaults if isinstance(entry, DictConfig) for key in entry]
         self.groups = [str(key) for key in entries if not str(key).startswith("override ")]
         """Settings that choose a file, as `method=lora` does."""
 
     def config(self, overrides: Sequence[str]) -> DictConfig:
-        """Compose one configuration, Hydra's own part included.
+        """Compose one configuration.
 
         Raises
         ------
@@ -63,11 +64,16 @@ class Composer:
         """
         parsed = self.parsed(overrides)
         files = [override for override in parsed if self._chooses_a_file(override)]
-        config = self._composed(files).copy()
+        config = self._composed(files).settings.copy()
         for override in parsed:
             if override not in files:
                 self._set(config, override)
         return config
+
+    def grid(self, overrides: Sequence[str]) -> dict[str, Any]:
+        """Return the grid of the experiment that overrides choose: setting → values, as `1,2,4`."""
+        files = [each for each in self.parsed(overrides) if self._chooses_a_file(each)]
+        return self._composed(files).grid
 
     def parsed(self, overrides: Iterable[str]) -> list[Override]:
         """Parse overrides; paths and texts may stand there as a person types them."""
@@ -79,7 +85,7 @@ class Composer:
 
     def settings(self) -> list[str]:
         """Return all settings there are where no file is chosen but the defaults."""
-        return [*self.groups, *_keys(self._composed([]))]
+        return [*self.groups, *_keys(self._composed([]).settings)]
 
     def _parsed(self, text: str) -> Override:
         parser = OverridesParser.create(_loader())
@@ -123,12 +129,12 @@ class Composer:
             raise InputError(f"{group}={choice} is unknown: {guess} {', '.join(valid)}")
         return True
 
-    def _composed(self, files: Sequence[Override]) -> DictConfig:
+    def _composed(self, files: Sequence[Override]) -> "_Files":
         lines = tuple(override.input_line or "" for override in files)
         if lines not in self._files:
             try:
                 with _COMPOSING:
-                    self._files[lines] = _loader().load_configuration(
+                    whole = _loader().load_configuration(
                         self._name, list(lines), run_mode=RunMode.RUN
                     )
             except (HydraException, OmegaConfBaseException) as error:
@@ -137,6 +143,9 @@ class Composer:
                     f"{' '.join(lines) or CONF_FOLDER}: the files of conf/ can't be put together: "
                     f"{told}"
                 ) from error
+            settings = OmegaConf.masked_copy(whole, [key for key in whole if key != "hydra"])
+            params = OmegaConf.to_container(whole.hydra.sweeper).get("params") or {}
+            self._files[lines] = _Files(settings=settings, grid=params)
         return self._files[lines]
 
     def _set(self, config: DictConfig, override: Override) -> None:
@@ -167,6 +176,15 @@ class Composer:
         return unknown_setting(key, written, [*self.groups, *_keys(config)], of=of)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Files:
+    """What files of `conf/` say together."""
+
+    settings: DictConfig
+    grid: dict[str, Any]
+    """Of `hydra.sweeper.params`; the rest of Hydra's part is the largest, and of no use."""
+
+
 @cache
 def composer_of(name: str) -> Composer:
     """Return the composer of a file of `conf/`, which reads files once in a process."""
@@ -180,16 +198,15 @@ def _loader() -> Any:
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """Turn Hydra's `DictConfig` into plain types: it goes no further than `config.py`.
+    """Turn a `DictConfig` into plain types: it goes no further than here.
 
     Raises
     ------
     InputError
         A setting has no value, or refers to one that there is not.
     """
-    ours = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
     try:
-        mapping = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
+        mapping = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         key = error.full_key
         raise InputError(f"{key} has no value: give one, as in {key}=VALUE") from error
@@ -201,11 +218,11 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def _keys(config: DictConfig, path: str = "") -> list[str]:
-    """Return every setting below a mapping, in full; Hydra's own part has none of ours."""
+    """Return every setting below a mapping, in full."""
     found = []
     for key in config:
         name = f"{path}{key}"
-        if name == "hydra" or name in _OPEN:
+        if name in _OPEN:
             continue
         is_part = _is_mapping(config, str(key)) and name not in ("task.source", "model.source")
         found += _keys(config[key], f"{name}.") if is_part else [name]
@@ -224,8 +241,6 @@ def _has(config: DictConfig, key: str) -> bool:
     """Whether a setting is there, if without a value."""
     parent, _, last = key.rpartition(".")
     node = _node(config, parent) if parent else config
-    if key.partition(".")[0] == "hydra":
-        return False
     if isinstance(node, ListConfig):
         return last.isdigit() and int(last) < len(node)
     return isinstance(node, DictConfig) and last in list(node.keys())

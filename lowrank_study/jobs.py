@@ -14,7 +14,6 @@ from itertools import product
 from typing import Any
 
 from hydra.core.override_parser.types import Override
-from omegaconf import OmegaConf
 
 from lowrank_study.composition import Composer, composer_of, plain
 from lowrank_study.config import RunConfig, read_config
@@ -41,8 +40,7 @@ def planned_configs(*overrides: str, is_grid: bool = False) -> list[RunConfig]:
     parsed = composer.parsed(overrides)
     several = [override for override in parsed if override.is_sweep_override()]
     fixed = [override.input_line or "" for override in parsed if override not in several]
-    whole = composer.config(fixed).hydra
-    params = OmegaConf.to_container(whole.sweeper).get("params") or {}
+    params = composer.grid(fixed)
     if several and not (is_grid or params):
         first = several[0]
         raise InputError(
