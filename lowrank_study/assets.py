@@ -88,7 +88,7 @@ def local(path: str, named: Sequence[str] = ()) -> LocalPath:
 
 def existing(path: str) -> Path:
     """Return `path` expanded, or refuse one that is not there."""
-    expanded = Path(path).expanduser()
+    expanded = Path(os.path.expanduser(path))
     if not expanded.exists():
         raise InputError(f"no file or folder at {path!r}: give an existing path or a hub id")
     return expanded

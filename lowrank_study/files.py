@@ -76,15 +76,18 @@ def flush_to_disk(path: Path) -> None:
 
 
 def require_folder(path: Path) -> Path:
-    """Return a path that is a folder, or can become one.
+    """Return a path that is a folder to write to, or can become one.
 
     Raises
     ------
     InputError
-        It is a file.
+        It is a file or below one, or what is there may not be written to.
     """
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{path} is a file: name a folder")
+    there = next(p for p in (path.absolute(), *path.absolute().parents) if os.path.lexists(p))
+    if not there.is_dir():
+        raise InputError(f"{there} is a file: name a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{there}: can't be written to: name another folder, or change its rights")
     return path
 
 

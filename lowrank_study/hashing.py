@@ -40,7 +40,8 @@ def sha256_of_files(folder: Path, names: Iterable[str]) -> str:
     """Return one SHA-256 over the names and contents of some of a folder's files."""
     total = hashlib.sha256()
     for name in sorted(set(names), key=Path):
-        total.update(f"{name}\0{sha256_of_file(folder / name)}\n".encode())
+        line = f"{name}\0{sha256_of_file(folder / name)}\n"
+        total.update(line.encode(errors="surrogateescape"))
     return total.hexdigest()
 
 

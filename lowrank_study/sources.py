@@ -3,6 +3,7 @@
 read_source(Fields("model.", {"source": "roberta-base"}), subset=None, named=())
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,7 +39,7 @@ def read_source(fields: Fields, *, subset: str | None, named: Sequence[str]) -> 
             sha256=pin.text("sha256"),
             member=pin.text("member"),
         )
-    text = fields.text("source")
+    text = fields.path_text("source")
     if is_path(text):
         return assets.local(text, named)
     return hub_repo(
@@ -48,8 +49,21 @@ def read_source(fields: Fields, *, subset: str | None, named: Sequence[str]) -> 
 
 def is_path(text: str) -> bool:
     """Tell whether a source's text is a path (one that exists or looks like one) or a hub id."""
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     return text.startswith((".", "/", "~")) or path.exists() or path.suffix in _FILE_SUFFIXES
+
+
+def require_sources(fields: Fields, names: Sequence[str]) -> None:
+    """Refuse paths that are not there; hub ids and null are left alone.
+
+    Raises
+    ------
+    InputError
+        It names the first one.
+    """
+    for name in names:
+        if fields.value(name) is not None and is_path(text := fields.path_text(name)):
+            assets.existing(text)
 
 
 def hub_repo(name: str, text: str, *, subset: str | None, revision: str | None) -> HubRepo:

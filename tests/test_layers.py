@@ -10,7 +10,8 @@ PACKAGE = Path(__file__).parents[1] / "lowrank_study"
 # What each part may import of the project, besides itself; a name stands for all below it.
 BOTTOM = {"errors", "files", "hashing", "left_out", "machine", "provenance", "native"}
 READ = {"spec", "assets", "fields", "sources", "task_config", "config"}
-BASE = BOTTOM | READ | {"leases", "ended_runs", "runs", "checkpoints"}
+COMPOSING = {"arguments", "composition"}
+BASE = BOTTOM | COMPOSING | READ | {"leases", "ended_runs", "runs", "checkpoints"}
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
@@ -24,8 +25,12 @@ ALLOWED = {
     "fields": {"errors"},
     "sources": {"errors", "spec", "assets", "fields"},
     "task_config": {"errors", "spec", "fields", "sources"},
-    "config": {"errors", "machine", "spec", "fields", "sources", "task_config"},
-    "jobs": {"errors", "config"},
+    "arguments": {"errors"},
+    "suggestions": set(),
+    "composition": {"errors", "arguments", "suggestions"},
+    "usage": {"composition"},
+    "config": {"errors", "machine", "spec", "fields", "sources", "task_config", "composition"},
+    "jobs": {"errors", "spec", "composition", "config"},
     "leases": {"files", "hashing", "machine", "spec"},
     "ended_runs": {"errors", "hashing", "spec"},
     "runs": {"errors", "files", "leases", "ended_runs", "left_out", "spec"},
@@ -34,7 +39,7 @@ ALLOWED = {
     "spectra": BASE,
     "study": BASE | {"jobs", "training", "spectra"},
     "reporting": BASE | {"jobs", "training", "spectra", "study"},
-    "command": {"errors", "config", "left_out"},
+    "command": {"errors", "files", "arguments", "composition", "usage", "config", "jobs"},
     "__init__": BASE | {"training", "spectra", "study", "reporting"},
 }
 

@@ -52,7 +52,7 @@ def read_request(config: Mapping[str, Any]) -> ControlsRequest:
     fields = Fields("", config)
     return ControlsRequest(
         sweep=fields.text("sweep"),
-        results=Path(fields.text("results")).expanduser(),
+        results=fields.path_of("results"),
         device=fields.text("device"),
         shuffled_seeds=fields.integer("shuffled_seeds", at_least=0),
         directions=fields.integer("directions", at_least=1),
@@ -114,13 +114,18 @@ def _on_shuffled_labels(
         return [[] for _ in chosen]
     trained = sweep(
         [spec for specs in wanted for spec in specs],
-        name=f"{request.sweep}_shuffled",
+        name=shuffled_sweep(request.sweep),
         results=request.results,
         question="What do the measures read of updates that were trained on shuffled labels?",
         device=request.device,
     )
     done = {run.spec.run_id: run for run in trained if run.status == "done"}
     return [[done[spec.run_id] for spec in specs if spec.run_id in done] for specs in wanted]
+
+
+def shuffled_sweep(sweep: str) -> str:
+    """Return the name of the sweep that trains on shuffled labels for another."""
+    return f"{sweep}_shuffled"
 
 
 def controls_file(sweep: str, results: Path) -> Path:

@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lowrank_study.errors import InputError
@@ -24,10 +24,19 @@ def check_alike(runs: Sequence[TrainedRun], *, sweep: str) -> None:
         Two of them differ in the task's texts, the model or the training: it names in what.
     """
     check_same_rows(runs)
+    if told := difference(run.spec for run in runs):
+        raise InputError(
+            f"sweep={sweep}: {told}, so that no mean can speak for them: give each a sweep=NAME of "
+            "its own"
+        )
+
+
+def difference(specs: Iterable[RunSpec]) -> str | None:
+    """Say in what the first runs of one task and model that are not alike differ, if any do."""
     firsts: dict[tuple[str, str], dict[str, Any]] = {}
-    for run in runs:
-        task, model = run.spec.task.name, run.spec.model.name
-        mine = shared_settings(run.spec)
+    for spec in specs:
+        task, model = spec.task.name, spec.model.name
+        mine = shared_settings(spec)
         first = firsts.setdefault((task, model), mine)
         differing = [
             f"{name} ({first[name]} and {value})"
@@ -35,10 +44,8 @@ def check_alike(runs: Sequence[TrainedRun], *, sweep: str) -> None:
             if first[name] != value
         ]
         if differing:
-            raise InputError(
-                f"sweep={sweep}: its runs of {task} on {model} differ in {', '.join(differing)}, "
-                "so that no mean can speak for them: give each a sweep=NAME of its own"
-            )
+            return f"its runs of {task} on {model} differ in {', '.join(differing)}"
+    return None
 
 
 def check_same_rows(runs: Sequence[TrainedRun], splits: Mapping[str, str] | None = None) -> None:

@@ -85,7 +85,7 @@ def read_request(config: Mapping[str, Any]) -> TruncateRequest:
         raise InputError(f"ranks={ranks!r}: a list of whole numbers from 0 on is needed, or null")
     return TruncateRequest(
         sweep=fields.text("sweep"),
-        results=Path(fields.text("results")).expanduser(),
+        results=fields.path_of("results"),
         device=fields.text("device"),
         workers=fields.optional_integer("workers", at_least=1),
         scopes=scopes,

@@ -38,7 +38,7 @@ def specs_of(tiny_overrides: list[str], *variants: list[str]) -> list[RunSpec]:
 FULL, LORA = ["method=full", "method.learning_rate=3e-3"], ["method.rank=2"]
 HOT = ["method.rank=2", "method.learning_rate=1e38"]
 UNCLIPPED = "trainer.max_grad_norm=1e38"
-NO_MLP = "+method.options.feedforward_modules=[]"
+NO_MLP = "method.options.feedforward_modules=[]"
 
 
 def test_a_sweep_with_a_run_that_diverges(tiny_overrides: list[str], tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ def test_a_peft_method_trains_through_the_same_loop(
     tiny_overrides: list[str], tmp_path: Path
 ) -> None:
     result = run(
-        tiny_overrides, tmp_path, "method=peft", "method.peft_type=loha", "+method.options.r=2"
+        tiny_overrides, tmp_path, "method=peft", "method.peft_type=loha", "method.options.r=2"
     )
     assert (tmp_path / "adapter_model.safetensors").is_file()
     assert 0 < result.record["trainable_parameters"] < result.record["total_parameters"]
@@ -209,7 +209,7 @@ def test_unknown_peft_types_and_options_are_refused(
     with pytest.raises(InputError, match=r"'LORRA': PEFT knows .*LOHA"):
         run(tiny_overrides, tmp_path, "method=peft", "method.peft_type=lorra")
     with pytest.raises(InputError, match="LOHA refused"):
-        run(tiny_overrides, tmp_path, "method=peft", "method.peft_type=loha", "+method.options.q=2")
+        run(tiny_overrides, tmp_path, "method=peft", "method.peft_type=loha", "method.options.q=2")
 
 
 def test_unknown_devices_are_refused() -> None:

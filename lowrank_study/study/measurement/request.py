@@ -49,7 +49,7 @@ def read_request(config: Mapping[str, Any]) -> MeasureRequest:
         InputError: a value that can't be, or sources that don't go together.
     """
     fields = Fields("", config)
-    sources = {name: fields.text(name) for name in SOURCES if config.get(name) is not None}
+    sources = {name: fields.path_text(name) for name in SOURCES if config.get(name) is not None}
     given = set(sources) - {"other"}
     if given not in ({"before", "after"}, {"adapter"}, {"adapter", "base"}):
         named = ", ".join(f"{name}={text}" for name, text in sources.items()) or "nothing"
@@ -63,7 +63,7 @@ def read_request(config: Mapping[str, Any]) -> MeasureRequest:
     epsilon = fields.number("intruder_epsilon", above=0.0)
     if epsilon > 1.0:
         raise InputError(f"intruder_epsilon={epsilon}: a cosine in (0, 1] is needed")
-    out = Path(fields.text("out") if config.get("out") is not None else _default_out(sources))
+    out = fields.path_of("out") if config.get("out") is not None else Path(_default_out(sources))
     return MeasureRequest(
         sources=sources,
         settings=MeasureSettings(
@@ -76,7 +76,7 @@ def read_request(config: Mapping[str, Any]) -> MeasureRequest:
             fit_last=last,
             allow_pickle=fields.flag("allow_pickle"),
         ),
-        out=require_folder(out.expanduser()),
+        out=require_folder(out),
     )
 
 
