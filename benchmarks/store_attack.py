@@ -106,7 +106,7 @@ def _one_attempt(lease: Lease, rng: random.Random) -> str:
         lease.commit(status=status, record={"by": lease.token, "message": "by chance"})
     except LeaseLost:
         return "lost"
-    except FileNotFoundError:  # its folder was taken away between two of its own operations
+    except (FileNotFoundError, FileExistsError):  # taken away in the midst of an operation
         return "lost"
     return status
 

@@ -297,7 +297,7 @@ class RunStore:
         match status_in(aside, run_id):
             case "failed":
                 take_away(aside, self._gone)
-            case "damaged":
+            case "damaged" if aside.exists():  # and was not taken on by another planner
                 self._tell(f"{folder} is damaged: moved to {aside}; the run is planned again")
             case _:
                 self._put_back(run_id)

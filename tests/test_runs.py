@@ -298,6 +298,27 @@ def test_a_fresh_result_survives_a_planner_that_saw_the_failed_one(
     assert not list((store.folder / ".aside").iterdir())
 
 
+def test_a_planner_whose_work_another_took_on_says_nothing_untrue(
+    store: RunStore,
+    specs: list[RunSpec],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    [run_id] = plan(store, specs[:1])
+    commit(store, run_id, "failed")
+    slow, rename = RunStore(store.folder), os.rename
+
+    def is_stopped_then(source: Path, target: Path) -> None:
+        rename(source, target)
+        monkeypatch.setattr(os, "rename", rename)
+        plan(store, specs[:1])
+
+    monkeypatch.setattr(os, "rename", is_stopped_then)
+    plan(slow, specs[:1])
+    assert capsys.readouterr().err == ""
+    assert not list((store.folder / ".aside").iterdir())
+
+
 def test_what_a_killed_planner_had_in_hand_is_put_right(
     store: RunStore, specs: list[RunSpec]
 ) -> None:
