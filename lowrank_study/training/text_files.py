@@ -117,8 +117,8 @@ def grid(
 ) -> Grid:
     """Return a delimited text's rows; each has as many fields as the header.
 
-    Quotation marks are read as in RFC 4180. In a text with tabs they mean nothing if all lines are
-    of one length without them, and fewer rows would be left with them.
+    Quotation marks are read as in RFC 4180. Where all lines are of one length without them, they
+    are letters like others if they don't close, or if rows in a text with tabs would be joined.
 
     Parameters
     ----------
@@ -148,14 +148,16 @@ def grid(
     lines = _records(text, used, name, quoted=False)
     if not lines:
         raise InputError(f"{name} is empty: a header and rows are needed")
-    if used == "\t" and '"' in text and _are_equal(lines):
-        try:
-            records = _records(text, used, name, quoted=True)
-        except InputError:
-            records = []
-        if len(records) != len(lines):
-            return _grid(lines, used, name, ", quotation marks kept")
-    records = _records(text, used, name, quoted=True)
+    if '"' not in text:
+        return _grid(lines, used, name, "")
+    try:
+        records = _records(text, used, name, quoted=True)
+    except InputError:
+        if not _are_equal(lines):
+            raise
+        return _grid(lines, used, name, ", quotation marks kept")
+    if used == "\t" and len(records) < len(lines) and _are_equal(lines):
+        return _grid(lines, used, name, ", quotation marks kept")
     if swallowed := _swallowed(text, records, used, label):
         raise InputError(
             f"{name} line {swallowed}: a quotation mark opens a cell that runs over the next lines "
