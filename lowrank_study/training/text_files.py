@@ -156,7 +156,9 @@ def grid(
         if not _are_equal(lines):
             raise
         return _grid(lines, used, name, ", quotation marks kept")
-    if used == "\t" and len(records) < len(lines) and _are_equal(lines):
+    is_joined = used == "\t" and len(records) < len(lines) and _are_equal(lines)
+    # Lines of one text in quotation marks would bring what are no labels.
+    if is_joined and len(_values(lines, label)) <= len(_values(records, label)):
         return _grid(lines, used, name, ", quotation marks kept")
     if swallowed := _swallowed(text, records, used, label):
         raise InputError(
@@ -212,6 +214,13 @@ def _records(text: str, separator: str, name: str, *, quoted: bool) -> list[tupl
             f"place ({error}); double the quotation marks inside cells"
         ) from error
     return records
+
+
+def _values(records: Sequence[tuple[int, list[str]]], column: str) -> set[str]:
+    """Return the different values of a column, none if the header lacks it."""
+    header = [field.strip() for field in records[0][1]]
+    place = header.index(column) if column in header else len(header)
+    return {fields[place].strip() for _, fields in records[1:] if len(fields) > place}
 
 
 def _are_equal(records: Sequence[tuple[int, list[str]]]) -> bool:

@@ -122,6 +122,11 @@ def test_cells_of_a_tsv_that_begin_with_a_quotation_mark_keep_their_rows() -> No
     assert found.said == "separated by tabs, quotation marks kept"
 
 
+def test_a_quoted_text_of_a_tsv_with_a_tab_in_each_line_is_one_text() -> None:
+    text = 'text\tlabel\nfine\tup\n"a\tb\nc"\tdown\npoor\tdown\n'
+    assert read(text, usual="\t").rows == [["fine", "up"], ["a\tb\nc", "down"], ["poor", "down"]]
+
+
 def test_quotation_marks_that_open_no_cell_are_letters() -> None:
     found = read('text,label\n"good" film,up\n"bad,down\n')
     assert found.rows == [['"good" film', "up"], ['"bad', "down"]]
