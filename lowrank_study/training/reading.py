@@ -10,6 +10,7 @@ import io
 import json
 import lzma
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,7 +131,7 @@ def _read_file(path: Path, task: Task) -> tuple[pd.DataFrame, str]:
             import pyarrow as pa
 
             content = pa.CompressedInputStream(pa.BufferReader(content), "zstd").read()
-    except (OSError, EOFError, lzma.LZMAError, ValueError) as error:
+    except (OSError, EOFError, lzma.LZMAError, zlib.error, ValueError) as error:
         raise InputError(f"{path} can't be read: {_first_line(error)}") from error
     _refuse_foreign(path, content, suffix)
     is_grid = suffix in (".csv", ".tsv", ".tab")
@@ -192,10 +193,12 @@ def _read_parquet(path: Path, content: bytes) -> pd.DataFrame:
 
     try:
         table = pq.read_table(pa.BufferReader(content))
-        frame: pd.DataFrame = table.to_pandas(integer_object_nulls=True)
+        table.validate(full=True)  # invalid UTF-8 would be noticed when a value is read
+        # Without pandas' own notes, a column that was a table's index is a column like others.
+        frame: pd.DataFrame = table.to_pandas(integer_object_nulls=True, ignore_metadata=True)
     except (ValueError, OSError, pa.ArrowException) as error:
         raise InputError(f"{path} can't be read as .parquet: {_first_line(error)}") from error
-    return frame.reset_index(drop=True)
+    return frame
 
 
 def _json_lines(text: str, path: Path) -> list[dict[str, Any]]:

@@ -117,8 +117,8 @@ def grid(
 ) -> Grid:
     """Return a delimited text's rows; each has as many fields as the header.
 
-    Quotation marks are read as in RFC 4180. In a text with tabs they mean nothing if all lines are
-    of one length without them, and fewer rows would be left with them.
+    Quotation marks are read as in RFC 4180. Where all lines are of one length without them, they
+    are letters like others if they don't close, or if rows in a text with tabs would be joined.
 
     Parameters
     ----------
@@ -148,14 +148,18 @@ def grid(
     lines = _records(text, used, name, quoted=False)
     if not lines:
         raise InputError(f"{name} is empty: a header and rows are needed")
-    if used == "\t" and '"' in text and _are_equal(lines):
-        try:
-            records = _records(text, used, name, quoted=True)
-        except InputError:
-            records = []
-        if len(records) != len(lines):
-            return _grid(lines, used, name, ", quotation marks kept")
-    records = _records(text, used, name, quoted=True)
+    if '"' not in text:
+        return _grid(lines, used, name, "")
+    try:
+        records = _records(text, used, name, quoted=True)
+    except InputError:
+        if not _are_equal(lines):
+            raise
+        return _grid(lines, used, name, ", quotation marks kept")
+    is_joined = used == "\t" and len(records) < len(lines) and _are_equal(lines)
+    # Lines of one text in quotation marks would bring what are no labels.
+    if is_joined and len(_values(lines, label)) <= len(_values(records, label)):
+        return _grid(lines, used, name, ", quotation marks kept")
     if swallowed := _swallowed(text, records, used, label):
         raise InputError(
             f"{name} line {swallowed}: a quotation mark opens a cell that runs over the next lines "
@@ -210,6 +214,13 @@ def _records(text: str, separator: str, name: str, *, quoted: bool) -> list[tupl
             f"place ({error}); double the quotation marks inside cells"
         ) from error
     return records
+
+
+def _values(records: Sequence[tuple[int, list[str]]], column: str) -> set[str]:
+    """Return the different values of a column, none if the header lacks it."""
+    header = [field.strip() for field in records[0][1]]
+    place = header.index(column) if column in header else len(header)
+    return {fields[place].strip() for _, fields in records[1:] if len(fields) > place}
 
 
 def _are_equal(records: Sequence[tuple[int, list[str]]]) -> bool:

@@ -1,7 +1,9 @@
 """Every source gives the same rows, whole, and what is no table is refused by what it is."""
 
+import dataclasses
 import io
 import json
+import random
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from lowrank_study import assets
 from lowrank_study.config import compose
 from lowrank_study.errors import InputError
 from lowrank_study.spec import Task
@@ -172,3 +175,30 @@ def test_half_a_character_is_refused(tmp_path: Path) -> None:
     found = read(tmp_path / "a.json", r'[{"text": "a\ud800", "label": 1}]').frame
     with pytest.raises(InputError, match="row 1: column 'text' holds half a character"):
         as_texts(found["text"], "text", "a.json")
+
+
+def test_a_column_that_was_a_tables_index_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pd.DataFrame({"text": ["a", "b"], "label": [0, 1]}).set_index("text").to_parquet(path)
+    assert read_rows(task_of(path), "train", "").frame["text"].tolist() == ["a", "b"]
+
+
+def test_damaged_files_are_refused_in_one_line(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"text": [f"tëxt {n}" for n in range(30)], "label": ["a", "b"] * 15})
+    frame.to_parquet(tmp_path / "a.parquet")
+    frame.to_csv(tmp_path / "a.csv.gz", index=False)
+    generator = random.Random(0)
+    task = task_of(tmp_path / "a.parquet")
+    for name in ("a.parquet", "a.csv.gz"):
+        content = (tmp_path / name).read_bytes()
+        for _ in range(60):
+            damaged = bytearray(content)
+            for _ in range(5):
+                damaged[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
+            (tmp_path / name).write_bytes(damaged)
+            source = assets.local(str(tmp_path / name))
+            try:
+                read_rows(dataclasses.replace(task, source=source), "train", "")
+            except InputError as error:
+                refused = str(error)
+                assert "\n" not in refused

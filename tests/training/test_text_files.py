@@ -106,9 +106,9 @@ def test_a_row_of_another_length_is_refused_with_its_line(text: str, line: int) 
 
 def test_an_open_quotation_mark_is_refused_with_its_line() -> None:
     with pytest.raises(InputError, match=r"a\.csv line 2: .*quotation mark"):
-        read('text,label\n"good" film,up\n')
+        read('text,label\n"good" film, really,up\n')
     with pytest.raises(InputError, match=r"line 3: .*quotation mark"):
-        read('text,label\ngood,up\n"bad,down\n')
+        read('text,label\n"so, so",up\n"bad,down\n')
 
 
 def test_cells_of_a_tsv_that_begin_with_a_quotation_mark_keep_their_rows() -> None:
@@ -120,6 +120,17 @@ def test_cells_of_a_tsv_that_begin_with_a_quotation_mark_keep_their_rows() -> No
     found = read(text, usual="\t")
     assert found.rows == [list(row) for row in rows]
     assert found.said == "separated by tabs, quotation marks kept"
+
+
+def test_a_quoted_text_of_a_tsv_with_a_tab_in_each_line_is_one_text() -> None:
+    text = 'text\tlabel\nfine\tup\n"a\tb\nc"\tdown\npoor\tdown\n'
+    assert read(text, usual="\t").rows == [["fine", "up"], ["a\tb\nc", "down"], ["poor", "down"]]
+
+
+def test_quotation_marks_that_open_no_cell_are_letters() -> None:
+    found = read('text,label\n"good" film,up\n"bad,down\n')
+    assert found.rows == [['"good" film', "up"], ['"bad', "down"]]
+    assert found.said == "separated by commas, quotation marks kept"
 
 
 def test_a_tsv_with_quoted_cells_loses_its_quotation_marks() -> None:
@@ -152,7 +163,7 @@ def test_a_text_of_several_lines_with_commas_is_no_open_quotation_mark() -> None
 def test_a_header_alone_and_nothing_at_all() -> None:
     assert read("text,label\n").rows == []
     with pytest.raises(InputError, match="is empty"):
-        read("\n,,\n")
+        read("\n\n")
 
 
 def test_orange_files_are_told_from_others_with_tabs() -> None:
