@@ -138,7 +138,7 @@ def trained(spec: RunSpec, folder: Path) -> FitResult:
 
 @torch.no_grad()
 def losses_alone(model: nn.Module, spec: RunSpec) -> np.ndarray:
-    """Read the test split as a user of transformers would: padded by the tokenizer, in one batch."""
+    """Read the test split as a user of transformers would: in one batch, padded."""
     base = Path(spec.model.source.path)  # type: ignore[union-attr]
     split = load_splits(spec.task, base).test
     texts = [split.tokens(row).tolist() for row in range(len(split))]
