@@ -16,7 +16,13 @@ from lowrank_study.training.batches import Batch
 from lowrank_study.training.data import Split, Splits
 from lowrank_study.training.evaluate import Predictions, predict
 from lowrank_study.training.lora import lora_modules, merged
-from lowrank_study.training.models import build_model, restore, save_model, trainable_state
+from lowrank_study.training.models import (
+    build_model,
+    name_classes,
+    restore,
+    save_model,
+    trainable_state,
+)
 from lowrank_study.training.optim import make_optimizer, make_schedule
 from lowrank_study.training.tracking import Tracker
 
@@ -88,6 +94,7 @@ class Member:
         device: torch.device,
     ) -> None:
         self.model = build_model(spec, folder, number_of_labels=len(splits.labels)).to(device)
+        name_classes(self.model, splits.labels)
         self._spec, self._tracker, self._splits = spec, tracker, splits
         self._steps, self._device = steps, device
         self._trained = [p for p in self.model.parameters() if p.requires_grad]
