@@ -208,7 +208,7 @@ def _feedforward(
     if config.model_type not in KNOWN:
         raise InputError(
             f"method.options.feedforward_modules is missing, and PEFT knows none of "
-            f"{config.model_type}: name those of method.target whose input IA3 scales, or [] for none"
+            f"{config.model_type}: name the targets whose input IA3 scales, or give [] for none"
         )
     endings = tuple(KNOWN[config.model_type])
     return [module for module in modules if module.endswith(endings)]

@@ -56,6 +56,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"r": 2, "bias": "all"},
     {"r": 2, "modules_to_save": ["embeddings.LayerNorm"]},
 ]
+READ = ("LORA", "LOHA", "LOKR", "VERA")
+"""Kinds whose ΔW `open_adapter` reads; it refuses the others by name."""
 CASES = [*SMALL.items(), *(("LORA", options) for options in VARIANTS)]
 NAMES = [kind if options == SMALL[kind] else f"{kind} {options}" for kind, options in CASES]
 
@@ -131,19 +133,15 @@ def test_a_kind_trains_what_it_should_and_is_read_back(
     save_model(model, spec, tmp_path, base=bert)
     again = reloaded(bert, tmp_path)
     torch.testing.assert_close(scores(again), scores(model), rtol=0, atol=1e-6)
-    check_updates(model, bert, tmp_path)
+    if kind in READ:
+        check_updates(model, bert, tmp_path)
 
 
 def check_updates(model: nn.Module, base: Path, adapter: Path) -> None:
     """Hold ΔW as it is read from files against the live model's answer to an identity."""
-    try:
-        opened = open_adapter(adapter)
-    except InputError as error:
-        assert "can't be read exactly" in str(error)
-        return
     live = model.get_submodule("base_model.model")
     pretrained = load_classifier(base, number_of_labels=3, dropout=0.0)
-    with opened, open_weights(base) as weights, torch.no_grad():
+    with open_adapter(adapter) as opened, open_weights(base) as weights, torch.no_grad():
         found = list(updates_of_adapter(opened, base=weights, roles={}, skipped={}))
         assert len(found) >= 4
         for update in found:
