@@ -3,19 +3,21 @@
 Every run of a pack is a complete model of its own, with its factors, head, optimizer and
 schedule; they share the frozen weights, data order and dropout masks. One forward pass serves all:
 one matrix product for a frozen weight, a batched one for the factors. No gradient of one run
-depends on another, so each run's losses are those of training it alone, up to the rounding of
-sums in another order, and a run that is dropped costs the others nothing.
+depends on another, and a run alone is a pack of one: its numbers are the same in any pack, bit by
+bit where the processor's products don't depend on how many rows they have (x86, fp32 and bf16), up
+to rounding elsewhere. A run that is dropped costs the others nothing.
 
     >>> models = [build_model(spec, folder, number_of_labels=2) for spec in specs]
     >>> pack = Pack(models, device=device, pad_id=0, sample=batch)
     >>> scores_RNC = pack.scores(batch)
     >>> pack.drop(2)                       # the third run has diverged
 
-Letters: R runs, N texts, C classes, O out_features, I in_features, K the pack's largest rank.
+Letters: R runs, N texts, C classes, O out_features, I in_features, K the largest rank, filled up.
 """
 
 import contextlib
 import copy
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -35,6 +37,10 @@ from lowrank_study.training.unpadded import (
     unpad,
     unpadded_scores,
 )
+
+_WIDTH = 16
+"""Ranks are filled up to a multiple of it. Processors multiply thinner factors by other kernels,
+whose sums are rounded otherwise: a run's numbers would depend on the largest rank of its pack."""
 
 
 class Pack:
@@ -73,7 +79,10 @@ class Pack:
         self._models, self._device, self._pad_id = models, device, pad_id
         self._plain = sample is None or not can_unpad(models[0])
         assert len(models) == 1 or not self._plain
-        self._joint = models[0] if len(models) == 1 else _joint(models, self.active)
+        # A run alone is a pack of one: it computes by the same operations, rounded at the same
+        # places, as in any other pack. In bf16 other ones would give other weights.
+        is_lora = next(lora_modules(models[0]), None) is not None
+        self._joint = models[0] if self._plain or not is_lora else _joint(models, self.active)
         if sample is not None and not self._plain:
             with torch.inference_mode():
                 expected = padded_scores(models[0].eval(), sample, device, pad_id)[0]
@@ -151,7 +160,7 @@ class _PackedLora(nn.Module):
         """Map (R, ..., in) to (R, ..., out); the first dimension may hold R times as many."""
         loras: list[LoraLinear] = [self.loras[number] for number in self._active]  # type: ignore[misc]
         y: Tensor = loras[0].base(x)
-        rank = max(lora.A_RI.shape[0] for lora in loras)
+        rank = _WIDTH * math.ceil(max(lora.A_RI.shape[0] for lora in loras) / _WIDTH)
         # Smaller ranks are filled up with zeros, whose gradients are zero.
         A_RKI = torch.stack([_filled(lora.A_RI, rank) for lora in loras])
         B_ROK = torch.stack([_filled(lora.B_OR.T * lora.scaling, rank).T for lora in loras])
