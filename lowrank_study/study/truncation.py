@@ -29,7 +29,7 @@ from lowrank_study.runs import TrainedRun
 from lowrank_study.spectra.spectrum import measure, row
 from lowrank_study.spectra.subspaces import Directions, leading_directions
 from lowrank_study.spectra.updates import layer_of, role_in, update_of_match
-from lowrank_study.training.batches import first_texts
+from lowrank_study.training.batches import extreme_texts
 from lowrank_study.training.data import load_splits, load_tokenizer
 from lowrank_study.training.evaluate import Predictions, predict
 from lowrank_study.training.fit import torch_device
@@ -216,12 +216,14 @@ class TunedModel:
         self._model = load_classifier(
             run.checkpoint, number_of_labels=len(splits.labels), dropout=None
         ).to(self._device)
+        self._model.requires_grad_(False)
         self._check_covered(pairing)
         self._pack = Pack(
             [self._model],
             device=self._device,
             pad_id=int(load_tokenizer(folder).pad_token_id),
-            sample=None if spec.train.reference else first_texts(splits.train),
+            sample=extreme_texts((splits.test,), spec.train.batch_size),
+            reference=spec.train.reference,
         )
 
     def predict(self) -> Predictions:

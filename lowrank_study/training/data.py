@@ -27,6 +27,15 @@ from lowrank_study.files import whole_file
 from lowrank_study.spec import HubRepo, Task, to_mapping
 
 _log = logging.getLogger(__name__)
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "merges.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+)
+"""Files that decide how a text is cut into tokens."""
 _FORMAT = 1  # raised when what is cached changes its meaning
 
 
@@ -306,23 +315,45 @@ def with_shuffled_labels(splits: Splits, seed: int) -> Splits:
 
 
 def _tokenizer_hash(model_folder: Path) -> str:
-    """Hash of the files that decide how a text is cut into tokens."""
-    names = ("tokenizer.json", "vocab.txt", "merges.txt", "vocab.json", "tokenizer.model")
-    files = [model_folder / name for name in (*names, "tokenizer_config.json")]
-    present = [file for file in files if file.is_file()]
+    """Hash of the tokenizer's files."""
+    present = _tokenizer_files(model_folder)
     if not present:
-        raise InputError(f"{model_folder} holds no tokenizer: one of {', '.join(names)} is needed")
+        needed = ", ".join(_TOKENIZER_FILES[:-1])
+        raise InputError(f"{model_folder} holds no tokenizer: one of {needed} is needed")
     return " ".join(assets.sha256_of_file(file) for file in present)
 
 
+def _tokenizer_files(model_folder: Path) -> list[Path]:
+    files = [model_folder / name for name in _TOKENIZER_FILES]
+    return [file for file in files if file.is_file()]
+
+
 def load_tokenizer(model_folder: Path) -> Any:
-    """Return the model's tokenizer, with a padding token even where the model has none."""
+    """Return the model's tokenizer, with a padding token even where the model has none.
+
+    Raises
+    ------
+    InputError
+        It has no token to pad with.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise InputError(
+            f"{model_folder}: its tokenizer has no padding token, and no end token to pad with: "
+            'name one of its tokens in tokenizer_config.json, as in "pad_token": "[PAD]"'
+        )
     return tokenizer
+
+
+def padding_id(model_folder: Path) -> int | None:
+    """Return the number of the padding token; None where a folder has no tokenizer, as runs do."""
+    if not _tokenizer_files(model_folder):
+        return None
+    return int(load_tokenizer(model_folder).pad_token_id)
 
 
 def _tokenise(

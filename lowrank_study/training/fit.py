@@ -19,7 +19,7 @@ from lowrank_study import assets
 from lowrank_study.errors import InputError
 from lowrank_study.provenance import provenance
 from lowrank_study.spec import Lora, RunSpec
-from lowrank_study.training.batches import Batch, first_texts, steps_of, training_batches
+from lowrank_study.training.batches import Batch, extreme_texts, steps_of, training_batches
 from lowrank_study.training.data import (
     Splits,
     load_splits,
@@ -94,11 +94,13 @@ def fit_together(jobs: Sequence[Job], *, device: str) -> list[FitResult | Except
     for job in jobs:
         members.append(Member(job.spec, job.tracker, splits, folder, steps, place))
         share_frozen(members[0].model, members[-1].model)
+    sample = extreme_texts((splits.train, splits.validation, splits.test), spec.train.batch_size)
     pack = Pack(
         [member.model for member in members],
         device=place,
         pad_id=int(load_tokenizer(folder).pad_token_id),
-        sample=None if spec.train.reference else first_texts(splits.train),
+        sample=sample,
+        reference=spec.train.reference,
     )
     if spec.train.precision == "bf16" and isinstance(spec.method, Lora):
         halve_frozen(members[0].model)

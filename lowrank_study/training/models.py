@@ -34,10 +34,10 @@ from lowrank_study.spec import (
     RunSpec,
     path_matches,
 )
-from lowrank_study.training.data import Splits, load_tokenizer
+from lowrank_study.training.data import Splits, padding_id
 from lowrank_study.training.lora import add_lora, check_rank, is_linear, lora_modules
+from lowrank_study.training.padding import check_reads, pad_by_tokenizer
 from lowrank_study.training.peft_methods import add_peft
-from lowrank_study.training.unpadded import positions_of
 
 
 def model_folder(model: BaseModel) -> Path:
@@ -145,6 +145,7 @@ def load_classifier(folder: Path, *, number_of_labels: int, dropout: float | Non
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(folder, error) from error
     assert isinstance(model, nn.Module)
+    pad_by_tokenizer(model, folder)
     heads = head_names(model)
     if absent := sorted(name for name in loading["missing_keys"] if not in_head(name, heads)):
         raise InputError(
@@ -169,7 +170,7 @@ def _configuration(folder: Path, number_of_labels: int, dropout: float | None) -
             if re.search(r"drop(out)?$|_dropout|dropout_", name) and isinstance(value, float):
                 setattr(config, name, dropout)
     if config.pad_token_id is None:
-        config.pad_token_id = load_tokenizer(folder).pad_token_id
+        config.pad_token_id = padding_id(folder)
     return config
 
 
@@ -248,18 +249,37 @@ def target_modules(
     ]
     chosen: set[str] = set()
     for wanted in target:
-        roles = base.target_presets.get(wanted, (wanted,))
-        for role in roles:
-            matched = [name for name in linear if path_matches(name, base.roles.get(role, role))]
+        for role in base.target_presets.get(wanted, (wanted,)):
+            matched = _matching(linear, base, role)
             if not matched:
-                endings = sorted({name.rpartition(".")[2] for name in linear})
-                raise InputError(
-                    f"{setting}={wanted!r} matches no linear map of {base.name}: valid are "
-                    f"{', '.join([*base.target_presets, *base.roles])}, or paths that end in "
-                    f"{', '.join(endings)}"
-                )
+                raise _no_target(linear, base, f"{setting}={wanted!r}", role)
             chosen.update(matched)
     return [name for name in linear if name in chosen]
+
+
+def _matching(linear: Sequence[str], base: BaseModel, role: str) -> list[str]:
+    return [name for name in linear if path_matches(name, base.roles.get(role, role))]
+
+
+def _no_target(linear: Sequence[str], base: BaseModel, setting: str, role: str) -> InputError:
+    """Say which role failed, and what this model has: never a name that would fail again."""
+    roles = [name for name in base.roles if _matching(linear, base, name)]
+    presets = [name for name, of in base.target_presets.items() if set(of) <= set(roles)]
+    endings = {
+        ".".join("*" if part.isdigit() else part for part in name.split(".")[-2:])
+        for name in linear
+    }
+    valid = ", ".join([*presets, *roles, *sorted(endings)[:16]])
+    why = (
+        f": the role {role} is at {base.roles[role]!r} by the chosen model configuration, which is "
+        "another architecture's"
+        if role in base.roles
+        else ""
+    )
+    return InputError(
+        f"{setting} matches no linear map of {base.name}{why}. Valid are {valid}; "
+        "give one or a list, as in [a,b]"
+    )
 
 
 def check_fits(spec: RunSpec, folder: Path, splits: Splits) -> None:
@@ -268,17 +288,12 @@ def check_fits(spec: RunSpec, folder: Path, splits: Splits) -> None:
     Raises
     ------
     InputError
-        As `build_model`, or a text is longer than the model has positions for; all but PEFT's
-        methods are checked on a model without weights, which takes no time.
+        As `build_model`, or the model can't read the texts (`check_reads`); all but PEFT's methods
+        are checked on a model without weights, which takes no time.
     """
     number_of_labels = len(splits.labels)
     model = _without_weights(folder, number_of_labels, spec.model.dropout)
-    positions, longest = positions_of(model), splits.longest
-    if positions is not None and longest > positions:
-        raise InputError(
-            f"task.max_length={spec.task.max_length}: a text has {longest} tokens, and "
-            f"{spec.model.name} has positions for {positions}: set it to at most that"
-        )
+    check_reads(model, spec, splits)
     if isinstance(spec.method, PeftMethod):
         build_model(spec, folder, number_of_labels=number_of_labels)
     elif isinstance(spec.method, Lora):
@@ -297,6 +312,7 @@ def _without_weights(folder: Path, number_of_labels: int, dropout: float | None)
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(folder, error) from error
     assert isinstance(model, nn.Module)
+    pad_by_tokenizer(model, folder)
     return model
 
 

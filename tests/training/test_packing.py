@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +12,14 @@ from lowrank_study.config import compose
 from lowrank_study.errors import InputError
 from lowrank_study.spec import RunSpec
 from lowrank_study.training import packing
-from lowrank_study.training.batches import first_texts
+from lowrank_study.training.batches import extreme_texts
 from lowrank_study.training.data import load_splits
 from lowrank_study.training.fit import Job, fit_together
 from lowrank_study.training.member import Diverged, FitResult
-from lowrank_study.training.models import build_model, load_tokenizer, model_folder
+from lowrank_study.training.models import build_model, model_folder
 from lowrank_study.training.packing import Pack, share_frozen
 from lowrank_study.training.tracking import JsonLinesTracker
+from lowrank_study.training.unpadded import unpadded_scores
 
 CPU = torch.device("cpu")
 MIXED = [
@@ -142,25 +144,40 @@ def test_a_pack_holds_the_frozen_weights_once(
     for model in models:
         share_frozen(models[0], model)
     before = {n: p.detach().clone() for n, p in models[0].named_parameters()}
-    pack = Pack(models, device=CPU, pad_id=0, sample=first_texts(splits.train))
+    sample = extreme_texts([splits.train], 4)
+    pack = Pack(models, device=CPU, pad_id=0, sample=sample, reference=False)
     distinct = {p.data_ptr() for model in models for p in model.parameters() if not p.requires_grad}
     assert len(distinct) == sum(not p.requires_grad for p in models[0].parameters())
     joint = [p for p in pack._joint.parameters() if not p.requires_grad]
     assert {p.data_ptr() for p in joint} == distinct
-    pack.scores(first_texts(splits.train)).square().sum().backward()
+    pack.scores(sample).square().sum().backward()
     for name, parameter in models[0].named_parameters():
         assert torch.equal(parameter, before[name]), name
         assert parameter.requires_grad or parameter.grad is None
 
 
+@pytest.mark.parametrize(
+    ("wrong", "what"),
+    [
+        (lambda scores, training: scores + 1, "scores in evaluation change by 1"),
+        (lambda scores, training: scores + training, "scores in training change by 1"),
+        (lambda scores, training: scores * 2 - scores.detach(), "the gradient of .* changes by"),
+    ],
+)
 def test_a_model_that_computes_otherwise_end_to_end_is_refused(
-    tiny_overrides: list[str], monkeypatch: pytest.MonkeyPatch
+    wrong: Callable[[torch.Tensor, bool], torch.Tensor],
+    what: str,
+    tiny_overrides: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     spec = compose(*tiny_overrides)
     folder = model_folder(spec.model)
-    sample = first_texts(load_splits(spec.task, folder).train)
+    sample = extreme_texts([load_splits(spec.task, folder).train], 4)
     model = build_model(spec, folder, number_of_labels=2)
-    torch.nn.init.normal_(model.get_parameter("classifier.weight"))
-    monkeypatch.setattr(packing, "unpadded_scores", lambda *_: torch.full((1, 4, 2), 9.0))
-    with pytest.raises(InputError, match=r"scores change by .* trainer=reference"):
-        Pack([model], device=CPU, pad_id=load_tokenizer(folder).pad_token_id, sample=sample)
+
+    def scores(model: torch.nn.Module, *arguments: Any) -> torch.Tensor:
+        return wrong(unpadded_scores(model, *arguments), model.training)
+
+    monkeypatch.setattr(packing, "unpadded_scores", scores)
+    with pytest.raises(InputError, match=rf"end to end: {what}.* trainer=reference"):
+        Pack([model], device=CPU, pad_id=0, sample=sample, reference=False)
