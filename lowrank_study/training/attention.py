@@ -157,8 +157,6 @@ def _attend_one(
         )
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    if query.shape[2] == 1:  # the order of the sums would depend on the layout, and that on R
-        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
     scores = query @ key.mT * scaling
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)

@@ -3,21 +3,20 @@
 Every run of a pack is a complete model of its own, with its factors, head, optimizer and
 schedule; they share the frozen weights, data order and dropout masks. One forward pass serves all:
 one matrix product for a frozen weight, a batched one for the factors. No gradient of one run
-depends on another, and a run alone is a pack of one: its numbers are the same in any pack, bit by
-bit where the processor's products don't depend on how many rows they have (x86, fp32 and bf16), up
-to rounding elsewhere. A run that is dropped costs the others nothing.
+depends on another, and a run that is dropped costs the others nothing. A run alone is a pack of
+one, rounded at the same places: in bf16 its weights are those of any pack, bit by bit on x86; in
+fp32 they differ by the rounding of sums in another order, and losses by less than 1e-6.
 
     >>> models = [build_model(spec, folder, number_of_labels=2) for spec in specs]
     >>> pack = Pack(models, device=device, pad_id=0, sample=batch, reference=False)
     >>> scores_RNC = pack.scores(batch)
     >>> pack.drop(2)                       # the third run has diverged
 
-Letters: R runs, N texts, C classes, O out_features, I in_features, K the largest rank, filled up.
+Letters: R runs, N texts, C classes, O out_features, I in_features, K the pack's largest rank.
 """
 
 import contextlib
 import copy
-import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -39,10 +38,6 @@ from lowrank_study.training.unpadded import (
     unpad,
     unpadded_scores,
 )
-
-_WIDTH = 16
-"""Ranks are filled up to a multiple of it. Processors multiply thinner factors by other kernels,
-whose sums are rounded otherwise: a run's numbers would depend on the largest rank of its pack."""
 
 
 class Pack:
@@ -210,7 +205,7 @@ class _PackedLora(nn.Module):
         """Map (R, ..., in) to (R, ..., out); the first dimension may hold R times as many."""
         loras: list[LoraLinear] = [self.loras[number] for number in self._active]  # type: ignore[misc]
         y: Tensor = loras[0].base(x)
-        rank = _WIDTH * math.ceil(max(lora.A_RI.shape[0] for lora in loras) / _WIDTH)
+        rank = max(lora.A_RI.shape[0] for lora in loras)
         # Smaller ranks are filled up with zeros, whose gradients are zero.
         A_RKI = torch.stack([_filled(lora.A_RI, rank) for lora in loras])
         B_ROK = torch.stack([_filled(lora.B_OR.T * lora.scaling, rank).T for lora in loras])
