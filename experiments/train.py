@@ -8,12 +8,13 @@ python experiments/train.py experiment=rank_sweep
 from omegaconf import DictConfig
 
 from lowrank_study.command import command
-from lowrank_study.config import plain, read_config
+from lowrank_study.config import check_used, plain, read_config
 from lowrank_study.study.sweep import sweep_of
 
 
 def train(config: DictConfig) -> None:
     """Train the one run that is configured (sweeps go through the launcher)."""
+    check_used(plain(config))
     asked = read_config(plain(config))
     [run] = sweep_of([asked])
     split = "test" if asked.spec.train.read_test else "validation"

@@ -297,6 +297,28 @@ def _method(fields: Fields, head_learning_rate: float | None) -> Method:
     )
 
 
+def check_used(config: Mapping[str, Any]) -> None:
+    """Refuse a setting that the one run of a command would ignore.
+
+    In a sweep over methods the settings of one stand beside the others': there they may.
+
+    Raises
+    ------
+    InputError
+        A setting of adapters beside a method that is none.
+    """
+    method = Fields("", config).part("method")
+    kind = method.value("name")
+    if kind not in ("full", "head"):
+        return
+    for name in ("rank", "alpha", "scaling", "dropout", "init", "target"):
+        if name in method.settings and (value := method.value(name)) is not None:
+            raise InputError(
+                f"method.{name}={value!r}: method={kind} has no {name}, and would ignore it: leave "
+                "it out, or choose method=lora"
+            )
+
+
 def _peft_method(fields: Fields, learning_rate: float, target: tuple[str, ...]) -> PeftMethod:
     """Read what PEFT builds; of its options only those that name a run: it checks the others."""
     options = fields.optional_part("options")

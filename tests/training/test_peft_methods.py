@@ -15,7 +15,7 @@ from torch import nn
 from lowrank_study.checkpoints import open_adapter, open_weights
 from lowrank_study.config import CONF_FOLDER, compose
 from lowrank_study.errors import InputError
-from lowrank_study.spec import PeftMethod, RunSpec
+from lowrank_study.spec import PEFT_LORA_DEFAULTS, PeftMethod, RunSpec
 from lowrank_study.spectra.updates import updates_of_adapter
 from lowrank_study.study.effort import Effort
 from lowrank_study.training import peft_methods
@@ -192,6 +192,11 @@ def test_weight_decay_pulls_an_adapter_towards_its_start(bert: Path) -> None:
     scale.grad = torch.zeros_like(scale)
     optimizer.step()
     torch.testing.assert_close(scale, torch.full_like(scale, 3.0 - 0.05 * 2.0))
+
+
+def test_defaults_of_lora_are_those_of_peft() -> None:
+    config = peft.LoraConfig()
+    assert {name: getattr(config, name) for name in PEFT_LORA_DEFAULTS} == PEFT_LORA_DEFAULTS
 
 
 def test_every_kind_of_this_peft_is_known() -> None:
