@@ -216,13 +216,7 @@ def _method(fields: Fields, head_learning_rate: float | None) -> Method:
     if not target:
         raise InputError("method.target=[]: name a preset such as attention_qv, or modules")
     if kind == "peft":
-        options = fields.part("options").mapping()
-        return PeftMethod(
-            learning_rate=learning_rate,
-            peft_type=fields.text("peft_type").upper(),
-            target=target,
-            options=options,
-        )
+        return _peft_method(fields, learning_rate, target)
     rank = fields.integer("rank", at_least=1)
     return Lora(
         learning_rate=learning_rate,
@@ -232,6 +226,43 @@ def _method(fields: Fields, head_learning_rate: float | None) -> Method:
         dropout=fields.number("dropout", least=0.0, below=1.0),
         init=fields.one_of("init", INITS),
         target=target,
+    )
+
+
+def check_used(config: Mapping[str, Any]) -> None:
+    """Refuse a setting of adapters where no run of a command has an adapter.
+
+    In a sweep over methods, the settings of one method may stand beside the others.
+
+    Raises
+    ------
+    InputError
+        A setting of adapters beside a method that is none.
+    """
+    method = Fields("", config).part("method")
+    kind = method.value("name")
+    if kind not in ("full", "head"):
+        return
+    for name in ("rank", "alpha", "scaling", "dropout", "init", "target"):
+        if name in method.settings and (value := method.value(name)) is not None:
+            raise InputError(
+                f"method.{name}={value!r}: method={kind} has no {name}, and would ignore it: leave "
+                "it out, or choose method=lora"
+            )
+
+
+def _peft_method(fields: Fields, learning_rate: float, target: tuple[str, ...]) -> PeftMethod:
+    """Read what PEFT builds; of its options only those that name a run: it checks the others."""
+    options = fields.optional_part("options")
+    if "r" in options.settings:
+        options.integer("r", at_least=0)
+    if "lora_alpha" in options.settings:
+        options.number("lora_alpha", above=0.0)
+    return PeftMethod(
+        learning_rate=learning_rate,
+        peft_type=fields.text("peft_type").upper(),
+        target=target,
+        options=options.mapping(),
     )
 
 

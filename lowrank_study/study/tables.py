@@ -29,7 +29,7 @@ def without_folders(message: str) -> str:
 def _row(run: TrainedRun) -> dict[str, Any]:
     spec, record, method = run.spec, run.record, run.spec.method
     test, validation = record.get("test", {}), record.get("validation") or {}
-    lora = method if isinstance(method, Lora) else None
+    lora = spec.lora
     return {
         "run_id": spec.run_id,
         "task": spec.task.name,
@@ -56,7 +56,7 @@ def _row(run: TrainedRun) -> dict[str, Any]:
         "test_examples": record.get("examples", {}).get("test"),
         "steps": record.get("steps"),
         "trainable_parameters": record.get("trainable_parameters"),
-        "adapted_parameters": record.get("adapter_parameters") if lora else None,
+        "adapted_parameters": record.get("adapter_parameters") or None if lora else None,
         "total_parameters": record.get("total_parameters"),
         "checkpoint_bytes": record.get("checkpoint_bytes"),
         "train_seconds": record.get("train_seconds"),

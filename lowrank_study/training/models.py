@@ -10,13 +10,13 @@ import copy
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lowrank_study import assets
@@ -37,6 +37,7 @@ from lowrank_study.training.data import Splits, padding_id
 from lowrank_study.training.dequantised import dequantised
 from lowrank_study.training.lora import add_lora, check_rank, is_linear, lora_modules
 from lowrank_study.training.padding import check_reads, pad_by_tokenizer
+from lowrank_study.training.peft_methods import add_peft
 
 
 def model_folder(model: BaseModel) -> Path:
@@ -88,7 +89,18 @@ def _with_method(model: nn.Module, spec: RunSpec) -> nn.Module:
             add_lora(model, dict.fromkeys(target_modules(model, spec.model, lora.target), lora))
             _train_head(model)
         case PeftMethod() as method:
-            return _peft_model(model, spec.model, method)
+            return add_peft(
+                model,
+                method,
+                modules=target_modules(model, spec.model, method.target),
+                heads=head_names(model),
+                find=functools.partial(
+                    target_modules,
+                    model,
+                    spec.model,
+                    setting="method.options.feedforward_modules",
+                ),
+            )
     return model
 
 
@@ -201,7 +213,9 @@ def _train_head(model: nn.Module) -> None:
         model.get_submodule(name).requires_grad_(True)
 
 
-def target_modules(model: nn.Module, base: BaseModel, target: tuple[str, ...]) -> list[str]:
+def target_modules(
+    model: nn.Module, base: BaseModel, target: Sequence[str], *, setting: str = "method.target"
+) -> list[str]:
     """Return the paths of the linear maps that a target names.
 
     Parameters
@@ -212,6 +226,8 @@ def target_modules(model: nn.Module, base: BaseModel, target: tuple[str, ...]) -
         Its presets and roles.
     target
         Each a preset of the model, a role, or the end of module paths (`*` for the layer's number).
+    setting
+        Where they stand, for the error.
 
     Raises
     ------
@@ -229,7 +245,7 @@ def target_modules(model: nn.Module, base: BaseModel, target: tuple[str, ...]) -
         for role in base.target_presets.get(wanted, (wanted,)):
             matched = _matching(linear, base, role)
             if not matched:
-                raise _no_target(linear, base, wanted, role)
+                raise _no_target(linear, base, f"{setting}={wanted!r}", role)
             chosen.update(matched)
     return [name for name in linear if name in chosen]
 
@@ -238,7 +254,7 @@ def _matching(linear: Sequence[str], base: BaseModel, role: str) -> list[str]:
     return [name for name in linear if path_matches(name, base.roles.get(role, role))]
 
 
-def _no_target(linear: Sequence[str], base: BaseModel, wanted: str, role: str) -> InputError:
+def _no_target(linear: Sequence[str], base: BaseModel, setting: str, role: str) -> InputError:
     """Say which role failed, and what this model has: never a name that would fail again."""
     roles = [name for name in base.roles if _matching(linear, base, name)]
     presets = [name for name, of in base.target_presets.items() if set(of) <= set(roles)]
@@ -254,32 +270,9 @@ def _no_target(linear: Sequence[str], base: BaseModel, wanted: str, role: str) -
         else ""
     )
     return InputError(
-        f"method.target={wanted!r} matches no linear map of {base.name}{why}. Valid are {valid}; "
-        "give one or a list, as in method.target=[a,b]"
+        f"{setting} matches no linear map of {base.name}{why}. Valid are {valid}; "
+        "give one or a list, as in [a,b]"
     )
-
-
-def _peft_model(model: nn.Module, base: BaseModel, method: PeftMethod) -> nn.Module:
-    import peft
-
-    types = sorted(kind.value for kind in peft.PEFT_TYPE_TO_CONFIG_MAPPING)
-    if method.peft_type not in types:
-        raise InputError(f"method.peft_type={method.peft_type!r}: PEFT knows {', '.join(types)}")
-    modules = target_modules(model, base, method.target)
-    try:
-        config = peft.get_peft_config(
-            {
-                "peft_type": method.peft_type,
-                "task_type": "SEQ_CLS",
-                "target_modules": modules,
-                **method.options,
-            }
-        )
-        adapted: nn.Module = peft.get_peft_model(model, config)
-    except (TypeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise InputError(f"PEFT's {method.peft_type} refused method.options: {reason}") from error
-    return adapted
 
 
 def check_fits(spec: RunSpec, folder: Path, splits: Splits) -> None:
@@ -412,20 +405,3 @@ def halve_frozen(model: nn.Module) -> None:
     for module in model.modules():
         if is_linear(module) and not module.weight.requires_grad:
             module.weight.data = module.weight.data.bfloat16()
-
-
-def trainable_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return copies of the trained parameters, to go back to later."""
-    return {
-        name: parameter.detach().clone()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
-
-
-@torch.no_grad()
-def restore(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Set parameters to copies taken by `trainable_state`."""
-    for name, parameter in model.named_parameters():
-        if name in state:
-            parameter.copy_(state[name])

@@ -3,8 +3,9 @@
 Every run of a pack is a complete model of its own, with its factors, head, optimizer and
 schedule; they share the frozen weights, data order and dropout masks. One forward pass serves all:
 one matrix product for a frozen weight, a batched one for the factors. No gradient of one run
-depends on another, so each run's losses are those of training it alone, up to the rounding of
-sums in another order, and a run that is dropped costs the others nothing.
+depends on another, and a run that is dropped costs the others nothing. A run alone is a pack of
+one, rounded at the same places: in bf16 its weights are those of any pack, bit by bit on x86; in
+fp32 they differ by the rounding of sums in another order, and losses by less than 1e-6.
 
     >>> models = [build_model(spec, folder, number_of_labels=2) for spec in specs]
     >>> pack = Pack(models, device=device, pad_id=0, sample=batch, reference=False)
@@ -78,7 +79,10 @@ class Pack:
         self._models, self._device, self._pad_id = models, device, pad_id
         self._plain = reference or not can_unpad(models[0])
         assert len(models) == 1 or not self._plain
-        self._joint = models[0] if len(models) == 1 else _joint(models, self.active)
+        # A run alone is a pack of one: it computes by the same operations, rounded at the same
+        # places, as in any other pack. In bf16 other ones would give other weights.
+        is_lora = next(lora_modules(models[0]), None) is not None
+        self._joint = models[0] if self._plain or not is_lora else _joint(models, self.active)
         alone = self._alone(sample)
         if not self._plain:
             for model in {*models, self._joint}:
