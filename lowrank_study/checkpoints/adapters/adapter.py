@@ -8,6 +8,7 @@ is refused by its name, or left out and named in `left_out`.
 Axis suffixes: O out features, I in features, R adapter rank.
 """
 
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,6 +83,13 @@ class Adapter(Closing):
     def needs_base(self) -> bool:
         """Whether `factors` and `delta` need the base model."""
         return self.kind not in ("lora", "kohya", "gguf")
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers it trained; copies of a W0 saved beside them aren't counted."""
+        copies = set(self._content.base_layers.values())
+        names = [name for name in self._weights.names() if name not in copies]
+        return sum(prod(self._weights.shape(name)) for name in names)
 
     def modules(self) -> list[str]:
         """Module paths in the base model whose weight it changes by factors, in file order."""

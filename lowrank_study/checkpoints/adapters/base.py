@@ -79,9 +79,14 @@ class Places:
             return found[0]
         some = ", ".join(shown(other, 60) for other in (found or self.base.names())[:4])
         remedy = "give the base it was trained on"
-        if "gguf_architecture" in self.base.config and self._content.kind != "gguf":
-            remedy = "a GGUF file has names and row orders of its own: give the base in the format "
-            remedy += "it was trained in"
+        in_gguf = "general.architecture" in self.base.metadata
+        if in_gguf and self._content.kind != "gguf":
+            remedy = (
+                "a GGUF file has names and row orders of its own: give the base in the format it "
+                "was trained in"
+            )
+        elif self._content.kind == "gguf" and not in_gguf:
+            remedy = "give the base in GGUF, converted by llama.cpp as the adapter was"
         raise InputError(
             f"{self._where}: module {shown(name)} is {len(found)} times in the base model "
             f"{shown(self.base.path)} (which has {some}); {remedy}"

@@ -89,7 +89,7 @@ class Sorter:
 
         Args:
             weights: the adapter's tensors.
-            where: opens the errors, and names the adapter in what is left out.
+            where: opens the errors.
             needed: the parts without which a module's update can't be computed.
         """
         self._weights = weights
@@ -98,6 +98,7 @@ class Sorter:
         self._modules: dict[str, dict[str, Part]] = {}
         self._unclear: dict[str, tuple[str, str]] = {}
         self._unused: dict[str, list[str]] = {}
+        self._copies: set[str] = set()
 
     def add(self, module: str, part: str, tensor: str, *, transposed: bool = False) -> None:
         """Take a tensor as one part of a module.
@@ -121,6 +122,10 @@ class Sorter:
     def leave_out(self, tensor: str, why: str) -> None:
         """Leave one tensor out."""
         self._unused.setdefault(why, []).append(tensor)
+
+    def pass_over(self, tensor: str) -> None:
+        """Count a tensor in nothing, as it was never trained."""
+        self._copies.add(tensor)
 
     def whole_modules(self) -> dict[str, dict[str, Part]]:
         """Return the modules whose update can be computed; the tensors of others are left out.
@@ -153,13 +158,14 @@ class Sorter:
 
     def left_out(self) -> tuple[LeftOut, ...]:
         """Return the tensors that were left out, those of one reason together."""
-        total = sum(prod(self._weights.shape(name)) for name in self._weights.names())
+        names = [name for name in self._weights.names() if name not in self._copies]
+        total = sum(prod(self._weights.shape(name)) for name in names)
         return tuple(
             LeftOut(
                 count=sum(prod(self._weights.shape(tensor)) for tensor in set(tensors)),
                 total=total,
                 unit="parameters",
-                of=self._where,
+                of="adapter",
                 why=f"{why} ({shown(tensors[0], 80)}{', ...' if len(tensors) > 1 else ''})",
             )
             for why, tensors in self._unused.items()

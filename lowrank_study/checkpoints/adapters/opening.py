@@ -6,6 +6,7 @@ scripts stands alone; a LoRA converted for llama.cpp is a GGUF file.
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,10 @@ def open_adapter(path: str | Path, *, allow_pickle: bool = False) -> Adapter:
     weights = open_weights(weights_path, allow_pickle=allow_pickle)
     try:
         content = reader(weights, config, shown(path))
+        others = adapters_inside(path) if os.path.isdir(path) else []
+        if others:
+            told = f"the folder also holds other adapters ({', '.join(map(shown, others[:8]))})"
+            content = replace(content, flags=(*content.flags, f"{told}, which are not read"))
         return Adapter(path, content, weights)
     except BaseException:
         weights.close()

@@ -108,18 +108,21 @@ class _Names:
         self.token_rows: dict[str, str] = {}
         self.base_layers: dict[str, str] = {}
         self.flags: list[str] = []
-        self._adapters: set[str] = set()
         self._forms: dict[str, bool] = {}
         self._refuse_unreadable()
-        others = [name for name in weights.names() if not self._take_part(name)]
-        if len(self._adapters) > 1:
-            held = ", ".join(map(shown, sorted(self._adapters)))
+        parsed = {name: self._parsed(name) for name in weights.names()}
+        adapters = sorted({found[2] for found in parsed.values() if found and found[2]})
+        if len(adapters) > 1:
             raise InputError(
-                f"{where}: holds the adapters {held} in one file; "
+                f"{where}: holds the adapters {', '.join(map(shown, adapters))} in one file; "
                 "save one of them: model.save_pretrained(..., selected_adapters=[...])"
             )
-        for name in others:
-            self._take_other(name)
+        wrapper = ".modules_to_save." + "".join(f"{adapter}." for adapter in adapters)
+        for name, found in parsed.items():
+            if found is None:
+                self._take_other(name, wrapper)
+            else:
+                self._take_part(name, *found[:2])
 
     def _refuse_unreadable(self) -> None:
         for name, reason in self._weights.skipped.items():
@@ -129,35 +132,30 @@ class _Names:
                     "unfinished (ZeRO-3 shards?): save the adapter again"
                 )
 
-    def _take_part(self, name: str) -> bool:
-        """Take a name if it is a part of a module, or the rows of trained tokens."""
+    def _parsed(self, name: str) -> tuple[str, str, str | None] | None:
+        """Return what a name is a part of: the kind of part, the module, the adapter's name."""
         for stem, end in self._ends:
-            found = end.fullmatch(name)
-            if found is None:
-                continue
-            module, adapter = found[1], found[2]
-            if stem in _EMBEDDING:
-                self._refuse_mixed(module, name, embedding=True)
-                self.embeddings.add(module)
-                self.sorter.add(module, _EMBEDDING[stem], name, transposed=True)
-            else:
-                self._refuse_mixed(module, name, embedding=False)
-                self.sorter.add(module, _FACTORS.get(stem, stem), name)
-            if stem == "lora_magnitude_vector" and self._kind != "dora":
-                raise InputError(
-                    f"{self._where}: module {shown(module)} has a DoRA magnitude, but the config "
-                    "says use_dora false; config and weights are of different runs: save it again"
-                )
-            break
-        else:
-            found = _TOKENS.fullmatch(name)
-            if found is None:
-                return False
-            adapter = found[2]
-            self.token_rows[f"{found[1]}.weight"] = name
-        if adapter is not None:
-            self._adapters.add(adapter)
-        return True
+            if found := end.fullmatch(name):
+                return stem, found[1], found[2]
+        tokens = _TOKENS.fullmatch(name)
+        return None if tokens is None else ("tokens", tokens[1], tokens[2])
+
+    def _take_part(self, name: str, stem: str, module: str) -> None:
+        """Take a part of a module, or the rows of trained tokens."""
+        if stem == "tokens":
+            self.token_rows[f"{module}.weight"] = name
+            return
+        if stem == "lora_magnitude_vector" and self._kind != "dora":
+            raise InputError(
+                f"{self._where}: module {shown(module)} has a DoRA magnitude, but the config "
+                "says use_dora false; config and weights are of different runs: save it again"
+            )
+        embedding = stem in _EMBEDDING
+        self._refuse_mixed(module, name, embedding=embedding)
+        if embedding:
+            self.embeddings.add(module)
+        part = (_EMBEDDING if embedding else _FACTORS).get(stem, stem)
+        self.sorter.add(module, part, name, transposed=embedding)
 
     def _refuse_mixed(self, module: str, name: str, *, embedding: bool) -> None:
         if embedding and self._kind != "lora":
@@ -172,12 +170,14 @@ class _Names:
                 f"linear map ({shown(name)}); one of them doesn't belong: save the adapter again"
             )
 
-    def _take_other(self, name: str) -> None:
+    def _take_other(self, name: str, wrapper: str) -> None:
+        """Take what is no part of a module: copies, biases, weights trained in full."""
         if self._kind == "vera" and name in ("base_model.vera_A", "base_model.vera_B"):
             self.shared[name.removeprefix("base_model.")] = name
             return
         if copy := _BASE_LAYER.fullmatch(name):  # frozen, and saved only beside an embedding
             self.base_layers[copy[1]] = name
+            self.sorter.pass_over(name)
             return
         if re.search(r"\.lora_B(\.[^.]+)?\.bias$", name):
             self.flags.append(f"{shown(name)} adds a bias that is no part of the weight's update")
@@ -194,10 +194,10 @@ class _Names:
             )
             return
         # with bias="all" PEFT also writes its wrapper's own copies; it doesn't load them
-        plain = name.replace(".base_layer.", ".")
-        for adapter in ("", *(f"{adapter}." for adapter in self._adapters)):
-            plain = plain.replace(f".modules_to_save.{adapter}", ".")
+        plain = name.replace(".base_layer.", ".").replace(wrapper, ".")
+        plain = plain.replace(".modules_to_save.", ".")
         if ".original_module." in name or (".modules_to_save." in name and plain in self._weights):
+            self.sorter.pass_over(name)
             return
         if plain in self.saved:
             raise InputError(
