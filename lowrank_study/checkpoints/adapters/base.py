@@ -132,20 +132,24 @@ class Places:
         return list(dict.fromkeys(found)) or self._tied(name)
 
     def _is_tied(self, name: str) -> bool:
-        return is_vocabulary(module_of(name)) and self._candidates(name) == self._tied(name) != []
+        return self._candidates(name) == self._tied(name) != []
 
     def _tied(self, name: str) -> list[str]:
         """Return the only vocabulary of a base that stores no second one, as tied models don't."""
-        if not is_vocabulary(module_of(name)) or not _may_be_tied(self.base):
+        module = module_of(name)
+        if not (is_vocabulary(module) or _is_head(module)) or not _may_be_tied(self.base):
             return []
         stored = [
             other
             for other in self.base.names()
             if is_vocabulary(module_of(other)) and len(self.base.shape(other)) == 2
         ]
-        if len(stored) != 1 or _is_head(module_of(name)) == _is_head(module_of(stored[0])):
+        if len(stored) != 1:
             return []
-        return stored
+        other = module_of(stored[0])
+        # T5 and BART share one embedding between encoder and decoder
+        shares = any(each.rpartition(".")[2] == "shared" for each in (module, other))
+        return stored if shares or _is_head(module) != _is_head(other) else []
 
     def _check_modules(self) -> None:
         """Refuse a base that lacks modules, unless they belong to another model of a pipeline."""
@@ -222,8 +226,9 @@ def _may_be_tied(base: Weights) -> bool:
 
 
 def _is_head(module: str) -> bool:
-    """Whether a vocabulary's matrix is the head rather than the embedding."""
-    return module.rpartition(".")[2] in ("lm_head", "embed_out", "output", "decoder")
+    """Whether a module turns hidden states into scores of tokens; Whisper's is `proj_out`."""
+    heads = ("lm_head", "embed_out", "output", "decoder")
+    return module == "proj_out" or (is_vocabulary(module) and module.rpartition(".")[2] in heads)
 
 
 def _flat(module: str) -> str:

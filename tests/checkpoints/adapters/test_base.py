@@ -183,6 +183,36 @@ def test_29_a_head_that_the_config_does_not_tie_is_missing(
                 adapter.check_base(weights)
 
 
+@pytest.mark.parametrize(
+    ("module", "stored", "found"),
+    [
+        ("lm_head", "transformer.wte.weight", True),  # GPT-2
+        ("cls.predictions.decoder", "bert.embeddings.word_embeddings.weight", True),
+        ("encoder.embed_tokens", "shared.weight", True),  # T5, BART
+        ("shared", "model.decoder.embed_tokens.weight", True),
+        ("proj_out", "model.decoder.embed_tokens.weight", True),  # Whisper
+        ("lm_head", "language_model.model.embed_tokens.weight", True),  # Gemma 3
+        ("output", "token_embd.weight", True),  # GGUF
+        ("model.embed_tokens", "transformer.wte.weight", False),  # another model's
+        ("transformer.proj_out", "model.embed_tokens.weight", False),  # no head, but Flux's
+        ("model.layers.0.mlp.up_proj", "model.embed_tokens.weight", False),
+    ],
+)
+def test_29_a_head_or_a_shared_embedding_is_found_where_it_is_stored(
+    write_model: Any, write_adapter: Any, module: str, stored: str, found: bool
+) -> None:
+    factors = {f"{module}.lora_A.weight": torch.ones(2, 4)}
+    factors |= {f"{module}.lora_B.weight": torch.ones(9, 2)}
+    path = write_adapter(factors, {"peft_type": "LORA", "r": 2, "lora_alpha": 4})
+    base = write_model({stored: torch.ones(9, 4), "norm.weight": torch.ones(4)})
+    with open_adapter(path) as adapter, open_weights(base) as weights:
+        if found:
+            assert adapter.base_tensor(module, weights) == stored
+            return
+        with pytest.raises(InputError, match="is 0 times in the base model"):
+            adapter.check_base(weights)
+
+
 def test_29_a_resized_vocabulary_brings_its_own_base_layer(
     write_model: Any, write_adapter: Any
 ) -> None:
