@@ -16,7 +16,12 @@ import numpy as np
 
 from lowrank_study.checkpoints.adapters.base import Places, factors_shape
 from lowrank_study.checkpoints.adapters.content import Content, Part
-from lowrank_study.checkpoints.adapters.formulas import dora_delta, initial_factors, product
+from lowrank_study.checkpoints.adapters.formulas import (
+    dora_delta,
+    initial_factors,
+    product,
+    rows_delta,
+)
 from lowrank_study.checkpoints.adapters.peft_delta import peft_delta
 from lowrank_study.checkpoints.matrices import is_transposed, module_of
 from lowrank_study.checkpoints.pairing import coarser, is_vocabulary
@@ -97,10 +102,20 @@ class Adapter(Closing):
 
     def saved_weights(self) -> list[str]:
         """Names of tensors trained in full (modules_to_save, biases, token rows)."""
-        return [*self._content.saved, *self._content.token_rows]
+        held = self._content
+        return [*held.saved, *held.token_rows, *held.bias_updates]
 
     def read(self, name: str) -> Array:
-        """Return a tensor trained in full, exactly; for trained tokens their rows only."""
+        """Return a tensor trained in full, exactly; for trained tokens their rows only.
+
+        Raises:
+            InputError: there is none, or it is only what is added to the base's bias.
+        """
+        if name in self._content.bias_updates:
+            raise InputError(
+                f"{self._where}: {shown(name)} is added to the base's bias; "
+                "ask for saved_delta(name, base)"
+            )
         return self._finite(self._saved_tensor(name))
 
     def storage_dtype(self, name: str) -> str:
@@ -217,10 +232,14 @@ class Adapter(Closing):
             InputError: the base has no such tensor (a new head has no W0), or of other shape.
         """
         self.check_base(base)
+        if name in self._content.bias_updates:
+            tensor, scaling = self._content.bias_updates[name]
+            return np.asarray(scaling * self._finite(tensor).astype(np.float64))
         before = self._finite_base(self.base_tensor(name, base), base)
         after = self.read(name)
         if name in self._content.token_rows:
-            return self._token_delta(name, before, after)
+            where = f"{self._where}: {shown(name)}"
+            return rows_delta(self._content.token_indices[name], before, after, where)
         if not self.fits(name, base):
             raise InputError(
                 f"{self._where}: {shown(name)} has shape {list(after.shape)}, in the base "
@@ -228,21 +247,6 @@ class Adapter(Closing):
             )
         rows = min(after.shape[:1], before.shape[:1])
         return np.asarray(after[: rows[0]] - before[: rows[0]] if rows else after - before)
-
-    def _token_delta(self, name: str, before: Array, after: Array) -> Array:
-        indices = self._content.token_indices[name]
-        if (
-            after.shape != (len(indices), *before.shape[1:])
-            or max(indices, default=0) >= before.shape[0]
-        ):
-            raise InputError(
-                f"{self._where}: {shown(name)} has trained rows {list(after.shape)} for "
-                f"{len(indices)} tokens of a base of shape {list(before.shape)}; "
-                "give the base it was trained on"
-            )
-        delta = np.zeros_like(before)
-        delta[indices] = after - before[indices]
-        return delta
 
     def fits(self, name: str, base: Weights) -> bool:
         """Whether a tensor trained in full has the base's shape, but for a vocabulary's rows."""
@@ -328,7 +332,10 @@ class Adapter(Closing):
         return places
 
     def _saved_tensor(self, name: str) -> str:
-        stored = self._content.saved.get(name) or self._content.token_rows.get(name)
+        held = self._content
+        stored = held.saved.get(name) or held.token_rows.get(name)
+        if name in held.bias_updates:
+            stored, _ = held.bias_updates[name]
         if stored is None:
             some = ", ".join(shown(known, 60) for known in self.saved_weights()[:5]) or "none"
             raise InputError(f"{self._where}: no saved weight {shown(name)}; it has {some}")

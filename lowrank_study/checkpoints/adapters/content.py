@@ -54,6 +54,8 @@ class Content:
     """Name of an embedding's weight in the base model to the tensor with its trained rows."""
     token_indices: dict[str, list[int]]
     """Name of such a weight to the rows that were trained."""
+    bias_updates: dict[str, tuple[str, float]]
+    """Name of a bias in the base model to the tensor that is added to it, and its factor."""
     base_layers: dict[str, str]
     """Module path to the copy of its W0 that PEFT saved beside the factors."""
     assumed: tuple[str, ...]

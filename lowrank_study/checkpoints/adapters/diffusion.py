@@ -91,6 +91,7 @@ def read_diffusion(weights: Weights, config: Mapping[str, Any], where: str) -> C
         saved={},
         token_rows={},
         token_indices={},
+        bias_updates={},
         base_layers={},
         assumed=assumed,
         flags=(),

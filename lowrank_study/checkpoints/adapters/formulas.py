@@ -6,6 +6,7 @@ Axis suffixes: O out features, I in features, R adapter rank.
 import numpy as np
 
 from lowrank_study.checkpoints.tensors import Array
+from lowrank_study.errors import InputError
 
 
 def product(B_OR: Array, A_RI: Array) -> Array:
@@ -39,3 +40,25 @@ def dora_delta(W0_OI: Array, plain_OI: Array, magnitude_O: Array) -> Array:
     tuned_OI = W0_OI + plain_OI
     norm_O = np.linalg.norm(tuned_OI, axis=1, keepdims=True)
     return np.asarray(magnitude_O.reshape(-1, 1) / norm_O * tuned_OI - W0_OI)
+
+
+def rows_delta(rows: list[int], before: Array, after: Array, where: str) -> Array:
+    """Return W - W0 of a matrix of which only some rows were trained.
+
+    Args:
+        rows: their indices.
+        before: W0.
+        after: those rows of W.
+        where: opens the error.
+
+    Raises:
+        InputError: the rows aren't those of this W0.
+    """
+    if after.shape != (len(rows), *before.shape[1:]) or max(rows, default=0) >= len(before):
+        raise InputError(
+            f"{where} has trained rows {list(after.shape)} for {len(rows)} tokens of a base of "
+            f"shape {list(before.shape)}; give the base it was trained on"
+        )
+    delta = np.zeros_like(before)
+    delta[rows] = after - before[rows]
+    return delta

@@ -77,6 +77,7 @@ def read_gguf_lora(weights: Weights, config: Mapping[str, Any], where: str) -> C
         saved={},
         token_rows={},
         token_indices={},
+        bias_updates={},
         base_layers={},
         assumed=assumed,
         flags=(),

@@ -68,6 +68,7 @@ def read_mlx(weights: Weights, config: Mapping[str, Any], where: str) -> Content
         saved=saved,
         token_rows={},
         token_indices={},
+        bias_updates={},
         base_layers={},
         assumed=(),
         flags=("MLX adapter", *flags),

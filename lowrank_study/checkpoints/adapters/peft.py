@@ -49,6 +49,7 @@ _EMBEDDING = {"lora_embedding_A": "B", "lora_embedding_B": "A"}
 
 _TOKENS = re.compile(r"(.+?)(?:\.token_adapter)?\.trainable_tokens_delta(?:\.([^.]+))?")
 _BASE_LAYER = re.compile(r"(.+?)(?:\.token_adapter)?\.base_layer\.weight")
+_BIAS = re.compile(r"(.+)\.lora_B(?:\.[^.]+)?\.bias")
 _METHOD = re.compile(
     r"(?:(.*?)[._])?(?:lora|hada|lokr|vera|oft|boft|ia3|dora|fourier|trainable_tokens)_"
 )
@@ -73,6 +74,12 @@ def read_peft(weights: Weights, config: Mapping[str, Any], where: str) -> Conten
     if kind not in _PARTS:
         ranks = checked_ranks(weights, modules, where)
         scalings, flags = settings.scalings(ranks, where)
+    bias_updates: dict[str, tuple[str, float]] = {}
+    for module, tensor in names.biases.items():
+        if module in scalings and f"{module}.bias" not in names.saved:
+            bias_updates[f"{module}.bias"] = tensor, scalings[module]
+        else:
+            names.sorter.leave_out(tensor, "a bias of lora_B beside the module's own")
     return Content(
         kind=kind,
         config=config,
@@ -84,6 +91,7 @@ def read_peft(weights: Weights, config: Mapping[str, Any], where: str) -> Conten
         saved=names.saved,
         token_rows=names.token_rows,
         token_indices={name: settings.token_indices(name, where) for name in names.token_rows},
+        bias_updates=bias_updates,
         base_layers=names.base_layers,
         assumed=(),
         flags=(*settings.flags, *names.flags, *flags),
@@ -107,6 +115,7 @@ class _Names:
         self.saved: dict[str, str] = {}
         self.token_rows: dict[str, str] = {}
         self.base_layers: dict[str, str] = {}
+        self.biases: dict[str, str] = {}
         self.flags: list[str] = []
         self._forms: dict[str, bool] = {}
         self._refuse_unreadable()
@@ -179,9 +188,9 @@ class _Names:
             self.base_layers[copy[1]] = name
             self.sorter.pass_over(name)
             return
-        if re.search(r"\.lora_B(\.[^.]+)?\.bias$", name):
+        if bias := _BIAS.fullmatch(name):
             self.flags.append(f"{shown(name)} adds a bias that is no part of the weight's update")
-            self.sorter.leave_out(name, "a bias of lora_B, no part of a weight's update")
+            self.biases[bias[1]] = name
             return
         method = _METHOD.match(name)
         if method is not None:

@@ -108,7 +108,7 @@ def test_52_a_part_of_an_adapter_is_left_out_with_its_share(write_adapter: Any) 
         "v.lora_A.weight": torch.ones(2, 3),
         "v.lora_B.weight": torch.ones(4, 2),
         "v.lora_C.weight": torch.ones(5),
-        "q.lora_B.bias": torch.ones(4),
+        "v.lora_B.bias": torch.ones(4),
     }
     with open_adapter(write_adapter(tensors, PLAIN)) as adapter:
         assert adapter.modules() == ["q"]

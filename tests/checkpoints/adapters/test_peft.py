@@ -369,8 +369,13 @@ def test_51_a_saved_weight_the_base_lacks_or_shapes_otherwise_is_refused(
 
 
 def test_51_the_bias_of_a_factor_is_flagged(trained: Any) -> None:
-    folder, _, _ = trained(peft.LoraConfig(**LORA, lora_bias=True))
+    folder, base, deltas = trained(peft.LoraConfig(**LORA, lora_bias=True))
+    check(folder, base, deltas)
     with open_adapter(folder) as adapter:
+        assert adapter.left_out == []
+        assert "layers.0.query.bias" in adapter.saved_weights()
+        with pytest.raises(InputError, match="is added to the base's bias"):
+            adapter.read("layers.0.query.bias")
         assert any("lora_B.bias adds a bias" in flag for flag in adapter.flags)
 
 
