@@ -118,7 +118,8 @@ class Places:
 
     def _candidates(self, name: str) -> list[str]:
         headless = name.partition(".")[2]
-        for exact in (f"{name}.weight", name, f"{headless}.weight", headless):
+        plain = (f"{name}.weight", name, f"{headless}.weight", headless)
+        for exact in (*plain, f"{name}.in_proj_weight"):  # the last of a MultiheadAttention
             if exact in self.base:
                 return [exact]
         flat = _FLAT_PREFIX.sub("", name, count=1) if _FLAT_PREFIX.match(name) else name

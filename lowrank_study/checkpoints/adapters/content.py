@@ -148,6 +148,13 @@ class Sorter:
                     f"module {shown(module)} {why}; it was saved unfinished: save the adapter again"
                 )
                 why = f"a module {why}"
+            elif self._is_grouped(parts):
+                why = "factors of a grouped convolution mix its groups"
+                refusals.append(
+                    f"module {shown(module)} is a grouped convolution: its factors mix the groups, "
+                    "so that they are no update of the stored weight, and PEFT can't merge them; "
+                    "adapt other modules, or tune this one in full"
+                )
             else:
                 whole[module] = parts
                 continue
@@ -157,6 +164,13 @@ class Sorter:
         if refusals and not whole:
             raise InputError(f"{self._where}: {refusals[0]}")
         return whole
+
+    def _is_grouped(self, parts: Mapping[str, Part]) -> bool:
+        """Whether B reads only its group's share of what A gives, as PEFT's does then."""
+        if not {"A", "B"} <= parts.keys():
+            return False
+        A, B = (stored_shape(self._weights, parts[part]) for part in ("A", "B"))
+        return len(A) == len(B) > 2 and 0 < B[1] < A[0] and A[0] % B[1] == 0 and prod(B[2:]) == 1
 
     def left_out(self) -> tuple[LeftOut, ...]:
         """Return the tensors that were left out, those of one reason together."""

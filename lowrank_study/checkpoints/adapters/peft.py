@@ -47,6 +47,11 @@ _FACTORS = {"lora_A": "A", "lora_B": "B", "lora_magnitude_vector": "magnitude"}
 _EMBEDDING = {"lora_embedding_A": "B", "lora_embedding_B": "A"}
 """An embedding's weight (tokens, dimensions) is (B A)^T, so its two factors change places."""
 
+_WRAPPED = ".base_layer.out_proj"
+"""End of the second matrix of a MultiheadAttention, which PEFT wraps within the wrapped module.
+
+Its forward pass and its merge both add that update twice (peft/tuners/lora/layer.py, up to 0.21).
+"""
 _TOKENS = re.compile(r"(.+?)(?:\.token_adapter)?\.trainable_tokens_delta(?:\.([^.]+))?")
 _BASE_LAYER = re.compile(r"(.+?)(?:\.token_adapter)?\.base_layer\.weight")
 _BIAS = re.compile(r"(.+)\.lora_B(?:\.[^.]+)?\.bias")
@@ -74,6 +79,9 @@ def read_peft(weights: Weights, config: Mapping[str, Any], where: str) -> Conten
     if kind not in _PARTS:
         ranks = checked_ranks(weights, modules, where)
         scalings, flags = settings.scalings(ranks, where)
+    for module in names.doubled & scalings.keys():
+        scalings[module] *= 2
+        flags.append(f"{shown(module)}: twice its factors' product, as PEFT's model adds it twice")
     bias_updates: dict[str, tuple[str, float]] = {}
     for module, tensor in names.biases.items():
         if module in scalings and f"{module}.bias" not in names.saved:
@@ -115,6 +123,7 @@ class _Names:
         self.saved: dict[str, str] = {}
         self.token_rows: dict[str, str] = {}
         self.base_layers: dict[str, str] = {}
+        self.doubled: set[str] = set()
         self.biases: dict[str, str] = {}
         self.flags: list[str] = []
         self._forms: dict[str, bool] = {}
@@ -159,6 +168,9 @@ class _Names:
                 f"{self._where}: module {shown(module)} has a DoRA magnitude, but the config "
                 "says use_dora false; config and weights are of different runs: save it again"
             )
+        if _WRAPPED in module:
+            module = module.replace(_WRAPPED, _WRAPPED.removeprefix(".base_layer"))
+            self.doubled.add(module)
         embedding = stem in _EMBEDDING
         self._refuse_mixed(module, name, embedding=embedding)
         if embedding:
