@@ -7,6 +7,7 @@ where the head is tied to the embedding and only that is stored.
 
 import re
 from collections.abc import Iterable
+from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -51,7 +52,6 @@ class Places:
         self.base = base
         self._content, self._weights, self._where = content, weights, where
         self._shortened = _grouped((name.partition(".")[2], name) for name in base.names())
-        self._neutral = _grouped((module_of(neutral_name(name)), name) for name in base.names())
         self._flat = (
             _grouped((_flat(module_of(name)), name) for name in base.names())
             if content.kind == "kohya"
@@ -65,6 +65,11 @@ class Places:
             if name not in self._absent and self._is_tied(name):
                 tensor = self.find(name)
                 self.flags.append(f"{shown(name)} is tied: its W0 is {shown(tensor)}")
+
+    @cached_property
+    def _neutral(self) -> dict[str, list[str]]:
+        """The tensors by names that no layout changes; worked out only where others fail."""
+        return _grouped((module_of(neutral_name(name)), name) for name in self.base.names())
 
     def find(self, name: str) -> str:
         """Return the base tensor of a module, or of a weight trained in full.

@@ -74,7 +74,7 @@ def _recognised(path: Path) -> tuple[Path, Mapping[str, Any], Reader]:
 
 def _in_folder(folder: Path) -> tuple[Path, Mapping[str, Any], Reader]:
     if not os.path.lexists(folder / CONFIG_NAME):
-        files = _named(folder, (".safetensors", ".gguf"))
+        files = _named(folder, (".safetensors", ".gguf")) or _named(folder, ("lora_weights.bin",))
         if len(files) == 1 and not os.path.lexists(folder / "config.json"):
             return _recognised(folder / files[0])
         raise _without_config(folder)
