@@ -84,6 +84,11 @@ class Adapter(Closing):
         """Whether `factors` and `delta` need the base model."""
         return self.kind not in ("lora", "kohya")
 
+    @property
+    def parameters(self) -> int:
+        """How many numbers it stores."""
+        return sum(math.prod(self._weights.shape(name)) for name in self._weights.names())
+
     def modules(self) -> list[str]:
         """Module paths in the base model whose weight it changes by factors, in file order."""
         return list(self._tensors.modules)

@@ -65,11 +65,11 @@ class Pairing:
         self._unpaired = unpaired
         self._broken: set[str] = set()
 
-    @property
-    def total(self) -> int:
-        """Matrices of the larger checkpoint, those without a counterpart included."""
-        alone = Counter(item.side for item in self._unpaired if item.is_matrix and item.parameters)
-        return len(self.matches) + max(alone.values(), default=0)
+    def left_out_matrices(self) -> int:
+        """Count the matrices of the larger checkpoint that aren't compared."""
+        alone = Counter(item.side for item in self._unpaired if item.is_matrix)
+        broken = sum(match.name in self._broken for match in self.matches)
+        return max(alone.values(), default=0) + broken
 
     def left_out(self) -> list[LeftOut]:
         """Return what part of each checkpoint isn't compared, and why.

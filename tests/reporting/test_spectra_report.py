@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from lowrank_study.errors import InputError
 from lowrank_study.reporting.spectra_report import report_spectra, write
 from lowrank_study.reporting.spectra_report.progress import line_of
-from lowrank_study.study.measurement.measure import Measurement, Step
+from lowrank_study.study.measurement.records import Measurement, Step
 
 ROOT = Path(__file__).parents[2]
 FILES = {
@@ -96,6 +96,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
         before=folder / "before.safetensors",
         after=folder / "after.safetensors",
         out=folder / "report",
+        allow_partial=True,
     )
     return path
 

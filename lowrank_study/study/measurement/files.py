@@ -10,7 +10,7 @@ Nothing but headers is read before it is asked for.
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -22,7 +22,9 @@ from lowrank_study.checkpoints.matrices import module_of
 from lowrank_study.checkpoints.pairing import Pairing, coarser
 from lowrank_study.checkpoints.paths import shown
 from lowrank_study.checkpoints.tensors import Array
+from lowrank_study.checkpoints.unpaired import in_parts, whole
 from lowrank_study.errors import InputError
+from lowrank_study.left_out import LeftOut
 from lowrank_study.spectra.noise import rounding_floor_of_difference
 from lowrank_study.spectra.updates import UpdateMatrix, updates_of_adapter
 
@@ -107,6 +109,10 @@ class OpenedSubject:
     """What has to be said of its files."""
     skipped: dict[str, str]
     """What is left out, with the reason; grows while updates are read."""
+    left_out: Callable[[], list[LeftOut]]
+    """Tells the shares that are left out, as far as they are known by then."""
+    left_out_matrices: Callable[[], int]
+    """Counts the matrices that are left out, as far as they are known by then."""
     vectors: Callable[[], Iterator[VectorChange]]
     """Reads its tensors of one axis."""
     files: list[tuple[str, SourceFile]]
@@ -149,6 +155,8 @@ def open_subject(
             costs={m.name: float(prod(m.shape)) * min(m.shape) for m in pairing.matches},
             flags=[prefix + flag for flag in (*pairing.flags, *_resized(pairing))],
             skipped=pairing.skipped,
+            left_out=lambda: _under(prefix, pairing.left_out()),
+            left_out_matrices=pairing.left_out_matrices,
             vectors=lambda: (
                 _vector_change(
                     name, w0, w, coarser(*map(_dtype, (before, after), pairing.vectors[name]))
@@ -171,10 +179,49 @@ def open_subject(
         flags=[prefix + flag for flag in (*adapter.flags, *_resized_by(adapter, base))]
         + [f"{prefix}base: {flag}" for flag in (base.flags if base is not None else ())],
         skipped=skipped,
+        left_out=lambda: _under(prefix, left_out_of_adapter(adapter, base)),
+        left_out_matrices=lambda: sum(
+            len(adapter.shape(saved)) > 1 for saved, _ in _without_base(adapter, base)
+        ),
         vectors=lambda: _vectors_of_adapter(adapter, base),
         files=[("adapter", f) for f in adapter.files]
         + [("base", f) for f in (base.files if base is not None else ())],
     )
+
+
+def _under(prefix: str, parts: list[LeftOut]) -> list[LeftOut]:
+    return [replace(part, of=prefix + part.of) for part in parts]
+
+
+def left_out_of_adapter(adapter: Adapter, base: Weights | None) -> list[LeftOut]:
+    """Return what share of an adapter has no W0 to be compared with.
+
+    Args:
+        adapter: The opened adapter.
+        base: The base model, or None where it isn't given.
+    """
+    lost = [
+        whole("adapter", module_of(saved), adapter.shape(saved), why, is_matrix=True)
+        for saved, why in _without_base(adapter, base)
+    ]
+    compared = adapter.parameters - sum(item.parameters for item in lost)
+    for saved in adapter.saved_weights():
+        if base is None or not adapter.in_base(saved, base):
+            continue
+        shape = max(adapter.extra_rows(saved, base), 0), *adapter.shape(saved)[1:]
+        why = "rows that only the adapter has"
+        lost.append(whole("adapter", module_of(saved), shape, why, is_matrix=False))
+        compared -= prod(shape)
+    return in_parts(lost, side="adapter", compared=compared)
+
+
+def _without_base(adapter: Adapter, base: Weights | None) -> Iterator[tuple[str, str]]:
+    """Yield the weights that were trained in full and can't be compared, with the reason."""
+    for saved in adapter.saved_weights():
+        if base is None or not adapter.in_base(saved, base):
+            yield saved, "trained in full, with no W0 to compare with"
+        elif not adapter.fits(saved, base):
+            yield saved, "shape differs from the base's"
 
 
 def _resized(pairing: Pairing) -> Iterator[str]:

@@ -101,7 +101,7 @@ def _of_pair(
             dtypes = match.before.storage_dtype, match.after.storage_dtype
             found = survey(reading, shape=match.shape, dtypes=dtypes)
             if found.not_finite:
-                pairing.skipped[match.name] = found.not_finite
+                pairing.leave_out(match.name, found.not_finite)
             else:
                 second = ReadAhead(match.read_blocks(BLOCK_ENTRIES), reader)
                 sums = accumulate(second, found)
