@@ -57,6 +57,12 @@ def _tells(config: Mapping[str, Any]) -> tuple[int, int]:
     return sum("model_type" in inner for inner in settings_within(config)), len(config)
 
 
+def is_adapter(weights: Weights) -> bool:
+    """Whether a file holds an adapter alone, in PEFT's names or kohya's."""
+    names = weights.names()
+    return any(map(_ADAPTER_PART.search, names)) and not any(".base_layer." in n for n in names)
+
+
 def _check_sizes(before: Weights, after: Weights) -> None:
     left, right = _same_part(before.config, after.config)
     for key in ("model_type", *_SIZES):
@@ -93,7 +99,7 @@ def _refuse_adapter(weights: Weights, configs: tuple[Mapping[str, Any], ...]) ->
     found = next((name for name in names if _ADAPTER_PART.search(name)), None)
     if found is None:
         return
-    if all(_ADAPTER_PART.search(name) for name in names):
+    if is_adapter(weights) and all(map(_ADAPTER_PART.search, names)):
         raise InputError(
             f"{shown(weights.path)}: is an adapter (tensor {shown(found)}), not a whole model; "
             "give adapter=PATH base=PATH"

@@ -12,6 +12,7 @@ import numpy as np
 from lowrank_study.checkpoints.match import Match, is_vocabulary, match_of
 from lowrank_study.checkpoints.matrices import Matrix, find_matrices, module_of, split_expert
 from lowrank_study.checkpoints.paths import shown
+from lowrank_study.checkpoints.quantized import PACKED
 from lowrank_study.checkpoints.renames import canonical
 from lowrank_study.checkpoints.unpaired import SIDES, Unpaired, is_buffer, whole
 from lowrank_study.checkpoints.weights import Weights
@@ -20,6 +21,7 @@ _ALONE = {
     "before": "only in the pretrained checkpoint",
     "after": "only in the tuned checkpoint",
 }
+_BESIDE = "in a folder of its own beside the model, which isn't read"
 _SAMPLE = 4096
 _BLOCK = 2**22
 """Entries of two matrices compared at a time."""
@@ -75,9 +77,14 @@ class Side:
                 self.side, self.shown(matrix.name), matrix.shape, _ALONE[self.side], is_matrix=True
             )
         for name in self.others.values():
-            shape = () if is_buffer(name, ()) else self.weights.shape(name)
-            item = whole(self.side, self.shown(name), shape, _ALONE[self.side], is_matrix=False)
-            yield item
+            shape = (0,) if is_buffer(name, ()) else self.weights.shape(name)
+            yield whole(self.side, self.shown(name), shape, _ALONE[self.side], is_matrix=False)
+        for name, reason in self.ignored.items():
+            if reason == PACKED:
+                shape = self.weights.stored_shape(name)
+                yield whole(self.side, self.shown(name), shape, reason, is_matrix=True)
+        for name, count in self.weights.beside.items():
+            yield whole(self.side, name, (count,), _BESIDE, is_matrix=False)
 
 
 def _key(matrix: Matrix, keys: Mapping[str, str]) -> str:

@@ -18,9 +18,11 @@ import numpy as np
 
 from lowrank_study.checkpoints import SourceFile, Weights, open_adapter, open_weights, pair
 from lowrank_study.checkpoints.adapters import Adapter
+from lowrank_study.checkpoints.architecture import is_adapter
 from lowrank_study.checkpoints.matrices import module_of
 from lowrank_study.checkpoints.pairing import Pairing, coarser
 from lowrank_study.checkpoints.paths import shown
+from lowrank_study.checkpoints.shards import refuse_several_adapters
 from lowrank_study.checkpoints.tensors import Array
 from lowrank_study.checkpoints.unpaired import in_parts, whole
 from lowrank_study.errors import InputError
@@ -165,6 +167,7 @@ def open_subject(
             ),
             files=[("before", f) for f in before.files] + [("after", f) for f in after.files],
         )
+    refuse_several_adapters(subject.adapter)
     adapter = stack.enter_context(open_adapter(subject.adapter, allow_pickle=allow_pickle))
     base = None if subject.base is None else weights(subject.base)
     if base is not None:
@@ -254,12 +257,19 @@ def _dtype(weights: Weights, tensor: str) -> str:
     return weights.dtype(tensor)
 
 
-def second_subject(subject: Subject, other: Path) -> Subject:
-    """Tell what a second path is: an adapter's folder, or a second tuned checkpoint."""
-    is_pair = isinstance(subject, CheckpointPair)
+def second_subject(subject: Subject, other: Path, *, allow_pickle: bool) -> Subject:
+    """Tell what a second path is, an adapter or a second tuned checkpoint, by what it holds.
+
+    Args:
+        subject: What is measured.
+        other: A folder or a file.
+        allow_pickle: Whether PyTorch's own files are opened too.
+
+    Raises:
+        InputError: It can't be read, or is a whole model without a base to take it against.
+    """
     base = subject.before if isinstance(subject, CheckpointPair) else subject.base
-    like_the_first = not is_pair and not other.is_dir()
-    if (other / "adapter_config.json").is_file() or like_the_first:
+    if _is_adapter(other, allow_pickle=allow_pickle):
         return AdapterOnBase(adapter=other, base=base)
     if base is None:
         raise InputError(
@@ -267,6 +277,14 @@ def second_subject(subject: Subject, other: Path) -> Subject:
             "can be compared; give base=PATH"
         )
     return CheckpointPair(before=base, after=other)
+
+
+def _is_adapter(path: Path, *, allow_pickle: bool) -> bool:
+    if path.is_dir():
+        refuse_several_adapters(path)
+        return (path / "adapter_config.json").is_file()
+    with open_weights(path, allow_pickle=allow_pickle) as weights:
+        return is_adapter(weights)
 
 
 def _vectors_of_adapter(adapter: Adapter, base: Weights | None) -> Iterator[VectorChange]:

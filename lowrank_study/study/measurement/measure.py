@@ -74,9 +74,9 @@ def measure_spectra(
         InputError: What is at a path can't be read exactly, is of another model, has no matrix
             that could be measured, or more is left out than `settings` allow.
     """
-    second = None if other is None else second_subject(subject, other)
+    pickle = settings.allow_pickle
+    second = None if other is None else second_subject(subject, other, allow_pickle=pickle)
     with ExitStack() as stack:
-        pickle = settings.allow_pickle
         main = open_subject(subject, stack, allow_pickle=pickle, prefix="")
         opened = [main]
         if second is not None:
