@@ -67,6 +67,12 @@ class Matrix:
         rows = self.weights.read_rows(self.tensor, self.expert, self.expert + 1)
         return self._oriented(rows[0])
 
+    def read_scales(self) -> Array | None:
+        """Return what each entry was multiplied by after it was stored, None where by nothing."""
+        if not self.weights.is_scaled(self.tensor):
+            return None
+        return self.cut(self.weights.read_scales(self.tensor))
+
     def cut(self, stored: Array) -> Array:
         """Return this matrix out of its whole stored tensor, or out of a change of it."""
         return self._oriented(stored if self.expert is None else stored[self.expert])

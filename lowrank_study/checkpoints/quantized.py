@@ -159,13 +159,27 @@ def apply_scale(
         read_scales: reads a tensor by its name in the file.
     """
     with np.errstate(invalid="ignore"):  # NaN and Inf pass through, for the caller to find
-        factors = read_scales(scale.name).astype(np.float64)
-        if factors.size == 1:
-            return values * factors.reshape(())
-        factors = factors.reshape(factors.shape[0], -1)
-        rows = (first_row + np.arange(values.shape[0])) // scale.rows
-        columns = np.arange(values.shape[1]) // scale.columns
-        return values * factors[rows][:, columns]
+        return values * scale_factors(values.shape, first_row, scale, read_scales)
+
+
+def scale_factors(
+    shape: tuple[int, ...], first_row: int, scale: Scale, read_scales: Callable[[str], Array]
+) -> Array:
+    """Return what each stored number of some rows is multiplied by, in float64.
+
+    Args:
+        shape: that of the rows.
+        first_row: which row of the tensor they begin with.
+        scale: its scale.
+        read_scales: reads a tensor by its name in the file.
+    """
+    factors = read_scales(scale.name).astype(np.float64)
+    if factors.size == 1:
+        return np.broadcast_to(factors.reshape(()), shape)
+    factors = factors.reshape(factors.shape[0], -1)
+    rows = (first_row + np.arange(shape[0])) // scale.rows
+    columns = np.arange(shape[1]) // scale.columns
+    return factors[rows][:, columns]
 
 
 def skip_reasons(

@@ -140,19 +140,24 @@ def _without_second_copy(paths: list[Path]) -> list[Path]:
 
 def refuse_several_adapters(folder: Path) -> None:
     """Refuse a folder whose subfolders each hold an adapter, and name them."""
-    if os.path.lexists(folder / "adapter_config.json"):
-        return
-    try:
-        inside = sorted(folder.iterdir())
-    except OSError:
-        return
-    adapters = [path.name for path in inside if os.path.lexists(path / "adapter_config.json")]
+    adapters = [] if os.path.lexists(folder / "adapter_config.json") else adapters_inside(folder)
     if adapters:
         named = ", ".join(shown(name, 60) for name in adapters[:8])
         raise InputError(
             f"{shown(folder)}: holds {len(adapters)} adapters in folders of their own ({named}); "
             f"give one of them, such as {shown(folder / adapters[0])}"
         )
+
+
+def adapters_inside(folder: Path) -> list[str]:
+    """Return the subfolders that hold an adapter each, as PEFT writes all but the first."""
+    if not os.path.isdir(folder):
+        return []
+    try:
+        inside = sorted(folder.iterdir())
+    except OSError:
+        return []
+    return [path.name for path in inside if os.path.lexists(path / "adapter_config.json")]
 
 
 def modules_beside(folder: Path) -> dict[str, int]:

@@ -30,6 +30,7 @@ from lowrank_study.checkpoints.quantized import (
     apply_scale,
     find_scales,
     refuse_packed,
+    scale_factors,
     skip_reasons,
 )
 from lowrank_study.checkpoints.safetensors_file import read_headers
@@ -162,6 +163,11 @@ class Weights(Closing):
     def is_scaled(self, name: str) -> bool:
         """Whether the tensor is float8 with scales beside it."""
         return self.info(name).name in self._scales
+
+    def read_scales(self, name: str) -> Array:
+        """Return what each number of a scaled tensor was multiplied by, shaped like it."""
+        info = self.info(name)
+        return scale_factors(info.shape, 0, self._scales[info.name], self._read_raw)
 
     def read_part(
         self, name: str, *, width: int, rows: tuple[int, int], columns: tuple[int, int]

@@ -22,7 +22,7 @@ from lowrank_study.checkpoints.architecture import is_adapter
 from lowrank_study.checkpoints.matrices import module_of
 from lowrank_study.checkpoints.pairing import Pairing, coarser
 from lowrank_study.checkpoints.paths import shown
-from lowrank_study.checkpoints.shards import refuse_several_adapters
+from lowrank_study.checkpoints.shards import adapters_inside, refuse_several_adapters
 from lowrank_study.checkpoints.tensors import Array
 from lowrank_study.checkpoints.unpaired import in_parts, whole
 from lowrank_study.errors import InputError
@@ -180,6 +180,7 @@ def open_subject(
         total=len(adapter.modules()) + len(adapter.saved_weights()),
         costs={},
         flags=[prefix + flag for flag in (*adapter.flags, *_resized_by(adapter, base))]
+        + [prefix + flag for flag in _more_adapters(subject.adapter)]
         + [f"{prefix}base: {flag}" for flag in (base.flags if base is not None else ())],
         skipped=skipped,
         left_out=lambda: _under(prefix, left_out_of_adapter(adapter, base)),
@@ -190,6 +191,12 @@ def open_subject(
         files=[("adapter", f) for f in adapter.files]
         + [("base", f) for f in (base.files if base is not None else ())],
     )
+
+
+def _more_adapters(folder: Path) -> list[str]:
+    more = adapters_inside(folder)
+    named = ", ".join(shown(name, 60) for name in more[:8])
+    return [f"{len(more)} more adapters in its subfolders aren't read: {named}"] if more else []
 
 
 def _under(prefix: str, parts: list[LeftOut]) -> list[LeftOut]:
