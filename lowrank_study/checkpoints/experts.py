@@ -25,8 +25,17 @@ _IN_OUT = (
 )
 """Models whose files hold (experts, in, out), asked where the sizes don't tell."""
 
-_FROM_HIDDEN = ("gate_up_proj", "gate_proj", "up_proj", "w1", "w3", "gate_and_up_projs")
-_TO_HIDDEN = ("down_proj", "w2", "down_projs")
+_FROM_HIDDEN = (
+    "gate_up_proj",
+    "gate_proj",
+    "up_proj",
+    "w1",
+    "w3",
+    "gate_and_up_projs",
+    "fc1",
+    "input_linear",
+)
+_TO_HIDDEN = ("down_proj", "w2", "down_projs", "fc2", "output_linear")
 
 _TURNS = ("gpt_oss", "openai_privacy_filter")
 """Models in which rows of gate and up take turns; in all others gate comes first."""

@@ -4,9 +4,9 @@
     # keys: model.layers.0.q.weight        → layers.0.q.weight
     #       model.language_model.layers... → layers.0.q.weight
 
-transformers 4.52 put the parts of vision-language models under one more `model.`, TensorFlow's
-normalisations are called gamma and beta, and experts have been renamed. A base model saved without
-its head lacks the first part of all names (`encoder.` for `bert.encoder.`).
+transformers 4.52 put the parts of vision-language models under one more `model.`, version 5 names
+ViT's maps and many experts anew, and TensorFlow's normalisations are called gamma and beta. A base
+model saved without its head lacks the first part of all names (`encoder.` for `bert.encoder.`).
 """
 
 import re
@@ -20,7 +20,32 @@ from lowrank_study.errors import InputError
 _CONTAINERS = ("model", "language_model", "text_model")
 """Leading parts that only say in what the language model is wrapped."""
 
-_EXPERT_PARTS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+_RENAMED = (
+    ("block_sparse_moe.", "mlp."),
+    ("mlp.input_linear", "mlp.experts.gate_up_proj"),
+    ("mlp.output_linear", "mlp.experts.down_proj"),
+    ("mlp.gate.", "mlp.router."),
+    ("mlp.router.layer", "mlp.router"),
+    ("encoder.layer.", "layers."),
+    ("attention.attention.", "attention."),
+    ("attention.self.", "attention."),
+    ("attention.query", "attention.q_proj"),
+    ("attention.key", "attention.k_proj"),
+    ("attention.value", "attention.v_proj"),
+    ("attention.output.dense", "attention.o_proj"),
+    ("intermediate.dense", "mlp.fc1"),
+    (".output.dense", ".mlp.fc2"),
+    (".relative_position_bias.relative_position_bias_table", ".relative_position_bias_table"),
+)
+"""Parts of names that a later version calls otherwise: of mixtures of experts, and of ViT's kin."""
+
+_EXPERT_PARTS = {
+    "w1": "gate_proj",
+    "w2": "down_proj",
+    "w3": "up_proj",
+    "fc1": "gate_up_proj",
+    "fc2": "down_proj",
+}
 _NORM_ENDS = {"gamma": "weight", "beta": "bias"}
 _WEIGHT_NORM = {
     "weight_g": "parametrizations.weight.original0",
@@ -48,12 +73,13 @@ def canonical(name: str) -> str:
     `model.language_model.layers.0.block_sparse_moe.experts.1.w1` is
     `layers.0.mlp.experts.1.gate_proj`.
     """
+    for before, after in _RENAMED:
+        name = name.replace(before, after)
     parts = name.split(".")
     while len(parts) > 1 and parts[0] in _CONTAINERS:
         del parts[0]
     if len(parts) > 2 and parts[0].startswith("vision") and parts[1] == "vision_model":
         del parts[1]
-    parts = ["mlp" if part == "block_sparse_moe" else part for part in parts]
     if "experts" in parts:
         parts = [_EXPERT_PARTS.get(part, part) for part in parts]
     if len(parts) > 1 and re.search("norm", parts[-2], re.IGNORECASE):
@@ -92,7 +118,8 @@ def paired_names(before: list[str], after: list[str]) -> PairedNames:
 
 
 def _common(keys: tuple[dict[str, str], dict[str, str]]) -> int:
-    return len(set(keys[0].values()) & set(keys[1].values()))
+    left, right = ({key.removesuffix(".weight") for key in each.values()} for each in keys)
+    return len(left & right)
 
 
 def _prefixes(before: list[str], after: list[str]) -> tuple[str, str]:
