@@ -3,7 +3,7 @@
 Most models store (experts, out, in). Some store (experts, in, out), and one model may be
 written either way, as transformers transposes Qwen3-VL's experts when it loads and saves them:
 
-    is_in_out("mlp.experts.down_proj", (8, 768, 2048), {"hidden_size": 2048})    # True
+    is_in_out("mlp.experts.down_proj", {"down_proj": (8, 768, 2048)}, {"hidden_size": 2048})  # True
 
 Where gate and up are fused in one tensor, `gate_and_up` tells their rows.
 """
@@ -37,6 +37,9 @@ _FROM_HIDDEN = (
 )
 _TO_HIDDEN = ("down_proj", "w2", "down_projs", "fc2", "output_linear")
 
+STACKS = (*_FROM_HIDDEN, *_TO_HIDDEN)
+"""Last parts of the names of stacks."""
+
 _TURNS = ("gpt_oss", "openai_privacy_filter")
 """Models in which rows of gate and up take turns; in all others gate comes first."""
 
@@ -46,28 +49,28 @@ def holds_experts(module: str) -> bool:
     return any(word in module for word in ("experts", "_exps", "moe"))
 
 
-def is_in_out(module: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> bool:
+def is_in_out(
+    module: str, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]
+) -> bool:
     """Whether a stack of experts is stored (experts, in, out).
 
-    The hidden size in the config decides where it is the size of one axis only; otherwise the
-    model_type does.
+    The hidden size in the config decides, where it is the size of one axis only of this stack or
+    of another one of the same experts; otherwise the model_type does.
 
     Args:
         module: the module path.
-        shape: the three sizes.
+        shapes: shapes of the stacks of these experts by the last part of their module path.
         config: config.json of the model.
     """
     if "_exps" in module:  # GGUF's own names, always (out, in)
         return False
-    leaf = module.rpartition(".")[2]
     models = list(settings_within(config))
-    for settings in models:
-        hidden = settings.get("hidden_size")
-        if (shape[1] == hidden) != (shape[2] == hidden):
-            if leaf in _FROM_HIDDEN:
-                return shape[1] == hidden
-            if leaf in _TO_HIDDEN:
-                return shape[2] == hidden
+    own = module.rpartition(".")[2]
+    for leaf in sorted(shapes, key=lambda leaf: leaf != own):
+        for hidden in (settings.get("hidden_size") for settings in models):
+            first, second = (size == hidden for size in shapes[leaf][1:])
+            if first != second:
+                return first if leaf in _FROM_HIDDEN else second
     return any(settings.get("model_type") in _IN_OUT for settings in models)
 
 

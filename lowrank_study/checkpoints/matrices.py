@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from lowrank_study.checkpoints.experts import gate_and_up, holds_experts, is_in_out
+from lowrank_study.checkpoints.experts import STACKS, gate_and_up, holds_experts, is_in_out
 from lowrank_study.checkpoints.fused import (
     CONV1D_MODELS,
     is_fused,
@@ -268,14 +268,26 @@ def is_transposed(tensor: str, weights: Weights, config: Mapping[str, Any] | Non
     module = module_of(tensor)
     config = weights.config if config is None else config
     shape = weights.shape(tensor)
+    parent, _, leaf = module.rpartition(".")
     if len(shape) == 3:
-        return holds_experts(module) and is_in_out(module, shape, config)
-    leaf = module.rpartition(".")[2]
+        return holds_experts(module) and is_in_out(module, _stacks(parent, weights), config)
     return (
         len(shape) == 2
         and leaf in _CONV1D_NAMES
         and any(settings.get("model_type") in CONV1D_MODELS for settings in settings_within(config))
     )
+
+
+def _stacks(parent: str, weights: Weights) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all stacks of some experts, by the last part of their names."""
+    names = {
+        module_of(name).removeprefix(f"{parent}."): name
+        for leaf in STACKS
+        for name in (f"{parent}.{leaf}", f"{parent}.{leaf}.weight")
+        if name in weights
+    }
+    shapes = {leaf: weights.shape(name) for leaf, name in names.items()}
+    return {leaf: shape for leaf, shape in shapes.items() if len(shape) == 3}
 
 
 def _note(module: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> str:

@@ -475,3 +475,18 @@ def test_modules_beside_a_transformer_are_left_out_and_counted(
         (part,) = pair(before, after).left_out()
     assert (part.of, part.count, part.total) == ("after", 34, 290)
     assert "2_Dense" in part.why
+
+
+def test_a_square_stack_lies_as_the_other_one_of_its_experts(write_model: Any) -> None:
+    rng = np.random.default_rng(0)
+    for in_out in (True, False):
+        gate_up = rng.standard_normal((2, 4, 8) if in_out else (2, 8, 4)).astype(np.float32)
+        down = rng.standard_normal((2, 4, 4)).astype(np.float32)
+        state = {"mlp.experts.gate_up_proj": gate_up, "mlp.experts.down_proj": down}
+        config = {"model_type": "qwen3_vl_moe", "text_config": {
+            "model_type": "qwen3_vl_moe_text", "hidden_size": 4,
+        }}  # fmt: skip
+        with open_weights(write_model(state, config)) as weights:
+            matrices, _ = find_matrices(weights)
+            expected = down[1].T if in_out else down[1]
+            np.testing.assert_array_equal(matrices["mlp.experts.down_proj.1"].read(), expected)
