@@ -32,6 +32,7 @@ from lowrank_study.checkpoints.quantized import (
     apply_scale,
     find_scales,
     refuse_packed,
+    scale_factors,
     skip_reasons,
 )
 from lowrank_study.checkpoints.safetensors_file import read_headers
@@ -39,6 +40,7 @@ from lowrank_study.checkpoints.shards import (
     check_shards,
     find_files,
     index_files,
+    modules_beside,
     refuse_lone_shard,
 )
 from lowrank_study.checkpoints.tensors import FLOATS, ITEM_BYTES, Array, TensorInfo, decode
@@ -85,6 +87,8 @@ class Weights(Closing):
         self._tensors = {name: self._raw[raw] for name, raw in stripped.items()}
         self.skipped = {name: reasons[raw] for name, raw in stripped.items() if raw in reasons}
         """Tensors that hold no weights (empty, integers, scales), with the reason."""
+        self.beside: dict[str, int] = {}
+        """Folders of modules beside the model that aren't read, and how many weights each has."""
         self.flags = (*flags, *self._dtype_flags())
         """What a report has to say of these weights, one sentence each."""
 
@@ -124,6 +128,10 @@ class Weights(Closing):
                 f"{shown(self.path)}: no tensor {shown(name)}; it has {len(self)}, such as {some}"
             )
         return self._tensors[name]
+
+    def stored_shape(self, name: str) -> tuple[int, ...]:
+        """Shape of any tensor in the file, also of one that holds no weights."""
+        return self._tensors[name].shape
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape in the file's own orientation."""
@@ -180,6 +188,11 @@ class Weights(Closing):
         """Whether the tensor is float8 with scales beside it."""
         return self.info(name).name in self._scales
 
+    def read_scales(self, name: str) -> Array:
+        """Return what each number of a scaled tensor was multiplied by, shaped like it."""
+        info = self.info(name)
+        return scale_factors(info.shape, 0, self._scales[info.name], self._read_raw)
+
     def read_part(
         self, name: str, *, width: int, rows: tuple[int, int], columns: tuple[int, int]
     ) -> Array:
@@ -232,18 +245,22 @@ def open_weights(path: str | Path, *, allow_pickle: bool = False) -> Weights:
     try:
         for each in paths:
             files.append(SourceFile.open(each, root=folder))
+            _refuse_stand_in(files[-1])
         kinds = {_format(file) for file in files}
         if len(kinds) > 1:
             raise InputError(f"{shown(path)}: shards of different formats ({', '.join(kinds)})")
         match kinds.pop():
             case "gguf":
-                return _open_gguf(path, files, config)
+                weights = _open_gguf(path, files, config)
             case "pickle":
                 if not allow_pickle:
                     refuse_pickle(files[0])
-                return _open_torch(path, files, config, weight_map)
+                weights = _open_torch(path, files, config, weight_map)
             case _:
-                return _open_safetensors(path, files, config, weight_map)
+                weights = _open_safetensors(path, files, config, weight_map)
+        if os.path.isdir(path):
+            weights.beside.update(modules_beside(path))
+        return weights
     except BaseException:
         close_all(files)
         raise
@@ -259,6 +276,21 @@ def _locate(path: Path) -> tuple[Path, list[Path], dict[str, str] | None]:
         return folder, *index_files(path, root=folder)
     refuse_lone_shard(path)
     return folder, [path], None
+
+
+def _refuse_stand_in(file: SourceFile) -> None:
+    """Refuse what was downloaded in place of the weights: a pointer to them, or a web page."""
+    head = bytes(file.read(0, min(64, file.size)))
+    if head.startswith(b"version https://git-lfs"):
+        raise InputError(
+            f"{shown(file.path)}: is a git-lfs pointer, the weights themselves aren't here; run "
+            "`git lfs pull` in its folder, or download the file"
+        )
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        raise InputError(
+            f"{shown(file.path)}: is a web page instead of weights; download the file itself "
+            "(on the Hugging Face hub, its address has /resolve/ and not /blob/)"
+        )
 
 
 def _format(file: SourceFile) -> str:

@@ -246,8 +246,10 @@ def updates_of_adapter(
             continue
         W, delta = adapter.read(saved), adapter.saved_delta(saved, base)
         W0 = base.read(tensor)[: delta.shape[0]]
+        # A dtype that isn't plain has no step that the numbers tell: its floor is unknown.
+        before = f"scaled {base.dtype(tensor)}" if base.is_scaled(tensor) else base.dtype(tensor)
         storage_dtype = dtype_of_difference(
-            W0, W, delta, dtypes=(base.dtype(tensor), adapter.storage_dtype(saved))
+            W0, W, delta, dtypes=(before, adapter.storage_dtype(saved))
         )
         for matrix in by_tensor[tensor]:
             name = module + matrix.name.removeprefix(module_of(tensor))
