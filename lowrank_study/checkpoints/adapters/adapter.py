@@ -30,7 +30,7 @@ from lowrank_study.checkpoints.save import BASE_HASH
 from lowrank_study.checkpoints.tensors import Array
 from lowrank_study.checkpoints.weights import Weights
 from lowrank_study.errors import InputError
-from lowrank_study.left_out import LeftOut
+from lowrank_study.left_out import LeftOut, in_words
 
 
 class Factors(NamedTuple):
@@ -53,8 +53,7 @@ class Adapter(Closing):
         self.path = path
         """What was opened."""
         self.kind = content.kind
-        """`lora`, `dora`, `pissa`, `olora`, `loha`, `lokr`, `vera`, `trainable_tokens`, `kohya`,
-        `gguf`."""
+        """Its method or layout, one of those of `Content.kind`."""
         self.config = content.config
         """Its adapter_config.json; empty for formats without one."""
         self.assumed = content.assumed
@@ -309,6 +308,11 @@ class Adapter(Closing):
         module has to be there in the right shape.
         """
         self._places_in(base)
+
+    def refuse_partial(self) -> None:
+        """Refuse an adapter of which anything is left out: a run's own has to be read whole."""
+        if self.left_out:
+            raise InputError(f"{self._where}: {'; '.join(in_words(self.left_out))}; save it again")
 
     def close(self) -> None:
         """Close all files; closing twice is harmless."""

@@ -35,7 +35,8 @@ class Content:
     """An adapter's tensors, sorted by what they are."""
 
     kind: str
-    """`lora`, `dora`, `pissa`, `olora`, `loha`, `lokr`, `vera`, `trainable_tokens`, `kohya`."""
+    """`lora`, `dora`, `pissa`, `olora`, `loha`, `lokr`, `vera`, `trainable_tokens`, or LoRA in a
+    layout with names of its own: `kohya`, `gguf`."""
     config: Mapping[str, Any]
     """Its adapter_config.json, or the settings of its header."""
     modules: dict[str, dict[str, Part]]

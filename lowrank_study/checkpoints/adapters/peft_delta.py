@@ -43,51 +43,17 @@ def peft_delta(
         InputError: the tensors don't fit the shape.
     """
     import torch
-    from peft import LoHaConfig, LoKrConfig, VeraConfig, get_peft_model
-    from torch import nn
 
-    class Holder(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(shape[1], shape[0], bias=False)
-
-        def forward(self, x: torch.Tensor) -> Any:
-            return self.layer(x)
-
-    classes = {"LOHA": LoHaConfig, "LOKR": LoKrConfig, "VERA": VeraConfig}
-    if config.get("rank_pattern") or config.get("alpha_pattern"):
-        raise InputError(
-            f"{where}: rank_pattern or alpha_pattern of {config['peft_type']} can't be read "
-            "exactly; merge it into the base with PEFT and compare checkpoints"
-        )
-    numbers = {key: config[key] for key in _KEYS if config.get(key) is not None}
-    if not all(type(value) in (int, float, bool) for value in numbers.values()):
-        raise InputError(f"{where}: settings {shown(numbers)} are not numbers; save it again")
-    rank = {"LOHA": "hada_w1_a", "VERA": "vera_lambda_d"}.get(config["peft_type"])
-    if rank is not None and parts[rank].shape[-1:] != (config["r"],):
-        raise InputError(
-            f"{where}: {rank} has shape {list(parts[rank].shape)}, its config says rank "
-            f"{shown(config['r'])}; "
-            "config and weights are of different runs: save it again"
-        )
-    try:
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            warnings.simplefilter("ignore")
-            model = get_peft_model(
-                Holder(), classes[config["peft_type"]](target_modules=["layer"], **numbers)
-            ).double()
-    except (ValueError, RuntimeError, TypeError, AssertionError) as error:
-        raise InputError(f"{where}: PEFT can't build it ({shown(error, 100)})") from None
-    layer = model.base_model.model.layer
+    numbers = _checked_numbers(config, parts, where)
+    layer = _layer_of(config["peft_type"], numbers, shape, where)
     held: dict[str, Any] = {}
     for name in layer.adapter_layer_names + layer.other_param_names:
         table = getattr(layer, name)
         if hasattr(table, "keys") and "default" in table and torch.is_tensor(table["default"]):
             held[name] = table["default"]
-    expected = set(held)
-    if set(parts) != expected:
+    if set(parts) != set(held):
         raise InputError(
-            f"{where}: has {', '.join(sorted(parts))}, PEFT expects {', '.join(sorted(expected))} "
+            f"{where}: has {', '.join(sorted(parts))}, PEFT expects {', '.join(sorted(held))} "
             f"for a {list(shape)} weight; give the base it was trained on"
         )
     with torch.no_grad():
@@ -106,3 +72,53 @@ def peft_delta(
             held[name].data = values
         delta = layer.get_delta_weight("default")
     return np.asarray(delta.numpy(), np.float64)
+
+
+def _checked_numbers(
+    config: Mapping[str, Any], parts: Mapping[str, Array], where: str
+) -> dict[str, int | float | bool]:
+    """Return the settings that are part of the formula."""
+    if config.get("rank_pattern") or config.get("alpha_pattern"):
+        raise InputError(
+            f"{where}: rank_pattern or alpha_pattern of {config['peft_type']} can't be read "
+            "exactly; merge it into the base with PEFT and compare checkpoints"
+        )
+    numbers = {key: config[key] for key in _KEYS if config.get(key) is not None}
+    if not all(type(value) in (int, float, bool) for value in numbers.values()):
+        raise InputError(f"{where}: settings {shown(numbers)} are not numbers; save it again")
+    rank = {"LOHA": "hada_w1_a", "VERA": "vera_lambda_d"}.get(config["peft_type"])
+    if rank is not None and parts[rank].shape[-1:] != (config["r"],):
+        raise InputError(
+            f"{where}: {rank} has shape {list(parts[rank].shape)}, its config says rank "
+            f"{shown(config['r'])}; "
+            "config and weights are of different runs: save it again"
+        )
+    return numbers
+
+
+def _layer_of(
+    peft_type: str, numbers: Mapping[str, Any], shape: tuple[int, ...], where: str
+) -> Any:
+    """Build PEFT's adapted linear layer of a shape, with random parts, in float64."""
+    import torch
+    from peft import LoHaConfig, LoKrConfig, VeraConfig, get_peft_model
+    from torch import nn
+
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(shape[1], shape[0], bias=False)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.layer(x)
+
+    classes = {"LOHA": LoHaConfig, "LOKR": LoKrConfig, "VERA": VeraConfig}
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")
+            model = get_peft_model(
+                Holder(), classes[peft_type](target_modules=["layer"], **numbers)
+            ).double()
+    except (ValueError, RuntimeError, TypeError, AssertionError) as error:
+        raise InputError(f"{where}: PEFT can't build it ({shown(error, 100)})") from None
+    return model.base_model.model.layer

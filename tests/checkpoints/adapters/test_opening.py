@@ -119,6 +119,10 @@ def test_52_a_part_of_an_adapter_is_left_out_with_its_share(write_adapter: Any) 
         assert "has A but no B (k.lora_A.weight)" in why
         assert "v.lora_C.weight belongs to a method that can't be read exactly as lora" in why
         assert "a bias of lora_B" in why
+        with pytest.raises(InputError, match=r"left out: .* of 43 parameters of adapter"):
+            adapter.refuse_partial()
+    with open_adapter(write_adapter(FACTORS, PLAIN, folder="whole")) as adapter:
+        adapter.refuse_partial()
 
 
 def test_51_integers_beside_saved_modules_are_no_unfinished_weights(write_adapter: Any) -> None:
