@@ -7,7 +7,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lowrank_study.checkpoints.adapter_settings import KINDS
+from lowrank_study.checkpoints.adapters.peft_settings import KINDS
 from lowrank_study.errors import InputError
 from lowrank_study.runs import TrainedRun
 from lowrank_study.spec import HeadOnly, PeftMethod

@@ -251,7 +251,7 @@ class TunedModel:
         matched = {match.after.tensor for match in pairing.matches}
         heads = head_names(self._model)
         for name, parameter in self._model.named_parameters():
-            reason = pairing.skipped.get(module_of(name), pairing.skipped.get(name, "not found"))
+            reason = pairing.skipped.get(module_of(name), pairing.skipped.get(name, "no matrix"))
             new = name.split(".")[0] in heads or reason == "only in the tuned checkpoint"
             if parameter.ndim >= 2 and name not in matched and not new:
                 raise InputError(f"{name} can't be truncated: {reason}")

@@ -63,4 +63,5 @@ def updates_of_run(run: TrainedRun) -> Iterator[UpdateMatrix]:
                 yield from updates_of_pair(pair(base, tuned), roles=roles)
         else:
             with open_adapter(run.checkpoint) as adapter:
+                adapter.refuse_partial()
                 yield from updates_of_adapter(adapter, base=base, roles=roles, skipped={})

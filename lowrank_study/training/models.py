@@ -369,6 +369,7 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
         An adapter of another kind, or one that names modules or shapes the model has not.
     """
     with open_adapter(folder) as adapter:
+        adapter.refuse_partial()
         if adapter.kind != "lora":
             raise InputError(f"{folder}: a {adapter.kind} adapter; load it through PEFT")
         linear = {name for name, module in model.named_modules() if is_linear(module)}
