@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lowrank_study.checkpoints.paths import shown
-from lowrank_study.checkpoints.renames import canonical
+from lowrank_study.checkpoints.renames import neutral_name
 from lowrank_study.errors import InputError
 from lowrank_study.left_out import LeftOut, check_left_out, in_words
 from lowrank_study.spectra.spectrum import Spectrum
@@ -149,9 +149,9 @@ def _all_matrices(
             name = found.spectrum.module
             partners[name] = directions_of(update, found.spectrum, settings.directions)
             other_matrices.append(found)
-    canonical_partners = {canonical(name): name for name in partners}
+    neutral_partners = {neutral_name(name): name for name in partners}
     for update, found in _each(main, settings, tracker, vectors=vectors):
-        partner = _partner(found.spectrum.module, partners, canonical_partners)
+        partner = _partner(found.spectrum.module, partners, neutral_partners)
         if partner is not None:
             used.add(partner)
             found = _compared(found, update, partners[partner], settings)
@@ -218,13 +218,13 @@ def _compared(
 
 
 def _partner(
-    name: str, partners: dict[str, Directions | None], canonical_partners: dict[str, str]
+    name: str, partners: dict[str, Directions | None], neutral_partners: dict[str, str]
 ) -> str | None:
     """Find a matrix by its name, or by the one name that differs only in what goes before it."""
     if name in partners:
         return name
-    if canonical(name) in canonical_partners:
-        return canonical_partners[canonical(name)]
+    if neutral_name(name) in neutral_partners:
+        return neutral_partners[neutral_name(name)]
     ends = [key for key in partners if key.endswith(f".{name}") or name.endswith(f".{key}")]
     return ends[0] if len(ends) == 1 else None
 
