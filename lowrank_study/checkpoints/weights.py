@@ -8,9 +8,11 @@ Names are those of the unwrapped model (see `names`); shapes are the file's own 
 (see `matrices` for (out, in) matrices). Nothing out of a checkpoint is executed or imported.
 """
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,8 @@ from lowrank_study.checkpoints.torch_file import load_torch, refuse_pickle
 from lowrank_study.errors import InputError
 
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+
+_INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 RowReader = Callable[[TensorInfo, int, int], Array]
 """Reads the rows `first:last` (of axis 0) of one tensor exactly."""
@@ -145,6 +149,26 @@ class Weights(Closing):
         """
         shape = self.info(name).shape
         return self.read_rows(name, 0, shape[0] if shape else 1)
+
+    def read_number(self, name: str) -> float:
+        """Return the one number that a tensor holds, which may be stored as an integer.
+
+        Raises:
+            InputError: it holds none or several, or one that isn't finite.
+        """
+        info = self._tensors[name]
+        number = math.nan
+        if prod(info.shape) == 1 and info.dtype in _INTEGERS:
+            data = info.file.read(info.start, info.stop)
+            number = float(int.from_bytes(data, "little", signed=info.dtype[0] == "i"))
+        elif prod(info.shape) == 1:
+            number = float(self._read_rows(info, 0, 1).reshape(()))
+        if not math.isfinite(number):
+            raise InputError(
+                f"{shown(self.path)}: {shown(name)} is not one number (shape {list(info.shape)}, "
+                f"{info.dtype}); get the file again from its source"
+            )
+        return number
 
     def read_rows(self, name: str, first: int, last: int) -> Array:
         """Return the rows `first:last` of one tensor without reading the others."""

@@ -33,7 +33,7 @@ from lowrank_study.checkpoints import (
     find_matrices,
 )
 from lowrank_study.checkpoints.matrices import module_of
-from lowrank_study.checkpoints.pairing import Match
+from lowrank_study.checkpoints.pairing import Match, is_vocabulary
 from lowrank_study.errors import InputError
 from lowrank_study.spectra.precision import dtype_of_difference
 
@@ -196,9 +196,18 @@ def updates_of_adapter(
     by_tensor: dict[str, list[Matrix]] = {}
     for matrix in matrices.values():
         by_tensor.setdefault(matrix.tensor, []).append(matrix)
+    twins = _tied_twins(adapter)
+    skipped.update(
+        (module_of(name), f"the same as {module_of(first)} (tied), counted there")
+        for name, first in twins.items()
+    )
     for module in adapter.modules():
-        W0_OI = None if base is None else adapter.base_matrix(module, base)
-        tensor = "" if base is None else adapter.base_tensor(module, base)
+        if module in twins:
+            continue
+        W0_OI, tensor = None, ""
+        if base is not None and adapter.in_base(module, base):
+            W0_OI = adapter.base_matrix(module, base)
+            tensor = adapter.base_tensor(module, base)
         delta_OI = B_OR = A_RI = None
         scaling = 1.0
         if adapter.kind in FACTORED_KINDS:
@@ -221,6 +230,8 @@ def updates_of_adapter(
                 W0_OI=None if W0_OI is None else W0_OI[rows],
             )
     for saved in adapter.saved_weights():
+        if saved in twins:
+            continue
         module = module_of(saved)
         if base is None or not adapter.in_base(saved, base):
             skipped[module] = "trained in full, with no W0 to compare with"
@@ -255,8 +266,33 @@ def updates_of_adapter(
             )
 
 
-FACTORED_KINDS = ("lora", "kohya", "pissa", "olora")
+FACTORED_KINDS = ("lora", "kohya", "gguf", "pissa", "olora")
 """Kinds of adapters whose update is exactly a product of two factors."""
+
+
+def _tied_twins(adapter: Adapter) -> dict[str, str]:
+    """Name the updates of a vocabulary that are another's too, as tied weights are saved twice."""
+
+    def factors(module: str) -> tuple[FloatArray, ...]:
+        return adapter.factors(module)[:2]
+
+    def weight(name: str) -> tuple[FloatArray, ...]:
+        return (adapter.read(name),)
+
+    modules = [] if adapter.needs_base else adapter.modules()
+    twins: dict[str, str] = {}
+    for names, read in ((modules, factors), (adapter.saved_weights(), weight)):
+        seen: dict[str, tuple[FloatArray, ...]] = {}
+        vocabularies = [name for name in names if is_vocabulary(module_of(name))]
+        for name in vocabularies if len(vocabularies) > 1 else ():
+            values = read(name)
+            for first, others in seen.items():
+                if all(np.array_equal(a, b) for a, b in zip(values, others, strict=True)):
+                    twins[name] = first
+                    break
+            else:
+                seen[name] = values
+    return twins
 
 
 def _named_rows(

@@ -22,7 +22,7 @@ from lowrank_study.checkpoints.architecture import is_adapter
 from lowrank_study.checkpoints.matrices import module_of
 from lowrank_study.checkpoints.pairing import Pairing, coarser
 from lowrank_study.checkpoints.paths import shown
-from lowrank_study.checkpoints.shards import adapters_inside, refuse_several_adapters
+from lowrank_study.checkpoints.shards import refuse_several_adapters
 from lowrank_study.checkpoints.tensors import Array
 from lowrank_study.checkpoints.unpaired import in_parts, whole
 from lowrank_study.errors import InputError
@@ -111,6 +111,8 @@ class OpenedSubject:
     """What has to be said of its files."""
     skipped: dict[str, str]
     """What is left out, with the reason; grows while updates are read."""
+    assumed: list[str]
+    """What its updates depend on and its files don't say, a sentence each."""
     left_out: Callable[[], list[LeftOut]]
     """Tells the shares that are left out, as far as they are known by then."""
     left_out_matrices: Callable[[], int]
@@ -157,6 +159,7 @@ def open_subject(
             costs={m.name: float(prod(m.shape)) * min(m.shape) for m in pairing.matches},
             flags=[prefix + flag for flag in (*pairing.flags, *_resized(pairing))],
             skipped=pairing.skipped,
+            assumed=[],
             left_out=lambda: _under(prefix, pairing.left_out()),
             left_out_matrices=pairing.left_out_matrices,
             vectors=lambda: (
@@ -167,7 +170,6 @@ def open_subject(
             ),
             files=[("before", f) for f in before.files] + [("after", f) for f in after.files],
         )
-    refuse_several_adapters(subject.adapter)
     adapter = stack.enter_context(open_adapter(subject.adapter, allow_pickle=allow_pickle))
     base = None if subject.base is None else weights(subject.base)
     if base is not None:
@@ -180,9 +182,9 @@ def open_subject(
         total=len(adapter.modules()) + len(adapter.saved_weights()),
         costs={},
         flags=[prefix + flag for flag in (*adapter.flags, *_resized_by(adapter, base))]
-        + [prefix + flag for flag in _more_adapters(subject.adapter)]
         + [f"{prefix}base: {flag}" for flag in (base.flags if base is not None else ())],
         skipped=skipped,
+        assumed=[prefix + sentence for sentence in adapter.assumed],
         left_out=lambda: _under(prefix, left_out_of_adapter(adapter, base)),
         left_out_matrices=lambda: sum(
             len(adapter.shape(saved)) > 1 for saved, _ in _without_base(adapter, base)
@@ -193,18 +195,12 @@ def open_subject(
     )
 
 
-def _more_adapters(folder: Path) -> list[str]:
-    more = adapters_inside(folder)
-    named = ", ".join(shown(name, 60) for name in more[:8])
-    return [f"{len(more)} more adapters in its subfolders aren't read: {named}"] if more else []
-
-
 def _under(prefix: str, parts: list[LeftOut]) -> list[LeftOut]:
     return [replace(part, of=prefix + part.of) for part in parts]
 
 
 def left_out_of_adapter(adapter: Adapter, base: Weights | None) -> list[LeftOut]:
-    """Return what share of an adapter has no W0 to be compared with.
+    """Return what share of an adapter isn't read, or has no W0 to be compared with.
 
     Args:
         adapter: The opened adapter.
@@ -222,7 +218,7 @@ def left_out_of_adapter(adapter: Adapter, base: Weights | None) -> list[LeftOut]
         why = "rows that only the adapter has"
         lost.append(whole("adapter", module_of(saved), shape, why, is_matrix=False))
         compared -= prod(shape)
-    return in_parts(lost, side="adapter", compared=compared)
+    return [*adapter.left_out, *in_parts(lost, side="adapter", compared=compared)]
 
 
 def _without_base(adapter: Adapter, base: Weights | None) -> Iterator[tuple[str, str]]:

@@ -82,6 +82,8 @@ def measure_spectra(
         if second is not None:
             opened = [open_subject(second, stack, allow_pickle=pickle, prefix="other: "), main]
         left_out = _told(opened, [], settings, on_left_out)
+        if assumed := [sentence for each in reversed(opened) for sentence in each.assumed]:
+            on_left_out(assumed)
         tracker = _Tracker(sum(each.total for each in opened), opened, on_progress)
         matrices, other_matrices, used = _all_matrices(opened, settings, tracker)
         if not matrices:
@@ -106,6 +108,7 @@ def measure_spectra(
             other_matrices=other_matrices,
             vectors=changes,
             total=total,
+            assumed=assumed,
             left_out=left_out,
             skipped={
                 each.prefix + name: reason
