@@ -286,14 +286,17 @@ def test_30_an_adapter_s_names_are_found_in_its_own_base(train: Any, name: str) 
     updates, _ = read_updates(adapter, base)
     assert updates
     assert not all(f"{module}.weight" in stored for module in updates)
-    for module, update in updates.items():
-        W0 = before[f"{module}.weight"].numpy()
+    for name, update in updates.items():
+        module, _, part = name.rpartition(".")
+        is_part = part in ("query", "key", "value") and module.endswith("qkv")
+        whole = f"{module if is_part else name}.weight"
+        W0, W = (state[whole].flatten(1).numpy() for state in (before, merged))
+        if is_part:
+            third = ("query", "key", "value").index(part)
+            W0, W = np.split(W0, 3)[third], np.split(W, 3)[third]
         assert update.W0_OI is not None
-        np.testing.assert_array_equal(update.W0_OI, W0.reshape(W0.shape[0], -1))
-        expected = merged[f"{module}.weight"].numpy() - W0
-        np.testing.assert_allclose(
-            dense(update), expected.reshape(W0.shape[0], -1), rtol=0, atol=1e-12
-        )
+        np.testing.assert_array_equal(update.W0_OI, W0)
+        np.testing.assert_allclose(dense(update), W - W0, rtol=0, atol=1e-12)
 
 
 def test_31_the_name_of_an_adapter_is_taken_out_of_the_keys(train: Any) -> None:
