@@ -27,7 +27,8 @@ _SIZES = (
 """Settings of config.json that have to agree: two of one shape could be cut apart differently."""
 
 _ADAPTER_PART = re.compile(
-    r"(?:^|\.)(lora_(?:A|B|down|up|embedding_A|embedding_B|magnitude_vector)|modules_to_save|"
+    r"(?:^|\.)(lora_(?:[AaBb]|down|up|embedding_A|embedding_B|magnitude_vector)|modules_to_save|"
+    r"lora\.(?:down|up)|"
     r"original_module|hada_w\d_[ab]|lokr_w\d(?:_[ab])?|vera_lambda_[bd]|boft_R|oft_[rR]|ia3_l)"
     r"(?:\.|$)"
 )

@@ -13,6 +13,7 @@ import transformers
 from safetensors.torch import save_file
 
 from lowrank_study.checkpoints import Pairing, open_weights, pair
+from lowrank_study.checkpoints.architecture import is_adapter
 from lowrank_study.checkpoints.renames import neutral_name
 from lowrank_study.errors import InputError
 
@@ -280,3 +281,23 @@ def test_modules_beside_a_transformer_are_left_out_and_counted(
         (part,) = pair(before, after).left_out()
     assert (part.of, part.count, part.total) == ("after", 34, 290)
     assert "2_Dense" in part.why
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["q.lora_A.weight", "q.lora_B.weight", "classifier.weight"], True),
+        (["layers.0.q.lora_a", "layers.0.q.lora_b"], True),
+        (["unet.to_q.lora.down.weight", "unet.to_q.lora.up.weight"], True),
+        (["lora_unet_x.lora_down.weight", "lora_unet_x.alpha"], True),
+        (["q.base_layer.weight", "q.lora_A.default.weight"], False),
+        (["att.w_lora.lora.0.weight"], False),
+        (["base_layer.0.weight"], False),
+    ],
+    ids=["PEFT", "MLX", "diffusers", "kohya", "unmerged", "RWKV", "DLA"],
+)
+def test_an_adapter_is_told_from_a_model_by_its_names(
+    write_model: Any, names: list[str], expected: bool
+) -> None:
+    with open_weights(write_model({name: torch.ones(2, 2) for name in names})) as weights:
+        assert is_adapter(weights) == expected
