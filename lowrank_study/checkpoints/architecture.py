@@ -27,8 +27,8 @@ _SIZES = (
 """Settings of config.json that have to agree: two of one shape could be cut apart differently."""
 
 _ADAPTER_PART = re.compile(
-    r"(?:^|\.)(lora_(?:[AaBb]|down|up|embedding_A|embedding_B|magnitude_vector)|modules_to_save|"
-    r"lora\.(?:down|up)|"
+    r"(?:^|\.)(lora_(?:A|B|a|b|down|up|embedding_A|embedding_B|magnitude_vector)|modules_to_save|"
+    r"(?:\w+_)?lora(?=\.(?:down|up)\.)|lora_linear_layer|"
     r"original_module|hada_w\d_[ab]|lokr_w\d(?:_[ab])?|vera_lambda_[bd]|boft_R|oft_[rR]|ia3_l)"
     r"(?:\.|$)"
 )
@@ -59,7 +59,7 @@ def _tells(config: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def is_adapter(weights: Weights) -> bool:
-    """Whether a file holds an adapter alone, in PEFT's names or kohya's."""
+    """Whether a file holds an adapter alone, by the names of any format."""
     names = weights.names()
     return any(map(_ADAPTER_PART.search, names)) and not any(".base_layer." in n for n in names)
 

@@ -18,8 +18,8 @@ import numpy as np
 
 from lowrank_study.checkpoints.architecture import shared_config
 from lowrank_study.checkpoints.match import Match, coarser, is_vocabulary
-from lowrank_study.checkpoints.paired_names import PairedNames, paired_names
 from lowrank_study.checkpoints.paths import shown
+from lowrank_study.checkpoints.renames import PairedNames, paired_names
 from lowrank_study.checkpoints.sides import (
     Side,
     matched,

@@ -1,88 +1,151 @@
-"""Names of one weight in the layouts that transformers has used for it.
+"""Names under which two checkpoints of one model are the same, whichever version wrote them.
 
-Since 4.52 a vision-language model keeps its language model in `model.language_model`; before, and
-in most files on the hub, it was `model` or `language_model.model`. An adapter has the names of
-the live model, its base those of the file:
+    paired_names(before.names(), after.names())
+    # keys: model.layers.0.q.weight        → layers.0.q.weight
+    #       model.language_model.layers... → layers.0.q.weight
 
-    counterparts(["model.language_model.layers.0.q.weight"], ["model.layers.0.q.weight"])
-    # {"model.language_model.layers.0.q.weight": "model.layers.0.q.weight"}
-
-Source: transformers/conversion_mapping.py (5.24), which renames files as they are loaded.
+transformers 4.52 put the parts of vision-language models under one more `model.`, version 5 names
+ViT's maps and many experts anew, and TensorFlow's normalisations are called gamma and beta. A base
+model saved without its head lacks the first part of all names (`encoder.` for `bert.encoder.`).
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-_HOLDERS = re.compile(r"^(?:(?:model|language_model|thinker|vlm|backbone)\.)+(?=.)")
-"""Leading parts that only say which module holds the rest; layouts differ in them most."""
+from lowrank_study.checkpoints.paths import shown
+from lowrank_study.errors import InputError
 
-_RENAMED = tuple(
-    (re.compile(old), new)
-    for old, new in (
-        (r"\bvision_tower\.vision_model\.", "vision_tower."),  # CLIP and SigLIP within a VLM
-        (r"^embed_out\b", "lm_head"),  # GPT-NeoX
-        (r"\bblock_sparse_moe\.", "mlp."),  # Mixtral, Phi-MoE
-        (r"\bmlp\.gate\.", "mlp.router."),
-        (r"\bmlp\.router\.layer\b", "mlp.router"),  # Granite's mixtures of experts
-        (r"\bmlp\.input_linear\b", "mlp.experts.gate_up_proj"),
-        (r"\bmlp\.output_linear\b", "mlp.experts.down_proj"),
-        (r"\bexperts\.fc1\b", "experts.gate_up_proj"),  # Aria
-        (r"\bexperts\.fc2\b", "experts.down_proj"),
-        (r"\bexperts\.(\d+)\.w1\b", r"experts.\1.gate_proj"),
-        (r"\bexperts\.(\d+)\.w2\b", r"experts.\1.down_proj"),
-        (r"\bexperts\.(\d+)\.w3\b", r"experts.\1.up_proj"),
-        (r"(?i)\b(\w*norm\w*)\.gamma$", r"\1.weight"),  # BERT's first checkpoints
-        (r"(?i)\b(\w*norm\w*)\.beta$", r"\1.bias"),
-        (r"\.weight_g$", ".parametrizations.weight.original0"),  # Wav2Vec2
-        (r"\.weight_v$", ".parametrizations.weight.original1"),
-        (r"\.relative_position_bias\.(relative_position_bias_table)$", r".\1"),  # Swin
-        (r"\bencoder\.layer\.(?=\d)", "layers."),  # ViT and its kin, to the end
-        (r"\battention\.(?:attention|self)\.", "attention."),
-        (r"\battention\.query\b", "attention.q_proj"),
-        (r"\battention\.key\b", "attention.k_proj"),
-        (r"\battention\.value\b", "attention.v_proj"),
-        (r"\battention\.output\.dense\b", "attention.o_proj"),
-        (r"\bintermediate\.dense\b", "mlp.fc1"),
-        (r"\boutput\.dense\b", "mlp.fc2"),
-        (r"\blayers\.(\d+)\.fc([12])\b", r"layers.\1.mlp.fc\2"),  # DETR and its kin
-        (r"\bout_proj\b", "o_proj"),
-        (r"\bbackbone\.conv_encoder\.", "backbone."),
-    )
+_CONTAINERS = ("model", "language_model", "text_model", "thinker", "vlm", "backbone")
+"""Leading parts that only say in what the language model is wrapped."""
+
+_RENAMED = (
+    ("block_sparse_moe.", "mlp."),
+    ("mlp.input_linear", "mlp.experts.gate_up_proj"),
+    ("mlp.output_linear", "mlp.experts.down_proj"),
+    ("mlp.gate.", "mlp.router."),
+    ("mlp.router.layer", "mlp.router"),
+    ("encoder.layer.", "layers."),
+    ("attention.attention.", "attention."),
+    ("attention.self.", "attention."),
+    ("attention.query", "attention.q_proj"),
+    ("attention.key", "attention.k_proj"),
+    ("attention.value", "attention.v_proj"),
+    ("attention.output.dense", "attention.o_proj"),
+    ("intermediate.dense", "mlp.fc1"),
+    (".output.dense", ".mlp.fc2"),
+    (".mlp.fc", ".fc"),
+    ("out_proj", "o_proj"),
+    ("backbone.conv_encoder.", "backbone."),
+    ("embed_out.", "lm_head."),
+    (".relative_position_bias.relative_position_bias_table", ".relative_position_bias_table"),
 )
-"""Patterns of older layouts and what they became, applied in this order."""
+"""Parts of names that a later version calls otherwise: of mixtures of experts, of ViT's and DETR's
+kin, and GPT-NeoX's head."""
+
+_EXPERT_PARTS = {
+    "w1": "gate_proj",
+    "w2": "down_proj",
+    "w3": "up_proj",
+    "fc1": "gate_up_proj",
+    "fc2": "down_proj",
+}
+_NORM_ENDS = {"gamma": "weight", "beta": "bias"}
+_WEIGHT_NORM = {
+    "weight_g": "parametrizations.weight.original0",
+    "weight_v": "parametrizations.weight.original1",
+}
 
 
-def neutral_name(name: str) -> str:
-    """Return a name that is the same in every known layout; it need not be in any of them."""
-    neutral = _HOLDERS.sub("", name)
-    for old, new in _RENAMED:
-        neutral = old.sub(new, neutral)
-    return neutral
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairedNames:
+    """What every tensor of two checkpoints is compared under."""
+
+    before: dict[str, str]
+    """Name in the pretrained checkpoint to key."""
+    after: dict[str, str]
+    """Name in the tuned checkpoint to key."""
+    prefix_before: str
+    """Put before the pretrained checkpoint's names where they are shown; empty as a rule."""
+    prefix_after: str
+    """The same for the tuned one."""
 
 
-def counterparts(names: Iterable[str], others: Iterable[str]) -> dict[str, str]:
-    """Map names of one checkpoint to the names that the same weights have in another.
+def canonical(name: str) -> str:
+    """Return a name as all versions of a model's code would have it.
 
-    A name that both have is its own counterpart. Of the rest, two are counterparts where their
-    neutral names agree and no third name has it: what could be meant twice is left out.
-
-    Args:
-        names: of tensors, or of modules.
-        others: the other checkpoint's, of the same sort.
+    `model.language_model.layers.0.block_sparse_moe.experts.1.w1` is
+    `layers.0.mlp.experts.1.gate_proj`.
     """
-    names, others = list(names), list(others)
-    there, here = set(others), set(names)
-    found = {name: name for name in names if name in there}
-    mine = _by_neutral_name(name for name in names if name not in there)
-    theirs = _by_neutral_name(name for name in others if name not in here)
-    for neutral, same in mine.items():
-        if len(same) == 1 and len(theirs.get(neutral, ())) == 1:
-            found[same[0]] = theirs[neutral][0]
-    return found
+    for before, after in _RENAMED:
+        name = name.replace(before, after)
+    parts = name.split(".")
+    while len(parts) > 1 and parts[0] in _CONTAINERS:
+        del parts[0]
+    if len(parts) > 2 and parts[0].startswith("vision") and parts[1] == "vision_model":
+        del parts[1]
+    if "experts" in parts:
+        parts = [_EXPERT_PARTS.get(part, part) for part in parts]
+    if len(parts) > 1 and re.search("norm", parts[-2], re.IGNORECASE):
+        parts[-1] = _NORM_ENDS.get(parts[-1], parts[-1])
+    parts[-1] = _WEIGHT_NORM.get(parts[-1], parts[-1])
+    return ".".join(parts)
 
 
-def _by_neutral_name(names: Iterable[str]) -> dict[str, list[str]]:
-    grouped: dict[str, list[str]] = {}
-    for name in names:
-        grouped.setdefault(neutral_name(name), []).append(name)
-    return grouped
+def canonical_names(names: Iterable[str]) -> dict[str, str]:
+    """Map names to what they are in all versions; those that would coincide stay as they are."""
+    keys = {name: canonical(name) for name in names}
+    counts = Counter(keys.values())
+    return {name: key if counts[key] == 1 else name for name, key in keys.items()}
+
+
+def paired_names(before: list[str], after: list[str]) -> PairedNames:
+    """Return the keys under which most names of two checkpoints agree.
+
+    Names are taken as they are where that pairs as many as any renaming does.
+
+    Raises:
+        InputError: two prefixes would make equally many names agree.
+    """
+    plain = {name: name for name in before}, {name: name for name in after}
+    renamed = plain  # as a rule nothing differs, and there may be 100 000 names
+    if set(before) != set(after):
+        renamed = canonical_names(before), canonical_names(after)
+    keys = renamed if _common(renamed) > _common(plain) else plain
+    prefixes = _prefixes(list(keys[0].values()), list(keys[1].values()))
+    # A prefix of renamed keys makes no names of the model.
+    shown_prefixes = prefixes if keys is plain else ("", "")
+    return PairedNames(
+        before={name: prefixes[0] + key for name, key in keys[0].items()},
+        after={name: prefixes[1] + key for name, key in keys[1].items()},
+        prefix_before=shown_prefixes[0],
+        prefix_after=shown_prefixes[1],
+    )
+
+
+def _common(keys: tuple[dict[str, str], dict[str, str]]) -> int:
+    left, right = ({key.removesuffix(".weight") for key in each.values()} for each in keys)
+    return len(left & right)
+
+
+def _prefixes(before: list[str], after: list[str]) -> tuple[str, str]:
+    """Return the prefix to put before each name of either checkpoint, both empty as a rule."""
+    plain = len(set(before) & set(after))
+    counts: Counter[tuple[str, str]] = Counter()
+    for short, long, swap in ((before, after, False), (after, before, True)):
+        names = set(short)
+        for name in long:
+            first, _, rest = name.partition(".")
+            if rest in names:
+                counts[("", first + ".") if swap else (first + ".", "")] += 1
+    ranked = counts.most_common(2)
+    if not ranked or ranked[0][1] <= plain:
+        return "", ""
+    if len(ranked) > 1 and ranked[0][1] == ranked[1][1]:
+        first, second = (shown("".join(prefixes)) for prefixes, _ in ranked)
+        raise InputError(
+            f"names match equally well with the prefix {first} and with {second}; "
+            "save both checkpoints from one model class"
+        )
+    return ranked[0][0]

@@ -14,7 +14,7 @@ from lowrank_study.checkpoints.match import Match, is_vocabulary, match_of
 from lowrank_study.checkpoints.matrices import Matrix, find_matrices, module_of, split_expert
 from lowrank_study.checkpoints.paths import shown
 from lowrank_study.checkpoints.quantized import PACKED
-from lowrank_study.checkpoints.renames import neutral_name
+from lowrank_study.checkpoints.renames import canonical
 from lowrank_study.checkpoints.unpaired import SIDES, Unpaired, is_buffer, whole
 from lowrank_study.checkpoints.weights import Weights
 
@@ -127,10 +127,10 @@ def matched(left: Side, right: Side) -> tuple[list[Match], list[Unpaired]]:
 
 def _split_alike(stacked: Side, single: Side) -> Iterator[list[tuple[Matrix, Matrix]]]:
     """Yield experts of a stack that the other checkpoint stores one by one, and take them out."""
-    keys = {neutral_name(key): key for key in single.matrices}
+    keys = {canonical(key): key for key in single.matrices}
     for key, matrix in list(stacked.matrices.items()):
         pieces = split_expert(matrix, stacked.models)
-        names = [keys.get(neutral_name(piece.name)) for piece in pieces]
+        names = [keys.get(canonical(piece.name)) for piece in pieces]
         found = [single.matrices[name] for name in names if name is not None]
         shapes = [piece.shape for piece in pieces]
         if found and [other.shape for other in found] == shapes:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from lowrank_study.checkpoints import Pairing, open_weights, pair
 from lowrank_study.checkpoints.architecture import is_adapter
-from lowrank_study.checkpoints.renames import neutral_name
+from lowrank_study.checkpoints.renames import canonical
 from lowrank_study.errors import InputError
 
 MakeModel = Callable[[str], Any]
@@ -90,12 +90,12 @@ def test_the_pair_of_the_report_is_compared_whole(write_model: Any) -> None:
     ],
 )
 def test_old_and_new_names_are_one(old: str, new: str) -> None:
-    assert neutral_name(old) == neutral_name(new)
+    assert canonical(old) == canonical(new)
 
 
 @pytest.mark.parametrize("name", ["ls1.gamma", "model", "vision_model.layers.0.q", "text.beta"])
 def test_other_names_are_kept(name: str) -> None:
-    assert neutral_name(name) == name
+    assert canonical(name) == name
 
 
 def test_names_that_would_coincide_are_not_renamed(write_model: Any) -> None:

@@ -16,7 +16,7 @@ from lowrank_study.checkpoints.adapters.content import Content, stored_shape
 from lowrank_study.checkpoints.matrices import module_of
 from lowrank_study.checkpoints.pairing import is_vocabulary
 from lowrank_study.checkpoints.paths import shown
-from lowrank_study.checkpoints.renames import neutral_name
+from lowrank_study.checkpoints.renames import canonical
 from lowrank_study.checkpoints.tensors import Array
 from lowrank_study.checkpoints.weights import Weights
 from lowrank_study.errors import InputError
@@ -67,9 +67,9 @@ class Places:
                 self.flags.append(f"{shown(name)} is tied: its W0 is {shown(tensor)}")
 
     @cached_property
-    def _neutral(self) -> dict[str, list[str]]:
-        """The tensors by names that no layout changes; worked out only where others fail."""
-        return _grouped((module_of(neutral_name(name)), name) for name in self.base.names())
+    def _canonical(self) -> dict[str, list[str]]:
+        """The tensors by the names of the newest layout; worked out only where others fail."""
+        return _grouped((canonical(name), name) for name in self.base.names())
 
     def find(self, name: str) -> str:
         """Return the base tensor of a module, or of a weight trained in full.
@@ -134,7 +134,10 @@ class Places:
             *self._shortened.get(f"{name}.weight", []),
         ]
         if not found:
-            found = self._neutral.get(module_of(neutral_name(name)), [])
+            tensors = [name, f"{name}.weight"]
+            found = [
+                each for tensor in tensors for each in self._canonical.get(canonical(tensor), [])
+            ]
         return list(dict.fromkeys(found)) or self._tied(name)
 
     def _is_tied(self, name: str) -> bool:

@@ -18,6 +18,7 @@ from lowrank_study.checkpoints.adapters.mlx import read_mlx
 from lowrank_study.checkpoints.adapters.peft import read_peft
 from lowrank_study.checkpoints.paths import SourceFile, read_json, shown
 from lowrank_study.checkpoints.save import CONFIG_NAME, WEIGHTS_NAME
+from lowrank_study.checkpoints.shards import adapters_inside, refuse_several_adapters
 from lowrank_study.checkpoints.weights import open_weights
 from lowrank_study.errors import InputError
 
@@ -45,10 +46,11 @@ def open_adapter(path: str | Path, *, allow_pickle: bool = False) -> Adapter:
     weights = open_weights(weights_path, allow_pickle=allow_pickle)
     try:
         content = reader(weights, config, shown(path))
-        others = adapters_inside(path) if os.path.isdir(path) else []
-        if others:
-            told = f"the folder also holds other adapters ({', '.join(map(shown, others[:8]))})"
-            content = replace(content, flags=(*content.flags, f"{told}, which are not read"))
+        more = adapters_inside(path)
+        if more:
+            named = ", ".join(shown(name, 60) for name in more[:8])
+            flag = f"{len(more)} more adapters in its subfolders aren't read: {named}"
+            content = replace(content, flags=(*content.flags, flag))
         return Adapter(path, content, weights)
     except BaseException:
         weights.close()
@@ -101,12 +103,7 @@ def _in_folder(folder: Path) -> tuple[Path, Mapping[str, Any], Reader]:
 
 def _without_config(folder: Path) -> InputError:
     """Say what a folder without adapter_config.json holds instead of an adapter."""
-    inside = adapters_inside(folder)
-    if inside:
-        return InputError(
-            f"{shown(folder)}: holds {len(inside)} adapters ({', '.join(map(shown, inside))}); "
-            f"give the path of one, such as {shown(folder / inside[0])}"
-        )
+    refuse_several_adapters(folder)
     if os.path.lexists(folder / "config.json") or os.path.lexists(folder / "model_index.json"):
         return InputError(
             f"{shown(folder)}: is a whole model, not an adapter (no {CONFIG_NAME}); compare it "
@@ -124,11 +121,6 @@ def _without_config(folder: Path) -> InputError:
             f"({', '.join(shown(name, 60) for name in files[:6])}); give the path of one"
         )
     return InputError(f"{shown(folder)}: no {CONFIG_NAME} in it; give {_FORMATS}")
-
-
-def adapters_inside(folder: Path) -> list[str]:
-    """Return the names of the folders in a folder that hold an adapter each."""
-    return sorted(name for name in _listed(folder) if os.path.lexists(folder / name / CONFIG_NAME))
 
 
 def _named(folder: Path, suffixes: tuple[str, ...]) -> list[str]:

@@ -34,9 +34,10 @@ def summary_of(found: Measurement) -> str:
     return " ".join(_rank(found).split())
 
 
-def opening_of(found: Measurement) -> list[str]:
-    """Give the sentences with which every page begins: what was left out, and assumed."""
-    sentences = map(printable, [*in_words(found.left_out), *found.assumed])
+def left_out_of(found: Measurement) -> list[str]:
+    """Give the sentences on what was assumed and left out, with which every page begins."""
+    told = [*found.assumed, *in_words(found.left_out)]
+    sentences = (printable(sentence) for sentence in told)
     return [f"{sentence[:1].upper()}{sentence[1:]}." for sentence in sentences]
 
 

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from lowrank_study.provenance import provenance
 from lowrank_study.reporting.display import counted, in_bytes, printable
-from lowrank_study.reporting.spectra_report.findings import findings_of, opening_of
+from lowrank_study.reporting.spectra_report.findings import findings_of, left_out_of
 from lowrank_study.reporting.spectra_report.tables import (
     NOT_MEASURED,
     OTHER,
@@ -59,7 +59,7 @@ def page_of(found: Measurement) -> str:
         more_style=packaged("spectra_style.html.j2"),
         images="data: blob:",
         title=_title(found.subject),
-        opening=opening_of(found),
+        left_out=left_out_of(found),
         question=_question(found),
         facts=_facts(found),
         findings=findings_of(found),

@@ -35,7 +35,7 @@ from lowrank_study.reporting.display import Column, Table, csv_text, printable
 from lowrank_study.reporting.latex_report import escaped, latex_table
 from lowrank_study.reporting.spectra_report.findings import (
     findings_of,
-    opening_of,
+    left_out_of,
     summary_of,
 )
 from lowrank_study.reporting.spectra_report.page import page_of
@@ -138,11 +138,11 @@ def _parquet(frame: pd.DataFrame) -> bytes:
 def _json(found: Measurement) -> bytes:
     content = {
         "format": FORMAT,
+        "assumed": [printable(text) for text in found.assumed],
         "left_out": [
             asdict(part) | {"share": part.share, "sentence": printable(part.sentence)}
             for part in found.left_out
         ],
-        "assumed": [printable(sentence) for sentence in found.assumed],
         "subject": subject_names(found.subject),
         "other_subject": None
         if found.other_subject is None
@@ -219,7 +219,7 @@ _IN_LATEX = (
 
 def _latex(found: Measurement) -> str:
     """Give the table, and before it what was left out."""
-    told = "".join(rf"\noindent {escaped(each)}\par" + "\n" for each in opening_of(found))
+    told = "".join(rf"\noindent {escaped(each)}\par" + "\n" for each in left_out_of(found))
     return told + latex_table(_latex_table(found))
 
 

@@ -46,7 +46,7 @@ class AdapterOnBase:
     """An adapter: the update is what it adds."""
 
     adapter: Path
-    """Folder saved by PEFT, or file of kohya's scripts."""
+    """Folder of PEFT or MLX, or one file (diffusers, ComfyUI, kohya, GGUF)."""
     base: Path | None
     """The model it was trained on; None where that isn't at hand."""
 
@@ -109,10 +109,10 @@ class OpenedSubject:
     """What each takes to decompose, in multiplications; empty where shapes aren't known yet."""
     flags: list[str]
     """What has to be said of its files."""
+    assumed: list[str]
+    """What the numbers depend on and its files don't say, a sentence each."""
     skipped: dict[str, str]
     """What is left out, with the reason; grows while updates are read."""
-    assumed: list[str]
-    """What its updates depend on and its files don't say, a sentence each."""
     left_out: Callable[[], list[LeftOut]]
     """Tells the shares that are left out, as far as they are known by then."""
     left_out_matrices: Callable[[], int]
@@ -158,8 +158,8 @@ def open_subject(
             total=len(pairing.matches),
             costs={m.name: float(prod(m.shape)) * min(m.shape) for m in pairing.matches},
             flags=[prefix + flag for flag in (*pairing.flags, *_resized(pairing))],
-            skipped=pairing.skipped,
             assumed=[],
+            skipped=pairing.skipped,
             left_out=lambda: _under(prefix, pairing.left_out()),
             left_out_matrices=pairing.left_out_matrices,
             vectors=lambda: (
@@ -183,8 +183,8 @@ def open_subject(
         costs={},
         flags=[prefix + flag for flag in (*adapter.flags, *_resized_by(adapter, base))]
         + [f"{prefix}base: {flag}" for flag in (base.flags if base is not None else ())],
+        assumed=[prefix + text for text in adapter.assumed],
         skipped=skipped,
-        assumed=[prefix + sentence for sentence in adapter.assumed],
         left_out=lambda: _under(prefix, left_out_of_adapter(adapter, base)),
         left_out_matrices=lambda: sum(
             len(adapter.shape(saved)) > 1 for saved, _ in _without_base(adapter, base)
@@ -200,7 +200,7 @@ def _under(prefix: str, parts: list[LeftOut]) -> list[LeftOut]:
 
 
 def left_out_of_adapter(adapter: Adapter, base: Weights | None) -> list[LeftOut]:
-    """Return what share of an adapter isn't read, or has no W0 to be compared with.
+    """Return what share of an adapter can't be read, or has no W0 to be compared with.
 
     Args:
         adapter: The opened adapter.
@@ -286,6 +286,8 @@ def _is_adapter(path: Path, *, allow_pickle: bool) -> bool:
     if path.is_dir():
         refuse_several_adapters(path)
         return (path / "adapter_config.json").is_file()
+    if path.name.startswith("adapter_model."):  # with copies of W0 it looks like a model
+        return True
     with open_weights(path, allow_pickle=allow_pickle) as weights:
         return is_adapter(weights)
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lowrank_study.checkpoints.paths import shown
-from lowrank_study.checkpoints.renames import neutral_name
+from lowrank_study.checkpoints.renames import canonical
 from lowrank_study.errors import InputError
 from lowrank_study.left_out import LeftOut, check_left_out, in_words
 from lowrank_study.spectra.spectrum import Spectrum
@@ -64,8 +64,8 @@ def measure_spectra(
             checkpoint. It is taken against the model that `subject` starts from.
         settings: How to measure.
         on_progress: Called after each matrix.
-        on_left_out: Called before the first one, if anything is left out; once more for what
-            turns out to be NaN or infinite.
+        on_left_out: Called before the first one with what has to be assumed and with what is
+            left out, if anything is; once more for what turns out to be NaN or infinite.
 
     Returns:
         The measurement, all in memory; singular values are the largest part of it.
@@ -81,9 +81,10 @@ def measure_spectra(
         opened = [main]
         if second is not None:
             opened = [open_subject(second, stack, allow_pickle=pickle, prefix="other: "), main]
-        left_out = _told(opened, [], settings, on_left_out)
-        if assumed := [sentence for each in reversed(opened) for sentence in each.assumed]:
+        assumed = [text for each in reversed(opened) for text in each.assumed]
+        if assumed:
             on_left_out(assumed)
+        left_out = _told(opened, [], settings, on_left_out)
         tracker = _Tracker(sum(each.total for each in opened), opened, on_progress)
         matrices, other_matrices, used = _all_matrices(opened, settings, tracker)
         if not matrices:
@@ -152,9 +153,9 @@ def _all_matrices(
             name = found.spectrum.module
             partners[name] = directions_of(update, found.spectrum, settings.directions)
             other_matrices.append(found)
-    neutral_partners = {neutral_name(name): name for name in partners}
+    canonical_partners = {canonical(name): name for name in partners}
     for update, found in _each(main, settings, tracker, vectors=vectors):
-        partner = _partner(found.spectrum.module, partners, neutral_partners)
+        partner = _partner(found.spectrum.module, partners, canonical_partners)
         if partner is not None:
             used.add(partner)
             found = _compared(found, update, partners[partner], settings)
@@ -221,13 +222,13 @@ def _compared(
 
 
 def _partner(
-    name: str, partners: dict[str, Directions | None], neutral_partners: dict[str, str]
+    name: str, partners: dict[str, Directions | None], canonical_partners: dict[str, str]
 ) -> str | None:
     """Find a matrix by its name, or by the one name that differs only in what goes before it."""
     if name in partners:
         return name
-    if neutral_name(name) in neutral_partners:
-        return neutral_partners[neutral_name(name)]
+    if canonical(name) in canonical_partners:
+        return canonical_partners[canonical(name)]
     ends = [key for key in partners if key.endswith(f".{name}") or name.endswith(f".{key}")]
     return ends[0] if len(ends) == 1 else None
 

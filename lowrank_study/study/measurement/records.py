@@ -68,7 +68,7 @@ class Step:
 
 OnProgress = Callable[[Step], None]
 OnLeftOut = Callable[[list[str]], None]
-"""Called with what is left out or assumed, a sentence each, before anything is measured."""
+"""Called with what is left out, a sentence each, before anything is measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -90,7 +90,7 @@ class Measurement:
     total: int
     """Matrices that `subject` has, those that were left out included."""
     assumed: list[str]
-    """What the updates depend on and the files don't say; a report opens with it."""
+    """What the numbers depend on and the files don't say, a sentence each."""
     left_out: list[LeftOut]
     """The shares of the inputs that were not compared."""
     skipped: dict[str, str]

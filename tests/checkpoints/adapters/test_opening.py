@@ -21,7 +21,7 @@ def test_32_a_folder_of_several_adapters_names_them(tmp_path: Path, write_adapte
         write_adapter(FACTORS, PLAIN, folder=f"all/{name}")
     with pytest.raises(InputError) as caught:
         open_adapter(tmp_path / "all")
-    assert "holds 2 adapters (first, second); give the path of one, such as" in str(caught.value)
+    assert "holds 2 adapters in folders of their own (first, second); give one" in str(caught.value)
     assert str(caught.value).endswith("all/first")
     with open_adapter(tmp_path / "all" / "first") as adapter:
         assert adapter.modules() == ["q"]
@@ -33,7 +33,7 @@ def test_32_an_adapter_beside_the_one_that_is_read_is_mentioned(
     write_adapter(FACTORS, PLAIN, folder="all")
     write_adapter(FACTORS, PLAIN, folder="all/critic")
     with open_adapter(tmp_path / "all") as adapter:
-        assert "the folder also holds other adapters (critic), which are not read" in adapter.flags
+        assert "1 more adapters in its subfolders aren't read: critic" in adapter.flags
 
 
 def test_31_the_only_file_of_a_folder_is_read(tmp_path: Path) -> None:
