@@ -65,7 +65,7 @@ def check_same_rows(runs: Sequence[TrainedRun], splits: Mapping[str, str] | None
     InputError
         Two hashes differ: it names a run of each.
     """
-    seen = {key: (digest, "the runs to come") for key, digest in (splits or {}).items()}
+    seen = {key: (digest, "are split off now") for key, digest in (splits or {}).items()}
     for run in runs:
         digest = run.record.get("provenance", {}).get("data_sha256")
         if digest is None:
@@ -73,10 +73,10 @@ def check_same_rows(runs: Sequence[TrainedRun], splits: Mapping[str, str] | None
         first, where = seen.setdefault(rows_key(run.spec), (digest, run.spec.run_id))
         if digest != first:
             raise InputError(
-                f"{run.spec.run_id} and {where} have equal settings but other rows in their splits "
-                f"(data_sha256 {digest[:12]}… and {first[:12]}…): an older version split them, or "
-                f"the data set has changed since; delete {run.folder} and its like to train them "
-                "again, or keep both apart with another results=FOLDER"
+                f"{run.spec.run_id} was trained on other rows than {where}, in spite of equal "
+                f"settings (data_sha256 {digest[:12]}… and {first[:12]}…): another version split "
+                f"them, or the data set has changed since; delete {run.folder} and its like to "
+                "train them again, or start anew with another results=FOLDER"
             )
 
 

@@ -97,9 +97,9 @@ def sweep(
             ),
         )
     unique = list({spec.run_id: spec for spec in specs}.values())
+    ids = [spec.run_id for spec in unique]
     store = RunStore(results / "runs")
-    ended = store.ended([spec.run_id for spec in unique])
-    check_specs(store.left(unique), results, ended=ended, allow_partial=allow_partial)
+    check_specs(store.left(unique), results, ended=store.ended(ids), allow_partial=allow_partial)
     places = _places(workers, device, len(unique))
     effort = Effort()
     costs = {spec.run_id: effort.of(spec) for spec in unique}
@@ -114,7 +114,7 @@ def sweep(
         _tell_what_was_replaced(store, name, run_ids)
     if len(store.ended(run_ids)) < len(run_ids):
         run_workers(store, costs, name, results, tracker, places[: len(planned)])
-    runs = store.ended([spec.run_id for spec in unique])
+    runs = store.ended(ids)
     for run in runs:
         measure_run(run, results)
         if run.status != "done":

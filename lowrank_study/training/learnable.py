@@ -127,10 +127,13 @@ def _repeated(
     repeated = whole["train"][whole["train"]["key"].duplicated(keep=False)]
     if len(repeated):
         texts = repeated.groupby("key")["label"].nunique()
+        is_carved = any(name not in whole for name in ("validation", "test"))
+        kept = "; each text stays in one carved split" if is_carved else ""
+        several = int((texts > 1).sum())
+        labels = f"; {several:,} of these texts have several labels" if several else ""
         told.append(
-            f"{len(repeated):,} of {len(whole['train']):,} rows to train on share {len(texts):,} "
-            f"texts; equal ones are kept in one split where splits are carved"
-            + (f", and {int((texts > 1).sum()):,} have several labels" if (texts > 1).any() else "")
+            f"{len(repeated):,} of the {len(whole['train']):,} rows of the training file share "
+            f"{len(texts):,} texts{kept}{labels}"
         )
     trained = set(frames["train"]["key"])
     for name in ("validation", "test"):
@@ -138,6 +141,6 @@ def _repeated(
             told.append(
                 f"{count:,} of {len(frames[name]):,} {name} texts "
                 f"({100 * count / len(frames[name]):.2g} %) stand in the training split too, so "
-                f"that accuracy is too high: the files of {task.name!r} share them"
+                f"that accuracy may be too high: the files of {task.name!r} share them"
             )
     return told
