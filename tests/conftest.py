@@ -1,9 +1,12 @@
 """Small real things that many tests share: models of every family, made on the spot."""
 
+import importlib.util
 import os
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,8 +33,11 @@ TINY = {
 }
 
 
-def make_tiny_model(family: str, folder: Path) -> Path:
-    """Write a randomly initialised model of a family, with a word-level tokenizer."""
+def make_tiny_model(family: str, folder: Path, **sizes: object) -> Path:
+    """Write a randomly initialised model of a family, with a word-level tokenizer.
+
+    Its sizes are those of `TINY` where none are given.
+    """
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
@@ -56,7 +62,7 @@ def make_tiny_model(family: str, folder: Path) -> Path:
         pad_token_id=0,
         bos_token_id=2,
         eos_token_id=3,
-        **TINY[family],
+        **(sizes or TINY[family]),
     )
     torch.manual_seed(0)
     AutoModel.from_config(config).save_pretrained(folder)
@@ -72,6 +78,16 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         if family not in made:
             made[family] = make_tiny_model(family, tmp_path_factory.mktemp(family))
         return made[family]
+
+    return give
+
+
+@pytest.fixture(scope="session")
+def sized_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Make a tiny model of any family by its sizes, and give its folder."""
+
+    def give(family: str, **sizes: object) -> Path:
+        return make_tiny_model(family, tmp_path_factory.mktemp(family), **sizes)
 
     return give
 
@@ -108,6 +124,7 @@ def tiny_overrides(tiny_model: Callable[[str], Path], review_file: Path) -> list
         "task.validation_size=40",
         "task.test_size=60",
         "method.learning_rate=1e-2",
+        "trainer.precision=fp32",  # or bf16 hardware would compute other numbers
     ]
 
 
@@ -125,3 +142,37 @@ def _own_cache(
 @pytest.fixture
 def real_cache() -> None:
     """Use the user's cache in this test: for the pinned model and data."""
+
+
+RunCommand = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunCommand:
+    """Give a function that runs a command's main in this process: code, output, errors."""
+
+    def run(script: str, *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        capsys.readouterr()
+        try:
+            main_of(script)()
+            code: Any = 0
+        except SystemExit as ended:
+            code = ended.code
+        told = capsys.readouterr()
+        return code or 0, told.out, told.err
+
+    return run
+
+
+def main_of(script: str) -> Callable[[], None]:
+    """Load a script such as `analysis/report.py` and return its main."""
+    name = f"commands_{Path(script).stem}"
+    if name not in sys.modules:
+        place = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / script)
+        assert place is not None
+        assert place.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(place)
+        place.loader.exec_module(sys.modules[name])
+    main: Callable[[], None] = sys.modules[name].main
+    return main

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from lowrank_study.checkpoints.fused import settings_within
+from lowrank_study.checkpoints.fused import models_within
 from lowrank_study.checkpoints.paths import shown
 from lowrank_study.checkpoints.weights import Weights
 from lowrank_study.errors import InputError
@@ -55,7 +55,7 @@ def shared_config(before: Weights, after: Weights) -> Mapping[str, Any]:
 
 def _tells(config: Mapping[str, Any]) -> tuple[int, int]:
     """Order configs by how much they tell: models that are named, then settings."""
-    return sum("model_type" in inner for inner in settings_within(config)), len(config)
+    return sum("model_type" in inner for inner in models_within(config)), len(config)
 
 
 def is_adapter(weights: Weights) -> bool:
@@ -80,10 +80,10 @@ def _same_part(
     before: Mapping[str, Any], after: Mapping[str, Any]
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Return the configs of what both have: a language model may be inside the other model."""
-    for inner in settings_within(before):
+    for inner in models_within(before):
         if inner.get("model_type") == after.get("model_type"):
             return inner, after
-    for inner in settings_within(after):
+    for inner in models_within(after):
         if inner.get("model_type") == before.get("model_type"):
             return before, inner
     return before, after

@@ -3,15 +3,14 @@
 Most models store (experts, out, in). Some store (experts, in, out), and one model may be
 written either way, as transformers transposes Qwen3-VL's experts when it loads and saves them:
 
-    is_in_out("mlp.experts.down_proj", {"down_proj": (8, 768, 2048)}, {"hidden_size": 2048})  # True
+    is_in_out("mlp.experts.w2", {"w2": (8, 768, 2048)}, [{"hidden_size": 2048}])     # True
 
 Where gate and up are fused in one tensor, `gate_and_up` tells their rows.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
-from lowrank_study.checkpoints.fused import settings_within
+from lowrank_study.checkpoints.fused import Models
 
 _IN_OUT = (
     "aria",
@@ -49,9 +48,7 @@ def holds_experts(module: str) -> bool:
     return any(word in module for word in ("experts", "_exps", "moe"))
 
 
-def is_in_out(
-    module: str, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]
-) -> bool:
+def is_in_out(module: str, shapes: Mapping[str, tuple[int, ...]], models: Models) -> bool:
     """Whether a stack of experts is stored (experts, in, out).
 
     The hidden size in the config decides, where it is the size of one axis only of this stack or
@@ -60,27 +57,26 @@ def is_in_out(
     Args:
         module: the module path.
         shapes: shapes of the stacks of these experts by the last part of their module path.
-        config: config.json of the model.
+        models: of `fused.models_within`.
     """
     if "_exps" in module:  # GGUF's own names, always (out, in)
         return False
-    models = list(settings_within(config))
     own = module.rpartition(".")[2]
     for leaf in sorted(shapes, key=lambda leaf: leaf != own):
-        for hidden in (settings.get("hidden_size") for settings in models):
+        for hidden in (model.get("hidden_size") for model in models):
             first, second = (size == hidden for size in shapes[leaf][1:])
             if first != second:
                 return first if leaf in _FROM_HIDDEN else second
-    return any(settings.get("model_type") in _IN_OUT for settings in models)
+    return any(model.get("model_type") in _IN_OUT for model in models)
 
 
-def gate_and_up(rows: int, config: Mapping[str, Any]) -> tuple[int, dict[str, tuple[int, int]]]:
+def gate_and_up(rows: int, models: Models) -> tuple[int, dict[str, tuple[int, int]]]:
     """Return the groups of rows of a fused `gate_up_proj`, and each part's rows in a group.
 
     Args:
         rows: out features of the fused matrix.
-        config: config.json of the model.
+        models: of `fused.models_within`.
     """
-    if any(settings.get("model_type") in _TURNS for settings in settings_within(config)):
+    if any(model.get("model_type") in _TURNS for model in models):
         return rows // 2, {"gate_proj": (0, 1), "up_proj": (1, 2)}
     return 1, {"gate_proj": (0, rows // 2), "up_proj": (rows // 2, rows)}

@@ -1,13 +1,13 @@
 """How the rows of query, key and value lie in one tensor, as each model's own code reads them.
 
-    pieces("qkv_proj", "layers.0.self_attn.qkv_proj", 16, {"model_type": "phi3", ...})
+    pieces("qkv_proj", "layers.0.self_attn.qkv_proj", 16, [{"model_type": "phi3", ...}])
     # (1, [("query", 0, 8), ("key", 8, 12), ("value", 12, 16)])
 
 Most models store all rows of the query, then those of key and value. Others store the three of
 each attention head together, so that the rows fall into groups.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -31,53 +31,62 @@ _LEAVES = (
 
 Pieces = tuple[int, list[tuple[str, int, int]]]
 """Number of groups of rows, and for each part its name, first and last row in a group."""
+Models = Sequence[Mapping[str, Any]]
+"""The config of a model, and those of the models inside it."""
+
 Sizes = Callable[[str], int]
 _Layout = Callable[[Sizes, Mapping[str, Any], int], tuple[int, tuple[str, ...], list[int]] | None]
+
+_LEVELS = 3
+"""How deep models are inside models: a decoder in a thinker in a talking model."""
 
 _QKV = ("query", "key", "value")
 
 
-def settings_within(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield a config and those of the models inside it, such as a vision tower's."""
-    yield config
-    for inner in config.values():
-        if isinstance(inner, dict) and isinstance(inner.get("model_type"), str):
-            yield from settings_within(inner)
+def models_within(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return a config and those of the models inside it, such as a vision tower's."""
+    found = level = [config]
+    for _ in range(_LEVELS):
+        level = [inner for outer in level for inner in outer.values() if _is_model(inner)]
+        found = found + level
+    return found
 
 
-def is_fused(leaf: str, config: Mapping[str, Any]) -> bool:
+def _is_model(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("model_type"), str)
+
+
+def is_fused(leaf: str, models: Models) -> bool:
     """Whether query, key and value share a tensor whose name ends with `leaf`."""
-    return leaf in _LEAVES or any(
-        (leaf, _model_type(settings)) in _LAYOUTS for settings in settings_within(config)
-    )
+    return leaf in _LEAVES or any((leaf, _model_type(model)) in _LAYOUTS for model in models)
 
 
-def pieces(leaf: str, module: str, out: int, config: Mapping[str, Any]) -> Pieces | None:
+def pieces(leaf: str, module: str, out: int, models: Models) -> Pieces | None:
     """Return which rows of a fused tensor are which part, or None where that isn't known.
 
     Args:
         leaf: last part of the module path.
         module: the module path.
         out: rows of the tensor.
-        config: config.json of the model.
+        models: of `models_within`.
     """
     if leaf == "in_proj_weight":  # of torch.nn.MultiheadAttention, whatever the model
         return _checked(_thirds(lambda key: 0, {}, out), out)
     if leaf == "c_attn" and "crossattention" in module.split("."):
-        halves = _model_type(config) in CONV1D_MODELS
+        halves = any(_model_type(model) in CONV1D_MODELS for model in models)
         return _checked((1, _QKV[1:], [out // 2] * 2), out) if halves else None
-    for settings in settings_within(config):
-        layout = _LAYOUTS.get((leaf, _model_type(settings)))
+    for model in models:
+        layout = _LAYOUTS.get((leaf, _model_type(model)))
         if layout is not None:
-            return _checked(layout(_sizes_of(settings), settings, out), out)
+            return _checked(layout(_sizes_of(model), model, out), out)
     return None
 
 
-def unknown_layout(config: Mapping[str, Any]) -> str:
+def unknown_layout(models: Models) -> str:
     """Say that a fused tensor is measured as one matrix."""
     return (
         "query, key and value fused in one tensor, measured as one matrix: how to split it isn't "
-        f"known for model_type {shown(config.get('model_type'))}"
+        f"known for model_type {shown(models[0].get('model_type'))}"
     )
 
 

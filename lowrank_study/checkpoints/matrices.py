@@ -22,9 +22,10 @@ import numpy as np
 from lowrank_study.checkpoints.experts import STACKS, gate_and_up, holds_experts, is_in_out
 from lowrank_study.checkpoints.fused import (
     CONV1D_MODELS,
+    Models,
     is_fused,
+    models_within,
     pieces,
-    settings_within,
     unknown_layout,
 )
 from lowrank_study.checkpoints.tensors import Array
@@ -162,10 +163,11 @@ def find_matrices(
     """
     matrices: dict[str, Matrix] = {}
     skipped: dict[str, str] = {}
+    models = models_within(weights.config if config is None else config)
     for tensor in weights.names():
         if len(weights.shape(tensor)) < 2:
             continue
-        found = _matrices_of(tensor, weights, weights.config if config is None else config)
+        found = _matrices_of(tensor, weights, models)
         if isinstance(found, str):
             skipped[tensor] = found
         else:
@@ -178,26 +180,26 @@ def module_of(tensor: str) -> str:
     return tensor.removesuffix(".weight")
 
 
-def _matrices_of(tensor: str, weights: Weights, config: Mapping[str, Any]) -> list[Matrix] | str:
+def _matrices_of(tensor: str, weights: Weights, models: Models) -> list[Matrix] | str:
     """Return the matrices one stored tensor holds, or why it is left out."""
     shape = weights.shape(tensor)
     module = module_of(tensor)
     leaf = module.rpartition(".")[2]
     if leaf.endswith("bias"):
         return f"{len(shape)} axes, shape {list(shape)}: stacked biases rather than a matrix"
-    transposed = is_transposed(tensor, weights, config)
+    transposed = _is_transposed(tensor, weights, models)
     if len(shape) == 3 and holds_experts(module):
         whole = _whole(tensor, weights, shape[1:], transposed=transposed, note="")
         return [replace(whole, name=f"{module}.{index}", expert=index) for index in range(shape[0])]
     if len(shape) > 2 and (shape[0] == 1 or module == tensor):
         return f"{len(shape)} axes, shape {list(shape)}: neither a matrix nor a convolution"
-    note = _note(module, shape, config)
+    note = _note(module, shape, models)
     whole = _whole(tensor, weights, shape, transposed=transposed, note=note)
-    if not is_fused(leaf, config):
+    if not is_fused(leaf, models):
         return [whole]
-    found = pieces(leaf, module, whole.shape[0], config)
+    found = pieces(leaf, module, whole.shape[0], models)
     if found is None:
-        return [replace(whole, note=unknown_layout(config))]
+        return [replace(whole, note=unknown_layout(models))]
     groups, parts = found
     return [_piece(whole, f"{module}.{part}", groups, rows) for part, *rows in parts]
 
@@ -239,21 +241,21 @@ def _piece(whole: Matrix, name: str, groups: int, rows: Sequence[int]) -> Matrix
     )
 
 
-def split_expert(matrix: Matrix, config: Mapping[str, Any]) -> list[Matrix]:
+def split_expert(matrix: Matrix, models: Models) -> list[Matrix]:
     """Return one expert of a stack as the matrices that other files store on their own.
 
     `experts.gate_up_proj.3` is `experts.3.gate_proj` and `experts.3.up_proj`.
 
     Args:
         matrix: one of `find_matrices`.
-        config: config.json of the model.
+        models: of `fused.models_within`.
     """
     if matrix.expert is None:
         return []
     parent, _, leaf = module_of(matrix.tensor).rpartition(".")
     if leaf != "gate_up_proj":
         return [replace(matrix, name=f"{parent}.{matrix.expert}.{leaf}")]
-    groups, parts = gate_and_up(matrix.shape[0], config)
+    groups, parts = gate_and_up(matrix.shape[0], models)
     return [
         _piece(matrix, f"{parent}.{matrix.expert}.{part}", groups, rows)
         for part, rows in parts.items()
@@ -265,16 +267,21 @@ def is_transposed(tensor: str, weights: Weights, config: Mapping[str, Any] | Non
 
     GPT-2 and its kin use Conv1D, GPT-OSS, Llama 4 and others store their experts so.
     """
+    return _is_transposed(
+        tensor, weights, models_within(weights.config if config is None else config)
+    )
+
+
+def _is_transposed(tensor: str, weights: Weights, models: Models) -> bool:
     module = module_of(tensor)
-    config = weights.config if config is None else config
     shape = weights.shape(tensor)
     parent, _, leaf = module.rpartition(".")
     if len(shape) == 3:
-        return holds_experts(module) and is_in_out(module, _stacks(parent, weights), config)
+        return holds_experts(module) and is_in_out(module, _stacks(parent, weights), models)
     return (
         len(shape) == 2
         and leaf in _CONV1D_NAMES
-        and any(settings.get("model_type") in CONV1D_MODELS for settings in settings_within(config))
+        and any(model.get("model_type") in CONV1D_MODELS for model in models)
     )
 
 
@@ -290,12 +297,12 @@ def _stacks(parent: str, weights: Weights) -> dict[str, tuple[int, ...]]:
     return {leaf: shape for leaf, shape in shapes.items() if len(shape) == 3}
 
 
-def _note(module: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> str:
+def _note(module: str, shape: tuple[int, ...], models: Models) -> str:
     """Say of a convolution in groups, and of stacked experts, that they are no one linear map."""
     if len(shape) == 2:
-        stacked = config.get("model_type") == "dbrx" and ".experts." in module
+        stacked = models[0].get("model_type") == "dbrx" and ".experts." in module
         return "all experts stacked in one tensor, measured as one matrix" if stacked else ""
-    groups = config.get("num_conv_pos_embedding_groups", 1) if "pos_conv" in module else 1
+    groups = models[0].get("num_conv_pos_embedding_groups", 1) if "pos_conv" in module else 1
     if shape[1] == 1 or groups != 1:
         return "a convolution in groups, whose rows read different inputs, measured as one matrix"
     return ""

@@ -109,7 +109,9 @@ def paired_names(before: list[str], after: list[str]) -> PairedNames:
         InputError: two prefixes would make equally many names agree.
     """
     plain = {name: name for name in before}, {name: name for name in after}
-    renamed = canonical_names(before), canonical_names(after)
+    renamed = plain  # as a rule nothing differs, and there may be 100 000 names
+    if set(before) != set(after):
+        renamed = canonical_names(before), canonical_names(after)
     keys = renamed if _common(renamed) > _common(plain) else plain
     prefixes = _prefixes(list(keys[0].values()), list(keys[1].values()))
     # A prefix of renamed keys makes no names of the model.

@@ -123,7 +123,7 @@ def find_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
     refuse_several_adapters(folder)
     if os.path.lexists(folder / "adapter_config.json"):
         raise InputError(
-            f"{shown(folder)}: is an adapter, not a whole model; open it as an adapter"
+            f"{shown(folder)}: is an adapter, not a whole model; give adapter=PATH base=PATH"
         )
     found = ", ".join(shown(path.name, 40) for path in entries[:8]) or "nothing"
     raise InputError(

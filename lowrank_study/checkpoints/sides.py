@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lowrank_study.checkpoints.fused import models_within
 from lowrank_study.checkpoints.match import Match, is_vocabulary, match_of
 from lowrank_study.checkpoints.matrices import Matrix, find_matrices, module_of, split_expert
 from lowrank_study.checkpoints.paths import shown
@@ -50,7 +51,7 @@ class Side:
         self.side = side
         self.weights = weights
         self.prefix = prefix
-        self.config = config
+        self.models = models_within(config)
         found, no_matrices = find_matrices(weights, config)
         self.matrices = {_key(matrix, keys): matrix for matrix in found.values()}
         """Matrices by key; those that are paired are taken out."""
@@ -128,7 +129,7 @@ def _split_alike(stacked: Side, single: Side) -> Iterator[list[tuple[Matrix, Mat
     """Yield experts of a stack that the other checkpoint stores one by one, and take them out."""
     keys = {canonical(key): key for key in single.matrices}
     for key, matrix in list(stacked.matrices.items()):
-        pieces = split_expert(matrix, stacked.config)
+        pieces = split_expert(matrix, stacked.models)
         names = [keys.get(canonical(piece.name)) for piece in pieces]
         found = [single.matrices[name] for name in names if name is not None]
         shapes = [piece.shape for piece in pieces]

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from lowrank_study.checkpoints.formats import format_of, refuse_stand_in
 from lowrank_study.checkpoints.gguf_file import read_gguf, read_gguf_tensor
 from lowrank_study.checkpoints.names import strip_wrappers
 from lowrank_study.checkpoints.paths import (
@@ -46,8 +47,6 @@ from lowrank_study.checkpoints.shards import (
 from lowrank_study.checkpoints.tensors import FLOATS, ITEM_BYTES, Array, TensorInfo, decode
 from lowrank_study.checkpoints.torch_file import load_torch, refuse_pickle
 from lowrank_study.errors import InputError
-
-_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 _INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
@@ -245,8 +244,8 @@ def open_weights(path: str | Path, *, allow_pickle: bool = False) -> Weights:
     try:
         for each in paths:
             files.append(SourceFile.open(each, root=folder))
-            _refuse_stand_in(files[-1])
-        kinds = {_format(file) for file in files}
+            refuse_stand_in(files[-1])
+        kinds = {format_of(file) for file in files}
         if len(kinds) > 1:
             raise InputError(f"{shown(path)}: shards of different formats ({', '.join(kinds)})")
         match kinds.pop():
@@ -276,33 +275,6 @@ def _locate(path: Path) -> tuple[Path, list[Path], dict[str, str] | None]:
         return folder, *index_files(path, root=folder)
     refuse_lone_shard(path)
     return folder, [path], None
-
-
-def _refuse_stand_in(file: SourceFile) -> None:
-    """Refuse what was downloaded in place of the weights: a pointer to them, or a web page."""
-    head = bytes(file.read(0, min(64, file.size)))
-    if head.startswith(b"version https://git-lfs"):
-        raise InputError(
-            f"{shown(file.path)}: is a git-lfs pointer, the weights themselves aren't here; run "
-            "`git lfs pull` in its folder, or download the file"
-        )
-    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
-        raise InputError(
-            f"{shown(file.path)}: is a web page instead of weights; download the file itself "
-            "(on the Hugging Face hub, its address has /resolve/ and not /blob/)"
-        )
-
-
-def _format(file: SourceFile) -> str:
-    """Tell the format from the first bytes; the name decides only where they leave it open."""
-    head = bytes(file.read(0, min(9, file.size)))
-    if head[:4] == b"GGUF":
-        return "gguf"
-    if len(head) == 9 and head[5:] == b"\0\0\0{":
-        return "safetensors"
-    if head[:2] == b"PK" or (head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5")):
-        return "pickle"
-    return "pickle" if file.path.suffix.lower() in _PICKLE_SUFFIXES else "safetensors"
 
 
 def cut_rows(info: TensorInfo, first: int, last: int) -> TensorInfo:

@@ -133,8 +133,11 @@ def significant(number: float, digits: int) -> str:
 
 
 def percent(share: float) -> str:
-    """Write a share of one in per cent with three significant digits at most."""
-    value = 100 * share
+    """Write a share of one in per cent with three significant digits at most.
+
+    A share below 1e-9 is a rounding error of a difference, and written as zero.
+    """
+    value = 100 * round(share, 9)
     text = f"{value:.0f}" if abs(value) >= 99.95 else significant(value, 2 if value < 10 else 3)
     return f"{text}{NARROW_SPACE}%"
 
@@ -152,10 +155,22 @@ def points(difference: float) -> str:
     return f"{100 * difference:.1f} points"
 
 
+_METHODS = {
+    "full": "full fine-tuning",
+    "head": "the head alone",
+    "lora": "LoRA",
+    "peft_lora": "PEFT's LoRA",
+    "dora": "DoRA",
+    "rslora": "rsLoRA",
+    "pissa": "PiSSA",
+    "olora": "OLoRA",
+}
+
+
 def method_name(method: str) -> str:
-    """Give a method's name as prose writes it: PEFT's kinds as PEFT does."""
-    names = {"full": "full fine-tuning", "head": "the head alone", "lora": "LoRA"}
-    return names.get(method, printable(method).upper())
+    """Give a method's name as prose writes it: PEFT's kinds as PEFT does, with their options."""
+    name, *options = method.split(" ", 1)
+    return " ".join([_METHODS.get(name, printable(name).upper()), *map(printable, options)])
 
 
 def adapter_name(method: str, target: str) -> str:

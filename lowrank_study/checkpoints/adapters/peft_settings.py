@@ -104,7 +104,7 @@ _UNMERGEABLE = {
 }
 """Settings with which PEFT can't merge, and what can be done instead."""
 
-_KINDS = ("LORA", "LOHA", "LOKR", "VERA", "TRAINABLE_TOKENS")
+KINDS = ("LORA", "LOHA", "LOKR", "VERA", "TRAINABLE_TOKENS")
 _STEPS = 5e6
 _MAX_PATTERNS = 10_000
 _SECONDS = 1.0
@@ -260,7 +260,7 @@ def _unread_method(peft_type: Any, where: str) -> InputError:
     if peft_type in _PROMPTS:
         return InputError(
             f"{where}: peft_type {peft_type} trains prompts and changes no weight, so there is no "
-            f"update to measure; give an adapter that changes weights ({', '.join(_KINDS)})"
+            f"update to measure; give an adapter that changes weights ({', '.join(KINDS)})"
         )
     if peft_type in _INPUT_DEPENDENT:
         return InputError(
@@ -269,7 +269,7 @@ def _unread_method(peft_type: Any, where: str) -> InputError:
         )
     return InputError(
         f"{where}: peft_type {shown(peft_type)} can't be read exactly (only "
-        f"{', '.join(_KINDS)} are); merge it into the base with PEFT and compare checkpoints"
+        f"{', '.join(KINDS)} are); merge it into the base with PEFT and compare checkpoints"
     )
 
 
@@ -280,7 +280,7 @@ def read_settings(config: Mapping[str, Any], where: str) -> Settings:
         InputError: a method or setting whose update isn't computed exactly here.
     """
     peft_type = config.get("peft_type")
-    if peft_type not in _KINDS:
+    if peft_type not in KINDS:
         raise _unread_method(peft_type, where)
     for key, value in config.items():
         if key in _UNMERGEABLE and value:

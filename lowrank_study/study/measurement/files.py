@@ -56,7 +56,7 @@ Subject = CheckpointPair | AdapterOnBase
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VectorChange:
-    """The change of one bias, norm weight or other tensor of one axis."""
+    """The change of one bias, norm weight or other tensor that is no matrix."""
 
     name: str
     """Name of the tensor."""
@@ -118,7 +118,7 @@ class OpenedSubject:
     left_out_matrices: Callable[[], int]
     """Counts the matrices that are left out, as far as they are known by then."""
     vectors: Callable[[], Iterator[VectorChange]]
-    """Reads its tensors of one axis."""
+    """Reads its tensors that are no matrices."""
     files: list[tuple[str, SourceFile]]
     """The part each file plays, and the file."""
 

@@ -86,7 +86,7 @@ class Measurement:
     other_matrices: list[MeasuredMatrix]
     """Those of the other update; empty without one."""
     vectors: list[VectorChange]
-    """Tensors of one axis."""
+    """Tensors that are no matrices."""
     total: int
     """Matrices that `subject` has, those that were left out included."""
     assumed: list[str]

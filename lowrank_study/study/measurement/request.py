@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from lowrank_study.assets import existing, fetch
-from lowrank_study.config import hub_repo, is_path
 from lowrank_study.errors import InputError
 from lowrank_study.fields import Fields
 from lowrank_study.files import require_folder
+from lowrank_study.sources import hub_repo, is_path
 from lowrank_study.spectra.spectrum import MeasureMethod
 from lowrank_study.study.measurement.files import AdapterOnBase, CheckpointPair, Subject
 from lowrank_study.study.measurement.measure import measure_spectra
@@ -50,7 +50,7 @@ def read_request(config: Mapping[str, Any]) -> MeasureRequest:
         InputError: a value that can't be, or sources that don't go together.
     """
     fields = Fields("", config)
-    sources = {name: fields.text(name) for name in SOURCES if config.get(name) is not None}
+    sources = {name: fields.path_text(name) for name in SOURCES if config.get(name) is not None}
     given = set(sources) - {"other"}
     if given not in ({"before", "after"}, {"adapter"}, {"adapter", "base"}):
         named = ", ".join(f"{name}={text}" for name, text in sources.items()) or "nothing"
@@ -64,7 +64,7 @@ def read_request(config: Mapping[str, Any]) -> MeasureRequest:
     epsilon = fields.number("intruder_epsilon", above=0.0)
     if epsilon > 1.0:
         raise InputError(f"intruder_epsilon={epsilon}: a cosine in (0, 1] is needed")
-    out = Path(fields.text("out") if config.get("out") is not None else _default_out(sources))
+    out = fields.path_of("out") if config.get("out") is not None else Path(_default_out(sources))
     return MeasureRequest(
         sources=sources,
         settings=MeasureSettings(
@@ -78,7 +78,7 @@ def read_request(config: Mapping[str, Any]) -> MeasureRequest:
             allow_pickle=fields.flag("allow_pickle"),
             allow_partial=fields.flag("allow_partial"),
         ),
-        out=require_folder(out.expanduser()),
+        out=require_folder(out),
     )
 
 
