@@ -10,7 +10,8 @@ Each format has one reader (`peft`, `diffusion`, `mlx`, `gguf`), which sorts a f
 `Content`; `opening` chooses it. `Adapter` computes the updates from that, whatever the format.
 """
 
-from lowrank_study.checkpoints.adapters.adapter import Adapter, Factors
+from lowrank_study.checkpoints.adapters.adapter import Adapter
+from lowrank_study.checkpoints.adapters.content import Factors
 from lowrank_study.checkpoints.adapters.opening import open_adapter
 
 __all__ = ["Adapter", "Factors", "open_adapter"]

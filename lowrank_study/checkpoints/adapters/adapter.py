@@ -8,14 +8,14 @@ is refused by its name, or left out and named in `left_out`.
 Axis suffixes: O out features, I in features, R adapter rank.
 """
 
+from itertools import compress
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from lowrank_study.checkpoints.adapters.base import Places, factors_shape
-from lowrank_study.checkpoints.adapters.content import Content, Part
+from lowrank_study.checkpoints.adapters.content import Content, Factors, Part
 from lowrank_study.checkpoints.adapters.formulas import (
     dora_delta,
     initial_factors,
@@ -31,19 +31,6 @@ from lowrank_study.checkpoints.tensors import Array
 from lowrank_study.checkpoints.weights import Weights
 from lowrank_study.errors import InputError
 from lowrank_study.left_out import LeftOut, in_words
-
-
-class Factors(NamedTuple):
-    """One module's update as factors: delta_OI = scaling * B_OR @ A_RI."""
-
-    B_OR: Array
-    """Left factor."""
-    A_RI: Array
-    """Right factor."""
-    scaling: float
-    """alpha / rank, or alpha / sqrt(rank)."""
-    storage_dtype: str
-    """The coarser dtype of the tensors it comes from."""
 
 
 class Adapter(Closing):
@@ -238,7 +225,11 @@ class Adapter(Closing):
         after = self.read(name)
         if name in self._content.token_rows:
             where = f"{self._where}: {shown(name)}"
-            return rows_delta(self._content.token_indices[name], before, after, where)
+            trained = self._content.token_indices[name]
+            if self.extra_rows(name, base) and len(after) == len(trained):
+                known = [row < len(before) for row in trained]
+                trained, after = list(compress(trained, known)), after[known]
+            return rows_delta(trained, before, after, where)
         if not self.fits(name, base):
             raise InputError(
                 f"{self._where}: {shown(name)} has shape {list(after.shape)}, in the base "
@@ -256,8 +247,16 @@ class Adapter(Closing):
         return shape == before or (resized and shape[1:] == before[1:])
 
     def extra_rows(self, name: str, base: Weights) -> int:
-        """Rows that a vocabulary trained in full has more than the base; below 0: fewer."""
-        if name in self._content.token_rows or not self.fits(name, base):
+        """Rows that a vocabulary trained in full has more than the base; below 0: fewer.
+
+        Of trained tokens, those that were new: the copy of W0 beside them is larger than the base.
+        """
+        if name in self._content.token_rows:
+            rows = base.shape(self.base_tensor(name, base))[0]
+            copy = self._content.base_layers.get(module_of(name))
+            grown = copy is not None and self._weights.shape(copy)[0] > rows
+            return sum(row >= rows for row in self._content.token_indices[name]) if grown else 0
+        if not self.fits(name, base):
             return 0
         shape, before = self.shape(name), base.shape(self.base_tensor(name, base))
         return shape[0] - before[0] if shape else 0

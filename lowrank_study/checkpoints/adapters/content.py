@@ -12,9 +12,10 @@ Axis suffixes: O out features, I in features, R adapter rank.
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from lowrank_study.checkpoints.paths import shown
+from lowrank_study.checkpoints.tensors import Array
 from lowrank_study.checkpoints.weights import Weights
 from lowrank_study.errors import InputError
 from lowrank_study.left_out import LeftOut
@@ -28,6 +29,19 @@ class Part:
     """Its name."""
     transposed: bool
     """Whether A is stored (I, R), or B (R, O)."""
+
+
+class Factors(NamedTuple):
+    """One module's update as factors: delta_OI = scaling * B_OR @ A_RI."""
+
+    B_OR: Array
+    """Left factor."""
+    A_RI: Array
+    """Right factor."""
+    scaling: float
+    """alpha / rank, or alpha / sqrt(rank)."""
+    storage_dtype: str
+    """The coarser dtype of the tensors it comes from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,6 +61,8 @@ def _recognised(path: Path) -> tuple[Path, Mapping[str, Any], Reader]:
     """Return the file with the tensors, the config beside it, and the reader of the two."""
     if os.path.isdir(path):  # unlike Path's, it takes any name
         return _in_folder(path)
+    if path.name == CONFIG_NAME and os.path.lexists(path):
+        return _in_folder(path.parent)
     with SourceFile.open(path, root=path.parent) as file:
         if bytes(file.read(0, min(4, file.size))) == b"GGUF":
             return path, {}, read_gguf_lora

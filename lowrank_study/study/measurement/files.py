@@ -244,7 +244,7 @@ def _resized_by(adapter: Adapter, base: Weights | None) -> Iterator[str]:
     for saved in adapter.saved_weights():
         if adapter.in_base(saved, base) and adapter.extra_rows(saved, base):
             before = base.shape(adapter.base_tensor(saved, base))[0]
-            after = adapter.shape(saved)[0]
+            after = before + adapter.extra_rows(saved, base)
             yield _resized_flag(module_of(saved), before, after)
 
 

@@ -60,9 +60,13 @@ def read_updates(adapter: Path, base: Path) -> tuple[dict[str, UpdateMatrix], di
 def train(tmp_path: Path) -> Callable[..., Any]:
     """Save a base, put an adapter on it by PEFT, give it other values and save it."""
 
-    def make(model: Any, config: peft.PeftConfig) -> tuple[Any, Path, Path]:
+    def make(
+        model: Any, config: peft.PeftConfig, *, tokens: int | None = None
+    ) -> tuple[Any, Path, Path]:
         model.save_pretrained(tmp_path / "base")
         live = copy.deepcopy(model)
+        if tokens is not None:
+            live.resize_token_embeddings(tokens, mean_resizing=False)
         live.name_or_path = live.config._name_or_path = str(tmp_path / "base")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT's remarks on tied weights
@@ -237,6 +241,20 @@ def test_29_a_resized_vocabulary_brings_its_own_base_layer(
     with open_adapter(path) as adapter, open_weights(base) as weights:
         adapter.check_base(weights)
         assert any("9 of 9 rows of the base layer" in flag for flag in adapter.flags)
+
+
+def test_29_new_tokens_have_no_w0_and_the_others_are_compared(train: Any) -> None:
+    model = tied_llama()
+    W0 = model.get_input_embeddings().weight.detach().double().numpy()
+    config = lora(target_modules=["q_proj"], trainable_token_indices=[TOKENS + 1, 3, TOKENS])
+    live, adapter, base = train(model, config, tokens=TOKENS + 2)
+    with torch.no_grad():
+        rows = live.base_model.model.get_input_embeddings()(torch.arange(TOKENS)).numpy()
+    updates, _ = read_updates(adapter, base)
+    np.testing.assert_allclose(dense(updates[HEAD]), rows - W0, rtol=0, atol=1e-12)
+    assert np.flatnonzero(dense(updates[HEAD]).any(axis=1)).tolist() == [3]
+    with open_adapter(adapter) as opened, open_weights(base) as weights:
+        assert opened.extra_rows("model.embed_tokens.weight", weights) == 2
 
 
 def vision_language_models() -> dict[str, Callable[[], Any]]:

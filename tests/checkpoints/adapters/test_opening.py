@@ -23,8 +23,9 @@ def test_32_a_folder_of_several_adapters_names_them(tmp_path: Path, write_adapte
         open_adapter(tmp_path / "all")
     assert "holds 2 adapters in folders of their own (first, second); give one" in str(caught.value)
     assert str(caught.value).endswith("all/first")
-    with open_adapter(tmp_path / "all" / "first") as adapter:
-        assert adapter.modules() == ["q"]
+    for given in ("first", "first/adapter_config.json", "first/adapter_model.safetensors"):
+        with open_adapter(tmp_path / "all" / given) as adapter:
+            assert adapter.modules() == ["q"]
 
 
 def test_32_an_adapter_beside_the_one_that_is_read_is_mentioned(
