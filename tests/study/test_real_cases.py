@@ -250,7 +250,8 @@ def test_a_gguf_file_against_a_rounded_copy(
     save_file(rounded, tmp_path / "rounded.safetensors")
     ranks = [measure.name for measure in MEASURES if measure.group == "rank"]
     for before in (smollm2, tmp_path / "exact.safetensors"):
-        found = analyzed(before=before, after=tmp_path / "rounded.safetensors")
+        after = tmp_path / "rounded.safetensors"  # two of its layers
+        found = analyzed(before=before, after=after, allow_partial=True)
         matrices = [matrix for matrix in found.matrices if matrix.state == "changed"]
         assert len(matrices) == 14
         for matrix in matrices:
