@@ -95,7 +95,8 @@ def read_run(folder: Path, run_id: str) -> TrainedRun | None:
     remedy = "run its sweep again, which moves it aside and trains the run anew"
     try:
         record = json_in(path)
-        if not isinstance(record, dict) or record.get("status") not in STATUSES:
+        whole = isinstance(record, dict) and record.get("status") in STATUSES
+        if not whole or not isinstance(record.get("sha256", {}), dict):
             raise DamagedRun(f"{path} is damaged: {remedy}")
         spec = spec_in(folder / "spec.json", run_id, remedy=remedy)
     except DamagedRun:
@@ -142,7 +143,7 @@ def json_in(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_bytes())
-    except (ValueError, FileNotFoundError):
+    except (ValueError, RecursionError, FileNotFoundError):
         return None
     except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror}") from error

@@ -5,10 +5,12 @@ import json
 import multiprocessing
 import os
 import pickle
+import random
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -237,6 +239,34 @@ def test_a_damaged_run_has_not_ended_and_is_moved_aside(
     assert [run.status for run in store.ended([run_id])] == ["done"]
 
 
+@pytest.mark.parametrize("file", ["record.json", "spec.json", ".sweeps/s.json", ".planned/"])
+def test_no_damage_is_a_traceback(file: str, store: RunStore, specs: list[RunSpec]) -> None:
+    run_ids = plan(store, specs[:2])
+    commit(store, run_ids[0], weights="w")
+    folder = store.folder if file.startswith(".") else store.folder / run_ids[0]
+    path = folder / (f".planned/{run_ids[1]}.json" if file == ".planned/" else file)
+    whole, rng = path.read_bytes(), random.Random(file)
+    for _ in range(12):
+        at = rng.randrange(len(whole))
+        other = rng.choice(
+            [b"", b"null", b"[" * 100_000, bytes([whole[at] ^ 1 << rng.randrange(8)])]
+        )
+        path.write_bytes(whole[:at] + other + whole[at + rng.choice([1, 1, 30, 10**6]) :])
+        for act in (store.sweep, store.question, store.earlier):
+            with suppress(InputError):
+                act("s")
+        with suppress(InputError):
+            store.load(run_ids[0]).check_files("checkpoint/")
+        store.ended(run_ids)
+        if lease := store.claim(run_ids):
+            lease.release()
+        plan(store, specs[:2])
+        assert store.sweep("s") == run_ids
+        if not store.ended(run_ids):
+            commit(store, run_ids[0], weights="w")
+        path.write_bytes(whole)
+
+
 def test_a_half_made_run_does_not_stand_in_the_way_of_its_commit(
     store: RunStore, specs: list[RunSpec]
 ) -> None:
@@ -362,7 +392,7 @@ specs = pickle.loads(Path(sys.argv[2]).read_bytes())
 store = RunStore(Path(sys.argv[1]))
 print("ready", flush=True)
 sys.stdin.readline()
-for _ in range(10):
+for _ in range(6):
     store.plan("s", [[spec] for spec in specs], question="Why?")
     for spec in specs:
         if lease := store.claim([spec.run_id]):

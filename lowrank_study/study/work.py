@@ -197,6 +197,11 @@ def _end(*_: Any) -> None:
 def _told_in_one_line() -> Iterator[None]:
     try:
         yield
+    except SystemExit:
+        if _asked_to_end.is_set():  # the runs are given back; taking torch apart takes seconds
+            sys.stderr.flush()
+            os._exit(_STOPPED)
+        raise
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
