@@ -30,6 +30,7 @@ TINY = {
     "distilbert": {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24},
     "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_inner": 24},
     "llama": {**_BERT, "num_attention_heads": 4, "num_key_value_heads": 2},
+    "opt": {**_BERT, "ffn_dim": 24, "word_embed_proj_dim": 16},
 }
 
 

@@ -15,13 +15,14 @@ Letters: R runs, T tokens of all texts, L tokens of one, H heads, K features of 
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
@@ -43,12 +44,50 @@ def register() -> str:
 
 @contextmanager
 def texts_of(lengths: tuple[int, ...], runs: int) -> Iterator[None]:
-    """Say which texts lie in the row that is computed inside, and for how many runs."""
+    """Say which texts lie in the row that is computed inside, and for how many runs.
+
+    Dropout drops the same entries in every run. A run then meets the masks that it would meet
+    alone, and runs differ by nothing else.
+    """
     token = _texts.set((lengths, runs))
+    try:
+        with _SharedDropout() if runs > 1 else nullcontext():
+            yield
+    finally:
+        _texts.reset(token)
+
+
+@contextmanager
+def one_run() -> Iterator[None]:
+    """Say that what is computed inside is of one run alone: its dropout is its own."""
+    lengths, _ = _texts.get()
+    token = _texts.set((lengths, 1))
     try:
         yield
     finally:
         _texts.reset(token)
+
+
+class _SharedDropout(TorchFunctionMode):
+    """Dropout with one mask for all runs, whether a module asks for it or a function."""
+
+    def __torch_function__(
+        self, function: Any, _: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Replace the one function."""
+        if function is functional.dropout:
+            return _dropped(*args, **(kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+
+def _dropped(input: Tensor, p: float, training: bool = True, inplace: bool = False) -> Tensor:
+    """Drop entries of x, which is (R, ...) or has R times as many rows."""
+    _, runs = _texts.get()
+    if runs == 1 or p == 0.0 or not training:
+        return functional.dropout(input, p, training)
+    of_runs = input.reshape(runs, -1)
+    mask = functional.dropout(torch.ones_like(of_runs[0]), p)
+    return (of_runs * mask).view_as(input)
 
 
 def attend(
@@ -169,7 +208,7 @@ def _attend_one(
         weights = torch.cat([scores, of_heads], -1).softmax(-1)[..., :-1]
     else:
         weights = scores.softmax(-1)
-    return shared_dropout(weights, dropout, training=True) @ value
+    return functional.dropout(weights, dropout) @ value
 
 
 def _mask_of_the_longest(**asked: Any) -> Tensor | None:
@@ -182,16 +221,3 @@ def _mask_of_the_longest(**asked: Any) -> Tensor | None:
     alone = {"batch_size": 1, "q_length": longest, "kv_length": longest, "attention_mask": None}
     mask: Tensor | None = sdpa_mask(**{**asked, **alone})
     return mask
-
-
-def shared_dropout(x: Tensor, probability: float, training: bool) -> Tensor:
-    """Drop the same entries in every run: x is (R, ...), or has R times as many rows.
-
-    A run then meets the masks that it would meet alone, and runs differ by nothing else.
-    """
-    if probability == 0.0 or not training:
-        return x
-    _, runs = _texts.get()
-    of_runs = x.reshape(runs, -1)
-    mask = functional.dropout(torch.ones_like(of_runs[0]), probability)
-    return (of_runs * mask).view_as(x)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lowrank_study.errors import InputError
-from lowrank_study.training.attention import shared_dropout
+from lowrank_study.training.attention import one_run
 from lowrank_study.training.batches import Batch
 from lowrank_study.training.lora import LoraLinear, lora_modules
 from lowrank_study.training.models import head_names
@@ -181,9 +181,6 @@ def _joint(models: Sequence[nn.Module], active: list[int]) -> nn.Module:
     first = models[0]
     instead: dict[int, Any] = {id(tensor): tensor for tensor in first.parameters()}
     instead |= {id(tensor): tensor for tensor in first.buffers()}
-    for module in first.modules():
-        if isinstance(module, nn.Dropout):
-            instead[id(module)] = _SharedDropout(module.p)
     for name, module in lora_modules(first):
         instead[id(module)] = _PackedLora([m.get_submodule(name) for m in models], active)
     for name in head_names(first):
@@ -209,7 +206,7 @@ class _PackedLora(nn.Module):
         # Smaller ranks are filled up with zeros, whose gradients are zero.
         A_RKI = torch.stack([_filled(lora.A_RI, rank) for lora in loras])
         B_ROK = torch.stack([_filled(lora.B_OR.T * lora.scaling, rank).T for lora in loras])
-        dropped = shared_dropout(x, loras[0].dropout, self.training)
+        dropped = functional.dropout(x, loras[0].dropout, self.training)
         low_RTK = dropped.reshape(len(loras), -1, x.shape[-1]) @ A_RKI.mT
         of_runs = y.reshape(len(loras), -1, y.shape[-1])
         return torch.baddbmm(of_runs.to(low_RTK.dtype), low_RTK, B_ROK.mT).view_as(y)
@@ -235,17 +232,6 @@ class _PackedHead(nn.Module):
         for position, (number, part) in enumerate(zip(self._active, parts, strict=True)):
             last = position == len(parts) - 1
             # Each head draws the dropout masks that it would draw alone.
-            with contextlib.nullcontext() if last else torch.random.fork_rng(devices):
+            with one_run(), contextlib.nullcontext() if last else torch.random.fork_rng(devices):
                 scored.append(self.heads[number](part))
         return torch.cat(scored)
-
-
-class _SharedDropout(nn.Module):
-    """Dropout with one mask for all runs."""
-
-    def __init__(self, probability: float) -> None:
-        super().__init__()
-        self.p = probability
-
-    def forward(self, x: Tensor) -> Tensor:
-        return shared_dropout(x, self.p, self.training)
