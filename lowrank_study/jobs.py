@@ -73,7 +73,7 @@ def configs_of_job(composer: Composer, overrides: Sequence[str]) -> list[RunConf
     if not isinstance(cases, list) or not all(isinstance(case, Mapping) for case in cases):
         raise InputError(
             f"cases={cases!r}: a list of settings is needed, as in "
-            "cases=[{method.target: query, method.rank: 8}, {method.target: mlp}]"
+            "'cases=[{method.target: query, method.rank: 8}, {method.target: mlp}]'"
         )
     asked = {override.partition("=")[0] for override in overrides}
     if twice := sorted(asked & {key for case in cases for key in case}):
@@ -127,8 +127,8 @@ def _check_one_sweep(configs: Sequence[RunConfig]) -> None:
                 one, other = (_shown(source) for source in (first, asset.source))
                 raise InputError(
                     f"{part}.source: {one} and {other} are both called {part}.name={asset.name}; "
-                    f"give each a name: cases=[{{{part}.source: {one}, {part}.name: first}}, "
-                    f"{{{part}.source: {other}, {part}.name: second}}]"
+                    f"give each a name: 'cases=[{{{part}.source: {one}, {part}.name: first}}, "
+                    f"{{{part}.source: {other}, {part}.name: second}}]'"
                 )
 
 
