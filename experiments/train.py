@@ -9,7 +9,6 @@ import sys
 from typing import TYPE_CHECKING
 
 from lowrank_study.command import sweep_command
-from lowrank_study.errors import Unfinished
 from lowrank_study.files import require_folder
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 def train(configs: "Sequence[RunConfig]") -> None:
     """Train the runs that were asked for, and say how they ended."""
-    from lowrank_study.study.outcome import in_words, incomplete
+    from lowrank_study.study.outcome import check_complete, in_words
     from lowrank_study.study.settings import difference
 
     require_folder(configs[0].results)
@@ -31,8 +30,7 @@ def train(configs: "Sequence[RunConfig]") -> None:
 
     runs = sweep_of(configs)
     print(in_words(runs, sweep=name, results=configs[0].results), flush=True)
-    if missing := incomplete(runs, planned=len(runs), sweep=name, allow_partial=allow_partial):
-        raise Unfinished("\n".join(missing))
+    check_complete(runs, planned=len(runs), sweep=name, allow_partial=allow_partial)
 
 
 main = sweep_command(train)

@@ -46,6 +46,20 @@ def incomplete(
     return lines
 
 
+def check_complete(
+    runs: Sequence[TrainedRun], *, planned: int, sweep: str, allow_partial: bool
+) -> None:
+    """Make a command end with exit code 1 where `incomplete` has something to say.
+
+    Raises
+    ------
+    Unfinished
+        With those lines.
+    """
+    if lines := incomplete(runs, planned=planned, sweep=sweep, allow_partial=allow_partial):
+        raise Unfinished("\n".join(lines))
+
+
 def require_sweeps(config: Mapping[str, Any]) -> None:
     """Refuse a sweep that was never planned, before anything slow is imported.
 
