@@ -20,7 +20,7 @@ from lowrank_study.spec import RunSpec
 from lowrank_study.training.batches import (
     Batch,
     evaluation_batches,
-    first_texts,
+    extreme_texts,
     training_batches,
 )
 from lowrank_study.training.data import load_splits, load_tokenizer
@@ -57,7 +57,8 @@ class Step:
             models,
             device=CPU,
             pad_id=int(load_tokenizer(folder).pad_token_id),
-            sample=first_texts(splits.train),
+            sample=extreme_texts((splits.train,), specs[0].train.batch_size),
+            reference=False,
         )
         self.optimizers = [
             make_optimizer(model, spec) for model, spec in zip(models, specs, strict=True)

@@ -10,33 +10,28 @@ where those are first read.
 """
 
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lowrank_study import assets
 from lowrank_study.composition import composer_of, plain
 from lowrank_study.errors import InputError
 from lowrank_study.fields import Fields
 from lowrank_study.machine import processor
+from lowrank_study.sources import read_source
 from lowrank_study.spec import (
-    Asset,
     BaseModel,
     FullFineTuning,
     HeadOnly,
-    HubRepo,
-    LocalPath,
     Lora,
     Method,
     PeftMethod,
     RunSpec,
-    Task,
     TrainSpec,
-    WheelMember,
 )
+from lowrank_study.task_config import read_task
 
 SCALING_RULES = ("alpha_over_rank", "alpha_over_sqrt_rank")
 INITS = ("kaiming", "gaussian")
@@ -148,7 +143,7 @@ def read_config(config: Mapping[str, Any]) -> RunConfig:
             data_seed=top.integer("data_seed", at_least=0),
             method=_method(top.part("method"), head_learning_rate),
             model=_model(top.part("model")),
-            task=_task(top.part("task")),
+            task=read_task(top.part("task")),
             train=_train(trainer, device),  # last: `precision: auto` imports torch, for seconds
         ),
     )
@@ -189,32 +184,6 @@ def _tuning(fields: Fields) -> Tuning:
     )
 
 
-def _task(fields: Fields) -> Task:
-    columns = fields.names("text_columns")
-    if len(columns) not in (1, 2):
-        raise InputError(f"task.text_columns={list(columns)}: name one column, or two for pairs")
-    test = fields.optional_text("test")
-    test_size = fields.optional_integer("test_size", at_least=1)
-    if test is None and test_size is None:
-        raise InputError("task.test_size=null: a number is needed where task.test is null (carved)")
-    return Task(
-        name=fields.text("name"),
-        source=_asset(fields, subset=fields.optional_text("subset")),
-        train=fields.text("train"),
-        validation=fields.optional_text("validation"),
-        test=test,
-        text_columns=columns,
-        label_column=fields.text("label_column"),
-        labels=fields.names("labels"),
-        group_column=fields.optional_text("group_column"),
-        train_size=fields.optional_integer("train_size", at_least=1),
-        validation_size=fields.integer("validation_size", at_least=1),
-        test_size=test_size,
-        split_seed=fields.integer("split_seed", at_least=0),
-        max_length=fields.integer("max_length", at_least=4),
-    )
-
-
 def _model(fields: Fields) -> BaseModel:
     roles = fields.part("roles").texts()
     presets = fields.part("targets")
@@ -228,64 +197,11 @@ def _model(fields: Fields) -> BaseModel:
         fields.utf8_path_text("source")
     return BaseModel(
         name=fields.text("name"),
-        source=_asset(fields, subset=None),
+        source=read_source(fields, subset=None, named=()),
         roles=roles,
         target_presets=named,
         dropout=fields.optional_number("dropout", least=0.0, below=1.0),
     )
-
-
-def _asset(fields: Fields, *, subset: str | None) -> Asset:
-    """Read `source`: a mapping (a pinned wheel), an existing path, or else a hub id."""
-    source = fields.value("source")
-    if isinstance(source, Mapping):
-        pin = fields.part("source")
-        return WheelMember(
-            requirement=pin.text("requirement"),
-            sha256=pin.text("sha256"),
-            member=pin.text("member"),
-        )
-    text = fields.path_text("source")
-    if is_path(text):
-        found = assets.existing(text)
-        return LocalPath(path=str(found), sha256=assets.sha256_of(found))
-    return hub_repo(
-        f"{fields.path}source", text, subset=subset, revision=fields.optional_text("revision")
-    )
-
-
-def is_path(text: str) -> bool:
-    """Tell whether a source's text is a path (one that exists or looks like one) or a hub id."""
-    path = Path(os.path.expanduser(text))
-    return text.startswith((".", "/", "~")) or path.exists() or path.suffix in _FILE_SUFFIXES
-
-
-def require_sources(fields: Fields, names: Sequence[str]) -> None:
-    """Refuse paths that are not there; hub ids and null are left alone.
-
-    Raises
-    ------
-    InputError
-        It names the first one.
-    """
-    for name in names:
-        if fields.value(name) is not None and is_path(text := fields.path_text(name)):
-            assets.existing(text)
-
-
-def hub_repo(name: str, text: str, *, subset: str | None, revision: str | None) -> HubRepo:
-    """Read a hub id, or refuse what is neither a path nor one, naming the setting."""
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text):
-        raise InputError(
-            f"{name}={text!r}: give an existing path, or a hub id such as 'roberta-base'"
-        )
-    return HubRepo(repo_id=text, subset=subset, revision=revision)
-
-
-_FILE_SUFFIXES = (
-    *(".csv", ".tsv", ".tab", ".jsonl", ".json", ".parquet", ".bz2", ".gz"),
-    *(".gguf", ".safetensors", ".bin", ".pt", ".pth"),
-)
 
 
 def _method(fields: Fields, head_learning_rate: float | None) -> Method:
@@ -300,13 +216,7 @@ def _method(fields: Fields, head_learning_rate: float | None) -> Method:
     if not target:
         raise InputError("method.target=[]: name a preset such as attention_qv, or modules")
     if kind == "peft":
-        options = fields.part("options").mapping()
-        return PeftMethod(
-            learning_rate=learning_rate,
-            peft_type=fields.text("peft_type").upper(),
-            target=target,
-            options=options,
-        )
+        return _peft_method(fields, learning_rate, target)
     rank = fields.integer("rank", at_least=1)
     return Lora(
         learning_rate=learning_rate,
@@ -316,6 +226,43 @@ def _method(fields: Fields, head_learning_rate: float | None) -> Method:
         dropout=fields.number("dropout", least=0.0, below=1.0),
         init=fields.one_of("init", INITS),
         target=target,
+    )
+
+
+def check_used(config: Mapping[str, Any]) -> None:
+    """Refuse a setting of adapters where no run of a command has an adapter.
+
+    In a sweep over methods, the settings of one method may stand beside the others.
+
+    Raises
+    ------
+    InputError
+        A setting of adapters beside a method that is none.
+    """
+    method = Fields("", config).part("method")
+    kind = method.value("name")
+    if kind not in ("full", "head"):
+        return
+    for name in ("rank", "alpha", "scaling", "dropout", "init", "target"):
+        if name in method.settings and (value := method.value(name)) is not None:
+            raise InputError(
+                f"method.{name}={value!r}: method={kind} has no {name}, and would ignore it: leave "
+                "it out, or choose method=lora"
+            )
+
+
+def _peft_method(fields: Fields, learning_rate: float, target: tuple[str, ...]) -> PeftMethod:
+    """Read what PEFT builds; of its options only those that name a run: it checks the others."""
+    options = fields.optional_part("options")
+    if "r" in options.settings:
+        options.integer("r", at_least=0)
+    if "lora_alpha" in options.settings:
+        options.number("lora_alpha", above=0.0)
+    return PeftMethod(
+        learning_rate=learning_rate,
+        peft_type=fields.text("peft_type").upper(),
+        target=target,
+        options=options.mapping(),
     )
 
 

@@ -43,6 +43,10 @@ class Fields:
         """Return a mapping inside this one."""
         return Fields(f"{self.path}{key}.", self.value(key))
 
+    def optional_part(self, key: str) -> "Fields":
+        """Return a mapping inside this one; null is an empty one."""
+        return Fields(f"{self.path}{key}.", {} if self.value(key) is None else self.value(key))
+
     def text(self, key: str) -> str:
         """Return a text."""
         value = self.value(key)

@@ -1,13 +1,14 @@
 """Files that appear whole or not at all."""
 
 import errno
+import json
 import os
 import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from lowrank_study.errors import InputError
 
@@ -52,6 +53,11 @@ def write_whole(path: Path, content: bytes, *, flush: bool = True) -> None:
     """Write a file's whole content; see `whole_file`."""
     with whole_file(path, flush=flush) as file:
         file.write(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON; see `whole_file`."""
+    write_whole(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
 
 def write_parquet(path: Path, table: "pd.DataFrame") -> None:

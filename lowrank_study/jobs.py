@@ -16,9 +16,9 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 
 from lowrank_study.composition import Composer, composer_of, plain
-from lowrank_study.config import RunConfig, read_config
+from lowrank_study.config import RunConfig, check_used, read_config
 from lowrank_study.errors import InputError
-from lowrank_study.spec import LocalPath
+from lowrank_study.spec import LocalPath, Lora, PeftMethod
 
 
 def planned_configs(*overrides: str, is_grid: bool = False) -> list[RunConfig]:
@@ -54,6 +54,8 @@ def planned_configs(*overrides: str, is_grid: bool = False) -> list[RunConfig]:
         for jobs in product(_grid(composer, grid), _jobs(several))
         for config in configs_of_job(composer, [*fixed, *jobs[0], *jobs[1]])
     ]
+    if not any(isinstance(config.spec.method, Lora | PeftMethod) for config in configs):
+        check_used(plain(composer.config([*fixed, *next(_jobs(several))])))
     _check_one_sweep(configs)
     return configs
 

@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+_YOUNGER = {"task": ("encoding", "separator"), "train": ("head_learning_rate",)}
+"""Fields that older runs lack: `None` is no part of a `run_id`, so that those keep their names."""
 _LONGEST_STEM = 180
 """Bytes of a run's name before its digest: a file's name ends at 255 on most disks."""
 
@@ -88,6 +90,10 @@ class Task:
     """Seed of the carving and subsampling: the same for all runs, so that runs are paired."""
     max_length: int
     """Texts are cut to this many tokens."""
+    encoding: str | None
+    """Of a text file, by Python's name; `None` detects it."""
+    separator: str | None
+    """Between the columns of a text file, one character; `None` detects it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +165,57 @@ class PeftMethod:
     options: Mapping[str, Any]
     """Further arguments of that method's PEFT configuration."""
 
+    @property
+    def lora(self) -> Lora | None:
+        """Rank and scaling of PEFT's LoRA and its variants; `None` for all else.
+
+        Ranks that differ from map to map are no rank: `None` as well.
+        """
+        if self.peft_type != "LORA" or self.options.get("rank_pattern"):
+            return None
+        options = {**PEFT_LORA_DEFAULTS, **self.options}
+        return Lora(
+            learning_rate=self.learning_rate,
+            rank=options["r"],
+            alpha=float(options["lora_alpha"]),
+            scaling_rule="alpha_over_sqrt_rank" if options["use_rslora"] else "alpha_over_rank",
+            dropout=options["lora_dropout"],
+            init=str(options["init_lora_weights"]),
+            target=self.target,
+        )
+
+    @property
+    def name(self) -> str:
+        """PEFT's name in lower case; LoRA's variants by theirs, as in `dora` or `rslora_pissa`."""
+        if self.peft_type != "LORA":
+            return self.peft_type.lower()
+        start = self.options.get("init_lora_weights")
+        variants = [name for name in ("dora", "rslora") if self.options.get(f"use_{name}")]
+        variants += [start] if isinstance(start, str) else []
+        return "_".join(variants) or "peft_lora"
+
+    @property
+    def label(self) -> str:
+        """The name with the options that no column says: methods that differ don't share one."""
+        said = _SAID_OF_LORA if self.lora else ()
+        options = ", ".join(
+            f"{option}={json.dumps(value, sort_keys=True)}"
+            for option, value in sorted(self.options.items())
+            if option not in said
+        )
+        return f"{self.name} ({options})" if options else self.name
+
+
+PEFT_LORA_DEFAULTS: Mapping[str, Any] = {
+    "r": 8,
+    "lora_alpha": 8,
+    "use_rslora": False,
+    "lora_dropout": 0.0,
+    "init_lora_weights": True,
+}
+"""What PEFT takes for LoRA where `options` is silent."""
+_SAID_OF_LORA = ("r", "lora_alpha", "use_dora", "use_rslora", "init_lora_weights")
+
 
 Method = FullFineTuning | HeadOnly | Lora | PeftMethod
 
@@ -210,7 +267,7 @@ class RunSpec:
 
     @property
     def method_name(self) -> str:
-        """`full`, `head`, `lora`, or PEFT's name in lower case."""
+        """`full`, `head`, `lora`, or PEFT's kind with the options that tell it from others."""
         match self.method:
             case FullFineTuning():
                 return "full"
@@ -218,8 +275,19 @@ class RunSpec:
                 return "head"
             case Lora():
                 return "lora"
-            case PeftMethod(peft_type=peft_type):
-                return peft_type.lower()
+            case PeftMethod(label=label):
+                return label
+
+    @property
+    def lora(self) -> Lora | None:
+        """Rank and scaling of a LoRA, ours or PEFT's; `None` for all else."""
+        match self.method:
+            case Lora() as lora:
+                return lora
+            case PeftMethod(lora=lora):
+                return lora
+            case _:
+                return None
 
     @property
     def run_id(self) -> str:
@@ -229,8 +297,10 @@ class RunSpec:
         are no part of the name.
         """
         mapping = without_paths(self)
-        if self.train.head_learning_rate is None:  # runs older than this field keep their names
-            del mapping["train"]["head_learning_rate"]
+        for part, names in _YOUNGER.items():
+            for name in names:
+                if mapping[part][name] is None:
+                    del mapping[part][name]
         canonical = json.dumps(mapping, sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(canonical.encode()).hexdigest()[:8]
         rate = f"{self.method.learning_rate:g}"
@@ -243,8 +313,9 @@ class RunSpec:
     def _method_stem(self) -> str:
         if isinstance(self.method, FullFineTuning | HeadOnly):
             return self.method_name
-        rank = f"_r{self.method.rank}" if isinstance(self.method, Lora) else ""
-        return f"{self.method_name}{rank}_{target_name(self.method.target)}"
+        name = self.method.name if isinstance(self.method, PeftMethod) else self.method_name
+        rank = f"_r{self.lora.rank}" if self.lora else ""
+        return f"{name}{rank}_{target_name(self.method.target)}"
 
 
 def path_matches(name: str, pattern: str) -> bool:
@@ -300,10 +371,10 @@ def from_mapping(mapping: Mapping[str, Any]) -> RunSpec:
     The mapping is our own writing: a person's configuration goes through `config.py`, which
     explains what is wrong with it.
     """
-    task = dict(mapping["task"])
+    task = {**dict.fromkeys(_YOUNGER["task"]), **mapping["task"]}
     model = dict(mapping["model"])
     method = dict(mapping["method"])
-    train = {"head_learning_rate": None, **mapping["train"]}  # older than this field
+    train = {**dict.fromkeys(_YOUNGER["train"]), **mapping["train"]}
     for key in ("text_columns", "labels"):
         task[key] = tuple(task[key])
     model["target_presets"] = {k: tuple(v) for k, v in model["target_presets"].items()}

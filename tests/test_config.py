@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from lowrank_study.config import compose
+from lowrank_study.config import check_used, compose, composed
 from lowrank_study.errors import InputError
 from lowrank_study.spec import HubRepo, Lora
 
@@ -113,3 +113,21 @@ def test_precision_is_that_of_the_device_in_use(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda answer=has_bf16, **_: answer)
         assert compose("device=cuda").train.precision == precision
         assert compose("device=cpu").train.precision == here
+
+
+@pytest.mark.parametrize("method", ["full", "head"])
+def test_a_setting_that_a_single_run_would_ignore_is_refused(method: str) -> None:
+    check_used(composed("config", f"method={method}"))
+    check_used(composed("config", "method=lora", "method.dropout=0.1"))
+    with pytest.raises(InputError, match=rf"method.dropout=0.1: method={method} has no dropout"):
+        check_used(composed("config", f"method={method}", "method.dropout=0.1"))
+
+
+def test_options_of_peft_are_a_mapping_with_a_rank_that_is_a_number() -> None:
+    peft = ["method=peft", "method.peft_type=LORA"]
+    with pytest.raises(InputError, match=r"method.options.r='x': a whole number"):
+        compose(*peft, "method.options={r: x}")
+    with pytest.raises(InputError, match=r"method.options.lora_alpha=0: a number above 0"):
+        compose(*peft, "method.options={lora_alpha: 0}")
+    with pytest.raises(InputError, match=r"method.options=3: a mapping"):
+        compose(*peft, "method.options=3")

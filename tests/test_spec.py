@@ -5,11 +5,20 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lowrank_study.config import compose
-from lowrank_study.spec import LocalPath, Lora, from_mapping, path_matches, to_mapping
+from lowrank_study.spec import (
+    LocalPath,
+    Lora,
+    PeftMethod,
+    RunSpec,
+    from_mapping,
+    path_matches,
+    to_mapping,
+)
 
 NAMES = ["method=full", "method.rank=4", "method=peft method.peft_type=IA3", "task=glue_rte"]
 
@@ -45,10 +54,11 @@ def test_run_id_ignores_device_tracker_launcher_and_folders() -> None:
         assert compose("method.rank=8", override).run_id == base
 
 
-def test_a_record_older_than_the_heads_own_rate_is_the_same_run() -> None:
+def test_a_record_older_than_some_fields_is_the_same_run() -> None:
     spec = compose("method.rank=8")
     mapping = to_mapping(spec)
-    del mapping["train"]["head_learning_rate"]
+    del mapping["train"]["head_learning_rate"], mapping["task"]["encoding"]
+    del mapping["task"]["separator"]
     assert from_mapping(mapping) == spec
     canonical = json.dumps(mapping, sort_keys=True, separators=(",", ":"))
     assert spec.run_id.endswith(hashlib.sha256(canonical.encode()).hexdigest()[:8])
@@ -95,3 +105,62 @@ def test_scaling_rules() -> None:
 )
 def test_path_matches(name: str, pattern: str, expected: bool) -> None:
     assert path_matches(name, pattern) is expected
+
+
+def test_an_encoding_and_a_separator_make_another_run_only_where_they_are_named(
+    tiny_overrides: list[str],
+) -> None:
+    plain = compose(*tiny_overrides)
+    named = [
+        compose(*tiny_overrides, override)
+        for override in ("task.encoding=cp1252", "task.separator=semicolon")
+    ]
+    assert len({spec.run_id for spec in [plain, *named]}) == 3
+    assert all(from_mapping(to_mapping(spec)) == spec for spec in [plain, *named])
+
+
+def adapter_of(kind: str, options: dict[str, Any]) -> RunSpec:
+    spec = compose("method=peft", f"method.peft_type={kind}", "trainer.precision=fp32")
+    assert isinstance(spec.method, PeftMethod)
+    return dataclasses.replace(spec, method=dataclasses.replace(spec.method, options=options))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "stem", "name", "rank"),
+    [
+        ("LORA", {"r": 4, "use_dora": True}, "dora_r4", "dora", 4),
+        ("LORA", {"init_lora_weights": "pissa"}, "pissa_r8", "pissa", 8),
+        ("LORA", {"use_rslora": True, "use_dora": True}, "dora_rslora_r8", "dora_rslora", 8),
+        ("LORA", {"r": 2}, "peft_lora_r2", "peft_lora", 2),
+        ("LORA", {"bias": "all"}, "peft_lora_r8", 'peft_lora (bias="all")', 8),
+        (
+            "LORA",
+            {"r": 2, "rank_pattern": {"query": 4}},
+            "peft_lora",
+            'peft_lora (r=2, rank_pattern={"query": 4})',
+            None,
+        ),
+        ("LOHA", {"r": 2, "alpha": 4}, "loha", "loha (alpha=4, r=2)", None),
+    ],
+)
+def test_methods_that_differ_have_names_that_differ(
+    kind: str, options: dict[str, Any], stem: str, name: str, rank: int | None
+) -> None:
+    spec = adapter_of(kind, options)
+    assert spec.run_id.startswith(f"rotten_tomatoes-minilm-{stem}_attention_qv-lr0.002-s0-")
+    assert spec.method_name == name
+    assert (spec.lora and spec.lora.rank) == rank
+
+
+def test_scaling_of_a_lora_by_peft() -> None:
+    lora = adapter_of("LORA", {"r": 4, "lora_alpha": 6, "use_rslora": True}).lora
+    assert lora is not None
+    assert lora.scaling == 3.0
+
+
+def test_names_of_adapters_that_were_right_before_stay() -> None:
+    names = {kind: adapter_of(kind, {}).run_id for kind in ("IA3", "LOHA")}
+    assert names == {
+        "IA3": "rotten_tomatoes-minilm-ia3_attention_qv-lr0.002-s0-51b5603f",
+        "LOHA": "rotten_tomatoes-minilm-loha_attention_qv-lr0.002-s0-2687b68b",
+    }

@@ -155,10 +155,22 @@ def points(difference: float) -> str:
     return f"{100 * difference:.1f} points"
 
 
+_METHODS = {
+    "full": "full fine-tuning",
+    "head": "the head alone",
+    "lora": "LoRA",
+    "peft_lora": "PEFT's LoRA",
+    "dora": "DoRA",
+    "rslora": "rsLoRA",
+    "pissa": "PiSSA",
+    "olora": "OLoRA",
+}
+
+
 def method_name(method: str) -> str:
-    """Give a method's name as prose writes it: PEFT's kinds as PEFT does."""
-    names = {"full": "full fine-tuning", "head": "the head alone", "lora": "LoRA"}
-    return names.get(method, printable(method).upper())
+    """Give a method's name as prose writes it: PEFT's kinds as PEFT does, with their options."""
+    name, *options = method.split(" ", 1)
+    return " ".join([_METHODS.get(name, printable(name).upper()), *map(printable, options)])
 
 
 def adapter_name(method: str, target: str) -> str:

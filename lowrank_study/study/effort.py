@@ -4,10 +4,10 @@ effort = Effort()
 effort.of(spec)         # 2.7e12
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lowrank_study.spec import Asset, FullFineTuning, HeadOnly, RunSpec, Task
+from lowrank_study.spec import Asset, FullFineTuning, HeadOnly, PeftMethod, RunSpec, Task
 from lowrank_study.training.data import Splits, load_splits
 from lowrank_study.training.lora import is_linear, linear_shape, lora_modules
 from lowrank_study.training.models import model_folder, model_without_weights
@@ -50,8 +50,8 @@ class Effort:
                 trained = 3 * weights
             case HeadOnly():
                 trained = weights
-            case method:
-                rank = getattr(method, "rank", 0)
+            case _:
+                rank = spec.lora.rank if spec.lora else 0
                 trained = 2 * weights + 3 * widths * (rank + _PASSING)
         evaluated = spec.train.evaluations * splits.validation.lengths.sum()
         if spec.train.read_test:
@@ -64,6 +64,8 @@ class Effort:
         """Give the model's weights, and the sum of (in + out) over the maps that LoRA adapts."""
         key = folder, type(spec.method).__name__, getattr(spec.method, "target", ())
         if key not in self._maps:
+            if isinstance(spec.method, PeftMethod):  # some kinds can't be made without weights
+                spec = replace(spec, method=HeadOnly(learning_rate=spec.method.learning_rate))
             model = model_without_weights(spec, folder, number_of_labels=labels)
             shapes = [linear_shape(module) for module in model.modules() if is_linear(module)]
             adapted = [linear_shape(module.base) for _, module in lora_modules(model)]

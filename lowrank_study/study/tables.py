@@ -9,13 +9,8 @@ import pandas as pd
 
 from lowrank_study.runs import TrainedRun
 from lowrank_study.spec import Lora, PeftMethod, target_name
-from lowrank_study.spectra.spectrum import (
-    Spectrum,
-    load_spectra,
-    singular_values_table,
-    spectra_table,
-)
-from lowrank_study.study.work import spectra_file
+from lowrank_study.spectra.spectrum import Spectrum, singular_values_table, spectra_table
+from lowrank_study.study.measured_spectra import read_spectra
 
 Spectra = Mapping[str, Sequence[Spectrum]]
 """By run."""
@@ -26,15 +21,15 @@ def runs_table(runs: Sequence[TrainedRun]) -> pd.DataFrame:
     return pd.DataFrame([_row(run) for run in runs])
 
 
-def _without_folders(message: str | None) -> str | None:
+def without_folders(message: str) -> str:
     """Leave of each absolute path its last part: tables are published, folders name people."""
-    return message and re.sub(r"(?<![\w:/.])(?:/[^/\s'\"]+)+(?=/)", "…", message)
+    return re.sub(r"(?<![\w:/.])(?:/[^/\s'\"]+)+(?=/)", "…", message)
 
 
 def _row(run: TrainedRun) -> dict[str, Any]:
     spec, record, method = run.spec, run.record, run.spec.method
     test, validation = record.get("test", {}), record.get("validation") or {}
-    lora = method if isinstance(method, Lora) else None
+    lora = spec.lora
     return {
         "run_id": spec.run_id,
         "task": spec.task.name,
@@ -49,7 +44,7 @@ def _row(run: TrainedRun) -> dict[str, Any]:
         "seed": spec.seed,
         "data_seed": spec.data_seed,
         "status": run.status,
-        "message": _without_folders(record.get("message")),
+        "message": without_folders(message) if (message := record.get("message")) else message,
         "validation_accuracy": validation.get("accuracy"),
         "validation_loss": validation.get("loss"),
         "test_accuracy": test.get("accuracy"),
@@ -61,7 +56,7 @@ def _row(run: TrainedRun) -> dict[str, Any]:
         "test_examples": record.get("examples", {}).get("test"),
         "steps": record.get("steps"),
         "trainable_parameters": record.get("trainable_parameters"),
-        "adapted_parameters": record.get("adapter_parameters") if lora else None,
+        "adapted_parameters": record.get("adapter_parameters") or None if lora else None,
         "total_parameters": record.get("total_parameters"),
         "checkpoint_bytes": record.get("checkpoint_bytes"),
         "train_seconds": record.get("train_seconds"),
@@ -85,8 +80,8 @@ def ranks_table(runs: Sequence[TrainedRun], results: Path) -> pd.DataFrame:
 
 
 def _spectra(runs: Sequence[TrainedRun], results: Path) -> Spectra:
-    files = {run.spec.run_id: spectra_file(results, run.spec.run_id) for run in runs}
-    return {run_id: load_spectra(file) for run_id, file in files.items() if file.is_file()}
+    found = {run.spec.run_id: read_spectra(run, results) for run in runs}
+    return {run_id: spectra for run_id, spectra in found.items() if spectra is not None}
 
 
 def _rows(

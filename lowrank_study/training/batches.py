@@ -9,7 +9,7 @@ lengths beside them, need none, so that texts need not be sorted by length eithe
 share a batch is chance alone. `padded` gives the usual rectangle, for models that need it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,9 +86,26 @@ def steps_of(split: Split, *, batch_size: int, epochs: int) -> int:
     return epochs * -(-len(split) // batch_size)
 
 
-def first_texts(split: Split) -> Batch:
-    """Return a few texts, to try a model on."""
-    return batch_of(split, np.arange(min(4, len(split))))
+def extreme_texts(splits: Sequence[Split], count: int) -> Batch:
+    """Return a batch of the longest and the shortest texts of some splits, in turn.
+
+    Whatever depends on a text's length, or on padding, shows in them.
+    """
+    order = np.argsort(np.concatenate([split.lengths for split in splits]), kind="stable")
+    owners = np.repeat(np.arange(len(splits)), [len(split) for split in splits])
+    rows = np.concatenate([np.arange(len(split)) for split in splits])
+    count = min(count, len(order))
+    alternating = [place for step in range(count) for place in (-1 - step, step)][:count]
+    chosen = [(splits[owners[n]], rows[n]) for n in order[alternating]]
+    ids = [split.tokens(row) for split, row in chosen]
+    types = [split.types[split.offsets[row] : split.offsets[row + 1]] for split, row in chosen]
+    together = Split(
+        ids=np.concatenate(ids),
+        types=np.concatenate(types),
+        offsets=np.cumsum([0, *(len(tokens) for tokens in ids)]),
+        labels=np.array([split.labels[row] for split, row in chosen]),
+    )
+    return batch_of(together, np.arange(len(chosen)))
 
 
 def batch_of(split: Split, rows: np.ndarray) -> Batch:

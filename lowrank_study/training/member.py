@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank_study.spec import RunSpec
+from lowrank_study.spec import Lora, Method, PeftMethod, RunSpec
 from lowrank_study.training.batches import Batch
 from lowrank_study.training.data import Split, Splits
 from lowrank_study.training.evaluate import Predictions, predict
 from lowrank_study.training.lora import lora_modules, merged
-from lowrank_study.training.models import build_model, restore, save_model, trainable_state
+from lowrank_study.training.models import (
+    build_model,
+    head_parameters,
+    name_classes,
+    save_model,
+)
 from lowrank_study.training.optim import make_optimizer, make_schedule
 from lowrank_study.training.tracking import Tracker
 
@@ -88,6 +93,7 @@ class Member:
         device: torch.device,
     ) -> None:
         self.model = build_model(spec, folder, number_of_labels=len(splits.labels)).to(device)
+        name_classes(self.model, splits.labels)
         self._spec, self._tracker, self._splits = spec, tracker, splits
         self._steps, self._device = steps, device
         self._trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -131,7 +137,7 @@ class Member:
         )
         key = (validation["accuracy"], -validation["loss"])
         if key > self._best.key:
-            state = trainable_state(self.model) if step < self._steps else None
+            state = _trained_state(self.model) if step < self._steps else None
             self._best = _Best(key, step, validation, state)
 
     def finish(self, scores: Scores, checkpoint_folder: Path, *, base: Path) -> FitResult:
@@ -140,7 +146,7 @@ class Member:
         A run that doesn't read the test split is there to choose a rate by, and keeps no model.
         """
         if self._best.state is not None:
-            restore(self.model, self._best.state)
+            _restore(self.model, self._best.state)
         test, train = None, {}
         if self._spec.train.read_test:
             with self._evaluating:
@@ -156,7 +162,7 @@ class Member:
             "train": {"running_loss": self._recent_loss(), **train},
             "best_step": self._best.step,
             "steps": self._steps,
-            **_parameter_counts(self.model),
+            **_parameter_counts(self.model, self._spec.method),
             "checkpoint_bytes": sum(file.stat().st_size for file in files),
             "evaluate_seconds": self._evaluating.seconds,
             "merge_round_trip_error": _merge_round_trip_error(self.model),
@@ -180,14 +186,36 @@ def is_evaluated(step: int, steps: int, evaluations: int) -> bool:
     return step in {max(1, round(steps * k / evaluations)) for k in range(1, evaluations + 1)}
 
 
-def _parameter_counts(model: nn.Module) -> dict[str, int]:
-    """Count parameters; for LoRA the factors' Σ r(d + k) apart from the head."""
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    factors = sum(m.A_RI.numel() + m.B_OR.numel() for _, m in lora_modules(model))
+def _trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return copies of the trained parameters, to go back to later."""
     return {
-        "trainable_parameters": trained,
-        "adapter_parameters": factors,
-        "total_parameters": sum(p.numel() for p in model.parameters()),
+        name: parameter.detach().clone()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+@torch.no_grad()
+def _restore(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Set parameters to copies taken by `_trained_state`."""
+    for name, parameter in model.named_parameters():
+        if name in state:
+            parameter.copy_(state[name])
+
+
+def _parameter_counts(model: nn.Module, method: Method) -> dict[str, int]:
+    """Count parameters; those of an adapter, for LoRA Σ r(d + k), apart from the head."""
+    trained = {p for p in model.parameters() if p.requires_grad}
+    is_adapter = isinstance(method, Lora | PeftMethod)
+    adapter = trained - head_parameters(model) if is_adapter else set()
+    return {
+        "trainable_parameters": sum(p.numel() for p in trained),
+        "adapter_parameters": sum(p.numel() for p in adapter),
+        "total_parameters": sum(
+            p.numel()
+            for name, p in model.named_parameters()
+            if ".original_module." not in name  # PEFT trains a copy of each head beside it
+        ),
     }
 
 

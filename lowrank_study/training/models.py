@@ -9,34 +9,35 @@
 import copy
 import functools
 import math
-import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lowrank_study import assets
 from lowrank_study.checkpoints import open_adapter, save_adapter
 from lowrank_study.errors import InputError
+from lowrank_study.hashing import sha256_of, sha256_of_file
 from lowrank_study.spec import (
     BaseModel,
     FullFineTuning,
     HeadOnly,
+    LocalPath,
     Lora,
     PeftMethod,
     RunSpec,
     path_matches,
 )
-from lowrank_study.training.data import Splits, load_tokenizer
+from lowrank_study.training.data import Splits, padding_id
+from lowrank_study.training.dequantised import dequantised
 from lowrank_study.training.lora import add_lora, check_rank, is_linear, lora_modules
-from lowrank_study.training.unpadded import positions_of
+from lowrank_study.training.padding import check_reads, pad_by_tokenizer
+from lowrank_study.training.peft_methods import add_peft
 
 
 def model_folder(model: BaseModel) -> Path:
@@ -45,31 +46,13 @@ def model_folder(model: BaseModel) -> Path:
     A GGUF file is dequantised once, through transformers, and kept as fp32 safetensors.
     """
     path = assets.fetch(model.source)
-    return _dequantised(path) if path.suffix == ".gguf" else path
+    return dequantised(path) if path.suffix == ".gguf" else path
 
 
-def _dequantised(path: Path) -> Path:
-    folder = assets.cache_folder() / "dequantised" / assets.sha256_of(path)[:24]
-    if (folder / "config.json").is_file():
-        return folder
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    assets.require_free_space(folder, 20 * path.stat().st_size)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    named: dict[str, Any] = {"gguf_file": path.name}
-    made = Path(tempfile.mkdtemp(dir=folder.parent))
-    try:
-        model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **named)
-        # Its weights are plain fp32 by now; the library would not save them under GGUF's name.
-        model.hf_quantizer = None
-        model.config.quantization_config = None
-        model.save_pretrained(made)
-        AutoTokenizer.from_pretrained(path.parent, **named).save_pretrained(made)
-        if not folder.exists():  # another worker may have been quicker
-            os.rename(made, folder)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-    return folder
+def weights_sha256(model: BaseModel, folder: Path) -> str:
+    """Return one hash over the model's files; of a user's folder, over those that are read."""
+    is_local = isinstance(model.source, LocalPath)
+    return assets.sha256_of_source(folder) if is_local else sha256_of(folder)
 
 
 def build_model(spec: RunSpec, folder: Path, *, number_of_labels: int) -> nn.Module:
@@ -106,7 +89,18 @@ def _with_method(model: nn.Module, spec: RunSpec) -> nn.Module:
             add_lora(model, dict.fromkeys(target_modules(model, spec.model, lora.target), lora))
             _train_head(model)
         case PeftMethod() as method:
-            return _peft_model(model, spec.model, method)
+            return add_peft(
+                model,
+                method,
+                modules=target_modules(model, spec.model, method.target),
+                heads=head_names(model),
+                find=functools.partial(
+                    target_modules,
+                    model,
+                    spec.model,
+                    setting="method.options.feedforward_modules",
+                ),
+            )
     return model
 
 
@@ -124,31 +118,53 @@ def load_classifier(folder: Path, *, number_of_labels: int, dropout: float | Non
         config = _configuration(folder, number_of_labels, dropout)
         with _quiet_transformers():
             model, loading = AutoModelForSequenceClassification.from_pretrained(
-                folder, config=config, dtype=torch.float32, output_loading_info=True
+                folder,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # a classifier of other classes gets a new head
             )
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(folder, error) from error
     assert isinstance(model, nn.Module)
+    pad_by_tokenizer(model, folder)
     heads = head_names(model)
-    if absent := sorted(k for k in loading["missing_keys"] if k.split(".")[0] not in heads):
+    if absent := sorted(name for name in loading["missing_keys"] if not in_head(name, heads)):
         raise InputError(
             f"{folder} lacks {absent[0]}: it would be random, and frozen under an adapter; give a "
             "checkpoint that has all of the pretrained model that a classifier reads"
         )
+    for name, stored, expected in sorted(loading["mismatched_keys"]):
+        if not in_head(name, heads):
+            raise InputError(
+                f"{folder}: {name} is stored as {tuple(stored)}, and config.json makes it "
+                f"{tuple(expected)}: they belong to different models; give the checkpoint whole"
+            )
     return model
 
 
 def _configuration(folder: Path, number_of_labels: int, dropout: float | None) -> Any:
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder, num_labels=number_of_labels)
+    config = AutoConfig.from_pretrained(folder)
+    config.num_labels = number_of_labels  # and as many names, whatever the base was trained for
     if dropout is not None:
         for name, value in config.to_dict().items():
             if re.search(r"drop(out)?$|_dropout|dropout_", name) and isinstance(value, float):
                 setattr(config, name, dropout)
     if config.pad_token_id is None:
-        config.pad_token_id = load_tokenizer(folder).pad_token_id
+        config.pad_token_id = padding_id(folder)
     return config
+
+
+def name_classes(model: nn.Module, labels: Sequence[str]) -> None:
+    """Write the classes' names into the configuration that is saved with the model.
+
+    Without names of our own, BART's two classes are loaded as three, its configuration's default.
+    """
+    config: Any = model.config
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: number for number, label in enumerate(labels)}
 
 
 @contextmanager
@@ -165,13 +181,23 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def head_names(model: nn.Module) -> list[str]:
-    """Return the names of the modules outside the pretrained backbone: the new head."""
+    """Return the names of the modules outside the pretrained backbone: the new head.
+
+    `classifier` alone in BERT, `pooler` and `classifier` in DeBERTa, `head` and `classifier` in
+    ModernBERT. Every weight that a checkpoint lacks is in one of them: `load_classifier` refuses
+    any other gap. So a method that trains and saves these modules leaves nothing random.
+    """
     backbone = str(model.base_model_prefix)
     return [
         name
         for name, child in model.named_children()
         if name != backbone and any(True for _ in child.parameters())
     ]
+
+
+def in_head(name: str, heads: Sequence[str]) -> bool:
+    """Whether a module or a weight, named by its path in the model, is part of one of its heads."""
+    return name.partition(".")[0] in heads
 
 
 def head_parameters(model: nn.Module) -> set[nn.Parameter]:
@@ -187,7 +213,9 @@ def _train_head(model: nn.Module) -> None:
         model.get_submodule(name).requires_grad_(True)
 
 
-def target_modules(model: nn.Module, base: BaseModel, target: tuple[str, ...]) -> list[str]:
+def target_modules(
+    model: nn.Module, base: BaseModel, target: Sequence[str], *, setting: str = "method.target"
+) -> list[str]:
     """Return the paths of the linear maps that a target names.
 
     Parameters
@@ -198,6 +226,8 @@ def target_modules(model: nn.Module, base: BaseModel, target: tuple[str, ...]) -
         Its presets and roles.
     target
         Each a preset of the model, a role, or the end of module paths (`*` for the layer's number).
+    setting
+        Where they stand, for the error.
 
     Raises
     ------
@@ -208,45 +238,41 @@ def target_modules(model: nn.Module, base: BaseModel, target: tuple[str, ...]) -
     linear = [
         name
         for name, module in model.named_modules()
-        if is_linear(module) and name.split(".")[0] not in heads
+        if is_linear(module) and not in_head(name, heads)
     ]
     chosen: set[str] = set()
     for wanted in target:
-        roles = base.target_presets.get(wanted, (wanted,))
-        for role in roles:
-            matched = [name for name in linear if path_matches(name, base.roles.get(role, role))]
+        for role in base.target_presets.get(wanted, (wanted,)):
+            matched = _matching(linear, base, role)
             if not matched:
-                endings = sorted({name.rpartition(".")[2] for name in linear})
-                raise InputError(
-                    f"method.target={wanted!r} matches no linear map of {base.name}: valid are "
-                    f"{', '.join([*base.target_presets, *base.roles])}, or paths that end in "
-                    f"{', '.join(endings)}"
-                )
+                raise _no_target(linear, base, f"{setting}={wanted!r}", role)
             chosen.update(matched)
     return [name for name in linear if name in chosen]
 
 
-def _peft_model(model: nn.Module, base: BaseModel, method: PeftMethod) -> nn.Module:
-    import peft
+def _matching(linear: Sequence[str], base: BaseModel, role: str) -> list[str]:
+    return [name for name in linear if path_matches(name, base.roles.get(role, role))]
 
-    types = sorted(kind.value for kind in peft.PEFT_TYPE_TO_CONFIG_MAPPING)
-    if method.peft_type not in types:
-        raise InputError(f"method.peft_type={method.peft_type!r}: PEFT knows {', '.join(types)}")
-    modules = target_modules(model, base, method.target)
-    try:
-        config = peft.get_peft_config(
-            {
-                "peft_type": method.peft_type,
-                "task_type": "SEQ_CLS",
-                "target_modules": modules,
-                **method.options,
-            }
-        )
-        adapted: nn.Module = peft.get_peft_model(model, config)
-    except (TypeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise InputError(f"PEFT's {method.peft_type} refused method.options: {reason}") from error
-    return adapted
+
+def _no_target(linear: Sequence[str], base: BaseModel, setting: str, role: str) -> InputError:
+    """Say which role failed, and what this model has: never a name that would fail again."""
+    roles = [name for name in base.roles if _matching(linear, base, name)]
+    presets = [name for name, of in base.target_presets.items() if set(of) <= set(roles)]
+    endings = {
+        ".".join("*" if part.isdigit() else part for part in name.split(".")[-2:])
+        for name in linear
+    }
+    valid = ", ".join([*presets, *roles, *sorted(endings)[:16]])
+    why = (
+        f": the role {role} is at {base.roles[role]!r} by the chosen model configuration, which is "
+        "another architecture's"
+        if role in base.roles
+        else ""
+    )
+    return InputError(
+        f"{setting} matches no linear map of {base.name}{why}. Valid are {valid}; "
+        "give one or a list, as in [a,b]"
+    )
 
 
 def check_fits(spec: RunSpec, folder: Path, splits: Splits) -> None:
@@ -255,17 +281,12 @@ def check_fits(spec: RunSpec, folder: Path, splits: Splits) -> None:
     Raises
     ------
     InputError
-        As `build_model`, or a text is longer than the model has positions for; all but PEFT's
-        methods are checked on a model without weights, which takes no time.
+        As `build_model`, or the model can't read the texts (`check_reads`); all but PEFT's methods
+        are checked on a model without weights, which takes no time.
     """
     number_of_labels = len(splits.labels)
     model = _without_weights(folder, number_of_labels, spec.model.dropout)
-    positions, longest = positions_of(model), splits.longest
-    if positions is not None and longest > positions:
-        raise InputError(
-            f"task.max_length={spec.task.max_length}: a text has {longest} tokens, and "
-            f"{spec.model.name} has positions for {positions}: set it to at most that"
-        )
+    check_reads(model, spec, splits)
     if isinstance(spec.method, PeftMethod):
         build_model(spec, folder, number_of_labels=number_of_labels)
     elif isinstance(spec.method, Lora):
@@ -284,6 +305,7 @@ def _without_weights(folder: Path, number_of_labels: int, dropout: float | None)
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(folder, error) from error
     assert isinstance(model, nn.Module)
+    pad_by_tokenizer(model, folder)
     return model
 
 
@@ -314,7 +336,7 @@ def save_model(model: nn.Module, spec: RunSpec, folder: Path, *, base: Path) -> 
             saved = {
                 name: value.detach()
                 for name, value in model.state_dict().items()
-                if name.split(".")[0] in heads
+                if in_head(name, heads)
             }
             save_adapter(
                 folder,
@@ -332,7 +354,7 @@ def save_model(model: nn.Module, spec: RunSpec, folder: Path, *, base: Path) -> 
                 base_model_name=spec.model.name,
                 task_type="SEQ_CLS",
                 fan_in_fan_out=any(isinstance(m.base, Conv1D) for m in modules.values()),
-                base_sha256=[assets.sha256_of(file) for file in sorted(base.glob("*.safetensors"))],
+                base_sha256=[sha256_of_file(file) for file in sorted(base.glob("*.safetensors"))],
             )
         case _:
             model.save_pretrained(folder)  # type: ignore[operator]
@@ -347,6 +369,7 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
         An adapter of another kind, or one that names modules or shapes the model has not.
     """
     with open_adapter(folder) as adapter:
+        adapter.refuse_partial()
         if adapter.kind != "lora":
             raise InputError(f"{folder}: a {adapter.kind} adapter; load it through PEFT")
         linear = {name for name, module in model.named_modules() if is_linear(module)}
@@ -383,20 +406,3 @@ def halve_frozen(model: nn.Module) -> None:
     for module in model.modules():
         if is_linear(module) and not module.weight.requires_grad:
             module.weight.data = module.weight.data.bfloat16()
-
-
-def trainable_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return copies of the trained parameters, to go back to later."""
-    return {
-        name: parameter.detach().clone()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
-
-
-@torch.no_grad()
-def restore(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Set parameters to copies taken by `trainable_state`."""
-    for name, parameter in model.named_parameters():
-        if name in state:
-            parameter.copy_(state[name])

@@ -1,12 +1,12 @@
 """A stock classifier on texts laid end to end: nothing is computed for padding.
 
-transformers' models take any attention function by name. Ours attends within each text, so
-that a batch of texts is one row of tokens, and the model's batch dimension is free to mean
+A batch of texts is one row of tokens, and the model's batch dimension is free to mean
 something else: the run (`packing.py`). Three things differ from the stock forward pass, and
 leave the scores as they are, up to the rounding of sums in another order:
 
-1. attention goes text by text;
-2. the head gets each text's first token (encoders) or last one (decoders), picked out of the row;
+1. attention goes text by text (`attention.py`);
+2. the head gets what it reads of each text, picked out of the row: the first token (encoders), the
+   last one that is no padding (decoders), or the mean of all;
 3. BERT's and RoBERTa's last layer is computed for these tokens alone, since nothing else of it
    is read. Its keys and values are still needed everywhere.
 
@@ -26,48 +26,54 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.masking_utils import AttentionMaskInterface
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import (
     BaseModelOutputWithPoolingAndCrossAttentions as BackboneOutput,
 )
 
+from lowrank_study.training.attention import attend, register, texts_of
 from lowrank_study.training.batches import Batch, padded
 
-_NAME = "text_by_text"
 _PART_PRODUCT, _LEAST_TOKENS = 512 * 384 * 384, 128
 _NARROWED = ("bert", "roberta", "xlm-roberta")
 """Model types whose last layer is laid out as `_narrow_last_layer` expects."""
+_READ_AT_THE_END = ("modernbert-decoder", "ctrl")
+"""Decoders whose head is not called `score`."""
+_POSITION_TABLES = ("position_embeddings", "wpe", "embed_positions", "positions_embed")
+"""What architectures call the module, or the buffer, that has a row for each position."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Layout:
-    """How the texts of the batch that is being computed lie in the row."""
+class _Reading:
+    """What the backbone takes, and what the head reads of its result."""
 
-    runs: int
-    lengths: tuple[int, ...]
-    read_N: Tensor
-    """Position in the row of the token that the head reads, of each text."""
     inputs: dict[str, Tensor]
-    """What the backbone takes."""
+    read_N: Tensor | None
+    """Position in the row of the token that is read of each text; `None`: the mean of all."""
+    lengths: tuple[int, ...]
 
 
-_layout: ContextVar[_Layout] = ContextVar("layout")
+_reading: ContextVar[_Reading] = ContextVar("reading")
 
 
 def can_unpad(model: nn.Module) -> bool:
-    """Whether a model is transformers' own and takes an attention function by name."""
-    return isinstance(model, PreTrainedModel) and bool(model._supports_attention_backend)
+    """Whether a model is transformers' own, of one stack, and takes an attention function by name.
+
+    The others (T5 and BART, DeBERTa, MPNet, BLOOM, Falcon …) are computed with padded texts.
+    """
+    if not (isinstance(model, PreTrainedModel) and model._supports_attention_backend):
+        return False
+    config: Any = model.config
+    averages_scores = getattr(config, "classifier_pooling", "") == "late"  # EuroBERT
+    of_text = config.get_text_config() is config
+    return of_text and not config.is_encoder_decoder and not averages_scores
 
 
 def unpad(model: nn.Module) -> None:
     """Set up a stock sequence classifier, in place, for `unpadded_scores`."""
     backbone = _backbone(model)
-    AttentionInterface.register(_NAME, _attend)
-    AttentionMaskInterface.register(_NAME, lambda *_, **__: None)
-    model.set_attn_implementation(_NAME)  # type: ignore[operator]
-    backbone.forward = types.MethodType(_read_one_token_a_text, backbone)
+    model.set_attn_implementation(register())  # type: ignore[operator]
+    backbone.forward = types.MethodType(_read_of_each_text, backbone)
     config: Any = model.config
     if config.model_type in _NARROWED and not config.is_decoder:
         _narrow_last_layer(backbone)
@@ -98,31 +104,30 @@ def unpadded_scores(model: nn.Module, batch: Batch, device: torch.device, runs: 
     runs
         How many runs the model computes at once; each gets the same texts.
     """
-    lengths = torch.tensor(batch.lengths)
-    ends = lengths.cumsum(0)
-    starts = ends - lengths
-    offset = _position_offset(_backbone(model))
-    positions = torch.arange(len(batch.ids_T)) - starts.repeat_interleave(lengths) + offset
-    read = ends - 1 if hasattr(model, "score") else starts  # decoders have seen all at the end
-    inputs = {
-        "input_ids": batch.ids_T.to(device).expand(runs, -1),
-        "position_ids": positions.to(device).expand(runs, -1),
+    row = {
+        "input_ids": batch.ids_T,
+        "position_ids": _positions(_backbone(model), batch),
+        # No token is padding. Without it, decoders would look for texts in the positions.
+        "attention_mask": torch.ones_like(batch.ids_T),
     }
     if _has_types(model):
-        inputs["token_type_ids"] = batch.types_T.to(device).expand(runs, -1)
-    if device.type == "meta":
-        # A decoder would look into the positions for where texts begin; a mask that is made
-        # already, which no attention of ours reads, tells it not to.
-        inputs["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
-    layout = _Layout(runs=runs, lengths=batch.lengths, read_N=read.to(device), inputs=inputs)
-    token = _layout.set(layout)
+        row["token_type_ids"] = batch.types_T
+    read = _read_tokens(model, batch)
+    reading = _Reading(
+        inputs={name: values.to(device).expand(runs, -1) for name, values in row.items()},
+        read_N=None if read is None else read.to(device),
+        lengths=batch.lengths,
+    )
+    texts = len(batch.lengths)
+    token = _reading.set(reading)
     try:
-        # The head sees as many texts of one token as there are texts in all runs.
-        read_ids = inputs["input_ids"][:, layout.read_N].reshape(-1, 1)
-        logits: Tensor = model(input_ids=read_ids).logits
+        with texts_of(batch.lengths, runs):
+            # The head sees as many texts of one token as there are texts in all runs.
+            one_token_each = torch.zeros(runs * texts, 1, dtype=torch.long, device=device)
+            logits: Tensor = model(input_ids=one_token_each).logits
     finally:
-        _layout.reset(token)
-    return logits.view(runs, len(batch.lengths), -1)
+        _reading.reset(token)
+    return logits.view(runs, texts, -1)
 
 
 def padded_scores(model: nn.Module, batch: Batch, device: torch.device, pad_id: int) -> Tensor:
@@ -142,99 +147,88 @@ def _has_types(model: nn.Module) -> bool:
     return bool(getattr(config, "type_vocab_size", 0) > 1)
 
 
-def shared_dropout(x: Tensor, probability: float, training: bool) -> Tensor:
-    """Drop the same entries in every run: x is (R, ...), or has R times as many rows.
-
-    A run then meets the masks that it would meet alone, and runs differ by nothing else.
-    """
-    if probability == 0.0 or not training:
-        return x
-    runs = _layout.get().runs
-    of_runs = x.reshape(runs, -1)
-    mask = functional.dropout(torch.ones_like(of_runs[0]), probability)
-    return (of_runs * mask).view_as(x)
-
-
 def _backbone(model: nn.Module) -> nn.Module:
     return model.get_submodule(str(model.base_model_prefix))
 
 
-def _position_offset(backbone: nn.Module) -> int:
-    """RoBERTa counts positions from the padding token's number on."""
+def _texts_T(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the number of each token's text, and each text's first token in the row."""
+    lengths = torch.tensor(batch.lengths)
+    return torch.arange(len(lengths)).repeat_interleave(lengths), lengths.cumsum(0) - lengths
+
+
+def _positions(backbone: nn.Module, batch: Batch) -> Tensor:
+    """Return each token's position in its text, counted as the stock model counts."""
+    text_T, starts_N = _texts_T(batch)
+    padding = _padding_index(backbone)
+    if padding is None:
+        return torch.arange(len(text_T)) - starts_N[text_T]
+    counted_T = (batch.ids_T != padding).long()  # a text may have the padding token inside
+    until_T = counted_T.cumsum(0)
+    before_N = (until_T - counted_T)[starts_N]
+    return (until_T - before_N[text_T]) * counted_T + padding
+
+
+def _padding_index(backbone: nn.Module) -> int | None:
+    """Return the number from which RoBERTa and its kin count positions; None for the others."""
     embeddings = getattr(backbone, "embeddings", None)
-    counts_from_padding = hasattr(embeddings, "create_position_ids_from_input_ids")
-    return int(embeddings.padding_idx) + 1 if counts_from_padding else 0  # type: ignore[union-attr]
+    found = getattr(embeddings, "padding_idx", None)
+    # XLM's is the word table itself, whose padding_idx says nothing of positions.
+    return None if found is None or isinstance(embeddings, nn.Embedding) else int(found)
+
+
+def _read_tokens(model: nn.Module, batch: Batch) -> Tensor | None:
+    """Return where the head reads each text, as the stock model chooses it; None: everywhere."""
+    config: Any = model.config
+    if getattr(config, "classifier_pooling", "") == "mean":  # ModernBERT
+        return None
+    text_T, starts_N = _texts_T(batch)
+    if not (hasattr(model, "score") or config.model_type in _READ_AT_THE_END):
+        return starts_N
+    # Decoders have seen all at the last token that is no padding.
+    there_T = batch.ids_T != config.pad_token_id
+    place_T = torch.where(there_T, torch.arange(len(text_T)), starts_N[text_T])
+    return starts_N.scatter_reduce(0, text_T, place_T, "amax")
+
+
+def counts_from_padding(model: nn.Module) -> bool:
+    """Whether a model's positions begin after the number of its padding token, as RoBERTa's do."""
+    return _padding_index(_backbone(model)) is not None
 
 
 def positions_of(model: nn.Module) -> int | None:
-    """Return how many tokens the model has learnt positions for; None where it computes them."""
-    for name, module in model.named_modules():
-        is_table = isinstance(module, nn.Embedding)
-        if is_table and name.rpartition(".")[2] in ("position_embeddings", "wpe"):
-            return int(module.num_embeddings) - _position_offset(_backbone(model))
-    return None
+    """Return how many tokens the model has positions for; None where it computes them."""
+    padding = _padding_index(_backbone(model))
+    found = []
+    for name, table in [*model.named_modules(), *model.named_buffers()]:
+        if name.rpartition(".")[2] not in _POSITION_TABLES:
+            continue
+        if isinstance(table, nn.Embedding):  # OPT and BART begin at the table's own offset
+            first = int(getattr(table, "offset", 0)) if padding is None else padding + 1
+            found.append(table.num_embeddings - first)
+        elif isinstance(table, Tensor):  # GPT-J's sines
+            found.append(table.shape[0])
+    return min(found, default=None)
 
 
-def _read_one_token_a_text(self: Any, *_: Any, **__: Any) -> BackboneOutput:
-    """Run the stock backbone on the row; give its head one token a text, (R N, 1, D)."""
-    layout = _layout.get()
-    hidden = type(self).forward(self, **layout.inputs, use_cache=False).last_hidden_state
-    if hidden.shape[1] != len(layout.lengths):  # else the last layer was narrowed
-        hidden = hidden.index_select(1, layout.read_N)
+def _read_of_each_text(self: Any, *_: Any, **__: Any) -> BackboneOutput:
+    """Run the stock backbone on the row; give its head what it reads of each text, (R N, 1, D)."""
+    reading = _reading.get()
+    hidden = type(self).forward(self, **reading.inputs, use_cache=False).last_hidden_state
+    if reading.read_N is None:
+        hidden = torch.stack([of.mean(1) for of in hidden.split(list(reading.lengths), 1)], 1)
+    elif hidden.shape[1] != len(reading.lengths):  # else the last layer was narrowed
+        hidden = hidden.index_select(1, reading.read_N)
     hidden = hidden.reshape(-1, 1, hidden.shape[-1])
-    pooler = getattr(self, "pooler", None)
-    return BackboneOutput(
-        last_hidden_state=hidden, pooler_output=None if pooler is None else pooler(hidden)
-    )
+    return BackboneOutput(last_hidden_state=hidden, pooler_output=_pooled(self, hidden))
 
 
-def _attend(
-    module: nn.Module,
-    query_RHTK: Tensor,
-    key_RHTK: Tensor,
-    value_RHTK: Tensor,
-    attention_mask: None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Attend within each text; (R, T, H, K). One query a text where the layer is narrowed."""
-    lengths = list(_layout.get().lengths)
-    narrowed = query_RHTK.shape[2] != key_RHTK.shape[2]
-    causal = bool(getattr(module, "is_causal", True)) and not narrowed
-    groups = int(getattr(module, "num_key_value_groups", 1))
-    attended = [
-        _attend_one(query, key, value, scaling, dropout, causal, groups)
-        for query, key, value in zip(
-            torch.split(query_RHTK, [1] * len(lengths) if narrowed else lengths, dim=2),
-            torch.split(key_RHTK, lengths, dim=2),
-            torch.split(value_RHTK, lengths, dim=2),
-            strict=True,
-        )
-    ]
-    return torch.cat(attended, dim=2).transpose(1, 2), None
-
-
-def _attend_one(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scaling: float | None,
-    dropout: float,
-    causal: bool,
-    groups: int,
-) -> Tensor:
-    if dropout == 0.0:
-        return functional.scaled_dot_product_attention(
-            query, key, value, is_causal=causal, scale=scaling, enable_gqa=groups > 1
-        )
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    weights = query @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    if causal:
-        later = torch.ones(weights.shape[-2:], dtype=torch.bool, device=weights.device).triu(1)
-        weights = weights.masked_fill(later, -torch.inf)
-    return shared_dropout(weights.softmax(-1), dropout, training=True) @ value
+def _pooled(backbone: Any, hidden_N1D: Tensor) -> Tensor | None:
+    pooler = getattr(backbone, "pooler", None)
+    if isinstance(pooler, nn.Linear):  # ALBERT keeps the activation beside it
+        pooled: Tensor = backbone.pooler_activation(pooler(hidden_N1D[:, 0]))
+        return pooled
+    return None if pooler is None else pooler(hidden_N1D)
 
 
 def _narrow_last_layer(backbone: Any) -> None:
@@ -249,9 +243,9 @@ def _attend_from_read_tokens(self: Any, hidden_RTD: Tensor, *_: Any, **__: Any) 
     def heads(x_RTD: Tensor) -> Tensor:
         return x_RTD.view(*x_RTD.shape[:2], -1, self.attention_head_size).transpose(1, 2)
 
-    context, weights = _attend(
+    context, weights = attend(
         self,
-        heads(self.query(hidden_RTD.index_select(1, _layout.get().read_N))),
+        heads(self.query(hidden_RTD.index_select(1, _one_token_each()))),
         heads(self.key(hidden_RTD)),
         heads(self.value(hidden_RTD)),
         None,
@@ -265,4 +259,10 @@ def _keep_read_tokens_of_residual(
     _: nn.Module, inputs: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
     attended_RND, residual_RTD = inputs
-    return attended_RND, residual_RTD.index_select(1, _layout.get().read_N)
+    return attended_RND, residual_RTD.index_select(1, _one_token_each())
+
+
+def _one_token_each() -> Tensor:
+    read_N = _reading.get().read_N
+    assert read_N is not None
+    return read_N

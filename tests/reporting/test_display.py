@@ -6,7 +6,13 @@ import math
 import pandas as pd
 import pytest
 
-from lowrank_study.reporting.display import csv_text, enumeration, printable, written
+from lowrank_study.reporting.display import (
+    csv_text,
+    enumeration,
+    method_name,
+    printable,
+    written,
+)
 
 
 @pytest.mark.parametrize(
@@ -64,3 +70,16 @@ def test_numbers_survive_the_csv_exactly() -> None:
 def test_enumeration_reads_as_prose() -> None:
     assert enumeration(["1"]) == "1"
     assert enumeration(["1", "2", "4"]) == "1, 2 and 4"
+
+
+@pytest.mark.parametrize(
+    ("method", "written_out"),
+    [
+        ("full", "full fine-tuning"),
+        ("dora", "DoRA"),
+        ("ia3", "IA3"),
+        ("loha (alpha=4, r=2)", "LOHA (alpha=4, r=2)"),
+    ],
+)
+def test_methods_are_written_as_the_field_does(method: str, written_out: str) -> None:
+    assert method_name(method) == written_out

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lowrank_study.config import compose
 from lowrank_study.spec import FullFineTuning, RunSpec
 from lowrank_study.study.effort import Effort
-from lowrank_study.training.batches import training_batches
+from lowrank_study.training.batches import extreme_texts, training_batches
 from lowrank_study.training.data import load_splits
 from lowrank_study.training.fit import backward
 from lowrank_study.training.models import build_model
@@ -21,7 +21,8 @@ def counted(spec: RunSpec, source: Path) -> int:
     """Train one epoch without evaluation, and let torch count its matrix products."""
     splits = load_splits(spec.task, source)
     model = build_model(spec, source, number_of_labels=len(splits.labels))
-    pack = Pack([model], device=torch.device("cpu"), pad_id=0, sample=None)
+    sample = extreme_texts([splits.train], 4)
+    pack = Pack([model], device=torch.device("cpu"), pad_id=0, sample=sample, reference=True)
     with FlopCounterMode(display=False) as counter:
         for batch in training_batches(splits.train, batch_size=1, epochs=1, seed=0):
             backward(pack, batch, spec, torch.device("cpu"))

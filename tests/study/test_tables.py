@@ -20,3 +20,21 @@ from lowrank_study.study.tables import runs_table
 def test_a_message_names_no_folder(message: str, told: str | None) -> None:
     run = TrainedRun(spec=compose(), status="failed", record={"message": message}, folder=Path())
     assert runs_table([run])["message"].item() == (told or message)
+
+
+def test_adapters_by_peft_have_their_rank_and_scaling_and_are_told_apart() -> None:
+    options = ["{r: 4, use_dora: true}", "{r: 4}", "{r: 4, lora_dropout: 0.1}"]
+    peft = ["method=peft", "method.peft_type=LORA"]
+    runs = [
+        TrainedRun(
+            spec=compose(*peft, f"method.options={option}"),
+            status="done",
+            record={},
+            folder=Path(),
+        )
+        for option in options
+    ]
+    table = runs_table(runs)
+    assert table["method"].tolist() == ["dora", "peft_lora", "peft_lora (lora_dropout=0.1)"]
+    assert table["adapter_rank"].tolist() == [4, 4, 4]
+    assert table["scaling"].tolist() == [2.0, 2.0, 2.0]

@@ -51,7 +51,7 @@ def test_parts_add_up_to_the_gradient_of_the_whole(
         monkeypatch.setattr(unpadded, "_PART_PRODUCT", 0)
         model = build_model(spec, folder, number_of_labels=2).double()
         pad_id = int(load_tokenizer(folder).pad_token_id)
-        pack = Pack([model], device=CPU, pad_id=pad_id, sample=batch)
+        pack = Pack([model], device=CPU, pad_id=pad_id, sample=batch, reference=False)
         assert (len(list(pack.parts(batch))) > 1) == (least == 20)
         [loss] = backward(pack, batch, spec, CPU)
         gradients = [p.grad for p in model.parameters() if p.requires_grad]

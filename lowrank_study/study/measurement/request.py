@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any, cast
 
 from lowrank_study.assets import existing, fetch
-from lowrank_study.config import hub_repo, is_path
 from lowrank_study.errors import InputError
 from lowrank_study.fields import Fields
 from lowrank_study.files import require_folder
+from lowrank_study.sources import hub_repo, is_path
 from lowrank_study.spectra.spectrum import MeasureMethod
 from lowrank_study.study.measurement.files import AdapterOnBase, CheckpointPair, Subject
-from lowrank_study.study.measurement.measure import (
+from lowrank_study.study.measurement.measure import measure_spectra
+from lowrank_study.study.measurement.records import (
     Measurement,
     MeasureSettings,
+    OnLeftOut,
     OnProgress,
-    measure_spectra,
 )
 
 METHODS = ("gram", "svd", "certified")
@@ -75,12 +76,15 @@ def read_request(config: Mapping[str, Any]) -> MeasureRequest:
             fit_first=first,
             fit_last=last,
             allow_pickle=fields.flag("allow_pickle"),
+            allow_partial=fields.flag("allow_partial"),
         ),
         out=require_folder(out),
     )
 
 
-def measure_request(request: MeasureRequest, *, on_progress: OnProgress) -> Measurement:
+def measure_request(
+    request: MeasureRequest, *, on_progress: OnProgress, on_left_out: OnLeftOut
+) -> Measurement:
     """Fetch what was asked for and measure it; see `measure_spectra`."""
     paths = {name: _local(name, text) for name, text in request.sources.items()}
     subject: Subject
@@ -89,7 +93,11 @@ def measure_request(request: MeasureRequest, *, on_progress: OnProgress) -> Meas
     else:
         subject = CheckpointPair(before=paths["before"], after=paths["after"])
     return measure_spectra(
-        subject, other=paths.get("other"), settings=request.settings, on_progress=on_progress
+        subject,
+        other=paths.get("other"),
+        settings=request.settings,
+        on_progress=on_progress,
+        on_left_out=on_left_out,
     )
 
 

@@ -1,0 +1,98 @@
+"""What model and tokenizer have to agree on: padding, positions, vocabulary, end tokens.
+
+A classifier finds the last token of a text by its configuration's padding id, and texts are padded
+by the tokenizer's. Where the two differ, the tokenizer's counts: it made the texts.
+
+    >>> pad_by_tokenizer(model, folder)
+    >>> check_reads(model, spec, splits)
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from lowrank_study.errors import InputError
+from lowrank_study.spec import RunSpec
+from lowrank_study.training.data import Splits, padding_id
+from lowrank_study.training.unpadded import counts_from_padding, positions_of
+
+
+def pad_by_tokenizer(model: nn.Module, folder: Path) -> None:
+    """Set the padding id of a freshly loaded model to its tokenizer's.
+
+    RoBERTa and its kin keep theirs: they count positions from it, as they were pretrained, and
+    read no other token by it. A checkpoint of a run has no tokenizer, and is set already.
+
+    Raises
+    ------
+    InputError
+        The model has no such word.
+    """
+    found = padding_id(folder)
+    if found is None or counts_from_padding(model):
+        return
+    config: Any = model.config
+    words = _word_table(model)
+    if words is not None and found >= words.num_embeddings:
+        raise InputError(
+            f"{folder}: its tokenizer pads with token {found}, and the model has "
+            f"{words.num_embeddings} words: name one of them as pad_token in tokenizer_config.json"
+        )
+    config.get_text_config().pad_token_id = found
+    if words is not None and words.padding_idx is not None:
+        words.padding_idx = found  # the row that gets no gradient
+
+
+def check_reads(model: nn.Module, spec: RunSpec, splits: Splits) -> None:
+    """Refuse texts that the model can't read.
+
+    Parameters
+    ----------
+    model
+        With or without weights.
+    spec
+        Its task and base are named.
+    splits
+        The texts.
+
+    Raises
+    ------
+    InputError
+        A text is longer than there are positions, a token is not in the word table, or a model
+        that reads a text at its end token (T5, BART) finds none or several in one.
+    """
+    positions, longest = positions_of(model), splits.longest
+    if positions is not None and longest > positions:
+        raise InputError(
+            f"task.max_length={spec.task.max_length}: a text has {longest} tokens, and "
+            f"{spec.model.name} has positions for {positions}: set it to at most that"
+        )
+    texts = (splits.train, splits.validation, splits.test)
+    config: Any = model.config
+    words = _word_table(model)
+    largest = max(int(split.ids.max()) for split in texts)
+    if words is not None and largest >= words.num_embeddings:
+        raise InputError(
+            f"the tokenizer of {spec.model.name} gives token {largest}, and the model has "
+            f"{words.num_embeddings} words: they belong to different models"
+        )
+    if hasattr(model, "classification_head"):
+        is_end = np.concatenate([split.ids for split in texts]) == config.eos_token_id
+        lengths = np.concatenate([split.lengths for split in texts])
+        ends = np.add.reduceat(is_end.astype(int), np.cumsum(lengths) - lengths)
+        if (ends != 1).any():
+            raise InputError(
+                f"{spec.model.name} reads a text at its end token, number {config.eos_token_id}, "
+                f"and a text has {ends[ends != 1][0]} of them: its tokenizer has to end each text "
+                "with it, and no text may contain it"
+            )
+
+
+def _word_table(model: nn.Module) -> nn.Embedding | None:
+    try:
+        table = model.get_input_embeddings()  # type: ignore[operator]
+    except NotImplementedError:
+        return None
+    return table if isinstance(table, nn.Embedding) else None
