@@ -10,7 +10,7 @@ help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 study: .venv/ready  ## fetch model and data, run the rank sweep, write results/report/report.html
-	@$(BIN)/python experiments/train.py experiment=rank_sweep
+	@$(BIN)/python experiments/train.py experiment=rank_sweep || [ $$? -eq 1 ]  # 1: some runs failed
 	@$(BIN)/python analysis/report.py sweep=rank_sweep
 
 reproduce: .venv/ready  ## remake the flagship study; says beforehand how long that will take

@@ -2,7 +2,7 @@
 
 python analysis/check_claims.py
 python analysis/check_claims.py sweep=rank_sweep live=true
-python analysis/check_claims.py record=[2026-11-26_flagship_reuters_r52,2026-11-26_papers]
+python analysis/check_claims.py 'record=[2026-11-26_flagship_reuters_r52,2026-11-26_papers]'
 """
 
 from collections.abc import Mapping

@@ -2,7 +2,7 @@
 
 python experiments/reproduce.py                      # the flagship study: `make reproduce`
 python experiments/reproduce.py forecast=true        # only how long
-python experiments/reproduce.py experiments=[] papers=[lora_table6,lora_table7]
+python experiments/reproduce.py 'experiments=[]' 'papers=[lora_table6,lora_table7]'
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """Truncate the updates of a sweep's full fine-tuning to rank k, and read the test split again.
 
 python experiments/truncate.py sweep=rank_sweep
-python experiments/truncate.py sweep=rank_sweep scopes=[all] ranks=[0,4,16]
+python experiments/truncate.py sweep=rank_sweep 'scopes=[all]' 'ranks=[0,4,16]'
 python experiments/truncate.py sweep=rank_sweep seeds_of_parts=null workers=1
 """
 

@@ -112,8 +112,8 @@ def _check_sources(typed: Sequence[tuple[str, str]]) -> None:
         if key in _PINS and comma and not os.path.lexists(os.path.expanduser(text)):
             name = key.replace("source", "name")
             raise InputError(
-                f"{key}={text}: there is no such path. Several sources need a name each: cases="
-                f"[{{{key}: {first}, {name}: first}}, {{{key}: {other}, {name}: second}}]"
+                f"{key}={text}: there is no such path. Several sources need a name each: 'cases="
+                f"[{{{key}: {first}, {name}: first}}, {{{key}: {other}, {name}: second}}]'"
             )
 
 

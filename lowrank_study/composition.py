@@ -50,9 +50,12 @@ class Composer:
         self._name = name
         self._files: dict[tuple[str, ...], _Files] = {}
         defaults = OmegaConf.load(CONF_FOLDER / f"{name}.yaml").get("defaults") or []
-        entries = [key for entry in defaults if isinstance(entry, DictConfig) for key in entry]
-        self.groups = [str(key) for key in entries if not str(key).startswith("override ")]
+        chosen = {
+            k: v for entry in defaults if isinstance(entry, DictConfig) for k, v in entry.items()
+        }
+        self.groups = [str(key) for key in chosen if not str(key).startswith("override ")]
         """Settings that choose a file, as `method=lora` does."""
+        self._optional = [group for group in self.groups if chosen[group] is None]
 
     def config(self, overrides: Sequence[str]) -> DictConfig:
         """Compose one configuration.
@@ -111,20 +114,19 @@ class Composer:
     def _chooses_a_file(self, override: Override) -> bool:
         group, choice = override.key_or_group, override.value()
         if override.is_delete():
-            if group not in self.groups:
+            if group not in self._optional:
                 raise InputError(
-                    f"~{group}: only a group of settings can be left out: "
-                    f"{', '.join(self.groups) or 'there is none here'}"
+                    f"~{group}: this can't be left out; only "
+                    f"{', '.join(self._optional) or 'nothing of this command'} can"
                 )
             return True
         if group not in self.groups or isinstance(choice, Mapping) or override.is_sweep_override():
             return False
         if choice is None:
-            raise InputError(
-                "a group of settings can't be null: leave it out by ~GROUP, as in ~tuning"
-            )
+            remedy = f"leave it out by ~{group}" if group in self._optional else "it is needed"
+            raise InputError(f"{group}=null: a group of settings can't be null; {remedy}")
         if choice not in (valid := self.choices(group)):
-            close = nearest(str(choice), valid)
+            close = [name for name in valid if str(choice) in name] or nearest(str(choice), valid)
             guess = f"did you mean {close[0]}? There are" if close else "there are"
             raise InputError(f"{group}={choice} is unknown: {guess} {', '.join(valid)}")
         return True
@@ -154,7 +156,9 @@ class Composer:
         self._set_value(config, override.key_or_group, override.value())
 
     def _set_value(self, config: DictConfig, key: str, value: Any) -> None:
-        is_open = any(key == name or key.startswith(f"{name}.") for name in _OPEN)
+        is_open = any(
+            _has(config, name) and (key == name or key.startswith(f"{name}.")) for name in _OPEN
+        )
         if not is_open and not _has(config, key):
             raise InputError(self._unknown(config, key, value))
         if isinstance(value, Mapping) and _is_mapping(config, key) and not is_open:

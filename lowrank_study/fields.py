@@ -65,7 +65,7 @@ class Fields:
         `$` and `~` may be in names. A variable is for files of `conf/`: on a command line the shell
         has its say (`arguments.py`).
         """
-        text = self.text(key)
+        text = self.text(key) if self.value(key) is not None else ""
         if not text:
             raise InputError(f"{self.path}{key} is empty: name a path, as in {self.path}{key}=PATH")
         if not text.startswith(("~", "$")):

@@ -14,6 +14,8 @@ from itertools import product
 from typing import Any
 
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
 from lowrank_study.composition import Composer, composer_of, plain
 from lowrank_study.config import RunConfig, check_used, read_config
@@ -55,7 +57,8 @@ def planned_configs(*overrides: str, is_grid: bool = False) -> list[RunConfig]:
         for config in configs_of_job(composer, [*fixed, *jobs[0], *jobs[1]])
     ]
     if not any(isinstance(config.spec.method, Lora | PeftMethod) for config in configs):
-        check_used(plain(composer.config([*fixed, *next(_jobs(several))])))
+        first_job = composer.config([*fixed, *next(_jobs(several))])
+        check_used({"method": plain(first_job.method)})  # the rest may wait for its cases
     _check_one_sweep(configs)
     return configs
 
@@ -68,14 +71,16 @@ def configs_of_job(composer: Composer, overrides: Sequence[str]) -> list[RunConf
     InputError
         A value that can't be, or one that the cases of the experiment set.
     """
-    config = plain(composer.config(overrides))
-    cases = config.get("cases")
+    config = composer.config(overrides)
+    cases = config.cases  # read before the rest, which may wait for what they say
+    if OmegaConf.is_config(cases):
+        cases = OmegaConf.to_container(cases, resolve=True)
     if cases is None or cases == []:
-        return [read_config(config)]
+        return [read_config(plain(config))]
     if not isinstance(cases, list) or not all(isinstance(case, Mapping) for case in cases):
         raise InputError(
             f"cases={cases!r}: a list of settings is needed, as in "
-            "cases=[{method.target: query, method.rank: 8}, {method.target: mlp}]"
+            "'cases=[{method.target: query, method.rank: 8}, {method.target: mlp}]'"
         )
     asked = {override.partition("=")[0] for override in overrides}
     if twice := sorted(asked & {key for case in cases for key in case}):
@@ -100,13 +105,22 @@ def _grid(composer: Composer, values: Mapping[str, Any]) -> Iterator[tuple[str, 
 
 def _jobs(overrides: Sequence[Override]) -> Iterator[tuple[str, ...]]:
     return product(
-        *(
-            [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
-            if o.is_sweep_override()
-            else [o.input_line or ""]
-            for o in overrides
-        )
+        *(_values(o) if o.is_sweep_override() else [o.input_line or ""] for o in overrides)
     )
+
+
+def _values(override: Override) -> list[str]:
+    key = override.get_key_element()
+    try:
+        values = [f"{key}={value}" for value in override.sweep_string_iterator()]
+    except (HydraException, RuntimeError):  # interval(…), glob(…)
+        values = []
+    if not values:
+        raise InputError(
+            f"{override.input_line}: a grid needs values one by one, as in {key}=1,2,4 or "
+            f"'{key}=range(1,4)'"
+        )
+    return values
 
 
 def _check_one_sweep(configs: Sequence[RunConfig]) -> None:
@@ -129,8 +143,8 @@ def _check_one_sweep(configs: Sequence[RunConfig]) -> None:
                 one, other = (_shown(source) for source in (first, asset.source))
                 raise InputError(
                     f"{part}.source: {one} and {other} are both called {part}.name={asset.name}; "
-                    f"give each a name: cases=[{{{part}.source: {one}, {part}.name: first}}, "
-                    f"{{{part}.source: {other}, {part}.name: second}}]"
+                    f"give each a name: 'cases=[{{{part}.source: {one}, {part}.name: first}}, "
+                    f"{{{part}.source: {other}, {part}.name: second}}]'"
                 )
 
 

@@ -97,9 +97,6 @@ def nearest(key: str, valid: Collection[str]) -> list[str]:
         return sorted(same)
     if _SYNONYMS.get(last) in valid:
         return [_SYNONYMS[last]]
-    whole = difflib.get_close_matches(key, valid, n=1, cutoff=0.75)
-    if whole:
-        return whole
     lasts = {name.rpartition(".")[2]: name for name in valid}
     lasts |= {synonym: name for synonym, name in _SYNONYMS.items() if name in valid}
     return [lasts[name] for name in difflib.get_close_matches(last, lasts, n=1, cutoff=0.7)]

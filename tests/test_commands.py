@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import RunCommand
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -38,6 +40,12 @@ def train(*overrides: str) -> "subprocess.CompletedProcess[str]":
         (["method.target=[queri]"], ["'queri'", "attention_qv", "query"]),
         (["task.label_column=stars"], ["'stars'", "verdict"]),
         (["tuning=null"], ["~tuning"]),
+        (["lr=0.1"], ["did you mean method.learning_rate=0.1?"]),
+        (["-m", "workers=1,2"], ["workers=1,2", "once for each"]),
+        (["-m", "sweep=a,b"], ["sweep='a,b'", "one name"]),
+        (["cases=foo"], ["cases='foo'", "list of settings"]),
+        (["results="], ["results is empty"]),
+        (["method.rank=1,2"], ["several values", "-m"]),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -54,6 +62,51 @@ def test_bad_input_is_one_line_and_exit_code_2(
     for word in words:
         assert word in done.stderr
     assert not results.exists()
+
+
+def test_a_typo_costs_no_import_of_torch() -> None:
+    """A fresh process, since this one has torch: what it would import is what makes it slow."""
+    for script in ("experiments/train.py", "analysis/measure_spectra.py", "analysis/report.py"):
+        code = (
+            "import runpy, sys; sys.argv = ['it', 'zzz=1']\n"
+            f"try: runpy.run_path({str(ROOT / script)!r}, run_name='__main__')\n"
+            "except SystemExit as end: print(end.code, sorted({'torch', 'pandas', 'transformers', "
+            "'matplotlib', 'scipy'} & set(sys.modules)))"
+        )
+        done = run("-c", code)
+        assert done.stdout == "2 []\n", done.stderr
+
+
+def test_a_sweep_in_a_file_is_refused_before_anything_is_read(
+    run_command: RunCommand, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    for where in (tmp_path / "file", tmp_path / "file" / "below"):
+        code, _, told = run_command("experiments/train.py", f"results={where}")
+        assert (code, told) == (2, f"error: {tmp_path / 'file'} is a file: name a folder\n")
+
+
+@pytest.mark.slow
+def test_lost_runs_are_listed_and_end_with_code_1(
+    tiny_overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder with an awkward name, and on a terminal that knows ASCII only."""
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    place = tmp_path / "lr=1e-4,r=8 [Bücher] 模型 (copy) ${x}"
+    results = ["--results", str(place)]
+    hot = ["method.learning_rate=1e38", "trainer.max_grad_norm=1e38", "method.rank=2"]
+    many = train(
+        "-m", *tiny_overrides, *results, *hot, "method.learning_rate=1e38,1e-2", "workers=1"
+    )
+    assert many.returncode == 1, many.stderr
+    assert "2 runs: 1 diverged, 1 done" in many.stdout
+    assert many.stderr.count("diverged: reviews-tiny-lora_r2") == 1
+    assert many.stderr.endswith("sweep default: 1 of 2 runs failed or diverged\n")
+    assert "Traceback" not in many.stderr
+    report = run(str(ROOT / "analysis" / "report.py"), *results)
+    assert report.returncode == 1, report.stderr
+    assert "diverged: reviews-tiny-lora_r2" in report.stderr
+    assert (place / "report" / "report.html").is_file()
 
 
 def test_a_report_trains_nothing(tmp_path: Path) -> None:
@@ -90,7 +143,7 @@ def test_train_then_report(tiny_overrides: list[str], tmp_path: Path) -> None:
     (kept / "tables").mkdir(parents=True)
     (kept / "NOTES.md").write_text("by hand")
     (kept / "tables" / "of_an_earlier_report.csv").write_text("old")
-    record = run(str(ROOT / "analysis" / "record.py"), results, "sweep=mine", "+record=kept")
+    record = run(str(ROOT / "analysis" / "record.py"), results, "sweep=mine", "record=kept")
     assert record.returncode == 0, record.stderr
     assert (kept / "NOTES.md").read_text() == "by hand"
     assert not (kept / "tables" / "of_an_earlier_report.csv").exists()
@@ -107,12 +160,15 @@ def test_train_then_report(tiny_overrides: list[str], tmp_path: Path) -> None:
 def test_wandb_works_offline_and_ends_at_once(
     tiny_overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_ERROR_REPORTING"):
+    for name in ("WANDB_MODE", "WANDB_ERROR_REPORTING"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     done = train(*tiny_overrides, f"results={tmp_path / 'results'}", "tracker=wandb")
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("tracker=wandb: http://127.0.0.1:9 can't be reached") == 1
+    assert "Traceback" not in done.stderr
     files = list((tmp_path / "results" / "runs").rglob("run-*.wandb"))
     assert len(files) == 1
     assert files[0].stat().st_size > 0

@@ -78,6 +78,24 @@ def test_a_case_may_have_any_letters() -> None:
     assert config.spec.task.labels == ("größe", "maß")
 
 
+@pytest.mark.parametrize("value", ["interval(1,2)", "glob(*)"])
+def test_a_grid_needs_values_one_by_one(value: str) -> None:
+    with pytest.raises(InputError, match=r"method\.rank=1,2,4"):
+        planned_configs(f"method.rank={value}", is_grid=True)
+
+
+def test_what_belongs_to_the_sweep_has_one_value() -> None:
+    with pytest.raises(InputError, match=r"workers=1,2: one sweep has one"):
+        planned_configs("workers=1,2", "trainer.precision=fp32", is_grid=True)
+
+
+def test_one_name_has_one_source() -> None:
+    cases = "cases=[{task.source: a/b}, {task.source: c/d}]"
+    given = ["task=hub", "task.name=mine", cases, "trainer.precision=fp32"]
+    with pytest.raises(InputError, match=r"a/b and c/d are both called task\.name=mine"):
+        planned_configs(*given)
+
+
 def test_the_flagships_first_task_is_144_runs() -> None:
     found = planned_configs("experiment=flagship_rotten_tomatoes")
     assert len(found) == len({config.spec.run_id for config in found}) == 6 * (2 + 2 * 8 + 2 * 3)

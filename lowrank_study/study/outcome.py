@@ -49,12 +49,12 @@ def incomplete(
 def check_complete(
     runs: Sequence[TrainedRun], *, planned: int, sweep: str, allow_partial: bool
 ) -> None:
-    """Make a command end with exit code 1 if what it was to read or make is not all there.
+    """Make a command end with exit code 1 where `incomplete` has something to say.
 
     Raises
     ------
     Unfinished
-        With the lines of `incomplete`.
+        With those lines.
     """
     if lines := incomplete(runs, planned=planned, sweep=sweep, allow_partial=allow_partial):
         raise Unfinished("\n".join(lines))

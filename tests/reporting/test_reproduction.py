@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lowrank_study.config import RunConfig, compose
-from lowrank_study.errors import InputError
+from lowrank_study.errors import InputError, Unfinished
 from lowrank_study.reporting import papers as papers_module
 from lowrank_study.reporting import reproduction
 from lowrank_study.reporting.papers import record_papers, write_paper
@@ -15,13 +15,22 @@ from lowrank_study.runs import TrainedRun
 from lowrank_study.study.papers import load_paper
 
 
+def ended(configs: Sequence[RunConfig], *statuses: str) -> list[TrainedRun]:
+    """The first runs of a sweep, ended in these ways."""
+    return [
+        TrainedRun(spec=config.spec, status=status, record={"message": "why"}, folder=Path())
+        for config, status in zip(configs, statuses, strict=False)
+    ]
+
+
 @pytest.fixture
 def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was called, in order; nothing is trained."""
     calls: list[str] = []
 
-    def train(configs: Sequence[RunConfig]) -> None:
+    def train(configs: Sequence[RunConfig]) -> list[TrainedRun]:
         calls.append(f"train {configs[0].sweep}")
+        return ended(configs, "done")
 
     def report(name: str, *, margin: float, folder: Path, **_: object) -> tuple[Path, str]:
         calls.append(f"report {name} at {margin} in {folder.name}")
@@ -70,6 +79,24 @@ def test_what_a_paper_needs_is_trained_and_not_reported(done: list[str], tmp_pat
     with pytest.raises(InputError, match="no sweep 'paper_lora_table16'"):
         list(plan.carry_out(record="day"))
     assert done == ["train paper_lora_table16"]
+
+
+def test_lost_runs_are_told_last(
+    done: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reproduction, "sweep_of", lambda configs: ended(configs, "done", "failed"))
+    with pytest.raises(Unfinished, match=r"failed: .*: why\nsweep rank_sweep: 1 of 2 runs"):
+        list(plan_of(["rank_sweep"], [], results=tmp_path).carry_out(record="day"))
+    assert done[-1] == "record day_rank_sweep"
+
+
+def test_an_experiment_of_which_nothing_is_done_ends_it(
+    done: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reproduction, "sweep_of", lambda configs: ended(configs, "failed"))
+    with pytest.raises(Unfinished, match="1 of 1 runs failed"):
+        list(plan_of(["rank_sweep"], [], results=tmp_path).carry_out(record="day"))
+    assert done == []
 
 
 def test_a_scale_has_names_of_its_own(done: list[str], tmp_path: Path) -> None:

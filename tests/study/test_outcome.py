@@ -10,6 +10,7 @@ from lowrank_study.errors import InputError, Unfinished
 from lowrank_study.runs import RunStore
 from lowrank_study.spec import FullFineTuning
 from lowrank_study.study.outcome import check_sweeps, in_words, require_sweeps
+from tests.conftest import RunCommand
 
 DONE = {"test": {"accuracy": 0.5}, "steps": 3}
 BAD = {"message": "no memory"}
@@ -68,6 +69,15 @@ def test_a_sweep_of_which_nothing_is_done_is_not_read(tmp_path: Path) -> None:
         InputError, match="none of its 2 ended runs is done; 2 ended with: no memory"
     ):
         require_sweeps(settings(tmp_path))
+
+
+def test_it_gets_no_report_and_code_2(tmp_path: Path, run_command: RunCommand) -> None:
+    plan(tmp_path, "failed", "diverged")
+    for script in ("report", "record", "check_claims", "measure_controls"):
+        code, _, told = run_command(f"analysis/{script}.py", f"results={tmp_path}", "sweep=mine")
+        assert code == 2
+        assert "none of its 2 ended runs is done" in told
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
 def test_where_the_runs_are_is_said_as_it_has_to_be_typed(tmp_path: Path) -> None:
