@@ -1,6 +1,7 @@
 """PEFT's kinds: each trains, is saved and read back as it says, or is refused by name."""
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -88,13 +89,19 @@ def bert(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[[str], P
     return folder
 
 
-def spec_of(kind: str, options: dict[str, Any], *overrides: str) -> RunSpec:
-    spec = compose(
+@functools.cache
+def composed(*overrides: str) -> RunSpec:
+    return compose(
         *("model=bert", "model.dropout=0.0", "trainer.precision=fp32"),
-        *("method=peft", f"method.peft_type={kind}", *overrides),
+        *("method=peft", "method.peft_type=LORA", *overrides),
     )
+
+
+def spec_of(kind: str, options: dict[str, Any], *overrides: str) -> RunSpec:
+    spec = composed(*overrides)
     assert isinstance(spec.method, PeftMethod)
-    return dataclasses.replace(spec, method=dataclasses.replace(spec.method, options=options))
+    method = dataclasses.replace(spec.method, peft_type=kind, options=options)
+    return dataclasses.replace(spec, method=method)
 
 
 def scores(model: nn.Module) -> torch.Tensor:
