@@ -25,6 +25,7 @@ def main() -> None:
     torch.set_num_threads(int(sys.argv[2]))
     folder = model_folder(specs[0].model)
     predicted = predict_peak(specs[0], folder, load_splits(specs[0].task, folder))
+    assert predicted is not None
     interpreter = status_bytes("VmRSS")
     with tempfile.TemporaryDirectory() as out:
         outcomes = fit_together(

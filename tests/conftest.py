@@ -30,8 +30,11 @@ TINY = {
 }
 
 
-def make_tiny_model(family: str, folder: Path) -> Path:
-    """Write a randomly initialised model of a family, with a word-level tokenizer."""
+def make_tiny_model(family: str, folder: Path, **sizes: object) -> Path:
+    """Write a randomly initialised model of a family, with a word-level tokenizer.
+
+    Its sizes are those of `TINY` where none are given.
+    """
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
@@ -56,7 +59,7 @@ def make_tiny_model(family: str, folder: Path) -> Path:
         pad_token_id=0,
         bos_token_id=2,
         eos_token_id=3,
-        **TINY[family],
+        **(sizes or TINY[family]),
     )
     torch.manual_seed(0)
     AutoModel.from_config(config).save_pretrained(folder)
@@ -72,6 +75,16 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         if family not in made:
             made[family] = make_tiny_model(family, tmp_path_factory.mktemp(family))
         return made[family]
+
+    return give
+
+
+@pytest.fixture(scope="session")
+def sized_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Make a tiny model of any family by its sizes, and give its folder."""
+
+    def give(family: str, **sizes: object) -> Path:
+        return make_tiny_model(family, tmp_path_factory.mktemp(family), **sizes)
 
     return give
 

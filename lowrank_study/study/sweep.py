@@ -217,6 +217,8 @@ def _most_packed(spec: RunSpec, places: Sequence[tuple[str, str]], most: int | N
     sharing = sum(torch_device(name) == device for _, name in places)
     share = math.inf if free is None else _MEMORY_SHARE * free / sharing
     predicted = predict_peak(spec, folder, splits)
+    if predicted is None:
+        return 1
     sizes = range(2, (most or _MOST_PACKED.get(device.type, 1)) + 1)
     return max((size for size in sizes if predicted.peak(size) <= share), default=1)
 

@@ -19,6 +19,7 @@ from lowrank_study.training.lora import lora_modules, merged
 from lowrank_study.training.models import (
     build_model,
     head_parameters,
+    name_classes,
     save_model,
 )
 from lowrank_study.training.optim import make_optimizer, make_schedule
@@ -92,6 +93,7 @@ class Member:
         device: torch.device,
     ) -> None:
         self.model = build_model(spec, folder, number_of_labels=len(splits.labels)).to(device)
+        name_classes(self.model, splits.labels)
         self._spec, self._tracker, self._splits = spec, tracker, splits
         self._steps, self._device = steps, device
         self._trained = [p for p in self.model.parameters() if p.requires_grad]

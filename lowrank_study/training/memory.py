@@ -96,11 +96,11 @@ class PeakPrediction:
         return self.shared + _FIRST_USE + pack_size * of_a_run
 
 
-def predict_peak(spec: RunSpec, folder: Path, splits: Splits) -> PeakPrediction:
+def predict_peak(spec: RunSpec, folder: Path, splits: Splits) -> PeakPrediction | None:
     """Predict the peak memory of a process that trains runs like this one.
 
     The model runs on the meta device, which has shapes but no numbers, and what autograd keeps
-    of it is counted.
+    of it is counted. `None` where it can't: which experts a token meets, say, depends on numbers.
 
     Parameters
     ----------
@@ -116,10 +116,13 @@ def predict_peak(spec: RunSpec, folder: Path, splits: Splits) -> PeakPrediction:
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     _give_back()
     libraries = status_bytes("VmRSS") if has_status() else _LIBRARIES
+    longest = _longest_part(spec, splits.train, part_tokens(model))
+    try:
+        kept = _kept_for_backward(model, longest)
+    except RuntimeError:
+        return None
     return PeakPrediction(
-        shared=libraries + _FLOAT * frozen,
-        trained=4 * _FLOAT * trained,
-        kept=_kept_for_backward(model, _longest_part(spec, splits.train, part_tokens(model))),
+        shared=libraries + _FLOAT * frozen, trained=4 * _FLOAT * trained, kept=kept
     )
 
 

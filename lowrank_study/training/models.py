@@ -164,7 +164,8 @@ def load_classifier(folder: Path, *, number_of_labels: int, dropout: float | Non
 def _configuration(folder: Path, number_of_labels: int, dropout: float | None) -> Any:
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder, num_labels=number_of_labels)
+    config = AutoConfig.from_pretrained(folder)
+    config.num_labels = number_of_labels  # and as many names, whatever the base was trained for
     if dropout is not None:
         for name, value in config.to_dict().items():
             if re.search(r"drop(out)?$|_dropout|dropout_", name) and isinstance(value, float):
@@ -172,6 +173,16 @@ def _configuration(folder: Path, number_of_labels: int, dropout: float | None) -
     if config.pad_token_id is None:
         config.pad_token_id = padding_id(folder)
     return config
+
+
+def name_classes(model: nn.Module, labels: Sequence[str]) -> None:
+    """Write the classes' names into the configuration that is saved with the model.
+
+    Without names of our own, BART's two classes are loaded as three, its configuration's default.
+    """
+    config: Any = model.config
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: number for number, label in enumerate(labels)}
 
 
 @contextmanager

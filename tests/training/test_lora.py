@@ -1,6 +1,7 @@
 """Our LoRA against PEFT's, from the same factors; and what it leaves untouched."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import peft
@@ -156,6 +157,35 @@ def test_a_target_that_matches_nothing_is_refused(tiny_model: Callable[[str], Pa
     model = load_classifier(tiny_model("bert"), number_of_labels=2, dropout=None)
     with pytest.raises(InputError, match=r"'q_proj' matches no linear map.*attention_qv.*query"):
         target_modules(model, spec_of("bert").model, ("q_proj",))
+
+
+@pytest.mark.parametrize(
+    ("family", "chosen", "wanted", "why"),
+    [
+        ("albert", "bert", "attention_qv", r"the role query is at '\*\.attention\.self\.query' by"),
+        ("bloom", "llama", "all_linear", r"the role query is at '\*\.self_attn\.q_proj' by"),
+        ("bloom", "bloom", "typo", r"of NAME\. Valid are attention_qv"),
+        ("bloom", "gpt2", "mlp_up", r"the role mlp_up is at '\*\.mlp\.c_fc' by"),
+    ],
+)
+def test_a_refused_target_names_what_this_model_has(
+    family: str, chosen: str, wanted: str, why: str, sized_model: Callable[..., Path]
+) -> None:
+    sizes = {"hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2}
+    folder = sized_model(family, **sizes, **({"n_head": 4} if family == "bloom" else {}))
+    model = load_classifier(folder, number_of_labels=2, dropout=None)
+    base = replace(compose(f"model={chosen}").model, name="NAME")
+    with pytest.raises(
+        InputError, match=rf"target={wanted!r} matches no linear map.*{why}"
+    ) as told:
+        target_modules(model, base, (wanted,))
+    named = str(told.value).partition("Valid are ")[2].partition(";")[0].split(", ")
+    assert len(named) >= 4
+    for name in named:
+        assert target_modules(model, base, (name,))
+        assert name != wanted
+    ours = compose(f"model={family}", f"model.source={folder}").model
+    assert len(target_modules(model, ours, ("attention_qv",))) == 2
 
 
 @pytest.mark.parametrize("rank", [17, 100])

@@ -63,8 +63,19 @@ def test_every_family_is_predicted_without_its_weights(
     source = tiny_model(family)
     spec = compose(*tiny_overrides, f"model={family}", f"model.source={source}", "method.rank=2")
     predicted = predict_peak(spec, source, load_splits(spec.task, source))
+    assert predicted is not None
     assert predicted.kept > 0
     assert predicted.peak(2) > predicted.peak(1) > predicted.shared > 0
+
+
+def test_experts_are_not_predicted(
+    tiny_overrides: list[str], sized_model: Callable[..., Path]
+) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 4}
+    source = sized_model("gpt_oss", **sizes, num_key_value_heads=2, num_local_experts=2)
+    overrides = (*tiny_overrides, "model=llama", f"model.source={source}", "method.rank=2")
+    spec = compose(*overrides)
+    assert predict_peak(spec, source, load_splits(spec.task, source)) is None
 
 
 def test_a_pack_shares_libraries_and_frozen_weights() -> None:
@@ -80,6 +91,8 @@ def test_dropout_and_attention_weights_are_counted_where_they_are_kept(
     def kept(dropout: float) -> int:
         overrides = (*tiny_overrides, f"model.source={source}", f"model.dropout={dropout}")
         spec = compose(*overrides, "method.rank=2")
-        return predict_peak(spec, source, load_splits(spec.task, source)).kept
+        predicted = predict_peak(spec, source, load_splits(spec.task, source))
+        assert predicted is not None
+        return predicted.kept
 
     assert kept(0.1) > 1.2 * kept(0.0)
