@@ -24,9 +24,9 @@ from lowrank_study.training.models import (
     build_model,
     head_parameters,
     load_classifier,
-    save_model,
 )
 from lowrank_study.training.optim import make_optimizer
+from lowrank_study.training.saving import save_model
 
 SMALL: dict[str, dict[str, Any]] = {
     **{kind: {} for kind in peft_methods.TRAINED},
