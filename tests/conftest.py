@@ -121,6 +121,7 @@ def tiny_overrides(tiny_model: Callable[[str], Path], review_file: Path) -> list
         "task.validation_size=40",
         "task.test_size=60",
         "method.learning_rate=1e-2",
+        "trainer.precision=fp32",  # or bf16 hardware would compute other numbers
     ]
 
 

@@ -133,8 +133,11 @@ def significant(number: float, digits: int) -> str:
 
 
 def percent(share: float) -> str:
-    """Write a share of one in per cent with three significant digits at most."""
-    value = 100 * share
+    """Write a share of one in per cent with three significant digits at most.
+
+    A share below 1e-9 is a rounding error of a difference, and written as zero.
+    """
+    value = 100 * round(share, 9)
     text = f"{value:.0f}" if abs(value) >= 99.95 else significant(value, 2 if value < 10 else 3)
     return f"{text}{NARROW_SPACE}%"
 

@@ -25,6 +25,7 @@ from lowrank_study.reporting.display import (
         (0.00044, "percent", "0.044\u202f%"),
         (0.117, "percent", "11.7\u202f%"),
         (1.0, "percent", "100\u202f%"),
+        (4.3e-16, "percent", "0\u202f%"),  # what subtracting two equal accuracies leaves
         (0.00005, "rate", "5e-5"),
         (90_857_992, "bytes", "90.9\u202fMB"),
         (412.04, "seconds", "412\u202fs"),

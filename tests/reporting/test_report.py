@@ -134,6 +134,13 @@ def test_the_page_shows_recomputed_numbers(page: str, thin_study: StudyTables) -
     assert f"reaches a test accuracy of {full:.3f} (3 seeds, 95\u202f% interval " in page
 
 
+def test_the_first_sentence_is_what_became_of_the_plan(page: str, folder: Path) -> None:
+    found = page.split("<h2>Key findings</h2>")[1]
+    assert re.match(r'\s*<p class="completeness">\d+ of \d+ planned runs? (is|are) done', found)
+    latex = (folder / "report.tex").read_text(encoding="utf-8").split("Key findings}")[1]
+    assert re.match(r"\s*\\begin{description}\s*\\item\[{Completeness}\] \d+ of \d+", latex)
+
+
 def test_the_csv_holds_what_the_table_was_made_from(folder: Path, thin_study: StudyTables) -> None:
     runs = pd.read_csv(folder / "tables" / "runs.csv")
     mine = thin_study.runs.sort_values("run_id", ignore_index=True)
