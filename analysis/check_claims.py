@@ -5,20 +5,28 @@ python analysis/check_claims.py sweep=rank_sweep live=true
 python analysis/check_claims.py record=[2026-11-26_flagship_reuters_r52,2026-11-26_papers]
 """
 
-from omegaconf import DictConfig
+from collections.abc import Mapping
+from typing import Any
 
 from lowrank_study.command import command
-from lowrank_study.config import plain
-from lowrank_study.reporting.claims_ledger import summary_of, write_ledger
-from lowrank_study.study.claims.request import check_request, read_claim_request
+from lowrank_study.fields import Fields
+from lowrank_study.files import require_folder
 
 
-def check(config: DictConfig) -> None:
+def check(config: Mapping[str, Any]) -> None:
     """Check every claim, write the ledger, and say where it is and how the verdicts fell."""
-    request = read_claim_request(plain(config))
+    from lowrank_study.study.outcome import check_sweeps, require_sweeps
+
+    require_folder(Fields("", config).path_of("out"))
+    require_sweeps(config)
+    from lowrank_study.reporting.claims_ledger import summary_of, write_ledger
+    from lowrank_study.study.claims.request import check_request, read_claim_request
+
+    request = read_claim_request(config)
     entries = check_request(request)
     path = write_ledger(entries, request.out)
     print(f"{path}: {summary_of(entries)}")
+    check_sweeps(config)
 
 
 main = command(check, config_name="check_claims")

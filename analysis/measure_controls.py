@@ -2,23 +2,33 @@
 
 python analysis/measure_controls.py sweep=rank_sweep
 python analysis/measure_controls.py sweep=rank_sweep along_training=false
+python analysis/measure_controls.py sweep=rank_sweep shuffled_seeds=0 directions=16
 """
 
-from omegaconf import DictConfig
+from collections.abc import Mapping
+from typing import Any
 
 from lowrank_study.command import command
-from lowrank_study.config import plain
+from lowrank_study.spec import FullFineTuning
 
 
-def controls(config: DictConfig) -> None:
+def controls(config: Mapping[str, Any]) -> None:
     """Measure the controls, and say where they are."""
-    # Not before `command` has told the libraries to keep their progress bars out of a log.
-    from lowrank_study.study.measured_controls import controls_file, measure_controls, read_request
+    from lowrank_study.study.outcome import check_sweeps, require_sweeps
 
-    request = read_request(plain(config))
+    require_sweeps(config)
+    from lowrank_study.study.measured_controls import (
+        controls_file,
+        measure_controls,
+        read_request,
+        shuffled_sweep,
+    )
+
+    request = read_request(config)
     table = measure_controls(request)
     path = controls_file(request.sweep, request.results)
     print(f"{path}: {', '.join(table['control'].unique())}")
+    check_sweeps(config, names=[shuffled_sweep(request.sweep)], method=FullFineTuning)
 
 
 main = command(controls, config_name="measure_controls")

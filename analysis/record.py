@@ -1,24 +1,32 @@
 """Keep the findings, tables and figures of a sweep under results/records/, to be committed.
 
-python analysis/record.py sweep=rank_sweep +record=2026-11-22_rank_sweep
+python analysis/record.py sweep=rank_sweep
+python analysis/record.py sweep=rank_sweep record=2026-11-22_rank_sweep
+python analysis/record.py sweep=rank_sweep margin=0.01 --results "other results"
 """
 
-from omegaconf import DictConfig
+from collections.abc import Mapping
+from typing import Any
 
 from lowrank_study.command import command
-from lowrank_study.config import plain, read_config
-from lowrank_study.reporting.record import record_sweep
+from lowrank_study.fields import Fields
 
 
-@command
-def main(config: DictConfig) -> None:
+def record(config: Mapping[str, Any]) -> None:
     """Write the record and say where it is."""
-    settings = plain(config)
-    name = str(settings.get("record") or settings["sweep"])
-    asked = read_config(settings)
-    margin = asked.margin
-    print(record_sweep(asked.sweep, results=asked.results, name=name, margin=margin))
+    from lowrank_study.study.outcome import check_sweeps, require_sweeps
 
+    require_sweeps(config)
+    from lowrank_study.config import read_report_request
+    from lowrank_study.reporting.record import record_sweep
+
+    asked = read_report_request(config)
+    name = Fields("", config).text("record") or asked.sweep
+    print(record_sweep(asked.sweep, results=asked.results, name=name, margin=asked.margin))
+    check_sweeps(config)
+
+
+main = command(record, config_name="record")
 
 if __name__ == "__main__":
     main()

@@ -1,22 +1,31 @@
 """Write the report of a sweep from what the run store holds of it.
 
 python analysis/report.py sweep=rank_sweep
+python analysis/report.py sweep=rank_sweep margin=0.01
+python analysis/report.py sweep=rank_sweep --results "other results"
 """
 
-from omegaconf import DictConfig
+from collections.abc import Mapping
+from typing import Any
 
 from lowrank_study.command import command
-from lowrank_study.config import plain, read_config
-from lowrank_study.reporting.sweep_report import report_sweep
 
 
-@command
-def main(config: DictConfig) -> None:
+def report(config: Mapping[str, Any]) -> None:
     """Write the report and say where it is and what it found."""
-    asked = read_config(plain(config))
+    from lowrank_study.study.outcome import check_sweeps, require_sweeps
+
+    require_sweeps(config)
+    from lowrank_study.config import read_report_request
+    from lowrank_study.reporting.sweep_report import report_sweep
+
+    asked = read_report_request(config)
     path, found = report_sweep(asked.sweep, results=asked.results, margin=asked.margin)
     print(f"{path}: {found}")
+    check_sweeps(config)
 
+
+main = command(report, config_name="report")
 
 if __name__ == "__main__":
     main()

@@ -203,7 +203,11 @@ def adapter(sizes: Sizes) -> list[Figure]:
 
         def measured() -> None:
             found = measure_spectra(
-                subject, other=None, settings=settings, on_progress=lambda step: None
+                subject,
+                other=None,
+                settings=settings,
+                on_progress=lambda step: None,
+                on_left_out=print,
             )
             assert len(found.matrices) == maps
 

@@ -5,26 +5,26 @@ python experiments/reproduce.py forecast=true        # only how long
 python experiments/reproduce.py experiments=[] papers=[lora_table6,lora_table7]
 """
 
-from pathlib import Path
-
-from omegaconf import DictConfig
+from collections.abc import Mapping
+from typing import Any
 
 from lowrank_study.command import command
-from lowrank_study.config import plain
 from lowrank_study.fields import Fields
-from lowrank_study.reporting.reproduction import plan_of
-from lowrank_study.study.papers import load_paper
 
 
-def reproduce(config: DictConfig) -> None:
+def reproduce(config: Mapping[str, Any]) -> None:
     """Forecast, then train and report each experiment."""
-    asked = Fields("", plain(config))
+    from lowrank_study.reporting.reproduction import plan_of
+    from lowrank_study.study.papers import load_paper
+
+    asked = Fields("", config)
     plan = plan_of(
         asked.names("experiments"),
         [load_paper(name) for name in asked.names("papers")],
-        results=Path(asked.text("results")).expanduser(),
+        results=asked.path_of("results"),
         updates=asked.names("updates"),
         scale=asked.optional_text("scale"),
+        allow_partial=asked.flag("allow_partial"),
     )
     print(plan.in_words(), flush=True)
     if not asked.flag("forecast"):

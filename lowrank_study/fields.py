@@ -7,6 +7,7 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lowrank_study.errors import InputError
@@ -47,15 +48,48 @@ class Fields:
         return Fields(f"{self.path}{key}.", {} if self.value(key) is None else self.value(key))
 
     def text(self, key: str) -> str:
-        """Return a text, environment variables in it expanded."""
+        """Return a text."""
         value = self.value(key)
         if not isinstance(value, str):
             raise InputError(f"{self.path}{key}={value!r}: a text is needed")
-        return os.path.expandvars(value)
+        return value
 
     def optional_text(self, key: str) -> str | None:
         """Return a text, or None for null."""
         return None if self._mapping.get(key) is None else self.text(key)
+
+    def path_text(self, key: str) -> str:
+        """Return a path or a hub id; `~` and an environment variable that begin it are expanded.
+
+        A path that exists is taken as it stands, and so is everything after its beginning, since
+        `$` and `~` may be in names. A variable is for files of `conf/`: on a command line the shell
+        has its say (`arguments.py`).
+        """
+        text = self.text(key)
+        if not text:
+            raise InputError(f"{self.path}{key} is empty: name a path, as in {self.path}{key}=PATH")
+        if not text.startswith(("~", "$")):
+            return text
+        if os.path.lexists(text):
+            return os.path.abspath(text)
+        first, slash, rest = text.partition("/")
+        return os.path.expanduser(os.path.expandvars(first)) + slash + rest
+
+    def path_of(self, key: str) -> Path:
+        """Return a path; see `path_text`."""
+        return Path(self.path_text(key))
+
+    def utf8_path_text(self, key: str) -> str:
+        """Return a path as `path_text`, for libraries that take no other bytes than UTF-8."""
+        text = self.path_text(key)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{self.path}{key}={text}: the name is not UTF-8, and the libraries that write and "
+                "read weights (safetensors, tokenizers) can't open it: rename it"
+            ) from error
+        return text
 
     def texts(self) -> dict[str, str]:
         """Return everything, which has to be texts."""

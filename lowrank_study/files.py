@@ -1,16 +1,21 @@
 """Files that appear whole or not at all."""
 
+import errno
+import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from lowrank_study.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_PARTIAL = ".part"
 
 
 @contextmanager
@@ -28,7 +33,7 @@ def whole_file(path: Path, *, flush: bool = True) -> Iterator[IO[bytes]]:
         False where a file that is lost with the power is no loss: a disk takes its time.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -50,6 +55,11 @@ def write_whole(path: Path, content: bytes, *, flush: bool = True) -> None:
         file.write(content)
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON; see `whole_file`."""
+    write_whole(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+
 def write_parquet(path: Path, table: "pd.DataFrame") -> None:
     """Write a table; see `whole_file`."""
     with whole_file(path) as file:
@@ -66,13 +76,63 @@ def flush_to_disk(path: Path) -> None:
 
 
 def require_folder(path: Path) -> Path:
-    """Return a path that is a folder, or can become one.
+    """Return a path that is a folder to write to, or can become one.
 
     Raises
     ------
     InputError
-        It is a file.
+        It is a file or below one, or what is there may not be written to.
     """
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{path} is a file: name a folder")
+    there = next(p for p in (path.absolute(), *path.absolute().parents) if os.path.lexists(p))
+    if not there.is_dir():
+        raise InputError(f"{there} is a file: name a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{there}: can't be written to: name another folder, or change its rights")
     return path
+
+
+_CAUSES = {
+    errno.EACCES: ("permission denied", "choose a path that you may use, or change its rights"),
+    errno.EPERM: ("permission denied", "choose a path that you may use, or change its rights"),
+    errno.EROFS: ("the file system is read-only", "choose a path on another disk"),
+    errno.ENOSPC: ("no space left on the disk", "make room, then run it again"),
+    errno.EDQUOT: ("the disk quota is used up", "make room, then run it again"),
+    errno.EFBIG: (
+        "a file may not become that large",
+        "raise the limit (`ulimit -f`), or use another disk",
+    ),
+    errno.ENOTDIR: ("a file is where a folder is needed", "name a folder, or move the file away"),
+    errno.EEXIST: ("a file is where a folder is needed", "name a folder, or move the file away"),
+    errno.EISDIR: ("a folder is where a file is needed", "name a file, or move the folder away"),
+    errno.ENAMETOOLONG: ("the name is too long for the file system", "choose a shorter path"),
+    errno.ELOOP: ("symbolic links lead round in a circle", "name the file or folder itself"),
+    errno.ENOENT: ("no such file or folder", "was it removed meanwhile? Run it again"),
+    errno.EIO: ("the disk reports an error", "check the disk, then run it again"),
+    errno.ESTALE: ("the network file system lost the file", "check its server, then run it again"),
+    errno.EMFILE: ("too many files are open", "raise the limit (`ulimit -n`), then run it again"),
+}
+"""Error number of the operating system → what it means, and what to do."""
+
+
+def os_error_message(error: BaseException) -> str | None:
+    """Say in one line what the operating system refused, of which path, and what to do.
+
+    Libraries written in Rust (safetensors, tokenizers) give the number in their text only.
+
+    Returns
+    -------
+    None if the error is of another kind: a defect, or a network that is down.
+    """
+    path, number = "", None
+    if isinstance(error, OSError):
+        number = error.errno
+        names = [n for n in (error.filename2, error.filename) if isinstance(n, str | bytes)]
+        path = os.fsdecode(names[0]) if names else ""
+        if path.endswith(_PARTIAL):  # of `whole_file`: a person knows its folder only
+            path = os.path.dirname(path)
+    elif found := re.search(r"\(os error (\d+)\)", str(error)):
+        number = int(found.group(1))
+    if number not in _CAUSES:
+        return None
+    what, remedy = _CAUSES[number]
+    return f"{path}: {what}; {remedy}" if path else f"{what}; {remedy}"

@@ -1,11 +1,17 @@
 """What this process may use of the machine, and what it holds."""
 
+import ctypes
 import os
 import platform
+import signal
+import socket
+import sys
 from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
 _PROCESSOR = Path("/proc/cpuinfo")
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+_PR_SET_PDEATHSIG = 1
 
 
 def free_cores() -> list[int]:
@@ -42,3 +48,38 @@ def status_bytes(field: str) -> int:
     lines = _STATUS.read_text().splitlines()
     [line] = [line for line in lines if line.startswith(f"{field}:")]
     return int(line.split()[1]) * 1024
+
+
+def process_space() -> str | None:
+    """Return what tells apart the processes among which a pid means one; `None` if unknown.
+
+    Containers may share a host name, and machines a kernel's namespace number: the space is named
+    by both, and by the boot.
+    """
+    try:
+        boot, namespace = _BOOT.read_text().strip(), os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux
+        return None
+    return f"{socket.gethostname()} {boot} {namespace}"
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is a process of that number in this process space."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def end_with_parent(parent: int) -> None:
+    """Have this process ended by SIGTERM when its parent ends, however that ends.
+
+    Only Linux offers this. Elsewhere, `os.getppid()` changes.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it ended before
+        sys.exit(128 + signal.SIGTERM)

@@ -2,83 +2,78 @@
 
 Under the store's folder:
 
-    <run_id>/             an ended run: spec.json, record.json, checkpoint/, predictions.parquet
-    .planned/<run_id>.json   its specification, waiting for a worker; `.alone` beside it: never
-                             to be packed again, as its pack's worker has died
-    .running/<run_id>/       being written by the worker whose lease.json lies in it
+    <run_id>/                an ended run: spec.json, record.json, checkpoint/, predictions.parquet
+    .planned/<run_id>.json   its specification, for the workers; `.alone` beside it: never to be
+                             packed again, as its pack's worker has died
+    .running/                the runs that workers have leased (`leases.py`)
     .sweeps/<name>.json      which run ids a sweep consists of, and how they are packed
+    .aside/                  damaged runs, each moved out of the way of a new attempt
 
 An ended run appears by one rename of a complete folder, so nothing killed half-way looks
-finished. A worker claims a run by creating its folder in `.running`, which only one can do;
-the claim of a dead worker is taken over.
+finished. Nothing that another process may have replaced meanwhile is deleted by its name.
 
     >>> store = RunStore(Path("results/runs"))
     >>> store.plan("ranks", [[spec]], question="Which rank is enough?")
-    >>> with store.claim(store.sweep("ranks")) as claim:
-    ...     claim.commit(status="done", record={...})
+    >>> with store.claim(store.sweep("ranks")) as lease:
+    ...     lease.commit(status="done", record={...})
 """
 
-import contextlib
-import json
 import os
-import shutil
-import socket
-import threading
-import time
+import sys
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
+from lowrank_study.ended_runs import (
+    STATUSES,
+    DamagedRun,
+    TrainedRun,
+    json_in,
+    read_run,
+    spec_in,
+    status_in,
+)
 from lowrank_study.errors import InputError
-from lowrank_study.files import flush_to_disk, write_whole
-from lowrank_study.spec import RunSpec, from_mapping, to_mapping
+from lowrank_study.files import write_json
+from lowrank_study.leases import Lease, LeaseLost, Leases, take_away
+from lowrank_study.spec import RunSpec, to_mapping
 
-HEARTBEAT_SECONDS = 1.0
-STALE_SECONDS = 120.0
-STATUSES = ("done", "diverged", "failed")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainedRun:
-    """An ended run, as the store gives it."""
-
-    spec: RunSpec
-    status: str
-    """`done`, `diverged` or `failed`."""
-    record: Mapping[str, Any]
-    """What was measured: metrics, parameters, seconds, memory, provenance, or the reason."""
-    folder: Path
-
-    @property
-    def checkpoint(self) -> Path:
-        """Folder of the saved weights: a model, or an adapter in PEFT's layout."""
-        return self.folder / "checkpoint"
+__all__ = ["STATUSES", "DamagedRun", "RunStore", "TrainedRun"]
 
 
 class RunStore:
-    """Plans, claims and ends runs in one folder, for any number of processes at once."""
+    """Plans, leases and ends runs in one folder, for any number of processes at once.
 
-    def __init__(self, folder: Path) -> None:
+    Parameters
+    ----------
+    folder
+        The store's.
+    worker
+        A name that no other process has; `None` makes one.
+    """
+
+    def __init__(self, folder: Path, *, worker: str | None = None) -> None:
         self.folder = folder
         self._planned = folder / ".planned"
-        self._running = folder / ".running"
         self._sweeps = folder / ".sweeps"
-        self._takeover = FileLock(folder / ".takeover.lock")
+        self._aside, self._gone = folder / ".aside", folder / ".gone"
+        self._leases = Leases(folder, worker=worker or uuid.uuid4().hex)
+        self._told: set[str] = set()
 
     def plan(self, sweep: str, packs: Iterable[Sequence[RunSpec]], *, question: str) -> list[str]:
         """Plan the runs of a sweep that have not ended yet, and return all its run ids.
 
         The same specification twice is one run. A failed run is planned again; a diverged one
-        has ended, since the same specification would diverge again.
+        has ended, since the same specification would diverge again. A damaged run is moved
+        aside and planned again. Any number of processes may plan the same runs at once.
 
         Parameters
         ----------
         sweep
-            Its name.
+            Its name. Runs that were planned under it before, and are not among these, are no longer
+            part of it.
         packs
             Its runs: those in one pack are best trained together.
         question
@@ -86,15 +81,19 @@ class RunStore:
         """
         packs = [list(pack) for pack in packs]
         by_id = {spec.run_id: spec for pack in packs for spec in pack}
-        for folder in (self._planned, self._running, self._sweeps):
+        for folder in (self._planned, self._sweeps, self._aside):
             folder.mkdir(parents=True, exist_ok=True)
+        self._leases.prepare()
         for run_id, spec in by_id.items():
-            if self._ended(run_id) and self.load(run_id).status == "failed":
-                shutil.rmtree(_moved_aside(self.folder / run_id))
-            if not self._ended(run_id):
-                write_json(self._planned / f"{run_id}.json", to_mapping(spec))
+            self._put_back(run_id)
+            write_json(self._planned / f"{run_id}.json", to_mapping(spec))
+            self._clear(run_id)
         packed = [[spec.run_id for spec in pack] for pack in packs]
-        write_json(self._sweeps / f"{sweep}.json", {"question": question, "packs": packed})
+        earlier = [run_id for run_id in self._ever_planned(sweep) if run_id not in by_id]
+        write_json(
+            self._sweeps / f"{sweep}.json",
+            {"question": question, "packs": packed, "earlier": earlier},
+        )
         return list(by_id)
 
     def sweep(self, name: str) -> list[str]:
@@ -103,7 +102,7 @@ class RunStore:
         Raises
         ------
         InputError
-            No sweep of that name was planned here.
+            No sweep of that name was planned here, or its file is damaged.
         """
         return list(dict.fromkeys(run_id for pack in self.packs(name) for run_id in pack))
 
@@ -115,49 +114,80 @@ class RunStore:
         """Return what a sweep asks, in one sentence."""
         return str(self._read_sweep(name)["question"])
 
-    def claim(self, run_ids: Iterable[str]) -> "Claim | None":
-        """Claim the first of these runs that is free; `None` if none is."""
+    def packs(self, name: str) -> list[list[str]]:
+        """Return the run ids of a sweep by pack, as it was last planned."""
+        packs: list[list[str]] = self._read_sweep(name)["packs"]
+        return packs
+
+    def earlier(self, name: str) -> list[str]:
+        """Return the runs that were planned under a sweep's name and are no longer part of it."""
+        return [str(run_id) for run_id in self._read_sweep(name).get("earlier", [])]
+
+    def has_plan(self, name: str) -> bool:
+        """Whether the sweep is planned; not, if the folder was removed while it ran."""
+        return (self._sweeps / f"{name}.json").is_file()
+
+    def claim(self, run_ids: Iterable[str]) -> Lease | None:
+        """Lease the first of these runs that is free; `None` if none is.
+
+        A run is free if it is planned, has not ended, and no worker that may be alive has it.
+        """
         for run_id in run_ids:
-            if self._ended(run_id) or not (self._planned / f"{run_id}.json").is_file():
+            planned = self._planned / f"{run_id}.json"
+            if self._is_over(run_id) or not planned.is_file():
                 continue
-            folder = self._running / run_id
-            if folder.is_dir() and _is_stale(folder):
-                with self._takeover:  # or the second to see it takes over from the first
-                    if _is_stale(folder):
-                        shutil.rmtree(_moved_aside(folder), ignore_errors=True)
             try:
-                folder.mkdir()
-            except FileExistsError:
+                spec = spec_in(planned, run_id, remedy="plan its sweep again")
+            except DamagedRun as error:
+                self._tell(str(error))
                 continue
-            if self._ended(run_id):  # between the first look and the claim
-                folder.rmdir()
+            lease = self._leases.take(spec)
+            if lease is None:
                 continue
-            return Claim(self, run_id, folder)
+            if self._is_over(run_id):  # it ended between the first look and the lease
+                lease.release()
+                continue
+            self._clear(run_id)
+            return lease
         return None
 
-    def claim_pack(self, packs: Sequence[Sequence[str]]) -> "list[Claim]":
-        """Claim what is free of the first pack that has free runs; [] if none has."""
+    def claim_pack(self, packs: Sequence[Sequence[str]]) -> list[Lease]:
+        """Lease what is free of the first pack that has free runs; [] if none has."""
         for pack in packs:
             alone = [run_id for run_id in pack if (self._planned / f"{run_id}.alone").exists()]
             for run_ids in ([r for r in pack if r not in alone], *([r] for r in alone)):
-                if claims := [claim for run_id in run_ids if (claim := self.claim([run_id]))]:
-                    return claims
+                if leases := [lease for run_id in run_ids if (lease := self.claim([run_id]))]:
+                    return leases
         return []
 
-    def planned_spec(self, run_id: str) -> RunSpec:
-        """Return the specification of a planned run."""
-        return from_mapping(json.loads((self._planned / f"{run_id}.json").read_text()))
-
     def load(self, run_id: str) -> TrainedRun:
-        """Return an ended run."""
-        folder = self.folder / run_id
-        record = json.loads((folder / "record.json").read_text())
-        spec = from_mapping(json.loads((folder / "spec.json").read_text()))
-        return TrainedRun(spec=spec, status=record["status"], record=record, folder=folder)
+        """Return an ended run.
+
+        Raises
+        ------
+        InputError
+            The run has not ended, or its record or specification is damaged or can't be read.
+        """
+        run = read_run(self.folder / run_id, run_id)
+        if run is None:
+            raise InputError(f"{self.folder / run_id}: no such run has ended; run its sweep")
+        return run
 
     def ended(self, run_ids: Sequence[str]) -> list[TrainedRun]:
-        """Return those of the runs that have ended, in the given order."""
-        return [self.load(run_id) for run_id in run_ids if self._ended(run_id)]
+        """Return those of the runs that have ended, in the given order.
+
+        A damaged run has not ended: that is said on standard error.
+        """
+        found = []
+        for run_id in run_ids:
+            try:
+                run = read_run(self.folder / run_id, run_id)
+            except DamagedRun as error:
+                self._tell(str(error))
+                continue
+            if run is not None:
+                found.append(run)
+        return found
 
     def left(self, specs: Iterable[RunSpec]) -> list[RunSpec]:
         """Return those of the runs that a sweep would train, each once: not ended, or failed."""
@@ -165,23 +195,39 @@ class RunStore:
         over = {run.spec.run_id for run in self.ended(list(unique)) if run.status != "failed"}
         return [spec for run_id, spec in unique.items() if run_id not in over]
 
+    def free(self, run_ids: Iterable[str]) -> list[str]:
+        """Return those of the runs that have not ended and that no living worker has."""
+        running = self._leases.run_ids()
+        return [
+            run_id
+            for run_id in run_ids
+            if not self._is_over(run_id) and not (run_id in running and self._leases.held(run_id))
+        ]
+
     def held(self, run_ids: Iterable[str]) -> bool:
-        """Whether a living worker, of whatever machine, is at one of these runs."""
-        folders = [self._running / run_id for run_id in run_ids]
-        return any(folder.is_dir() and not _is_stale(folder) for folder in folders)
+        """Whether a worker that may be alive, of whatever machine, has one of these runs."""
+        running = self._leases.run_ids()
+        held = [self._leases.held(run_id) for run_id in run_ids if run_id in running]
+        return any(held)  # after all were looked at: silence is counted from look to look
+
+    def in_doubt(self, run_ids: Iterable[str]) -> bool:
+        """Whether one of these runs is held by a worker that was not seen to be alive yet."""
+        running = self._leases.run_ids()
+        doubts = [self._leases.in_doubt(run_id) for run_id in run_ids if run_id in running]
+        return any(doubts)
 
     def progress(self, run_ids: Iterable[str]) -> dict[str, float]:
         """Return for every ended or running one of the runs the share of it that is done."""
-        shares = {}
+        shares, running = {}, self._leases.run_ids()
         for run_id in run_ids:
-            if self._ended(run_id):
+            if (self.folder / run_id / "record.json").is_file():
                 shares[run_id] = 1.0
-            elif lease := _read_lease(self._running / run_id):
-                shares[run_id] = min(float(lease["progress"]), 0.999)
+            elif run_id in running and (share := self._leases.progress(run_id)) is not None:
+                shares[run_id] = min(share, 0.999)
         return shares
 
-    def end_runs_of(self, pid: int, reason: str) -> int:
-        """End as failed the run of a worker process of this host that has died.
+    def end_runs_of(self, worker: str, reason: str) -> int:
+        """End as failed the run of a worker that has died.
 
         Runs of a pack are given back instead, each to be tried alone: only one of them may have
         been the cause, and it costs the others nothing.
@@ -190,19 +236,24 @@ class RunStore:
         -------
         How many runs that were.
         """
-        held = [folder for folder in self._running.glob("*") if _is_held_by(folder, pid)]
-        for folder in held:
-            shutil.rmtree(_moved_aside(folder), ignore_errors=True)
-            if len(held) > 1:
-                (self._planned / f"{folder.name}.alone").touch()
-            elif claim := self.claim([folder.name]):
-                claim.commit(status="failed", record={"message": reason})
-        return len(held)
+        run_ids = self.give_back_runs_of(worker)
+        for run_id in run_ids:
+            if len(run_ids) > 1:
+                (self._planned / f"{run_id}.alone").touch()
+            elif lease := self.claim([run_id]):
+                with lease, suppress(LeaseLost):
+                    lease.commit(status="failed", record={"message": reason})
+        return len(run_ids)
 
-    def packs(self, name: str) -> list[list[str]]:
-        """Return the run ids of a sweep by pack, as it was last planned."""
-        packs: list[list[str]] = self._read_sweep(name)["packs"]
-        return packs
+    def give_back_runs_of(self, worker: str) -> list[str]:
+        """Make the runs of a worker that was ended free for others, and return them."""
+        return self._leases.take_from(worker)
+
+    def _ever_planned(self, name: str) -> list[str]:
+        try:
+            return [*self.sweep(name), *self.earlier(name)]
+        except InputError:  # a new name, or a damaged file, which is about to be replaced
+            return []
 
     def _read_sweep(self, name: str) -> dict[str, Any]:
         path = self._sweeps / f"{name}.json"
@@ -211,134 +262,64 @@ class RunStore:
             raise InputError(
                 f"no sweep {name!r} in {self.folder}: planned ones are {', '.join(known)}"
             )
-        planned: dict[str, Any] = json.loads(path.read_text())
-        return planned
-
-    def _ended(self, run_id: str) -> bool:
-        return (self.folder / run_id / "record.json").is_file()
-
-
-class Claim:
-    """The right to write one run, kept alive by a heartbeat until it is committed or released."""
-
-    def __init__(self, store: RunStore, run_id: str, folder: Path) -> None:
-        self.run_id = run_id
-        self.folder = folder
-        self.spec = store.planned_spec(run_id)
-        self.progress = 0.0
-        """Share of the run that is done, shown to whoever watches the store."""
-        self._store = store
-        self._token = uuid.uuid4().hex
-        self._over = threading.Event()
-        self._write_lease()
-        self._heart = threading.Thread(target=self._beat, daemon=True)
-        self._heart.start()
-
-    def commit(self, *, status: str, record: Mapping[str, Any]) -> None:
-        """End the run: everything in its folder, with its record, becomes visible at once.
-
-        Raises
-        ------
-        RuntimeError
-            The claim was lost to another worker, which took this one for dead.
-        """
-        assert status in STATUSES, status
-        self._stop_heart()
-        if not self._is_mine():
-            raise RuntimeError(f"run {self.run_id}: the claim was lost, its result is dropped")
-        if status != "done":
-            shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
-        write_json(self.folder / "spec.json", to_mapping(self.spec))
-        write_json(self.folder / "record.json", {"status": status, **record})
-        for file in self.folder.rglob("*"):
-            if file.is_file():
-                flush_to_disk(file)
-        (self.folder / "lease.json").unlink()
-        os.rename(self.folder, self._store.folder / self.run_id)
-        flush_to_disk(self._store.folder)
-        for suffix in ("json", "alone"):
-            (self._store._planned / f"{self.run_id}.{suffix}").unlink(missing_ok=True)
-
-    def release(self) -> None:
-        """Give the run back unfinished; what was written of it is removed."""
-        self._stop_heart()
-        if self._is_mine():
-            shutil.rmtree(_moved_aside(self.folder), ignore_errors=True)
-
-    def __enter__(self) -> "Claim":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if not self._over.is_set():
-            self.release()
-
-    def _beat(self) -> None:
-        while not self._over.wait(HEARTBEAT_SECONDS):
-            if not self._is_mine():  # taken over by a worker that took this one for dead
-                return
-            with contextlib.suppress(OSError):  # the disk is full, say: commit will notice
-                self._write_lease()
-
-    def _is_mine(self) -> bool:
-        lease = _read_lease(self.folder)
-        return lease is not None and lease["token"] == self._token
-
-    def _stop_heart(self) -> None:
-        self._over.set()
-        self._heart.join()
-
-    def _write_lease(self) -> None:
-        lease = {"pid": os.getpid(), "host": socket.gethostname(), "token": self._token}
-        write_json(self.folder / "lease.json", {**lease, "progress": self.progress}, flush=False)
-
-
-def write_json(path: Path, value: Any, *, flush: bool = True) -> None:
-    """Write JSON so that a reader sees the old file or the whole new one."""
-    text = json.dumps(value, indent=1, sort_keys=True) + "\n"
-    write_whole(path, text.encode(), flush=flush)
-
-
-def _moved_aside(folder: Path) -> Path:
-    """Rename a folder that is to go, so that it is gone at once for everybody else."""
-    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    with contextlib.suppress(FileNotFoundError):
-        os.rename(folder, aside)
-    return aside
-
-
-def _read_lease(folder: Path) -> dict[str, Any] | None:
-    try:
-        lease: dict[str, Any] = json.loads((folder / "lease.json").read_text())
-    except (OSError, json.JSONDecodeError):
-        return None
-    return lease
-
-
-def _is_held_by(folder: Path, pid: int) -> bool:
-    lease = _read_lease(folder)
-    return lease is not None and (lease["pid"], lease["host"]) == (pid, socket.gethostname())
-
-
-def _is_stale(folder: Path) -> bool:
-    """Whether the worker that holds a claim is dead, or has been silent for too long."""
-    try:
-        seen = (folder / "lease.json").stat().st_mtime
-    except FileNotFoundError:
+        planned = json_in(path)
         try:
-            seen = folder.stat().st_mtime  # claimed a moment ago, or killed before its lease
-        except FileNotFoundError:
+            whole = all(type(run_id) is str for pack in planned["packs"] for run_id in pack)
+            whole = whole and isinstance(planned["question"], str)
+        except (KeyError, TypeError):
+            whole = False
+        if not whole:
+            raise InputError(f"{path} is damaged: run the command that trained this sweep again")
+        sweep: dict[str, Any] = planned
+        return sweep
+
+    def _is_over(self, run_id: str) -> bool:
+        try:
+            return read_run(self.folder / run_id, run_id) is not None
+        except DamagedRun:
             return False
-    lease = _read_lease(folder)
-    if lease and lease["host"] == socket.gethostname() and not _is_alive(lease["pid"]):
-        return True
-    return time.time() - seen > STALE_SECONDS  # of a living process here: its pid is another's now
+
+    def _clear(self, run_id: str) -> None:
+        """Make way for a new attempt: delete a failed run, move a damaged one aside.
+
+        It is renamed first and looked at then: a run that another process has ended meanwhile goes
+        back to its place.
+        """
+        folder = self.folder / run_id
+        status = status_in(folder, run_id)
+        if status in ("done", "diverged") or not _has_entries(folder):
+            return
+        aside = self._aside / f"{run_id}.{uuid.uuid4().hex[:8]}"
+        try:
+            os.rename(folder, aside)
+        except FileNotFoundError:  # another planner was first
+            return
+        match status_in(aside, run_id):
+            case "failed":
+                take_away(aside, self._gone)
+            case "damaged" if aside.exists():  # and was not taken on by another planner
+                self._tell(f"{folder} is damaged: moved to {aside}; the run is planned again")
+            case _:
+                self._put_back(run_id)
+
+    def _put_back(self, run_id: str) -> None:
+        """Go on where a planner was killed: return what ended to its place, delete what failed."""
+        for aside in self._aside.glob(f"{run_id}.*"):
+            match status_in(aside, run_id):
+                case "failed":
+                    take_away(aside, self._gone)
+                case "done" | "diverged":
+                    with suppress(OSError):  # there is another by now
+                        os.rename(aside, self.folder / run_id)
+
+    def _tell(self, message: str) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            print(message, file=sys.stderr)
 
 
-def _is_alive(pid: int) -> bool:
+def _has_entries(folder: Path) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return any(folder.iterdir())
+    except FileNotFoundError:
         return False
-    except PermissionError:
-        return True
-    return True

@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+_YOUNGER = {"task": ("encoding", "separator"), "train": ("head_learning_rate",)}
+"""Fields that older runs lack: `None` is no part of a `run_id`, so that those keep their names."""
 _LONGEST_STEM = 180
 """Bytes of a run's name before its digest: a file's name ends at 255 on most disks."""
 
@@ -88,6 +90,10 @@ class Task:
     """Seed of the carving and subsampling: the same for all runs, so that runs are paired."""
     max_length: int
     """Texts are cut to this many tokens."""
+    encoding: str | None
+    """Of a text file, by Python's name; `None` detects it."""
+    separator: str | None
+    """Between the columns of a text file, one character; `None` detects it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,8 +297,10 @@ class RunSpec:
         are no part of the name.
         """
         mapping = without_paths(self)
-        if self.train.head_learning_rate is None:  # runs older than this field keep their names
-            del mapping["train"]["head_learning_rate"]
+        for part, names in _YOUNGER.items():
+            for name in names:
+                if mapping[part][name] is None:
+                    del mapping[part][name]
         canonical = json.dumps(mapping, sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(canonical.encode()).hexdigest()[:8]
         rate = f"{self.method.learning_rate:g}"
@@ -363,10 +371,10 @@ def from_mapping(mapping: Mapping[str, Any]) -> RunSpec:
     The mapping is our own writing: a person's configuration goes through `config.py`, which
     explains what is wrong with it.
     """
-    task = dict(mapping["task"])
+    task = {**dict.fromkeys(_YOUNGER["task"]), **mapping["task"]}
     model = dict(mapping["model"])
     method = dict(mapping["method"])
-    train = {"head_learning_rate": None, **mapping["train"]}  # older than this field
+    train = {**dict.fromkeys(_YOUNGER["train"]), **mapping["train"]}
     for key in ("text_columns", "labels"):
         task[key] = tuple(task[key])
     model["target_presets"] = {k: tuple(v) for k, v in model["target_presets"].items()}

@@ -1,9 +1,12 @@
 """Small real things that many tests share: models of every family, made on the spot."""
 
+import importlib.util
 import os
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -139,3 +142,37 @@ def _own_cache(
 @pytest.fixture
 def real_cache() -> None:
     """Use the user's cache in this test: for the pinned model and data."""
+
+
+RunCommand = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunCommand:
+    """Give a function that runs a command's main in this process: code, output, errors."""
+
+    def run(script: str, *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        capsys.readouterr()
+        try:
+            main_of(script)()
+            code: Any = 0
+        except SystemExit as ended:
+            code = ended.code
+        told = capsys.readouterr()
+        return code or 0, told.out, told.err
+
+    return run
+
+
+def main_of(script: str) -> Callable[[], None]:
+    """Load a script such as `analysis/report.py` and return its main."""
+    name = f"commands_{Path(script).stem}"
+    if name not in sys.modules:
+        place = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / script)
+        assert place is not None
+        assert place.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(place)
+        place.loader.exec_module(sys.modules[name])
+    main: Callable[[], None] = sys.modules[name].main
+    return main

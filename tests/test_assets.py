@@ -9,6 +9,7 @@ import pytest
 
 from lowrank_study import assets
 from lowrank_study.errors import InputError
+from lowrank_study.hashing import sha256_of
 from lowrank_study.spec import LocalPath, WheelMember
 
 WHEEL = "tinydata-1.0-py3-none-any.whl"
@@ -95,3 +96,63 @@ def test_a_full_disk_is_refused_beforehand(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"not enough disk space.*are needed.*results=PATH"):
         assets.require_free_space(tmp_path / "not" / "there", 10**18)
     assert not (tmp_path / "not").exists()
+
+
+def test_only_what_is_read_of_a_folder_is_hashed(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("text,label\n")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"1")
+    data = assets.local(str(tmp_path), ["train.csv"])
+    model = assets.local(str(tmp_path))
+    for extra in (".DS_Store", "README.md", "trainer_state.json", "results/runs/x/record.json"):
+        (tmp_path / extra).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / extra).write_text("x")
+    assert assets.local(str(tmp_path), ["train.csv"]) == data
+    assert assets.local(str(tmp_path)) == model
+    assert assets.fetch(data, ["train.csv"]) == assets.fetch(model) == tmp_path
+    (tmp_path / "model.safetensors").write_bytes(b"2")
+    assert assets.local(str(tmp_path), ["train.csv"]) == data
+    assert assets.local(str(tmp_path)) != model
+
+
+def test_a_folder_that_holds_nothing_else_has_the_hash_it_always_had(tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (tmp_path / name).write_text(name)
+    total = hashlib.sha256()
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        total.update(f"{name}\0{hashlib.sha256(name.encode()).hexdigest()}\n".encode())
+    assert assets.local(str(tmp_path)).sha256 == total.hexdigest()
+
+
+def test_an_edited_model_is_refused_when_it_is_used(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"1")
+    asset = assets.local(str(tmp_path))
+    weights.write_bytes(b"2")
+    told = rf"model\.safetensors has changed .*{asset.sha256[:12]}… was expected of .*was found"
+    with pytest.raises(InputError, match=told):
+        assets.fetch(asset)
+    weights.write_bytes(b"1")
+    assert assets.fetch(asset) == tmp_path
+
+
+def test_a_run_older_than_the_choice_of_files_still_finds_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "README.md").write_text("x")
+    whole = LocalPath(path=str(tmp_path), sha256=sha256_of(tmp_path))
+    assert assets.fetch(whole) == tmp_path
+    (tmp_path / "README.md").write_text("y")
+    with pytest.raises(InputError, match="has changed"):
+        assets.fetch(whole)
+
+
+def test_damaged_weights_in_the_hubs_cache_are_refused(tmp_path: Path) -> None:
+    blob = tmp_path / "blobs" / hashlib.sha256(b"weights").hexdigest()
+    blob.parent.mkdir()
+    blob.write_bytes(b"weights")
+    (tmp_path / "model.safetensors").symlink_to(blob)
+    assets._check_blobs(tmp_path)
+    blob.write_bytes(b"wejghts")
+    with pytest.raises(InputError, match=r"model\.safetensors is damaged: .*delete .*blobs"):
+        assets._check_blobs(tmp_path)

@@ -1,10 +1,12 @@
 """Files that appear whole or not at all."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
-from lowrank_study.files import whole_file, write_whole
+from lowrank_study.files import os_error_message, whole_file, write_whole
 from lowrank_study.machine import cores_of_workers, free_cores
 
 
@@ -35,3 +37,32 @@ def test_workers_share_out_the_cores() -> None:
     assert sorted(core for cores in cores_of_workers(len(free)) for core in cores) == free
     assert cores_of_workers(1) == [free]
     assert all(len(cores) == 1 for cores in cores_of_workers(2 * len(free)))
+
+
+@pytest.mark.parametrize("name", ["EACCES", "EROFS", "ENOSPC", "EDQUOT", "EFBIG", "ENOTDIR", "EIO"])
+def test_what_the_system_refuses_is_one_line_with_path_and_remedy(name: str) -> None:
+    number = getattr(errno, name)
+    message = os_error_message(OSError(number, os.strerror(number), "/data/Bücher"))
+    assert message is not None
+    assert message.startswith("/data/Bücher: ")
+    assert "; " in message
+    assert "\n" not in message
+
+
+def test_the_target_is_named_and_not_the_partial_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file") as refused:
+        write_whole(tmp_path / "file" / "below", b"")
+    assert str(os_error_message(refused.value)).startswith(f"{tmp_path / 'file'}: a file is where")
+    partial = OSError(errno.EACCES, "", str(tmp_path / ".record.json.x1.part"))
+    assert str(os_error_message(partial)).startswith(f"{tmp_path}: permission denied")
+
+
+def test_a_library_in_rust_has_the_number_in_its_text() -> None:
+    error = RuntimeError("I/O error: No space left on device (os error 28)")
+    assert os_error_message(error) == "no space left on the disk; make room, then run it again"
+
+
+@pytest.mark.parametrize("error", [ConnectionRefusedError(111, "refused"), ValueError("no")])
+def test_what_is_no_file_error_stays_a_defect(error: Exception) -> None:
+    assert os_error_message(error) is None

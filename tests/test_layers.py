@@ -8,27 +8,38 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lowrank_study"
 
 # What each part may import of the project, besides itself; a name stands for all below it.
-BOTTOM = {"errors", "files", "left_out", "machine", "provenance", "native"}
-BASE = BOTTOM | {"spec", "assets", "fields", "config", "runs", "checkpoints"}
+BOTTOM = {"errors", "files", "hashing", "left_out", "machine", "provenance", "native"}
+READ = {"spec", "assets", "fields", "sources", "task_config", "config"}
+COMPOSING = {"arguments", "composition"}
+BASE = BOTTOM | COMPOSING | READ | {"leases", "ended_runs", "runs", "checkpoints"}
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
     "left_out": {"errors"},
     "machine": set(),
     "spec": set(),
-    "assets": {"errors", "spec"},
+    "hashing": set(),
+    "assets": {"errors", "hashing", "spec"},
     "provenance": {"errors", "machine"},
-    "native": {"assets", "machine"},
+    "native": {"assets", "hashing", "machine"},
     "fields": {"errors"},
-    "config": {"errors", "machine", "spec", "assets", "fields"},
-    "jobs": {"errors", "config"},
-    "runs": {"errors", "files", "left_out", "spec"},
+    "sources": {"errors", "spec", "assets", "fields"},
+    "task_config": {"errors", "spec", "fields", "sources"},
+    "arguments": {"errors"},
+    "suggestions": set(),
+    "composition": {"errors", "arguments", "suggestions"},
+    "usage": {"composition"},
+    "config": {"errors", "machine", "spec", "fields", "sources", "task_config", "composition"},
+    "jobs": {"errors", "spec", "composition", "config"},
+    "leases": {"files", "hashing", "machine", "spec"},
+    "ended_runs": {"errors", "hashing", "spec"},
+    "runs": {"errors", "files", "leases", "ended_runs", "left_out", "spec"},
     "checkpoints": {"errors", "files", "left_out"},
     "training": BASE,
     "spectra": BASE,
     "study": BASE | {"jobs", "training", "spectra"},
     "reporting": BASE | {"jobs", "training", "spectra", "study"},
-    "command": {"errors", "config", "left_out"},
+    "command": {"errors", "files", "arguments", "composition", "usage", "config", "jobs"},
     "__init__": BASE | {"training", "spectra", "study", "reporting"},
 }
 

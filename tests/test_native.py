@@ -147,3 +147,20 @@ def test_sources_are_in_the_package():
     packed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert packed["package-data"]["lowrank_study.native"] == ["*.c"]
     assert list((ROOT / "lowrank_study" / "native").glob("*.c"))
+
+
+@NEEDS_COMPILER
+def test_a_damaged_library_is_compiled_again(cache):
+    native.library("tridiagonal.c")
+    (made,) = cache.iterdir()
+    content = made.read_bytes()
+    for position in (len(content) // 3, len(content) // 2, len(content) - 1):
+        damaged = bytearray(content)
+        damaged[position] ^= 4
+        replaced = made.with_suffix(".part")
+        replaced.write_bytes(damaged)
+        replaced.replace(made)  # a new file: the old one is mapped into this process
+        native._load.cache_clear()
+        code = native.library("tridiagonal.c")
+        assert code.tiles_length(ctypes.c_int64(48)) == 48 * 48
+        assert made.read_bytes() == content

@@ -1,10 +1,11 @@
 """The run store survives crashes and races, and never shows half a run."""
 
+import hashlib
 import json
 import multiprocessing
 import os
+import pickle
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,14 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from lowrank_study import runs
 from lowrank_study.config import compose
 from lowrank_study.errors import InputError
 from lowrank_study.runs import RunStore
 from lowrank_study.spec import RunSpec
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def specs() -> list[RunSpec]:
     return [compose(f"seed={seed}") for seed in range(3)]
 
@@ -38,7 +38,7 @@ def test_a_run_goes_from_planned_to_done(store: RunStore, specs: list[RunSpec]) 
     assert store.ended(run_ids) == []
     claim = store.claim(run_ids)
     assert claim is not None
-    claim.progress = 0.5
+    claim.advance(0.5)
     (claim.folder / "checkpoint").mkdir()
     (claim.folder / "checkpoint" / "weights").write_text("w")
     assert not (store.folder / run_ids[0]).exists()
@@ -47,6 +47,7 @@ def test_a_run_goes_from_planned_to_done(store: RunStore, specs: list[RunSpec]) 
     assert run.spec == specs[0]
     assert run.status == "done"
     assert (run.checkpoint / "weights").read_text() == "w"
+    assert run.record["sha256"] == {"checkpoint/weights": hashlib.sha256(b"w").hexdigest()}
     assert store.progress(run_ids) == {run_ids[0]: 1.0}
     assert not list((store.folder / ".running").iterdir())
 
@@ -100,7 +101,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from lowrank_study.runs import RunStore
-store = RunStore(Path(sys.argv[1]))
+store = RunStore(Path(sys.argv[1]), worker="killed")
 claim = store.claim(store.sweep("s"))
 (claim.folder / "checkpoint").mkdir()
 (claim.folder / "checkpoint" / "half").write_text("half")
@@ -127,45 +128,6 @@ def test_a_killed_worker_leaves_nothing_that_looks_finished(
     assert len(store.ended(run_ids)) == 1
 
 
-def test_a_worker_that_lost_its_claim_commits_nothing(
-    store: RunStore, specs: list[RunSpec], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run_ids = plan(store, specs[:1])
-    monkeypatch.setattr(runs, "HEARTBEAT_SECONDS", 0.01)
-    slow = store.claim(run_ids)
-    assert slow is not None
-    with monkeypatch.context() as patched:
-        patched.setattr(runs, "_is_stale", lambda folder: True)
-        other = store.claim(run_ids)
-    assert other is not None
-    slow._heart.join(10)
-    assert not slow._heart.is_alive()  # or it would take the claim back
-    assert store.held(run_ids)
-    with pytest.raises(RuntimeError, match="lost"):
-        slow.commit(status="done", record={"by": "slow"})
-    other.commit(status="done", record={"by": "other"})
-    assert store.load(run_ids[0]).record["by"] == "other"
-
-
-@pytest.mark.parametrize("host", ["elsewhere", socket.gethostname()])
-def test_silence_is_waited_for(host: str, store: RunStore, specs: list[RunSpec]) -> None:
-    """On this machine too: the pid of a dead worker may be another process's by now."""
-    run_ids = plan(store, specs[:1])
-    folder = store.folder / ".running" / run_ids[0]
-    folder.mkdir()
-    lease = folder / "lease.json"
-    lease.write_text(json.dumps({"pid": 1, "host": host, "token": "t", "progress": 0.3}))
-    assert store.claim(run_ids) is None
-    assert store.held(run_ids)
-    assert store.progress(run_ids) == {run_ids[0]: 0.3}
-    long_ago = time.time() - runs.STALE_SECONDS - 1
-    os.utime(lease, (long_ago, long_ago))
-    assert not store.held(run_ids)
-    claim = store.claim(run_ids)
-    assert claim is not None
-    claim.release()
-
-
 def test_failed_runs_are_planned_again_and_diverged_ones_are_not(
     store: RunStore, specs: list[RunSpec]
 ) -> None:
@@ -187,7 +149,8 @@ def test_a_crashed_process_fails_its_run(store: RunStore, specs: list[RunSpec]) 
         assert worker.stdout is not None
         worker.stdout.readline()
         worker.kill()
-    store.end_runs_of(worker.pid, "ended by SIGKILL")
+    assert store.end_runs_of("another", "ended by SIGKILL") == 0
+    assert store.end_runs_of("killed", "ended by SIGKILL") == 1
     [run] = store.ended(run_ids)
     assert (run.status, run.record["message"]) == ("failed", "ended by SIGKILL")
 
@@ -195,18 +158,16 @@ def test_a_crashed_process_fails_its_run(store: RunStore, specs: list[RunSpec]) 
 def test_a_crashed_pack_is_tried_run_by_run(store: RunStore, specs: list[RunSpec]) -> None:
     """Only one of its runs may have been the cause: the others are to lose nothing."""
     run_ids = store.plan("s", [specs[:2], specs[2:]], question="Why?")
-    claims = store.claim_pack(store.packs("s"))
-    assert [claim.run_id for claim in claims] == run_ids[:2]
-    for claim in claims:
-        claim._stop_heart()
-    assert store.end_runs_of(os.getpid(), "ended by SIGKILL") == 2
+    died = RunStore(store.folder, worker="w").claim_pack(store.packs("s"))
+    assert [claim.run_id for claim in died] == run_ids[:2]
+    assert store.end_runs_of("w", "ended by SIGKILL") == 2
     assert store.ended(run_ids) == []
     for run_id in run_ids:
         [claim] = store.claim_pack(store.packs("s"))
         assert claim.run_id == run_id
         claim.commit(status="done", record={})
     assert store.claim_pack(store.packs("s")) == []
-    assert not list((store.folder / ".planned").iterdir())
+    assert not list((store.folder / ".running").iterdir())
 
 
 def test_a_pack_is_claimed_as_far_as_it_is_free(store: RunStore, specs: list[RunSpec]) -> None:
@@ -225,3 +186,208 @@ def test_an_unknown_sweep_is_refused_with_the_known_ones(
     plan(store, specs)
     with pytest.raises(InputError, match=r"'t'.*planned ones are s"):
         store.sweep("t")
+
+
+def commit(store: RunStore, run_id: str, status: str = "done", **files: str) -> None:
+    lease = store.claim([run_id])
+    assert lease is not None
+    for name, content in files.items():
+        (lease.folder / "checkpoint").mkdir(exist_ok=True)
+        (lease.folder / "checkpoint" / name).write_text(content)
+    lease.commit(status=status, record={"message": "because"})
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("record.json", "{"),
+        ("record.json", "\\xff\\xfe"),
+        ("record.json", "[]"),
+        ("record.json", '{"status": "finished"}'),
+        ("spec.json", '{"seed": 0}'),
+        ("spec.json", ""),
+        ("spec.json", "other seed"),
+        ("record.json", None),
+    ],
+)
+def test_a_damaged_run_has_not_ended_and_is_moved_aside(
+    file: str,
+    content: str | None,
+    store: RunStore,
+    specs: list[RunSpec],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    [run_id] = plan(store, specs[:1])
+    commit(store, run_id, weights="w")
+    path = store.folder / run_id / file
+    if content == "other seed":
+        content = path.read_text().replace('"seed": 0', '"seed": 1')
+    path.write_text(content) if content is not None else path.unlink()
+    assert store.ended([run_id]) == store.ended([run_id]) == []
+    told = capsys.readouterr().err.splitlines()
+    assert told == [] if content is None else len(told) == 1
+    assert all(str(path) in line and "run its sweep again" in line for line in told)
+    with pytest.raises(InputError, match=r"is damaged|no such run has ended"):
+        store.load(run_id)
+    plan(store, specs[:1])
+    [aside] = (store.folder / ".aside").iterdir()
+    assert f"moved to {aside}" in capsys.readouterr().err
+    assert (aside / "checkpoint" / "weights").read_text() == "w"
+    commit(store, run_id)
+    assert [run.status for run in store.ended([run_id])] == ["done"]
+
+
+def test_a_half_made_run_does_not_stand_in_the_way_of_its_commit(
+    store: RunStore, specs: list[RunSpec]
+) -> None:
+    [run_id] = plan(store, specs[:1])
+    (store.folder / run_id / "checkpoint").mkdir(parents=True)
+    commit(store, run_id)
+    assert [run.status for run in store.ended([run_id])] == ["done"]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"packs": 3, "question": "?"}', '{"packs": [[]]}'])
+def test_a_damaged_sweep_is_named(content: str, store: RunStore, specs: list[RunSpec]) -> None:
+    run_ids = plan(store, specs)
+    (store.folder / ".sweeps" / "s.json").write_text(content)
+    with pytest.raises(InputError, match=r"s.json is damaged: run the command"):
+        store.sweep("s")
+    assert plan(store, specs) == run_ids
+    assert store.sweep("s") == run_ids
+
+
+def test_a_damaged_plan_is_named_and_the_others_are_trained(
+    store: RunStore, specs: list[RunSpec], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_ids = plan(store, specs)
+    (store.folder / ".planned" / f"{run_ids[0]}.json").write_text("{")
+    lease = store.claim(run_ids)
+    assert lease is not None
+    lease.release()
+    assert lease.run_id == run_ids[1]
+    assert f"{run_ids[0]}.json is damaged: plan its sweep again" in capsys.readouterr().err
+
+
+def test_runs_under_a_used_name_are_remembered(store: RunStore, specs: list[RunSpec]) -> None:
+    first = plan(store, specs[:2])
+    assert store.earlier("s") == []
+    plan(store, specs[2:])
+    assert store.earlier("s") == first
+    plan(store, specs[1:])
+    assert store.earlier("s") == first[:1]
+
+
+def test_a_fresh_result_survives_a_planner_that_saw_the_failed_one(
+    store: RunStore, specs: list[RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [run_id] = plan(store, specs[:1])
+    commit(store, run_id, "failed")
+    slow, rename = RunStore(store.folder), os.rename
+
+    def ends_meanwhile(source: Path, target: Path) -> None:
+        monkeypatch.setattr(os, "rename", rename)
+        plan(store, specs[:1])
+        commit(store, run_id, weights="fresh")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", ends_meanwhile)
+    plan(slow, specs[:1])
+    [run] = store.ended([run_id])
+    assert run.status == "done"
+    assert (run.checkpoint / "weights").read_text() == "fresh"
+    assert not list((store.folder / ".aside").iterdir())
+
+
+def test_a_planner_whose_work_another_took_on_says_nothing_untrue(
+    store: RunStore,
+    specs: list[RunSpec],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    [run_id] = plan(store, specs[:1])
+    commit(store, run_id, "failed")
+    slow, rename = RunStore(store.folder), os.rename
+
+    def is_stopped_then(source: Path, target: Path) -> None:
+        rename(source, target)
+        monkeypatch.setattr(os, "rename", rename)
+        plan(store, specs[:1])
+
+    monkeypatch.setattr(os, "rename", is_stopped_then)
+    plan(slow, specs[:1])
+    assert capsys.readouterr().err == ""
+    assert not list((store.folder / ".aside").iterdir())
+
+
+def test_what_a_killed_planner_had_in_hand_is_put_right(
+    store: RunStore, specs: list[RunSpec]
+) -> None:
+    run_ids = plan(store, specs[:2])
+    commit(store, run_ids[0])
+    commit(store, run_ids[1], "failed")
+    for run_id in run_ids:
+        os.rename(store.folder / run_id, store.folder / ".aside" / f"{run_id}.0123abcd")
+    plan(store, specs[:2])
+    assert [run.spec.run_id for run in store.ended(run_ids)] == run_ids[:1]
+    assert not list((store.folder / ".aside").iterdir())
+
+
+def test_a_changed_file_is_refused_and_an_older_run_is_not(
+    store: RunStore, specs: list[RunSpec]
+) -> None:
+    [run_id] = plan(store, specs[:1])
+    commit(store, run_id, weights="weights")
+    run = store.load(run_id)
+    assert run.checkpoint_sha256 is not None
+    run.check_files("checkpoint/")
+    (run.checkpoint / "weights").write_text("weighty")
+    with pytest.raises(InputError, match=r"weights has changed since the run wrote it"):
+        run.check_files("checkpoint/")
+    (run.checkpoint / "weights").unlink()
+    with pytest.raises(InputError, match=r"weights can't be read"):
+        run.check_files("checkpoint/")
+    path = run.folder / "record.json"
+    older = {k: v for k, v in json.loads(path.read_text()).items() if k != "sha256"}
+    path.write_text(json.dumps(older))
+    run = store.load(run_id)
+    assert run.checkpoint_sha256 is None
+    run.check_files("checkpoint/")
+
+
+PLANS = """
+import sys, pickle
+from pathlib import Path
+from lowrank_study.runs import RunStore
+specs = pickle.loads(Path(sys.argv[2]).read_bytes())
+store = RunStore(Path(sys.argv[1]))
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(10):
+    store.plan("s", [[spec] for spec in specs], question="Why?")
+    for spec in specs:
+        if lease := store.claim([spec.run_id]):
+            lease.commit(status="failed", record={"message": "because"})
+"""
+
+
+def test_three_planners_at_once_over_failed_runs(
+    store: RunStore, specs: list[RunSpec], tmp_path: Path
+) -> None:
+    run_ids = plan(store, specs)
+    for run_id in run_ids:
+        commit(store, run_id, "failed")
+    (tmp_path / "specs").write_bytes(pickle.dumps(specs))
+    command = [sys.executable, "-c", PLANS, str(store.folder), str(tmp_path / "specs")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    planners = [subprocess.Popen(command, text=True, **pipes) for _ in range(3)]
+    for planner in planners:
+        assert planner.stdout is not None
+        assert planner.stdout.readline() == "ready\n"
+    told = [planner.communicate("go\n", timeout=60)[1] for planner in planners]
+    assert [planner.returncode for planner in planners] == [0, 0, 0], told
+    assert told == ["", "", ""]
+    plan(store, specs)
+    for run_id in run_ids:
+        commit(store, run_id)
+    assert [run.status for run in store.ended(run_ids)] == ["done"] * 3
+    assert not list((store.folder / ".aside").iterdir())

@@ -54,10 +54,11 @@ def test_run_id_ignores_device_tracker_launcher_and_folders() -> None:
         assert compose("method.rank=8", override).run_id == base
 
 
-def test_a_record_older_than_the_heads_own_rate_is_the_same_run() -> None:
+def test_a_record_older_than_some_fields_is_the_same_run() -> None:
     spec = compose("method.rank=8")
     mapping = to_mapping(spec)
-    del mapping["train"]["head_learning_rate"]
+    del mapping["train"]["head_learning_rate"], mapping["task"]["encoding"]
+    del mapping["task"]["separator"]
     assert from_mapping(mapping) == spec
     canonical = json.dumps(mapping, sort_keys=True, separators=(",", ":"))
     assert spec.run_id.endswith(hashlib.sha256(canonical.encode()).hexdigest()[:8])
@@ -104,6 +105,18 @@ def test_scaling_rules() -> None:
 )
 def test_path_matches(name: str, pattern: str, expected: bool) -> None:
     assert path_matches(name, pattern) is expected
+
+
+def test_an_encoding_and_a_separator_make_another_run_only_where_they_are_named(
+    tiny_overrides: list[str],
+) -> None:
+    plain = compose(*tiny_overrides)
+    named = [
+        compose(*tiny_overrides, override)
+        for override in ("task.encoding=cp1252", "task.separator=semicolon")
+    ]
+    assert len({spec.run_id for spec in [plain, *named]}) == 3
+    assert all(from_mapping(to_mapping(spec)) == spec for spec in [plain, *named])
 
 
 def adapter_of(kind: str, options: dict[str, Any]) -> RunSpec:

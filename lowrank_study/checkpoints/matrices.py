@@ -9,37 +9,29 @@ each matrix, without reading any:
     matrices["h.0.attn.c_attn.query"].read()        # (768, 768), of the stored (768, 2304)
 
 Convolutions (out, in, *kernel) become (out, in * prod(kernel)). What is fused but can't be
-split exactly is skipped with the reason.
+split exactly is one matrix, and its `note` says so.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from lowrank_study.checkpoints.paths import shown
+from lowrank_study.checkpoints.experts import STACKS, gate_and_up, holds_experts, is_in_out
+from lowrank_study.checkpoints.fused import (
+    CONV1D_MODELS,
+    Models,
+    is_fused,
+    models_within,
+    pieces,
+    unknown_layout,
+)
 from lowrank_study.checkpoints.tensors import Array
 from lowrank_study.checkpoints.weights import Weights
 
-_CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 _CONV1D_NAMES = ("c_attn", "c_proj", "c_fc", "q_attn")
-_EXPERTS_IN_OUT = ("gpt_oss", "llama4", "llama4_text")
-_FUSED_NAMES = (
-    "c_attn",
-    "query_key_value",
-    "qkv_proj",
-    "qkv",
-    "Wqkv",
-    "wqkv",
-    "W_pack",
-    "in_proj_weight",
-    "attn_qkv",
-)
-"""Last parts of names under which query, key and value are stored together."""
-
-_QKV = ("query", "key", "value")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -66,6 +58,8 @@ class Matrix:
     """First row of the piece in each group."""
     last: int
     """One past the last row of the piece in each group."""
+    note: str
+    """What has to be said where it isn't one linear map of the model; empty as a rule."""
 
     def read(self) -> Array:
         """Return the matrix as float32 or float64, exactly."""
@@ -73,6 +67,12 @@ class Matrix:
             return self._oriented(self.weights.read(self.tensor))
         rows = self.weights.read_rows(self.tensor, self.expert, self.expert + 1)
         return self._oriented(rows[0])
+
+    def read_scales(self) -> Array | None:
+        """Return what each entry was multiplied by after it was stored, None where by nothing."""
+        if not self.weights.is_scaled(self.tensor):
+            return None
+        return self.cut(self.weights.read_scales(self.tensor))
 
     def cut(self, stored: Array) -> Array:
         """Return this matrix out of its whole stored tensor, or out of a change of it."""
@@ -163,10 +163,11 @@ def find_matrices(
     """
     matrices: dict[str, Matrix] = {}
     skipped: dict[str, str] = {}
+    models = models_within(weights.config if config is None else config)
     for tensor in weights.names():
         if len(weights.shape(tensor)) < 2:
             continue
-        found = _matrices_of(tensor, weights, weights.config if config is None else config)
+        found = _matrices_of(tensor, weights, models)
         if isinstance(found, str):
             skipped[tensor] = found
         else:
@@ -179,128 +180,129 @@ def module_of(tensor: str) -> str:
     return tensor.removesuffix(".weight")
 
 
-def _matrices_of(tensor: str, weights: Weights, config: Mapping[str, Any]) -> list[Matrix] | str:
+def _matrices_of(tensor: str, weights: Weights, models: Models) -> list[Matrix] | str:
     """Return the matrices one stored tensor holds, or why it is left out."""
     shape = weights.shape(tensor)
     module = module_of(tensor)
     leaf = module.rpartition(".")[2]
-    model_type = config.get("model_type")
-    transposed = is_transposed(tensor, weights, config)
-
-    def matrix(
-        name: str, out: int, in_: int, *, expert: int | None, groups: int, first: int, last: int
-    ) -> Matrix:
-        return Matrix(
-            name=name,
-            tensor=tensor,
-            storage_dtype=weights.dtype(tensor),
-            shape=(out, in_),
-            weights=weights,
-            expert=expert,
-            transposed=transposed,
-            groups=groups,
-            first=first,
-            last=last,
-        )
-
     if leaf.endswith("bias"):
         return f"{len(shape)} axes, shape {list(shape)}: stacked biases rather than a matrix"
-    if len(shape) == 3 and _holds_experts(module):
-        out, in_ = shape[:0:-1] if transposed else shape[1:]
-        return [
-            matrix(f"{module}.{index}", out, in_, expert=index, groups=1, first=0, last=out)
-            for index in range(shape[0])
-        ]
+    transposed = _is_transposed(tensor, weights, models)
+    if len(shape) == 3 and holds_experts(module):
+        whole = _whole(tensor, weights, shape[1:], transposed=transposed, note="")
+        return [replace(whole, name=f"{module}.{index}", expert=index) for index in range(shape[0])]
     if len(shape) > 2 and (shape[0] == 1 or module == tensor):
         return f"{len(shape)} axes, shape {list(shape)}: neither a matrix nor a convolution"
-    out, in_ = shape[::-1] if transposed else (shape[0], prod(shape[1:]))
-    if leaf in _FUSED_NAMES or (leaf == "gate_up_proj" and model_type == "phi3"):
-        pieces = _pieces(leaf, module, out, config)
-        if pieces is None:
-            return (
-                f"query, key and value fused in one tensor; how to split it exactly isn't known "
-                f"for model_type {shown(model_type)} (config.json beside the weights says it)"
-            )
-        groups, parts = pieces
-        return [
-            matrix(
-                f"{module}.{part}",
-                groups * (last - first),
-                in_,
-                expert=None,
-                groups=groups,
-                first=first,
-                last=last,
-            )
-            for part, first, last in parts
-        ]
-    return [matrix(module, out, in_, expert=None, groups=1, first=0, last=out)]
+    note = _note(module, shape, models)
+    whole = _whole(tensor, weights, shape, transposed=transposed, note=note)
+    if not is_fused(leaf, models):
+        return [whole]
+    found = pieces(leaf, module, whole.shape[0], models)
+    if found is None:
+        return [replace(whole, note=unknown_layout(models))]
+    groups, parts = found
+    return [_piece(whole, f"{module}.{part}", groups, rows) for part, *rows in parts]
+
+
+def _whole(
+    tensor: str, weights: Weights, shape: tuple[int, ...], *, transposed: bool, note: str
+) -> Matrix:
+    """Return a stored tensor, or one expert of it, as one matrix.
+
+    Args:
+        tensor: its name.
+        weights: the checkpoint.
+        shape: its shape, without the axis of the experts.
+        transposed: whether it is stored (in, out).
+        note: as of `Matrix`.
+    """
+    stored = shape[0], prod(shape[1:])
+    out, in_ = stored[::-1] if transposed else stored
+    return Matrix(
+        name=module_of(tensor),
+        tensor=tensor,
+        storage_dtype=weights.dtype(tensor),
+        shape=(out, in_),
+        weights=weights,
+        expert=None,
+        transposed=transposed,
+        groups=1,
+        first=0,
+        last=out,
+        note=note,
+    )
+
+
+def _piece(whole: Matrix, name: str, groups: int, rows: Sequence[int]) -> Matrix:
+    first, last = rows
+    out = groups * (last - first)
+    return replace(
+        whole, name=name, shape=(out, whole.shape[1]), groups=groups, first=first, last=last
+    )
+
+
+def split_expert(matrix: Matrix, models: Models) -> list[Matrix]:
+    """Return one expert of a stack as the matrices that other files store on their own.
+
+    `experts.gate_up_proj.3` is `experts.3.gate_proj` and `experts.3.up_proj`.
+
+    Args:
+        matrix: one of `find_matrices`.
+        models: of `fused.models_within`.
+    """
+    if matrix.expert is None:
+        return []
+    parent, _, leaf = module_of(matrix.tensor).rpartition(".")
+    if leaf != "gate_up_proj":
+        return [replace(matrix, name=f"{parent}.{matrix.expert}.{leaf}")]
+    groups, parts = gate_and_up(matrix.shape[0], models)
+    return [
+        _piece(matrix, f"{parent}.{matrix.expert}.{part}", groups, rows)
+        for part, rows in parts.items()
+    ]
 
 
 def is_transposed(tensor: str, weights: Weights, config: Mapping[str, Any] | None = None) -> bool:
-    """Whether the tensor is stored (in, out), as the config's model_type says.
+    """Whether the tensor is stored (in, out), as the config says.
 
-    GPT-2 and its kin use Conv1D, GPT-OSS and Llama 4 store their experts so.
+    GPT-2 and its kin use Conv1D, GPT-OSS, Llama 4 and others store their experts so.
     """
+    return _is_transposed(
+        tensor, weights, models_within(weights.config if config is None else config)
+    )
+
+
+def _is_transposed(tensor: str, weights: Weights, models: Models) -> bool:
     module = module_of(tensor)
-    model_type = (weights.config if config is None else config).get("model_type")
-    axes = len(weights.shape(tensor))
-    if axes == 3:
-        return _holds_experts(module) and model_type in _EXPERTS_IN_OUT
-    leaf = module.rpartition(".")[2]
-    return axes == 2 and model_type in _CONV1D_MODELS and leaf in _CONV1D_NAMES
+    shape = weights.shape(tensor)
+    parent, _, leaf = module.rpartition(".")
+    if len(shape) == 3:
+        return holds_experts(module) and is_in_out(module, _stacks(parent, weights), models)
+    return (
+        len(shape) == 2
+        and leaf in _CONV1D_NAMES
+        and any(model.get("model_type") in CONV1D_MODELS for model in models)
+    )
 
 
-def _holds_experts(module: str) -> bool:
-    """Whether a tensor of three axes is a stack of experts rather than a convolution."""
-    return any(word in module for word in ("experts", "_exps", "moe"))
+def _stacks(parent: str, weights: Weights) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all stacks of some experts, by the last part of their names."""
+    names = {
+        module_of(name).removeprefix(f"{parent}."): name
+        for leaf in STACKS
+        for name in (f"{parent}.{leaf}", f"{parent}.{leaf}.weight")
+        if name in weights
+    }
+    shapes = {leaf: weights.shape(name) for leaf, name in names.items()}
+    return {leaf: shape for leaf, shape in shapes.items() if len(shape) == 3}
 
 
-def _pieces(
-    leaf: str, module: str, out: int, config: Mapping[str, Any]
-) -> tuple[int, list[tuple[str, int, int]]] | None:
-    """Return (groups, [(part, first row, last row in each group)]), or None if not known.
-
-    The layouts are those of the models' own code in transformers.
-    """
-
-    def size(key: str) -> int:
-        value = config.get(key)
-        return value if type(value) is int and value > 0 else 0
-
-    model_type = config.get("model_type")
-    heads = size("num_attention_heads") or size("n_head")
-    if leaf == "gate_up_proj":
-        names: tuple[str, ...] = ("gate", "up")
-        groups, sizes = 1, [out // 2, out // 2]
-    elif leaf == "in_proj_weight" or (leaf == "c_attn" and model_type in _CONV1D_MODELS):
-        names = _QKV[1:] if "crossattention" in module.split(".") else _QKV
-        groups, sizes = 1, [out // len(names)] * len(names)
-    elif leaf == "query_key_value" and model_type in ("gpt_neox", "bloom") and heads:
-        names, groups = _QKV, heads
-        sizes = [out // heads // 3] * 3
-    elif leaf == "query_key_value" and model_type == "falcon" and heads:
-        names = _QKV
-        head = size("hidden_size") // heads
-        if config.get("new_decoder_architecture"):
-            groups = size("num_kv_heads")
-            if not groups:
-                return None
-            sizes = [heads // groups * head, head, head]
-        elif config.get("multi_query", True):
-            groups, sizes = 1, [heads * head, head, head]
-        else:
-            groups, sizes = heads, [head] * 3
-    elif leaf == "qkv_proj" and model_type == "phi3" and heads:
-        names, groups = _QKV, 1
-        head = size("head_dim") or size("hidden_size") // heads
-        keys = (size("num_key_value_heads") or heads) * head
-        sizes = [heads * head, keys, keys]
-    else:
-        return None
-    if groups * sum(sizes) != out or 0 in sizes:
-        return None
-    ends = np.cumsum(sizes).tolist()
-    return groups, [
-        (name, end - width, end) for name, width, end in zip(names, sizes, ends, strict=True)
-    ]
+def _note(module: str, shape: tuple[int, ...], models: Models) -> str:
+    """Say of a convolution in groups, and of stacked experts, that they are no one linear map."""
+    if len(shape) == 2:
+        stacked = models[0].get("model_type") == "dbrx" and ".experts." in module
+        return "all experts stacked in one tensor, measured as one matrix" if stacked else ""
+    groups = models[0].get("num_conv_pos_embedding_groups", 1) if "pos_conv" in module else 1
+    if shape[1] == 1 or groups != 1:
+        return "a convolution in groups, whose rows read different inputs, measured as one matrix"
+    return ""

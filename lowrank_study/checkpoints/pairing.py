@@ -5,104 +5,35 @@
         for match, W0_OI, W_OI in pairing.read_matrices():
             delta_OI = W_OI - W0_OI
         pairing.skipped        # {"lm_head": "the same as model.embed_tokens (tied), ..."}
+        pairing.left_out()     # the share of each checkpoint that isn't compared
 
 Axis suffixes: O out features, I in features.
 """
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
-from lowrank_study.checkpoints.matrices import Matrix, find_matrices
+from lowrank_study.checkpoints.architecture import shared_config
+from lowrank_study.checkpoints.match import Match, coarser, is_vocabulary
 from lowrank_study.checkpoints.paths import shown
+from lowrank_study.checkpoints.renames import PairedNames, paired_names
+from lowrank_study.checkpoints.sides import (
+    Side,
+    matched,
+    matched_others,
+    take_out_tied,
+    without_tied,
+)
 from lowrank_study.checkpoints.tensors import Array
+from lowrank_study.checkpoints.unpaired import SIDES, Unpaired, in_parts, whole
 from lowrank_study.checkpoints.weights import Weights
 from lowrank_study.errors import InputError
+from lowrank_study.left_out import LeftOut
 
-_VOCABULARY = (
-    "embed_tokens",
-    "word_embeddings",
-    "wte",
-    "embed_in",
-    "embed_out",
-    "lm_head",
-    "shared",
-    "tok_embeddings",
-    "token_embd",
-    "output_embeddings",
-    "decoder",
-)
-"""Last parts of module paths whose rows are the tokens of a vocabulary."""
-
-_ARCHITECTURE = (
-    "model_type",
-    "gguf_architecture",
-    "hidden_size",
-    "n_embd",
-    "num_attention_heads",
-    "n_head",
-    "num_key_value_heads",
-    "num_kv_heads",
-    "head_dim",
-    "multi_query",
-    "new_decoder_architecture",
-)
-"""Settings of config.json that have to agree: two of one shape could be cut apart differently."""
-
-_PRECISION = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
-"""From the finest step of a weight to the coarsest, down to magnitudes of about 1e-5."""
-_SAMPLE = 4096
-_BLOCK = 2**22
-"""Entries of two matrices compared at a time."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Match:
-    """One matrix that both checkpoints have."""
-
-    name: str
-    """Module path, as in the tuned checkpoint."""
-    storage_dtype: str
-    """The coarser of the two storage dtypes."""
-    shape: tuple[int, int]
-    """(out, in) of what is compared: for a resized vocabulary, the rows both have."""
-    before: Matrix
-    """The pretrained one."""
-    after: Matrix
-    """The tuned one."""
-
-    def read(self) -> tuple[Array, Array]:
-        """Return (W0_OI, W_OI) exactly; for a resized vocabulary, the rows both have."""
-        rows = self.shape[0]
-        return self.before.read()[:rows], self.after.read()[:rows]
-
-    def read_blocks(self, entries: int) -> Iterator[tuple[slice, Array, Array]]:
-        """Yield (part, W0, W) in blocks of the longer axis, that axis first.
-
-        The same numbers as of `read`, of which only a block is in memory at a time. What can't
-        be read in parts (GGUF, PyTorch's own files, heads stored in turns) is held as a whole.
-
-        Args:
-            entries: most entries of a block, but for a single row or column.
-
-        Yields:
-            The part of the longer axis, and both matrices there: (part, shorter axis).
-        """
-        first = 0
-        blocks = (each.read_blocks(self.shape, entries) for each in (self.before, self.after))
-        for W0, W in zip(*blocks, strict=True):
-            yield slice(first, first + W0.shape[0]), W0, W
-            first += W0.shape[0]
-
-    @property
-    def is_single(self) -> bool:
-        """Whether both are read as float32, so that no sum of squares in float64 can overflow."""
-        return not any(
-            matrix.storage_dtype == "float64" or matrix.weights.is_scaled(matrix.tensor)
-            for matrix in (self.before, self.after)
-        )
+__all__ = ["Match", "Pairing", "coarser", "is_vocabulary", "pair"]
 
 
 class Pairing:
@@ -115,6 +46,7 @@ class Pairing:
         after: Weights,
         matches: list[Match],
         vectors: dict[str, tuple[str, str]],
+        unpaired: list[Unpaired],
         skipped: dict[str, str],
         flags: list[str],
     ) -> None:
@@ -125,11 +57,45 @@ class Pairing:
         self.matches = matches
         """The matched matrices, in the order of the tuned checkpoint."""
         self.vectors = vectors
-        """Matched vectors and scalars: name to (tensor before, tensor after)."""
+        """Matched tensors that are no matrices: name to (tensor before, tensor after)."""
         self.skipped = skipped
         """What was left out, with the reason; `read_matrices` adds matrices with NaN or Inf."""
         self.flags = flags
         """What a report has to say of this pair, one sentence each."""
+        self._unpaired = unpaired
+        self._broken: set[str] = set()
+
+    def left_out_matrices(self) -> int:
+        """Count the matrices of the larger checkpoint that aren't compared."""
+        alone = Counter(item.side for item in self._unpaired if item.is_matrix)
+        broken = sum(match.name in self._broken for match in self.matches)
+        return max(alone.values(), default=0) + broken
+
+    def left_out(self) -> list[LeftOut]:
+        """Return what part of each checkpoint isn't compared, and why.
+
+        Matrices with NaN or Inf are in it once they were read.
+        """
+        parts: list[LeftOut] = []
+        for index, side in enumerate(SIDES):
+            lost = [item for item in self._unpaired if item.side == side]
+            compared = 0
+            for match in self.matches:
+                rows, columns = (match.before, match.after)[index].shape
+                more = (rows - match.shape[0], columns)
+                lost.append(whole(side, match.name, more, _ROWS, is_matrix=False))
+                if match.name in self._broken:
+                    lost.append(whole(side, match.name, match.shape, _BROKEN, is_matrix=True))
+                else:
+                    compared += prod(match.shape)
+            for name, tensors in self.vectors.items():
+                shape = (self.before, self.after)[index].shape(tensors[index])
+                if name in self._broken:
+                    lost.append(whole(side, name, shape, _BROKEN, is_matrix=False))
+                else:
+                    compared += prod(shape)
+            parts += in_parts(lost, side=side, compared=compared)
+        return parts
 
     def read_matrices(self) -> Iterator[tuple[Match, Array, Array]]:
         """Yield (match, W0_OI, W_OI) one at a time, leaving out what isn't finite."""
@@ -149,142 +115,71 @@ class Pairing:
         W0_OI, W_OI = match.read()
         return (W0_OI, W_OI) if self._finite(match.name, W0_OI, W_OI) else None
 
+    def leave_out(self, name: str, reason: str) -> None:
+        """Leave out a matched matrix or vector whose numbers can't be used."""
+        self.skipped[name] = reason
+        self._broken.add(name)
+
     def _finite(self, name: str, *arrays: Array) -> bool:
         nan = sum(int(np.isnan(array).sum()) for array in arrays)
         infinite = sum(int(np.isinf(array).sum()) for array in arrays)
         if nan or infinite:
-            self.skipped[name] = f"{nan} NaN and {infinite} infinite values"
+            self.leave_out(name, f"{nan} NaN and {infinite} infinite values")
         return not (nan or infinite)
+
+
+_ROWS = "rows that only this checkpoint has"
+_BROKEN = "NaN or infinite values"
 
 
 def pair(before: Weights, after: Weights) -> Pairing:
     """Match two checkpoints of one architecture by the names of their tensors.
 
-    Only headers are read here (and the contents of tensors that may be tied). A base model
-    saved without its head has names without the first part (`encoder.` for `bert.encoder.`);
-    that one prefix is added where it makes names match.
+    Only headers are read here (and the contents of tensors that may be tied). Names are compared
+    as all versions of the model's code would have them (see `renames`), and what one file stores
+    fused is split where the other stores it in parts.
 
     Raises:
-        InputError: another architecture, or nothing that matches.
+        InputError: another architecture, an unmerged adapter, or nothing that matches.
     """
-    _check_architecture(before, after)
-    prefix_before, prefix_after = _prefixes(before.names(), after.names())
-    # One config decides for both: a square (in, out) matrix would not be noticed otherwise.
-    config = before.config if "model_type" in before.config else after.config
-    left_all, left_skipped = find_matrices(before, config)
-    right_all, right_skipped = find_matrices(after, config)
-    left = {prefix_before + name: matrix for name, matrix in left_all.items()}
-    right = {prefix_after + name: matrix for name, matrix in right_all.items()}
-    skipped: dict[str, str] = {}
-    for prefix, reasons in (
-        (prefix_before, left_skipped | before.skipped),
-        (prefix_after, right_skipped | after.skipped),
-    ):
-        skipped.update({prefix + name: reason for name, reason in reasons.items()})
-    matches: list[Match] = []
-    differing: list[str] = []
-    for name, matrix in right.items():
-        if name not in left:
-            skipped[name] = "only in the tuned checkpoint"
-            continue
-        match = _match(name, left[name], matrix)
-        if match is None:
-            differing.append(name)
-            skipped[name] = f"shape {list(left[name].shape)} before, {list(matrix.shape)} after"
-        else:
-            matches.append(match)
-    skipped.update((name, "only in the pretrained checkpoint") for name in left.keys() - right)
-    if not matches or len(differing) > len(matches):
-        _refuse_unmatched(before, after, len(matches), differing, skipped)
-    matches = _without_tied(matches, skipped)
+    config = shared_config(before, after)
+    names = paired_names(before.names(), after.names())
+    left = Side("before", before, names.before, names.prefix_before, config)
+    right = Side("after", after, names.after, names.prefix_after, config)
+    matches, differing = matched(left, right)
+    if not matches or len(differing) > 2 * len(matches):
+        _refuse_unmatched(before, after, len(matches), differing)
+    matches, tied = without_tied(matches)
+    for side in (left, right):
+        tied |= take_out_tied(side, matches)
+    vectors, differing_vectors = matched_others(left, right)
+    unpaired = [*left.alone(), *right.alone(), *differing, *differing_vectors]
+    skipped = {item.name: item.why for item in unpaired} | tied
+    for side in (left, right):
+        skipped |= {side.shown(name): reason for name, reason in side.ignored.items()}
     return Pairing(
         before=before,
         after=after,
         matches=matches,
-        vectors=_vectors(before, after, prefix_before, prefix_after, skipped),
+        vectors=vectors,
+        unpaired=unpaired,
         skipped=skipped,
-        flags=_flags(before, after, prefix_before, prefix_after, matches),
-    )
-
-
-def coarser(*dtypes: str) -> str:
-    """Return the storage dtype of fewest significant bits; GGUF's quantisations come after all."""
-    return max(dtypes, key=lambda dtype: _PRECISION.index(dtype) if dtype in _PRECISION else 99)
-
-
-def is_vocabulary(module: str) -> bool:
-    """Whether the rows of a module's weight are the tokens of a vocabulary, which may be resized.
-
-    Args:
-        module: its path; GGUF and Llama's own files call the head just "output".
-    """
-    return module == "output" or module.rpartition(".")[2] in _VOCABULARY
-
-
-def _check_architecture(before: Weights, after: Weights) -> None:
-    for key in _ARCHITECTURE:
-        values = before.config.get(key), after.config.get(key)
-        plain = all(isinstance(value, str | int) for value in values)
-        if plain and values[0] != values[1]:
-            raise InputError(
-                f"{key} is {shown(values[0])} in {shown(before.path)} and {shown(values[1])} in "
-                f"{shown(after.path)}; compare two checkpoints of one architecture"
-            )
-
-
-def _prefixes(before: list[str], after: list[str]) -> tuple[str, str]:
-    """Return the prefix to put before each name of either checkpoint, both empty as a rule."""
-    plain = len(set(before) & set(after))
-    counts: Counter[tuple[str, str]] = Counter()
-    for short, long, swap in ((before, after, False), (after, before, True)):
-        names = set(short)
-        for name in long:
-            first, _, rest = name.partition(".")
-            if rest in names:
-                counts[("", first + ".") if swap else (first + ".", "")] += 1
-    ranked = counts.most_common(2)
-    if not ranked or ranked[0][1] <= plain:
-        return "", ""
-    if len(ranked) > 1 and ranked[0][1] == ranked[1][1]:
-        first, second = (shown("".join(prefixes)) for prefixes, _ in ranked)
-        raise InputError(
-            f"names match equally well with the prefix {first} and with {second}; "
-            "save both checkpoints from one model class"
-        )
-    return ranked[0][0]
-
-
-def _match(name: str, before: Matrix, after: Matrix) -> Match | None:
-    rows = min(before.shape[0], after.shape[0])
-    if before.shape[1] != after.shape[1] or (
-        before.shape[0] != after.shape[0] and not is_vocabulary(name)
-    ):
-        return None
-    return Match(
-        name=name,
-        storage_dtype=coarser(before.storage_dtype, after.storage_dtype),
-        shape=(rows, before.shape[1]),
-        before=before,
-        after=after,
+        flags=_flags(before, after, names, matches),
     )
 
 
 def _refuse_unmatched(
-    before: Weights,
-    after: Weights,
-    matched: int,
-    differing: list[str],
-    skipped: dict[str, str],
+    before: Weights, after: Weights, matched: int, differing: list[Unpaired]
 ) -> None:
     def some(names: list[str]) -> str:
         return ", ".join(shown(name, 60) for name in names[:4]) or "none"
 
     if differing:
-        name = differing[0]
+        first, count = differing[0], len(differing) // 2
         raise InputError(
             f"{shown(before.path)} and {shown(after.path)} have different shapes in "
-            f"{len(differing)} of {len(differing) + matched} matrices ({shown(name)}: "
-            f"{skipped[name]}); compare two checkpoints of one architecture and size"
+            f"{count} of {count + matched} matrices ({shown(first.name)}: {first.why}); "
+            "compare two checkpoints of one architecture and size"
         )
     raise InputError(
         f"no matrix of {shown(before.path)} ({some(before.names())}) is in {shown(after.path)} "
@@ -293,74 +188,16 @@ def _refuse_unmatched(
     )
 
 
-def _same(a: Matrix, b: Matrix) -> bool:
-    """Whether two matrices of equal shape hold the same numbers, not all of them equal."""
-    weights = a.weights
-    if a.weights is not b.weights or a.shape != b.shape or a.storage_dtype != b.storage_dtype:
-        return False
-    rows = weights.shape(a.tensor)[0]
-    few = max(1, min(rows, _SAMPLE // max(1, weights.shape(a.tensor)[-1])))
-    start_a, start_b = (weights.read_rows(m.tensor, 0, few) for m in (a, b))
-    if not np.array_equal(start_a, start_b):
-        return False
-    varied = False
-    for block_a, block_b in zip(*(m.read_blocks(m.shape, _BLOCK) for m in (a, b)), strict=True):
-        if not np.array_equal(block_a, block_b):
-            return False
-        varied = varied or bool(np.any(block_a != start_a.flat[0]))
-    return varied
-
-
-def _without_tied(matches: list[Match], skipped: dict[str, str]) -> list[Match]:
-    """Leave out a vocabulary matrix whose numbers are another's in both checkpoints."""
-    kept: list[Match] = []
-    vocabulary: list[Match] = []
-    for match in matches:
-        if is_vocabulary(match.name):
-            twin = next(
-                (
-                    other
-                    for other in vocabulary
-                    if _same(match.before, other.before) and _same(match.after, other.after)
-                ),
-                None,
-            )
-            if twin is not None:
-                skipped[match.name] = f"the same as {shown(twin.name)} (tied), counted there"
-                continue
-            vocabulary.append(match)
-        kept.append(match)
-    return kept
-
-
-def _vectors(
-    before: Weights, after: Weights, prefix_before: str, prefix_after: str, skipped: dict[str, str]
-) -> dict[str, tuple[str, str]]:
-    left = {prefix_before + name: name for name in before.names() if len(before.shape(name)) < 2}
-    right = {prefix_after + name: name for name in after.names() if len(after.shape(name)) < 2}
-    vectors: dict[str, tuple[str, str]] = {}
-    for name, tensor in right.items():
-        if name not in left:
-            skipped[name] = "only in the tuned checkpoint"
-        elif before.shape(left[name]) != after.shape(tensor):
-            shapes = f"{list(before.shape(left[name]))} before, {list(after.shape(tensor))} after"
-            skipped[name] = f"shape {shapes}"
-        else:
-            vectors[name] = left[name], tensor
-    skipped.update((name, "only in the pretrained checkpoint") for name in left.keys() - right)
-    return vectors
-
-
-def _flags(
-    before: Weights, after: Weights, prefix_before: str, prefix_after: str, matches: list[Match]
-) -> list[str]:
+def _flags(before: Weights, after: Weights, names: PairedNames, matches: list[Match]) -> list[str]:
     flags = [f"before: {flag}" for flag in before.flags] + [
         f"after: {flag}" for flag in after.flags
     ]
-    if prefix_before or prefix_after:
-        shorter = "pretrained" if prefix_before else "tuned"
-        prefix = prefix_before or prefix_after
+    if names.prefix_before or names.prefix_after:
+        shorter = "pretrained" if names.prefix_before else "tuned"
+        prefix = names.prefix_before or names.prefix_after
         flags.append(f"names of the {shorter} checkpoint read with the prefix {shown(prefix)}")
+    flags += _renamed(matches, names)
+    flags += _notes(matches)
     pairs = {(match.before.storage_dtype, match.after.storage_dtype) for match in matches}
     fine = {"float32", "float64"}
     # A W0 coarser than W may be where training began: then its differences are exact.
@@ -378,5 +215,31 @@ def _flags(
         )
     known = ("model_type", "gguf_architecture")  # GGUF is always (out, in)
     if not any(weights.config.get(key) for weights in (before, after) for key in known):
-        flags.append("no config.json: orientation as stored, fused tensors left out")
+        flags.append("no config.json: orientation as stored, fused tensors not split")
     return flags
+
+
+def _renamed(matches: list[Match], names: PairedNames) -> list[str]:
+    renamed = [
+        match
+        for match in matches
+        if names.prefix_before + match.before.name != names.prefix_after + match.after.name
+    ]
+    if not renamed:
+        return []
+    before, after = renamed[0].before.name, renamed[0].after.name
+    return [
+        f"{len(renamed)} matrices have another name in the tuned checkpoint, such as "
+        f"{shown(before)}, which is {shown(after)} there"
+    ]
+
+
+def _notes(matches: list[Match]) -> list[str]:
+    """Say of which matrices the numbers are not those of one linear map."""
+    noted: dict[str, list[str]] = {}
+    for match in matches:
+        for note in {match.before.note, match.after.note} - {""}:
+            noted.setdefault(note, []).append(match.name)
+    return [
+        f"{note} ({len(modules)}, such as {shown(modules[0])})" for note, modules in noted.items()
+    ]

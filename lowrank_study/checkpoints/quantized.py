@@ -25,11 +25,20 @@ _PACKED = {
     ".absmax": "bitsandbytes 4-bit",
     ".quant_state.bitsandbytes__nf4": "bitsandbytes 4-bit",
     ".quant_state.bitsandbytes__fp4": "bitsandbytes 4-bit",
+    ".weight_global_scale": "NVFP4",
+    ".weight_scale_2": "NVFP4",
     ".weight_packed": "compressed-tensors",
+    ".W_q": "HQQ",
+    ".Qidxs": "QuIP#",
+    ".codebooks": "AQLM",
+    ".weight._data": "Quanto",
     "_proj_blocks": "MXFP4",
     ".weight_zero_point": "integer",
 }
-"""Ends of tensor names that only packed integer formats have."""
+"""Ends of tensor names that only packed formats have; the first that occurs in a file counts."""
+
+PACKED = "whole numbers, perhaps weights packed in a way that isn't known"
+_PACKED_DTYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32")
 
 _SCALE_ENDS = ("_scale_inv", "_scale")
 _OTHER_ENDS = (".input_scale", ".activation_scale", ".k_scale", ".v_scale", ".output_scale")
@@ -49,19 +58,29 @@ class Scale:
 
 
 def refuse_packed(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], where: str) -> None:
-    """Refuse packed integer formats by their name.
+    """Refuse packed formats by their name.
 
     Raises:
         InputError: naming the format and a tensor that is stored in it.
     """
-    remedy = "dequantise it in the library that wrote it and save it in bfloat16 or float32"
-    ends = tuple(_PACKED)
-    for name in tensors:
-        if name.endswith(ends):
-            scheme = next(_PACKED[end] for end in ends if name.endswith(end))
+    remedy = (
+        "give the checkpoint it was quantised from, or dequantise it in the library that wrote it "
+        "and save it in bfloat16 or float32"
+    )
+    for end, scheme in _PACKED.items():
+        found = next((name for name in tensors if name.endswith(end)), None)
+        if found is not None:
             raise InputError(
-                f"{where}: tensor {shown(name)} is {scheme} quantised, which can't be read "
+                f"{where}: tensor {shown(found)} is {scheme} quantised, which can't be read "
                 f"exactly; {remedy}"
+            )
+    for name, tensor in tensors.items():
+        module = name.removesuffix(".weight")
+        if tensor.dtype == "uint32" and {f"{module}.scales", f"{module}.biases"} <= tensors.keys():
+            raise InputError(
+                f"{where}: tensor {shown(name)} is MLX quantised, which can't be read exactly; "
+                "give the checkpoint it was quantised from, or save one by "
+                "`mlx_lm.convert --dequantize`"
             )
     quantization = config.get("quantization_config")
     if quantization is None:
@@ -140,13 +159,27 @@ def apply_scale(
         read_scales: reads a tensor by its name in the file.
     """
     with np.errstate(invalid="ignore"):  # NaN and Inf pass through, for the caller to find
-        factors = read_scales(scale.name).astype(np.float64)
-        if factors.size == 1:
-            return values * factors.reshape(())
-        factors = factors.reshape(factors.shape[0], -1)
-        rows = (first_row + np.arange(values.shape[0])) // scale.rows
-        columns = np.arange(values.shape[1]) // scale.columns
-        return values * factors[rows][:, columns]
+        return values * scale_factors(values.shape, first_row, scale, read_scales)
+
+
+def scale_factors(
+    shape: tuple[int, ...], first_row: int, scale: Scale, read_scales: Callable[[str], Array]
+) -> Array:
+    """Return what each stored number of some rows is multiplied by, in float64.
+
+    Args:
+        shape: that of the rows.
+        first_row: which row of the tensor they begin with.
+        scale: its scale.
+        read_scales: reads a tensor by its name in the file.
+    """
+    factors = read_scales(scale.name).astype(np.float64)
+    if factors.size == 1:
+        return np.broadcast_to(factors.reshape(()), shape)
+    factors = factors.reshape(factors.shape[0], -1)
+    rows = (first_row + np.arange(shape[0])) // scale.rows
+    columns = np.arange(shape[1]) // scale.columns
+    return factors[rows][:, columns]
 
 
 def skip_reasons(
@@ -170,5 +203,8 @@ def skip_reasons(
                     f"{where}: tensor {shown(name)} holds weights as {tensor.dtype} without scales "
                     "that are understood; save the model in bfloat16 or float32"
                 )
-            reasons[name] = f"{tensor.dtype}, a counter or mask rather than weights"
+            counts = tensor.dtype not in _PACKED_DTYPES or len(tensor.shape) < 2
+            counts = counts or tensor.shape[0] == 1 or name.endswith("_index")
+            counter = f"{tensor.dtype}, a counter or mask rather than weights"
+            reasons[name] = counter if counts else PACKED
     return reasons

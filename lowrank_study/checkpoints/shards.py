@@ -9,9 +9,11 @@ tensor to its shard. The index is only believed where the shards agree with it.
 import os
 import re
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 
-from lowrank_study.checkpoints.paths import read_json, resolve_inside, shown
+from lowrank_study.checkpoints.paths import SourceFile, read_json, resolve_inside, shown
+from lowrank_study.checkpoints.safetensors_file import read_headers
 from lowrank_study.checkpoints.tensors import TensorInfo
 from lowrank_study.errors import InputError
 
@@ -20,6 +22,7 @@ _NOT_WEIGHTS = ("adapter_model.", "optimizer.", "scheduler.", "rng_state", "trai
 _FORMATS = ((".safetensors",), (".gguf",), (".bin", ".pt", ".pth"))
 """Suffixes of weight files, the preferred format first."""
 _MAX_SHARDS = 5000
+_MODULE = re.compile(r"\d{1,2}_\w{1,60}")
 
 
 def index_files(index: Path, *, root: Path) -> tuple[list[Path], dict[str, str]]:
@@ -91,6 +94,7 @@ def find_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
     except OSError as error:
         raise InputError(f"{shown(folder)}: can't be listed ({error.strerror})") from None
     weights = [path for path in entries if not path.name.startswith(_NOT_WEIGHTS)]
+    weights = _without_second_copy(weights)
     for suffixes in _FORMATS:
         indices = [
             path
@@ -116,15 +120,64 @@ def find_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
         if files:
             refuse_lone_shard(files[0])
             return files, None
+    refuse_several_adapters(folder)
     if os.path.lexists(folder / "adapter_config.json"):
         raise InputError(
-            f"{shown(folder)}: is an adapter, not a whole model; open it as an adapter"
+            f"{shown(folder)}: is an adapter, not a whole model; give adapter=PATH base=PATH"
         )
     found = ", ".join(shown(path.name, 40) for path in entries[:8]) or "nothing"
     raise InputError(
         f"{shown(folder)}: no .safetensors, .gguf, .bin or .pt weights in it (found {found}); "
         "give a folder or file that holds weights"
     )
+
+
+def _without_second_copy(paths: list[Path]) -> list[Path]:
+    """Leave out `consolidated*`, the same model in Mistral's own layout, where there are others."""
+    others = [path for path in paths if not path.name.startswith("consolidated")]
+    return others if any(path.suffix == ".safetensors" for path in others) else paths
+
+
+def refuse_several_adapters(folder: Path) -> None:
+    """Refuse a folder whose subfolders each hold an adapter, and name them."""
+    adapters = [] if os.path.lexists(folder / "adapter_config.json") else adapters_inside(folder)
+    if adapters:
+        named = ", ".join(shown(name, 60) for name in adapters[:8])
+        raise InputError(
+            f"{shown(folder)}: holds {len(adapters)} adapters in folders of their own ({named}); "
+            f"give one of them, such as {shown(folder / adapters[0])}"
+        )
+
+
+def adapters_inside(folder: Path) -> list[str]:
+    """Return the subfolders that hold an adapter each, as PEFT writes all but the first."""
+    if not os.path.isdir(folder):
+        return []
+    try:
+        inside = sorted(folder.iterdir())
+    except OSError:
+        return []
+    return [path.name for path in inside if os.path.lexists(path / "adapter_config.json")]
+
+
+def modules_beside(folder: Path) -> dict[str, int]:
+    """Return the modules that sentence-transformers keeps beside a model, and their sizes.
+
+    Each is a folder like `2_Dense`. Of a pickle only the bytes are known: four to a number.
+    """
+    found: dict[str, int] = {}
+    for inside in sorted(folder.iterdir()):
+        if not _MODULE.fullmatch(inside.name):
+            continue
+        for name in ("model.safetensors", "pytorch_model.bin"):
+            if os.path.lexists(inside / name):
+                with SourceFile.open(inside / name, root=folder) as file:
+                    is_pickle = name.endswith(".bin")
+                    tensors = [] if is_pickle else read_headers([file])[0]
+                    count = sum(prod(tensor.shape) for tensor in tensors)
+                    found[inside.name] = file.size // 4 if is_pickle else count
+                break
+    return found
 
 
 def refuse_lone_shard(path: Path) -> None:

@@ -8,14 +8,17 @@ Names are those of the unwrapped model (see `names`); shapes are the file's own 
 (see `matrices` for (out, in) matrices). Nothing out of a checkpoint is executed or imported.
 """
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lowrank_study.checkpoints.formats import format_of, refuse_stand_in
 from lowrank_study.checkpoints.gguf_file import read_gguf, read_gguf_tensor
 from lowrank_study.checkpoints.names import strip_wrappers
 from lowrank_study.checkpoints.paths import (
@@ -30,6 +33,7 @@ from lowrank_study.checkpoints.quantized import (
     apply_scale,
     find_scales,
     refuse_packed,
+    scale_factors,
     skip_reasons,
 )
 from lowrank_study.checkpoints.safetensors_file import read_headers
@@ -37,13 +41,14 @@ from lowrank_study.checkpoints.shards import (
     check_shards,
     find_files,
     index_files,
+    modules_beside,
     refuse_lone_shard,
 )
 from lowrank_study.checkpoints.tensors import FLOATS, ITEM_BYTES, Array, TensorInfo, decode
 from lowrank_study.checkpoints.torch_file import load_torch, refuse_pickle
 from lowrank_study.errors import InputError
 
-_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+_INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 RowReader = Callable[[TensorInfo, int, int], Array]
 """Reads the rows `first:last` (of axis 0) of one tensor exactly."""
@@ -81,6 +86,8 @@ class Weights(Closing):
         self._tensors = {name: self._raw[raw] for name, raw in stripped.items()}
         self.skipped = {name: reasons[raw] for name, raw in stripped.items() if raw in reasons}
         """Tensors that hold no weights (empty, integers, scales), with the reason."""
+        self.beside: dict[str, int] = {}
+        """Folders of modules beside the model that aren't read, and how many weights each has."""
         self.flags = (*flags, *self._dtype_flags())
         """What a report has to say of these weights, one sentence each."""
 
@@ -121,6 +128,10 @@ class Weights(Closing):
             )
         return self._tensors[name]
 
+    def stored_shape(self, name: str) -> tuple[int, ...]:
+        """Shape of any tensor in the file, also of one that holds no weights."""
+        return self._tensors[name].shape
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape in the file's own orientation."""
         return self.info(name).shape
@@ -137,6 +148,26 @@ class Weights(Closing):
         """
         shape = self.info(name).shape
         return self.read_rows(name, 0, shape[0] if shape else 1)
+
+    def read_number(self, name: str) -> float:
+        """Return the one number that a tensor holds, which may be stored as an integer.
+
+        Raises:
+            InputError: it holds none or several, or one that isn't finite.
+        """
+        info = self._tensors[name]
+        number = math.nan
+        if prod(info.shape) == 1 and info.dtype in _INTEGERS:
+            data = info.file.read(info.start, info.stop)
+            number = float(int.from_bytes(data, "little", signed=info.dtype[0] == "i"))
+        elif prod(info.shape) == 1:
+            number = float(self._read_rows(info, 0, 1).reshape(()))
+        if not math.isfinite(number):
+            raise InputError(
+                f"{shown(self.path)}: {shown(name)} is not one number (shape {list(info.shape)}, "
+                f"{info.dtype}); get the file again from its source"
+            )
+        return number
 
     def read_rows(self, name: str, first: int, last: int) -> Array:
         """Return the rows `first:last` of one tensor without reading the others."""
@@ -155,6 +186,11 @@ class Weights(Closing):
     def is_scaled(self, name: str) -> bool:
         """Whether the tensor is float8 with scales beside it."""
         return self.info(name).name in self._scales
+
+    def read_scales(self, name: str) -> Array:
+        """Return what each number of a scaled tensor was multiplied by, shaped like it."""
+        info = self.info(name)
+        return scale_factors(info.shape, 0, self._scales[info.name], self._read_raw)
 
     def read_part(
         self, name: str, *, width: int, rows: tuple[int, int], columns: tuple[int, int]
@@ -208,18 +244,22 @@ def open_weights(path: str | Path, *, allow_pickle: bool = False) -> Weights:
     try:
         for each in paths:
             files.append(SourceFile.open(each, root=folder))
-        kinds = {_format(file) for file in files}
+            refuse_stand_in(files[-1])
+        kinds = {format_of(file) for file in files}
         if len(kinds) > 1:
             raise InputError(f"{shown(path)}: shards of different formats ({', '.join(kinds)})")
         match kinds.pop():
             case "gguf":
-                return _open_gguf(path, files, config)
+                weights = _open_gguf(path, files, config)
             case "pickle":
                 if not allow_pickle:
                     refuse_pickle(files[0])
-                return _open_torch(path, files, config, weight_map)
+                weights = _open_torch(path, files, config, weight_map)
             case _:
-                return _open_safetensors(path, files, config, weight_map)
+                weights = _open_safetensors(path, files, config, weight_map)
+        if os.path.isdir(path):
+            weights.beside.update(modules_beside(path))
+        return weights
     except BaseException:
         close_all(files)
         raise
@@ -235,18 +275,6 @@ def _locate(path: Path) -> tuple[Path, list[Path], dict[str, str] | None]:
         return folder, *index_files(path, root=folder)
     refuse_lone_shard(path)
     return folder, [path], None
-
-
-def _format(file: SourceFile) -> str:
-    """Tell the format from the first bytes; the name decides only where they leave it open."""
-    head = bytes(file.read(0, min(9, file.size)))
-    if head[:4] == b"GGUF":
-        return "gguf"
-    if len(head) == 9 and head[5:] == b"\0\0\0{":
-        return "safetensors"
-    if head[:2] == b"PK" or (head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5")):
-        return "pickle"
-    return "pickle" if file.path.suffix.lower() in _PICKLE_SUFFIXES else "safetensors"
 
 
 def cut_rows(info: TensorInfo, first: int, last: int) -> TensorInfo:

@@ -6,7 +6,8 @@
 
 The sources lie beside this file. `cc` compiles them for this machine's processor into the cache
 folder, under a name that holds a hash of source, flags and processor, so that neither a new
-version nor another machine with the same cache meets a stale file. Without a compiler, or with
+version nor another machine with the same cache meets a stale file, and a hash of its content, so
+that a damaged one is compiled again. Without a compiler, or with
 LOWRANK_STUDY_NATIVE=0, there is no library. Calls through `ctypes` let other threads go on.
 """
 
@@ -23,6 +24,7 @@ from importlib import resources
 from pathlib import Path
 
 from lowrank_study.assets import cache_folder
+from lowrank_study.hashing import find_named, keep_named
 from lowrank_study.machine import processor
 
 FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-shared", "-fPIC")
@@ -55,20 +57,19 @@ def _load(source: str, folder: Path) -> ctypes.CDLL | None:
     code = resources.files(__package__).joinpath(source).read_bytes()
     parts = (*FLAGS, *TARGETS[0], *LIBRARIES, platform.platform(), *_instruction_sets())
     key = hashlib.sha256(b"\0".join([code, *(part.encode() for part in parts)])).hexdigest()[:16]
-    target = folder / f"{Path(source).stem}-{key}.so"
+    stem = f"{Path(source).stem}-{key}"
     try:
-        if not target.is_file():
-            _compile(compiler, code, target)
-        return ctypes.CDLL(str(target))
+        made = find_named(folder, stem=stem, suffix=".so")
+        return ctypes.CDLL(str(made or _compile(compiler, code, folder, stem)))
     except (OSError, subprocess.SubprocessError) as error:
         _log.warning("no native code from %s, NumPy does it slower: %s", source, _reason(error))
         return None
 
 
-def _compile(compiler: str, code: bytes, target: Path) -> None:
+def _compile(compiler: str, code: bytes, target: Path, stem: str) -> Path:
     """Write the library under its name in one step: others may be at it too, or read it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target) as folder:
         source, made = Path(folder) / "source.c", Path(folder) / "made.so"
         source.write_bytes(code)
         for number, processor in enumerate(TARGETS, start=1):
@@ -80,7 +81,7 @@ def _compile(compiler: str, code: bytes, target: Path) -> None:
                 break
             if number == len(TARGETS):
                 done.check_returncode()
-        os.replace(made, target)
+        return keep_named(made, target, stem=stem, suffix=".so")
 
 
 def _instruction_sets() -> list[str]:

@@ -45,7 +45,7 @@ class Report:
     facts: list[tuple[str, str]]
     """a few numbers for the head: what, how much"""
     completeness: Finding
-    """how much of the plan is done"""
+    """how much of the plan is done, and what was left out"""
     parts: list[Part]
     """one a setting"""
     tables: list[Table]

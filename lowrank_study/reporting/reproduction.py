@@ -5,12 +5,13 @@ print(plan.in_words())
 for line in plan.carry_out(record="2026-11-22"): print(line)
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lowrank_study.arguments import quoted
 from lowrank_study.config import RunConfig, composed
+from lowrank_study.errors import Unfinished
 from lowrank_study.jobs import planned_configs
 from lowrank_study.reporting.papers import record_papers, write_paper
 from lowrank_study.reporting.record import record_sweep
@@ -18,6 +19,7 @@ from lowrank_study.reporting.sweep_report import report_sweep
 from lowrank_study.study import measured_controls, truncated_runs
 from lowrank_study.study.forecast import forecasts, in_words
 from lowrank_study.study.measured_controls import measure_controls
+from lowrank_study.study.outcome import incomplete
 from lowrank_study.study.papers import Paper, at_scale, runs_of
 from lowrank_study.study.sweep import sweep_of
 from lowrank_study.study.truncated_runs import truncate_sweep
@@ -52,9 +54,20 @@ class Plan:
         Yields
         ------
         For each experiment and paper where its report is, and what was found.
+
+        Raises
+        ------
+        Unfinished
+            Runs failed or diverged, or rows of their data were left out: last, or at once if no run
+            of an experiment is done.
         """
+        missing: list[str] = []
         for name, configs in self.sweeps.items():
-            sweep_of(configs)
+            runs = sweep_of(configs)
+            allow_partial = configs[0].allow_partial
+            missing += incomplete(runs, planned=len(runs), sweep=name, allow_partial=allow_partial)
+            if not any(run.status == "done" for run in runs):
+                raise Unfinished("\n".join(missing))
             if name in self.updates:
                 self._study_updates(name)
             if name not in self.reported:
@@ -71,6 +84,8 @@ class Plan:
             yield str(write_paper(paper, runs, self.results / "papers"))
         if record and self.papers:
             yield str(record_papers(self.papers, results=self.results, name=f"{record}_papers"))
+        if missing:
+            raise Unfinished("\n".join(missing))
 
     def _study_updates(self, name: str) -> None:
         where = [f"sweep={name}", _results(self.results)]
@@ -85,6 +100,7 @@ def plan_of(
     results: Path,
     updates: Sequence[str] = (),
     scale: str | None = None,
+    allow_partial: bool = False,
 ) -> Plan:
     """Plan experiments, and those that papers are held against.
 
@@ -97,7 +113,8 @@ def plan_of(
         A setting of an experiment can't be.
     """
     names = dict.fromkeys([*experiments, *(paper.experiment for paper in papers)])
-    more = [f"scale={scale}"] if scale else []
+    more = [f"allow_partial={str(allow_partial).lower()}"]
+    more += [f"scale={scale}"] if scale else []
 
     def planned(name: str) -> list[RunConfig]:
         sweep = f"sweep={at_scale(name, scale)}"
@@ -114,4 +131,4 @@ def plan_of(
 
 def _results(folder: Path) -> str:
     """The override that names a folder, whatever characters are in its path."""
-    return f"results={json.dumps(str(folder), ensure_ascii=False)}"
+    return f"results={quoted(str(folder))}"

@@ -4,6 +4,7 @@
 (PosixPath('results/report/report.html'), 'Rank 8 on ... suffices ...')
 """
 
+from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pandas as pd
 
 from lowrank_study.errors import InputError
 from lowrank_study.reporting.contents import compose
+from lowrank_study.reporting.display import counted
 from lowrank_study.reporting.report import write_composed
 from lowrank_study.reporting.tables import (
     StudyTables,
@@ -21,9 +23,10 @@ from lowrank_study.reporting.tables import (
 from lowrank_study.runs import RunStore, TrainedRun
 from lowrank_study.study.against_full import COLUMNS, against_full
 from lowrank_study.study.measured_controls import read_controls
+from lowrank_study.study.measured_spectra import without_spectra
 from lowrank_study.study.settings import check_alike
 from lowrank_study.study.sweep import rates_sweep
-from lowrank_study.study.tables import runs_table, spectra_tables
+from lowrank_study.study.tables import runs_table, spectra_tables, without_folders
 from lowrank_study.study.truncation_tables import truncation_table
 from lowrank_study.study.tuning import at_any_rate
 
@@ -72,7 +75,26 @@ def study_tables(sweep: str, *, results: Path, margin: float | None = None) -> S
         rates=_rates(store, sweep, runs),
         truncation=truncation_table(runs, results),
         controls=_controls(sweep, results, table),
+        left_out=tuple(_left_out(store, sweep, runs, results)),
     )
+
+
+def _left_out(store: RunStore, sweep: str, runs: list[TrainedRun], results: Path) -> Iterator[str]:
+    """Yield a sentence for each thing of the sweep that its report does not rest on."""
+    yield from dict.fromkeys(line for run in runs for line in run.record.get("left_out", []))
+    unmeasured: dict[str, list[str]] = {}
+    for run_id, reason in without_spectra(runs, results).items():
+        unmeasured.setdefault(without_folders(reason), []).append(run_id)
+    for reason, run_ids in unmeasured.items():
+        named = ", ".join(run_ids[:3]) + (" …" if len(run_ids) > 3 else "")
+        verb = "has" if len(run_ids) == 1 else "have"
+        yield f"{counted(len(run_ids), 'run')} {verb} no spectra ({named}): {reason}"
+    if earlier := store.earlier(sweep):
+        verb = "is" if len(earlier) == 1 else "are"
+        yield (
+            f"{counted(len(earlier), 'run')} planned under the name {sweep} before {verb} not part "
+            "of it any more"
+        )
 
 
 def _rates(store: RunStore, sweep: str, runs: list[TrainedRun]) -> pd.DataFrame | None:

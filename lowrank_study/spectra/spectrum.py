@@ -1,35 +1,25 @@
-"""The spectrum of one update, every number reported of it, and its file.
+"""The spectrum of one update, and every number reported of it.
 
     spectrum = measure(update, method="gram")
     row(spectrum)["energy_rank_90"], row(spectrum)["resolvable"]
-    save_spectra(path, [spectrum]);  [again] = load_spectra(path)   # bit for bit the same
 
 A `Spectrum` keeps the singular values and what is needed to judge them (noise floor, how
 they were computed); ranks aren't kept, they are pure functions of it (`row`).
 """
 
-import json
 import math
-import platform
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
-import pyarrow.parquet as pq  # type: ignore[import-untyped, unused-ignore]
 
 from lowrank_study.errors import InputError
-from lowrank_study.files import whole_file
 from lowrank_study.spectra import noise, ranks, svd
 from lowrank_study.spectra.updates import UpdateMatrix
 
-FORMAT = "lowrank_study.spectra/1"
-METADATA_KEY = b"lowrank_study"
 CERTIFIED_SHARES = (0.90, 0.95, 0.99)
 
 MeasureMethod = Literal["gram", "svd", "certified"]
@@ -319,89 +309,3 @@ def singular_values_table(run_id: str, spectra: Iterable[Spectrum]) -> pd.DataFr
             "singular_value": pd.Series(dtype="float64"),
         }
     )
-
-
-SCHEMA = pa.schema(
-    [
-        ("module", pa.string()),
-        ("layer", pa.int64()),
-        ("role", pa.string()),
-        ("shape", pa.list_(pa.int64(), 2)),
-        ("active_shape", pa.list_(pa.int64(), 2)),
-        ("storage_dtype", pa.string()),
-        ("singular_values", pa.list_(pa.float64())),
-        ("frobenius_norm", pa.float64()),
-        ("base_frobenius_norm", pa.float64()),
-        ("rounding_edge", pa.float64()),
-        ("rounding_frobenius_norm", pa.float64()),
-        ("factored", pa.bool_()),
-        ("rank_eps", pa.float64()),
-        ("method", pa.string()),
-        ("absolute_error", pa.float64()),
-        ("complete", pa.bool_()),
-        ("captured_energy_share", pa.float64()),
-        ("residual_norm", pa.float64()),
-    ]
-)
-
-
-def save_spectra(path: Path, spectra: Sequence[Spectrum]) -> None:
-    """Write spectra into one Parquet file, which appears whole or not at all.
-
-    Args:
-        path: Of the file; its folder must exist. A file that is there is replaced.
-        spectra: In the order they are to be read again; float64 values are kept bit for bit.
-
-    Raises:
-        InputError: If the folder doesn't exist.
-    """
-    if not path.parent.is_dir():
-        raise InputError(f"no folder {path.parent} to write spectra into; create it first")
-    rows = [{f.name: getattr(spectrum, f.name) for f in fields(Spectrum)} for spectrum in spectra]
-    metadata = {METADATA_KEY: json.dumps({"format": FORMAT, "versions": _versions()}).encode()}
-    table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata))
-    with whole_file(path) as file:
-        pq.write_table(table, file)
-
-
-def load_spectra(path: Path) -> list[Spectrum]:
-    """Read spectra that `save_spectra` wrote.
-
-    Args:
-        path: Of the Parquet file.
-
-    Returns:
-        The spectra in the order they were written.
-
-    Raises:
-        InputError: If there is no such file, or it isn't one of spectra in this format.
-    """
-    if not path.is_file():
-        raise InputError(f"no file of spectra at {path}; give one that save_spectra wrote")
-    try:
-        table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{path} isn't a whole Parquet file; measure the spectra again") from error
-    metadata = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}"))
-    if metadata.get("format") != FORMAT:
-        raise InputError(
-            f"{path} holds format {metadata.get('format')!r}, not {FORMAT!r}; "
-            "measure the spectra again"
-        )
-    spectra = []
-    for record in table.to_pylist():
-        record["shape"] = tuple(record["shape"])
-        record["active_shape"] = tuple(record["active_shape"])
-        record["singular_values"] = np.array(record["singular_values"], dtype=np.float64)
-        spectra.append(Spectrum(**record))
-    return spectra
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("lowrank_study", "numpy", "scipy", "pyarrow"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found

@@ -33,7 +33,7 @@ from lowrank_study.checkpoints import (
     find_matrices,
 )
 from lowrank_study.checkpoints.matrices import module_of
-from lowrank_study.checkpoints.pairing import Match
+from lowrank_study.checkpoints.pairing import Match, is_vocabulary
 from lowrank_study.errors import InputError
 from lowrank_study.spectra.precision import dtype_of_difference
 
@@ -196,65 +196,133 @@ def updates_of_adapter(
     by_tensor: dict[str, list[Matrix]] = {}
     for matrix in matrices.values():
         by_tensor.setdefault(matrix.tensor, []).append(matrix)
+    twins = _tied_twins(adapter)
+    skipped.update(
+        (module_of(name), f"the same as {module_of(first)} (tied), counted there")
+        for name, first in twins.items()
+    )
     for module in adapter.modules():
-        W0_OI = None if base is None else adapter.base_matrix(module, base)
-        tensor = "" if base is None else adapter.base_tensor(module, base)
-        delta_OI = B_OR = A_RI = None
-        scaling = 1.0
-        if adapter.kind in FACTORED_KINDS:
-            B_OR, A_RI, scaling, storage_dtype = adapter.factors(module, base)
-        else:
-            delta_OI = adapter.delta(module, base)
-            storage_dtype = adapter.storage_dtype(module)
-            if adapter.kind != "dora":
-                W0_OI = None
-        for name, rows in _named_rows(module, tensor, by_tensor.get(tensor, [])):
-            yield UpdateMatrix(
-                name=name,
-                layer=layer_of(name),
-                role=role_in(name, roles),
-                storage_dtype=storage_dtype,
-                delta_OI=None if delta_OI is None else delta_OI[rows],
-                B_OR=None if B_OR is None else B_OR[rows],
-                A_RI=A_RI,
-                scaling=scaling,
-                W0_OI=None if W0_OI is None else W0_OI[rows],
-            )
+        if module not in twins:
+            yield from _of_module(adapter, module, base, by_tensor, roles)
     for saved in adapter.saved_weights():
-        module = module_of(saved)
-        if base is None or not adapter.in_base(saved, base):
-            skipped[module] = "trained in full, with no W0 to compare with"
-            continue
-        tensor = adapter.base_tensor(saved, base)
-        shape = base.shape(tensor)
-        if not adapter.fits(saved, base):
-            skipped[module] = f"shape {list(shape)} in the base, {list(adapter.shape(saved))} here"
-            continue
-        if tensor not in by_tensor:
-            skipped[module] = unreadable.get(tensor, f"no matrix: shape {list(shape)}")
-            continue
-        W, delta = adapter.read(saved), adapter.saved_delta(saved, base)
-        W0 = base.read(tensor)[: delta.shape[0]]
-        storage_dtype = dtype_of_difference(
-            W0, W, delta, dtypes=(base.dtype(tensor), adapter.storage_dtype(saved))
+        if saved not in twins:
+            why = _not_measured(adapter, saved, base, by_tensor, unreadable)
+            if why:
+                skipped[module_of(saved)] = why
+            elif base is not None:
+                yield from _of_saved(adapter, saved, base, by_tensor, roles)
+
+
+def _of_module(
+    adapter: Adapter,
+    module: str,
+    base: Weights | None,
+    by_tensor: Mapping[str, list[Matrix]],
+    roles: Mapping[str, str],
+) -> Iterator[UpdateMatrix]:
+    """Give the updates of one module with factors; several where the base stores it fused."""
+    W0_OI, tensor = None, ""
+    if base is not None and adapter.in_base(module, base):
+        W0_OI = adapter.base_matrix(module, base)
+        tensor = adapter.base_tensor(module, base)
+    delta_OI = B_OR = A_RI = None
+    scaling = 1.0
+    if adapter.kind in FACTORED_KINDS:
+        B_OR, A_RI, scaling, storage_dtype = adapter.factors(module, base)
+    else:
+        delta_OI = adapter.delta(module, base)
+        storage_dtype = adapter.storage_dtype(module)
+        if adapter.kind != "dora":
+            W0_OI = None
+    for name, rows in _named_rows(module, tensor, by_tensor.get(tensor, [])):
+        yield UpdateMatrix(
+            name=name,
+            layer=layer_of(name),
+            role=role_in(name, roles),
+            storage_dtype=storage_dtype,
+            delta_OI=None if delta_OI is None else delta_OI[rows],
+            B_OR=None if B_OR is None else B_OR[rows],
+            A_RI=A_RI,
+            scaling=scaling,
+            W0_OI=None if W0_OI is None else W0_OI[rows],
         )
-        for matrix in by_tensor[tensor]:
-            name = module + matrix.name.removeprefix(module_of(tensor))
-            yield UpdateMatrix(
-                name=name,
-                layer=layer_of(name),
-                role=role_in(name, roles),
-                storage_dtype=storage_dtype,
-                delta_OI=matrix.cut(delta),
-                B_OR=None,
-                A_RI=None,
-                scaling=1.0,
-                W0_OI=matrix.cut(W0),
-            )
 
 
-FACTORED_KINDS = ("lora", "kohya", "pissa", "olora")
+def _not_measured(
+    adapter: Adapter,
+    saved: str,
+    base: Weights | None,
+    by_tensor: Mapping[str, list[Matrix]],
+    unreadable: Mapping[str, str],
+) -> str:
+    """Say why a weight that was trained in full gives no update; empty where it does."""
+    if base is None or not adapter.in_base(saved, base):
+        return "trained in full, with no W0 to compare with"
+    tensor = adapter.base_tensor(saved, base)
+    shape = base.shape(tensor)
+    if not adapter.fits(saved, base):
+        return f"shape {list(shape)} in the base, {list(adapter.shape(saved))} here"
+    if tensor not in by_tensor:
+        return unreadable.get(tensor, f"no matrix: shape {list(shape)}")
+    return ""
+
+
+def _of_saved(
+    adapter: Adapter,
+    saved: str,
+    base: Weights,
+    by_tensor: Mapping[str, list[Matrix]],
+    roles: Mapping[str, str],
+) -> Iterator[UpdateMatrix]:
+    """Give the updates of one weight that was trained in full, as differences to the base."""
+    module, tensor = module_of(saved), adapter.base_tensor(saved, base)
+    W, delta = adapter.read(saved), adapter.saved_delta(saved, base)
+    W0 = base.read(tensor)[: delta.shape[0]]
+    # A dtype that isn't plain has no step that the numbers tell: its floor is unknown.
+    before = f"scaled {base.dtype(tensor)}" if base.is_scaled(tensor) else base.dtype(tensor)
+    storage_dtype = dtype_of_difference(W0, W, delta, dtypes=(before, adapter.storage_dtype(saved)))
+    for matrix in by_tensor[tensor]:
+        name = module + matrix.name.removeprefix(module_of(tensor))
+        yield UpdateMatrix(
+            name=name,
+            layer=layer_of(name),
+            role=role_in(name, roles),
+            storage_dtype=storage_dtype,
+            delta_OI=matrix.cut(delta),
+            B_OR=None,
+            A_RI=None,
+            scaling=1.0,
+            W0_OI=matrix.cut(W0),
+        )
+
+
+FACTORED_KINDS = ("lora", "kohya", "gguf", "pissa", "olora")
 """Kinds of adapters whose update is exactly a product of two factors."""
+
+
+def _tied_twins(adapter: Adapter) -> dict[str, str]:
+    """Name the updates of a vocabulary that are another's too, as tied weights are saved twice."""
+
+    def factors(module: str) -> tuple[FloatArray, ...]:
+        return adapter.factors(module)[:2]
+
+    def weight(name: str) -> tuple[FloatArray, ...]:
+        return (adapter.read(name),)
+
+    modules = [] if adapter.needs_base else adapter.modules()
+    twins: dict[str, str] = {}
+    for names, read in ((modules, factors), (adapter.saved_weights(), weight)):
+        seen: dict[str, tuple[FloatArray, ...]] = {}
+        vocabularies = [name for name in names if is_vocabulary(module_of(name))]
+        for name in vocabularies if len(vocabularies) > 1 else ():
+            values = read(name)
+            for first, others in seen.items():
+                if all(np.array_equal(a, b) for a, b in zip(values, others, strict=True)):
+                    twins[name] = first
+                    break
+            else:
+                seen[name] = values
+    return twins
 
 
 def _named_rows(

@@ -26,9 +26,10 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from lowrank_study.errors import InputError
 from lowrank_study.runs import TrainedRun
 from lowrank_study.spec import RunSpec
-from lowrank_study.spectra.spectrum import load_spectra, measure, row
+from lowrank_study.spectra.spectrum import measure, row
 from lowrank_study.spectra.subspaces import (
     Directions,
     chance_similarity,
@@ -37,9 +38,9 @@ from lowrank_study.spectra.subspaces import (
 )
 from lowrank_study.spectra.svd import frobenius_norm
 from lowrank_study.spectra.updates import UpdateMatrix, update_of_match
+from lowrank_study.study.measured_spectra import read_spectra
 from lowrank_study.study.truncation import threads_of, tuned_matrices
 from lowrank_study.study.updates import updates_of_run
-from lowrank_study.study.work import spectra_file
 from lowrank_study.training.fit import Job, fit_together
 from lowrank_study.training.optim import rate_share
 from lowrank_study.training.tracking import NoTracker
@@ -103,7 +104,11 @@ def controls_of(
 
 def _measured(run: TrainedRun, control: str, results: Path) -> list[Row]:
     """What the sweep has measured of a run's updates."""
-    spectra = load_spectra(spectra_file(results, run.spec.run_id))
+    if (spectra := read_spectra(run, results)) is None:
+        raise InputError(
+            f"{run.spec.run_id} has no spectra: run its sweep again, which measures them or says "
+            "why not"
+        )
     return [{**row(each), "control": control, "run_id": run.spec.run_id} for each in spectra]
 
 

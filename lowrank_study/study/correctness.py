@@ -130,6 +130,7 @@ def _predictions(runs: Sequence[TrainedRun]) -> dict[int, tuple[TrainedRun, pd.D
     for run in runs:
         file = run.folder / "predictions.parquet"
         if run.status == "done" and file.is_file():
+            run.check_files(file.name)
             try:
                 found[run.spec.seed] = run, pd.read_parquet(file, columns=["label", "predicted"])
             except (OSError, ValueError) as error:

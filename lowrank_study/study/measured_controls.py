@@ -15,9 +15,10 @@ from typing import Any
 
 import pandas as pd
 
+from lowrank_study.errors import InputError
 from lowrank_study.fields import Fields
 from lowrank_study.files import write_parquet
-from lowrank_study.runs import TrainedRun
+from lowrank_study.runs import RunStore, TrainedRun
 from lowrank_study.study.controls import controls_of, rank_along_training
 from lowrank_study.study.full_runs import chosen_of_sweep
 from lowrank_study.study.sweep import sweep
@@ -51,7 +52,7 @@ def read_request(config: Mapping[str, Any]) -> ControlsRequest:
     fields = Fields("", config)
     return ControlsRequest(
         sweep=fields.text("sweep"),
-        results=Path(fields.text("results")).expanduser(),
+        results=fields.path_of("results"),
         device=fields.text("device"),
         shuffled_seeds=fields.integer("shuffled_seeds", at_least=0),
         directions=fields.integer("directions", at_least=1),
@@ -75,13 +76,27 @@ def measure_controls(request: ControlsRequest) -> pd.DataFrame:
             controls_of(runs, on_shuffled, results=request.results, directions=request.directions)
         )
         if request.along_training:
-            path = request.results / "controls" / f"training-{runs[0].spec.run_id}.parquet"
-            if not path.is_file():
-                write_parquet(path, rank_along_training(runs[0], device=request.device))
-            parts.append(pd.read_parquet(path))
+            parts.append(_along_training(runs[0], request))
     table = pd.concat(parts, ignore_index=True)
+    table.attrs["made_from"] = _made_from([run for runs in (*chosen, *shuffled) for run in runs])
     write_parquet(controls_file(request.sweep, request.results), table)
     return table
+
+
+def _along_training(run: TrainedRun, request: ControlsRequest) -> pd.DataFrame:
+    """Train a run once more and keep what was measured meanwhile, or read what was kept."""
+    path = request.results / "controls" / f"training-{run.spec.run_id}.parquet"
+    made_from = _made_from([run])
+    kept = _table_in(path) if path.is_file() else None
+    if kept is None or kept.attrs.get("made_from", {run.spec.run_id: None}) != made_from:
+        kept = rank_along_training(run, device=request.device)
+        kept.attrs["made_from"] = made_from
+        write_parquet(path, kept)
+    return kept
+
+
+def _made_from(runs: Sequence[TrainedRun]) -> dict[str, str | None]:
+    return {run.spec.run_id: run.checkpoint_sha256 for run in runs}
 
 
 def _on_shuffled_labels(
@@ -99,7 +114,7 @@ def _on_shuffled_labels(
         return [[] for _ in chosen]
     trained = sweep(
         [spec for specs in wanted for spec in specs],
-        name=f"{request.sweep}_shuffled",
+        name=shuffled_sweep(request.sweep),
         results=request.results,
         question="What do the measures read of updates that were trained on shuffled labels?",
         device=request.device,
@@ -108,12 +123,43 @@ def _on_shuffled_labels(
     return [[done[spec.run_id] for spec in specs if spec.run_id in done] for specs in wanted]
 
 
+def shuffled_sweep(sweep: str) -> str:
+    """Return the name of the sweep that trains on shuffled labels for another."""
+    return f"{sweep}_shuffled"
+
+
 def controls_file(sweep: str, results: Path) -> Path:
     """Return where the controls of a sweep are kept."""
     return results / "controls" / f"{sweep}.parquet"
 
 
 def read_controls(sweep: str, results: Path) -> pd.DataFrame | None:
-    """Return the controls of a sweep, or None where they have not been measured."""
+    """Return the controls of a sweep, or None where they have not been measured.
+
+    Raises
+    ------
+    InputError
+        The file is damaged, or a run has another checkpoint by now.
+    """
     path = controls_file(sweep, results)
-    return pd.read_parquet(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    remedy = f"run analysis/measure_controls.py sweep={sweep} again"
+    if (table := _table_in(path)) is None:
+        raise InputError(f"{path} can't be read as a table: {remedy}")
+    older = dict.fromkeys(table["run_id"].dropna())  # than these hashes
+    made_from = table.attrs.get("made_from", older)
+    for run in RunStore(results / "runs").ended(list(made_from)):
+        if run.checkpoint_sha256 != made_from[run.spec.run_id]:
+            raise InputError(
+                f"{path} was measured on another checkpoint of {run.spec.run_id} than the run has "
+                f"now: {remedy}"
+            )
+    return table
+
+
+def _table_in(path: Path) -> pd.DataFrame | None:
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError):
+        return None

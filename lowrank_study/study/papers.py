@@ -15,7 +15,8 @@ from typing import Any
 
 import pandas as pd
 
-from lowrank_study.config import CONF_FOLDER, read_yaml
+from lowrank_study.composition import CONF_FOLDER
+from lowrank_study.config import read_yaml
 from lowrank_study.errors import InputError
 from lowrank_study.fields import Fields
 from lowrank_study.runs import RunStore, TrainedRun

@@ -4,35 +4,39 @@
 """
 
 import math
-import os
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from lowrank_study import assets
 from lowrank_study.config import RunConfig, Tuning
+from lowrank_study.errors import Unfinished
+from lowrank_study.left_out import check_left_out, in_words
 from lowrank_study.machine import cores_of_workers, free_cores
 from lowrank_study.runs import RunStore, TrainedRun
-from lowrank_study.spec import Asset, Lora, RunSpec, Task
+from lowrank_study.spec import Asset, Lora, RunSpec
 from lowrank_study.study.effort import Effort
+from lowrank_study.study.measured_spectra import without_spectra
 from lowrank_study.study.packs import packs
-from lowrank_study.study.progress import SweepProgress
+from lowrank_study.study.settings import check_same_rows, rows_key
 from lowrank_study.study.tuning import tuned
-from lowrank_study.study.work import measure_run
+from lowrank_study.study.worker_processes import run_workers
 
-_POLL_SECONDS = 0.5
 _MOST_PACKED = {"cpu": 4, "cuda": 32}
 """A processor's caches hold no more; a GPU waits less the more there is to do at once."""
 _MEMORY_SHARE = 0.8
 
 
 def sweep_of(configs: Sequence[RunConfig]) -> list[TrainedRun]:
-    """Run the sweep that configurations ask for together; what is not the run's is the first's."""
+    """Run the sweep that configurations ask for together; the first gives the sweep's settings.
+
+    Raises
+    ------
+    Unfinished
+        Not all runs have ended, or not all updates could be measured.
+    """
     first = configs[0]
-    return sweep(
+    runs = sweep(
         [config.spec for config in configs],
         name=first.sweep,
         results=first.results,
@@ -41,8 +45,13 @@ def sweep_of(configs: Sequence[RunConfig]) -> list[TrainedRun]:
         tracker=first.tracker,
         workers=first.workers,
         pack=first.pack,
+        allow_partial=first.allow_partial,
         tuning=first.tuning,
     )
+    if unmeasured := without_spectra(runs, first.results, is_readable=True):
+        told = "; ".join(f"{run_id}: {reason}" for run_id, reason in unmeasured.items())
+        raise Unfinished(f"{len(unmeasured)} of {len(runs)} runs have no spectra: {told}")
+    return runs
 
 
 def sweep(
@@ -55,6 +64,7 @@ def sweep(
     tracker: str = "none",
     workers: int | None = None,
     pack: int | None = None,
+    allow_partial: bool = False,
     tuning: Tuning | None = None,
 ) -> list[TrainedRun]:
     """Train every run that has not ended, measure all spectra, and return the runs in order.
@@ -65,9 +75,11 @@ def sweep(
     ------
     InputError
         Any of the runs can't be: then none is planned.
-    RuntimeError
+    Unfinished
         No worker is left, and not all runs have ended: the same call goes on with the rest.
     """
+    from lowrank_study.study.updates import measure_run
+
     if tuning is not None:
         specs = tuned(
             specs,
@@ -81,11 +93,13 @@ def sweep(
                 tracker=tracker,
                 workers=workers,
                 pack=pack,
+                allow_partial=allow_partial,
             ),
         )
     unique = list({spec.run_id: spec for spec in specs}.values())
     store = RunStore(results / "runs")
-    check_specs(store.left(unique), results)
+    ended = store.ended([spec.run_id for spec in unique])
+    check_specs(store.left(unique), results, ended=ended, allow_partial=allow_partial)
     places = _places(workers, device, len(unique))
     effort = Effort()
     costs = {spec.run_id: effort.of(spec) for spec in unique}
@@ -96,8 +110,10 @@ def sweep(
         cost=lambda spec: costs[spec.run_id],
     )
     run_ids = store.plan(name, planned, question=question)
+    if unique[0].train.read_test:  # those that choose a rate are planned a few at a time
+        _tell_what_was_replaced(store, name, run_ids)
     if len(store.ended(run_ids)) < len(run_ids):
-        _run_workers(store, costs, name, results, tracker, places[: len(planned)])
+        run_workers(store, costs, name, results, tracker, places[: len(planned)])
     runs = store.ended([spec.run_id for spec in unique])
     for run in runs:
         measure_run(run, results)
@@ -106,35 +122,72 @@ def sweep(
     return runs
 
 
+def _tell_what_was_replaced(store: RunStore, name: str, run_ids: Sequence[str]) -> None:
+    if earlier := store.earlier(name):
+        print(
+            f"sweep={name} now has these {len(run_ids)} runs; {len(earlier)} that were planned "
+            "under this name before are no longer part of it and of its report",
+            file=sys.stderr,
+        )
+
+
 def rates_sweep(name: str) -> str:
     """Return the name of the sweep that chooses the rates of another."""
     return f"{name}_rates"
 
 
-def check_specs(specs: Sequence[RunSpec], results: Path) -> None:
+def check_specs(
+    specs: Sequence[RunSpec],
+    results: Path,
+    *,
+    ended: Sequence[TrainedRun] = (),
+    allow_partial: bool = False,
+) -> None:
     """Fetch what the runs need and refuse what can't be trained, before anything is written.
+
+    What was read of their data is printed, what is left out of it first.
+
+    Parameters
+    ----------
+    specs
+        The runs to be trained.
+    results
+        Where to.
+    ended
+        Runs of the same sweep that have ended.
+    allow_partial
+        Whether more than 5 % of the rows may be left out.
 
     Raises
     ------
     InputError
         An unreachable source, bad data, a text, target or rank that does not fit, too small a disk.
     """
+    told = dict.fromkeys(line for run in ended for line in run.record.get("left_out", ()))
     if not specs:
+        print(*told, sep="\n", end="\n" if told else "", flush=True)
         return
     from lowrank_study.training.data import Splits, load_splits
     from lowrank_study.training.models import check_fits, model_folder
 
     # A sweep shares few models and tasks: each is fetched, verified and read once.
     folders: dict[Asset, Path] = {}
-    splits: dict[tuple[Task, Path], Splits] = {}
-    needed = 0
+    splits: dict[str, Splits] = {}
     for spec in specs:
         if spec.model.source not in folders:
             folders[spec.model.source] = model_folder(spec.model)
+        if rows_key(spec) not in splits:
+            splits[rows_key(spec)] = load_splits(spec.task, folders[spec.model.source])
+    left_out = dict.fromkeys(part for made in splits.values() for part in made.account.left_out)
+    check_left_out(list(left_out), allow_partial=allow_partial)
+    told |= dict.fromkeys(in_words(left_out))
+    told |= dict.fromkeys(line for made in splits.values() for line in made.account.lines)
+    print(*told, sep="\n", flush=True)
+    check_same_rows(ended, {key: made.sha256 for key, made in splits.items()})
+    needed = 0
+    for spec in specs:
         folder = folders[spec.model.source]
-        if (spec.task, folder) not in splits:
-            splits[spec.task, folder] = load_splits(spec.task, folder)
-        check_fits(spec, folder, splits[spec.task, folder])
+        check_fits(spec, folder, splits[rows_key(spec)])
         needed += _checkpoint_bytes(spec, folder)
     assets.require_free_space(results, needed)
 
@@ -144,39 +197,6 @@ def _checkpoint_bytes(spec: RunSpec, folder: Path) -> int:
         return 0
     weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     return weights // 4 if isinstance(spec.method, Lora) else 2 * weights  # 2: 16-bit sources
-
-
-def _run_workers(
-    store: RunStore,
-    costs: dict[str, float],
-    name: str,
-    results: Path,
-    tracker: str,
-    places: Sequence[tuple[str, str]],
-) -> None:
-    run_ids = list(costs)
-    processes = [_start(name, results, tracker, *place) for place in places]
-    try:
-        with SweepProgress(name, costs, store.progress(run_ids)) as progress:
-            # Others may have runs of this sweep: of the same command elsewhere, or by hand.
-            while any(process.poll() is None for process in processes) or store.held(run_ids):
-                time.sleep(_POLL_SECONDS)
-                progress.show(store.progress(run_ids))
-                for number, process in enumerate(processes):
-                    # A worker that crashed has failed its run; another goes on with the rest.
-                    # One that crashed before it had a run would crash again.
-                    if process.poll() and store.end_runs_of(process.pid, _why_ended(process)):
-                        processes[number] = _start(name, results, tracker, *places[number])
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
-    if left := len(run_ids) - len(store.ended(run_ids)):
-        raise RuntimeError(
-            f"{left} of {len(run_ids)} runs have not ended, and no worker is left: what they wrote "
-            "above says why; the same command goes on"
-        )
 
 
 def _places(workers: int | None, device: str, runs: int) -> list[tuple[str, str]]:
@@ -221,25 +241,3 @@ def _most_packed(spec: RunSpec, places: Sequence[tuple[str, str]], most: int | N
         return 1
     sizes = range(2, (most or _MOST_PACKED.get(device.type, 1)) + 1)
     return max((size for size in sizes if predicted.peak(size) <= share), default=1)
-
-
-def _start(
-    name: str, results: Path, tracker: str, cores: str, device: str
-) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "lowrank_study.study.work", "--sweep", name]
-    command += ["--results", str(results), "--device", device, "--tracker", tracker]
-    command += ["--parent", str(os.getpid())]
-    environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    if cores:
-        threads = str(len(cores.split(",")))
-        command += ["--cores", cores]
-        for library in ("OMP", "MKL", "OPENBLAS"):
-            environment[f"{library}_NUM_THREADS"] = threads
-    return subprocess.Popen(command, env=environment)
-
-
-def _why_ended(process: "subprocess.Popen[bytes]") -> str:
-    if process.returncode < 0:
-        name = signal.Signals(-process.returncode).name
-        return f"its worker process was ended by {name} (out of memory?)"
-    return f"its worker process ended with exit code {process.returncode}"

@@ -9,13 +9,8 @@ import pandas as pd
 
 from lowrank_study.runs import TrainedRun
 from lowrank_study.spec import Lora, PeftMethod, target_name
-from lowrank_study.spectra.spectrum import (
-    Spectrum,
-    load_spectra,
-    singular_values_table,
-    spectra_table,
-)
-from lowrank_study.study.work import spectra_file
+from lowrank_study.spectra.spectrum import Spectrum, singular_values_table, spectra_table
+from lowrank_study.study.measured_spectra import read_spectra
 
 Spectra = Mapping[str, Sequence[Spectrum]]
 """By run."""
@@ -26,9 +21,9 @@ def runs_table(runs: Sequence[TrainedRun]) -> pd.DataFrame:
     return pd.DataFrame([_row(run) for run in runs])
 
 
-def _without_folders(message: str | None) -> str | None:
+def without_folders(message: str) -> str:
     """Leave of each absolute path its last part: tables are published, folders name people."""
-    return message and re.sub(r"(?<![\w:/.])(?:/[^/\s'\"]+)+(?=/)", "…", message)
+    return re.sub(r"(?<![\w:/.])(?:/[^/\s'\"]+)+(?=/)", "…", message)
 
 
 def _row(run: TrainedRun) -> dict[str, Any]:
@@ -49,7 +44,7 @@ def _row(run: TrainedRun) -> dict[str, Any]:
         "seed": spec.seed,
         "data_seed": spec.data_seed,
         "status": run.status,
-        "message": _without_folders(record.get("message")),
+        "message": without_folders(message) if (message := record.get("message")) else message,
         "validation_accuracy": validation.get("accuracy"),
         "validation_loss": validation.get("loss"),
         "test_accuracy": test.get("accuracy"),
@@ -85,8 +80,8 @@ def ranks_table(runs: Sequence[TrainedRun], results: Path) -> pd.DataFrame:
 
 
 def _spectra(runs: Sequence[TrainedRun], results: Path) -> Spectra:
-    files = {run.spec.run_id: spectra_file(results, run.spec.run_id) for run in runs}
-    return {run_id: load_spectra(file) for run_id, file in files.items() if file.is_file()}
+    found = {run.spec.run_id: read_spectra(run, results) for run in runs}
+    return {run_id: spectra for run_id, spectra in found.items() if spectra is not None}
 
 
 def _rows(

@@ -8,10 +8,11 @@ on with the next one.
 """
 
 import os
+import signal
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import torch
 from lowrank_study.errors import InputError
 from lowrank_study.fields import Fields
 from lowrank_study.files import write_parquet
-from lowrank_study.machine import cores_of_workers, free_cores
+from lowrank_study.machine import cores_of_workers, end_with_parent, free_cores
 from lowrank_study.runs import TrainedRun
 from lowrank_study.study.full_runs import chosen_of_sweep
 from lowrank_study.study.progress import SweepProgress
@@ -37,7 +38,7 @@ from lowrank_study.study.truncation import (
     threads_of,
     tuned_matrices,
 )
-from lowrank_study.study.truncation_tables import CUT_KEY, truncation_file
+from lowrank_study.study.truncation_tables import CUT_KEY, read_truncation, truncation_file
 from lowrank_study.training.evaluate import Predictions
 from lowrank_study.training.fit import torch_device
 
@@ -84,7 +85,7 @@ def read_request(config: Mapping[str, Any]) -> TruncateRequest:
         raise InputError(f"ranks={ranks!r}: a list of whole numbers from 0 on is needed, or null")
     return TruncateRequest(
         sweep=fields.text("sweep"),
-        results=Path(fields.text("results")).expanduser(),
+        results=fields.path_of("results"),
         device=fields.text("device"),
         workers=fields.optional_integer("workers", at_least=1),
         scopes=scopes,
@@ -126,18 +127,25 @@ def truncate_sweep(request: TruncateRequest) -> list[TrainedRun]:
         places: Any = context.Queue()
         for cores in cores_of_workers(count):
             places.put(cores)
-        with ProcessPoolExecutor(count, context, _stay_on, (places,)) as pool:
+        with ProcessPoolExecutor(count, context, _begin, (places, os.getpid())) as pool:
             try:
                 for future in as_completed([pool.submit(truncate_run, *job) for job in jobs]):
                     ended(future.result())
             except BaseException:
+                for process in active_children():  # every file is whole: what it was at is redone
+                    process.terminate()
                 pool.shutdown(cancel_futures=True)
                 raise
     return [job[0] for job in jobs]
 
 
-def _stay_on(places: Any) -> None:
-    """Keep a worker on its cores: one process a core computes more than one with two threads."""
+def _begin(places: Any, parent: int) -> None:
+    """Keep a worker on its cores: one process a core computes more than one with two threads.
+
+    It ends with its parent, which alone is told of Ctrl-C.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent(parent)
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped, unused-ignore]
 
     cores = places.get()
@@ -156,10 +164,14 @@ def truncate_run(
 ) -> str:
     """Evaluate the cuts of a run that its file lacks, and return its id.
 
-    The model with nothing cut is evaluated first, and held against the run's record.
+    A file that was made from another checkpoint of the run is replaced. The model with nothing cut
+    is evaluated first, and held against the run's record.
     """
     path = truncation_file(results, run.spec.run_id)
-    table = pd.read_parquet(path) if path.is_file() else None
+    try:
+        table = read_truncation(run, results)
+    except InputError:
+        table = None
     known = set() if table is None else set(_keys(table))
     with tuned_matrices(run) as (pairing, matrices):
         cuts = cuts_of(matrices, scopes=scopes, ranks=ranks)
@@ -180,6 +192,7 @@ def truncate_run(
                 predictions = model.predict()
             rows = _rows(cut, sum(kept), energy_kept(updates, kept), predictions)
             table = rows if table is None else pd.concat([table, rows], ignore_index=True)
+            table.attrs["made_from"] = run.checkpoint_sha256
             write_parquet(path, table)
     return run.spec.run_id
 

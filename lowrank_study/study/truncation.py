@@ -29,6 +29,7 @@ from lowrank_study.runs import TrainedRun
 from lowrank_study.spectra.spectrum import measure, row
 from lowrank_study.spectra.subspaces import Directions, leading_directions
 from lowrank_study.spectra.updates import layer_of, role_in, update_of_match
+from lowrank_study.study.settings import check_same_rows, rows_key
 from lowrank_study.training.batches import extreme_texts
 from lowrank_study.training.data import load_splits, load_tokenizer
 from lowrank_study.training.evaluate import Predictions, predict
@@ -134,7 +135,8 @@ def cuts_of(
 
 @contextmanager
 def tuned_matrices(run: TrainedRun) -> Iterator[tuple[Pairing, list[UpdatedMatrix]]]:
-    """Open a run's checkpoint beside the pretrained one; headers only are read."""
+    """Open a run's checkpoint beside the pretrained one, after a comparison with its hashes."""
+    run.check_files("checkpoint/")
     model = run.spec.model
     roles = model.roles_by_path
     with open_weights(model_folder(model)) as base, open_weights(run.checkpoint) as tuned:
@@ -211,6 +213,7 @@ class TunedModel:
         spec = run.spec
         folder = model_folder(spec.model)
         splits = load_splits(spec.task, folder)
+        check_same_rows([run], {rows_key(spec): splits.sha256})
         self._test, self._precision = splits.test, spec.train.precision
         self._device = torch_device(device)
         self._model = load_classifier(
@@ -248,7 +251,7 @@ class TunedModel:
         matched = {match.after.tensor for match in pairing.matches}
         heads = head_names(self._model)
         for name, parameter in self._model.named_parameters():
-            reason = pairing.skipped.get(module_of(name), pairing.skipped.get(name, "not found"))
+            reason = pairing.skipped.get(module_of(name), pairing.skipped.get(name, "no matrix"))
             new = name.split(".")[0] in heads or reason == "only in the tuned checkpoint"
             if parameter.ndim >= 2 and name not in matched and not new:
                 raise InputError(f"{name} can't be truncated: {reason}")

@@ -25,6 +25,29 @@ def truncation_file(results: Path, run_id: str) -> Path:
     return results / "truncation" / f"{run_id}.parquet"
 
 
+def read_truncation(run: TrainedRun, results: Path) -> pd.DataFrame | None:
+    """Return the evaluations of a run's truncated updates, or `None` where there are none.
+
+    Raises
+    ------
+    InputError
+        The file is damaged, or of another checkpoint than the run has now.
+    """
+    path = truncation_file(results, run.spec.run_id)
+    if not path.is_file():
+        return None
+    remedy = f"remove it and run experiments/truncate.py on the sweep of {run.spec.run_id} again"
+    try:
+        rows = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} can't be read as a table: {remedy}") from error
+    if rows.attrs.get("made_from") != run.checkpoint_sha256:
+        raise InputError(
+            f"{path} was evaluated on another checkpoint than the run has now: {remedy}"
+        )
+    return rows
+
+
 TRUNCATION_COLUMNS = (
     "run_id", *CUT_KEY, "kept_directions", "energy_kept", "test_accuracy", "examples",
 )  # fmt: skip
@@ -38,9 +61,8 @@ def truncation_table(runs: Sequence[TrainedRun], results: Path) -> pd.DataFrame:
     """
     parts = []
     for run in runs:
-        path = truncation_file(results, run.spec.run_id)
-        if path.is_file():
-            rows = pd.read_parquet(path)
+        rows = read_truncation(run, results)
+        if rows is not None:
             rows["correct"] = rows["label"] == rows["predicted"]
             made = rows.groupby(CUT_KEY, dropna=False, sort=False).agg(
                 kept_directions=("kept_directions", "first"),
@@ -71,10 +93,9 @@ def correctness_by_kept_rank(
     found: list[dict[int, npt.NDArray[np.bool_]]] = []
     labels: npt.NDArray[np.int64] | None = None
     for run in runs:
-        path = truncation_file(results, run.spec.run_id)
-        if not path.is_file():
+        if (rows := read_truncation(run, results)) is None:
+            path = truncation_file(results, run.spec.run_id)
             raise InputError(f"no {path}: run experiments/truncate.py on its sweep first")
-        rows = pd.read_parquet(path)
         found.append({})
         for kept, group in rows[rows["scope"] == "all"].groupby("kept_rank"):
             own = group["label"].to_numpy()

@@ -1,13 +1,40 @@
 """The updates of an ended run, from what it saved, and their spectra."""
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from lowrank_study.checkpoints import open_adapter, open_weights, pair
+from lowrank_study.errors import InputError
 from lowrank_study.runs import TrainedRun
 from lowrank_study.spec import FullFineTuning, HeadOnly
+from lowrank_study.spectra.spectra_file import save_spectra
 from lowrank_study.spectra.spectrum import Spectrum, measure
 from lowrank_study.spectra.updates import UpdateMatrix, updates_of_adapter, updates_of_pair
+from lowrank_study.study.measured_spectra import (
+    is_asked_for,
+    is_measured,
+    spectra_file,
+    why_no_matrix,
+)
 from lowrank_study.training.models import model_folder
+
+
+def measure_run(run: TrainedRun, results: Path) -> None:
+    """Measure the spectra of a run's updates, unless that has been done or nobody asks for them.
+
+    What can't be read is said on standard error and leaves no file, so that it is tried again.
+    """
+    if not is_asked_for(run) or is_measured(run, results):
+        return
+    try:
+        spectra = [] if why_no_matrix(run) else spectra_of_run(run)
+    except InputError as error:
+        print(f"{run.spec.run_id}: no spectra: {error}", file=sys.stderr)
+        return
+    path = spectra_file(results, run.spec.run_id)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_spectra(path, spectra, made_from=run.checkpoint_sha256)
 
 
 def spectra_of_run(run: TrainedRun) -> list[Spectrum]:
@@ -19,9 +46,15 @@ def updates_of_run(run: TrainedRun) -> Iterator[UpdateMatrix]:
     """Yield `W - W0` of every matrix that the run changed and the pretrained model has.
 
     The classification head has no W0 to compare with, and is left out.
+
+    Raises
+    ------
+    InputError
+        The checkpoint can't be read, or is not the one that the run wrote.
     """
     if isinstance(run.spec.method, HeadOnly):
         return
+    run.check_files("checkpoint/")
     model = run.spec.model
     roles = model.roles_by_path
     with open_weights(model_folder(model)) as base:
@@ -30,4 +63,5 @@ def updates_of_run(run: TrainedRun) -> Iterator[UpdateMatrix]:
                 yield from updates_of_pair(pair(base, tuned), roles=roles)
         else:
             with open_adapter(run.checkpoint) as adapter:
+                adapter.refuse_partial()
                 yield from updates_of_adapter(adapter, base=base, roles=roles, skipped={})

@@ -1,4 +1,4 @@
-"""What a worker does: claim a pack of runs, train it, end each in the store, measure spectra.
+"""What a worker does: lease a pack of runs, train it, end each in the store, measure spectra.
 
     python -m lowrank_study.study.work --results results --sweep rank_sweep
 
@@ -8,53 +8,89 @@ number of them share the work through the store.
 
 import argparse
 import os
+import signal
 import sys
+import threading
+import time
 import traceback
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lowrank_study.errors import InputError
-from lowrank_study.runs import Claim, RunStore, TrainedRun
+from lowrank_study.files import os_error_message
+from lowrank_study.leases import HEARTBEAT_SECONDS, Lease, LeaseLost
+from lowrank_study.machine import end_with_parent
+from lowrank_study.runs import RunStore
 
 if TYPE_CHECKING:
     from lowrank_study.training.evaluate import Predictions
     from lowrank_study.training.member import FitResult
 
+CANNOT_GO_ON = 3
+"""Exit code of a worker that another one could not do better than: the disk is full, say."""
+_STOPPED = 128 + signal.SIGTERM
+"""Exit code of a worker that was asked to end."""
+_asked_to_end = threading.Event()
+
 
 def work(
-    results: Path, sweep: str, *, device: str, tracker: str, parent: int | None = None
+    results: Path,
+    sweep: str,
+    *,
+    device: str,
+    tracker: str,
+    parent: int | None = None,
+    name: str | None = None,
 ) -> None:
-    """Train and measure runs of a planned sweep until none is free, or `parent` is gone."""
-    store = RunStore(results / "runs")
+    """Train and measure runs of a planned sweep until none is free, or `parent` is gone.
+
+    `name` is the worker's in the store; `None` makes one.
+    """
+    from lowrank_study.study.updates import measure_run
+
+    store = RunStore(results / "runs", worker=name)
     packs = store.packs(sweep)
-    while (parent is None or os.getppid() == parent) and (claims := store.claim_pack(packs)):
-        with ExitStack() as held:
-            for claim in claims:
-                held.enter_context(claim)
-            run_claimed(claims, device=device, tracker=tracker, sweep=sweep)
-        for claim in claims:
-            measure_run(store.load(claim.run_id), results)
+    run_ids = [run_id for pack in packs for run_id in pack]
+    while not _is_orphan(parent):
+        if leases := store.claim_pack(packs):
+            with ExitStack() as held:
+                for lease in leases:
+                    held.enter_context(lease)
+                run_leased(leases, device=device, tracker=tracker, sweep=sweep, parent=parent)
+            for run in store.ended([lease.run_id for lease in leases]):
+                measure_run(run, results)
+        elif store.in_doubt(run_ids):  # whoever has the rest: alive, or to be taken over from?
+            time.sleep(HEARTBEAT_SECONDS)
+        else:
+            return
 
 
-def run_claimed(claims: Sequence[Claim], *, device: str, tracker: str, sweep: str) -> None:
-    """Train claimed runs together and commit each: done, diverged, or failed with the reason."""
+def run_leased(
+    leases: Sequence[Lease], *, device: str, tracker: str, sweep: str, parent: int | None = None
+) -> None:
+    """Train leased runs together and commit each: done, diverged, or failed with the reason."""
     from lowrank_study.training.fit import Job, fit_together
     from lowrank_study.training.tracking import make_tracker
+
+    def on_progress(lease: Lease, share: float) -> None:
+        if _asked_to_end.is_set() or _is_orphan(parent):
+            sys.exit(_STOPPED)
+        lease.advance(share)
 
     with ExitStack() as trackers:
         jobs = [
             Job(
-                spec=claim.spec,
-                checkpoint_folder=claim.folder / "checkpoint",
+                spec=lease.spec,
+                checkpoint_folder=lease.folder / "checkpoint",
                 tracker=trackers.enter_context(
-                    make_tracker(tracker, claim.spec, claim.folder, sweep)
+                    make_tracker(tracker, lease.spec, lease.folder, sweep)
                 ),
-                on_progress=partial(setattr, claim, "progress"),
+                on_progress=partial(on_progress, lease),
             )
-            for claim in claims
+            for lease in leases
         ]
         outcomes: Sequence[FitResult | Exception]
         try:
@@ -66,26 +102,43 @@ def run_claimed(claims: Sequence[Claim], *, device: str, tracker: str, sweep: st
                 test = outcome.record["test"].items()
                 metrics = {f"test_{name}": value for name, value in test}
                 job.tracker.log(step=outcome.record["steps"], metrics=metrics)
-    for claim, outcome in zip(claims, outcomes, strict=True):
-        _commit(claim, outcome)
+    for lease, outcome in zip(leases, outcomes, strict=True):
+        try:
+            _commit(lease, outcome)
+        except LeaseLost as lost:
+            print(lost, file=sys.stderr)
 
 
-def _commit(claim: Claim, outcome: "FitResult | Exception") -> None:
+def _commit(lease: Lease, outcome: "FitResult | Exception") -> None:
     from lowrank_study.training.member import Diverged
 
     match outcome:
+        case LeaseLost():
+            raise outcome
         case Diverged():
-            claim.commit(status="diverged", record={"message": str(outcome)})
+            lease.commit(status="diverged", record={"message": str(outcome)})
         case InputError():
-            claim.commit(status="failed", record={"message": str(outcome)})
+            lease.commit(status="failed", record={"message": str(outcome)})
         case Exception():
-            traceback.print_exception(outcome)
-            message = f"{type(outcome).__name__}: {outcome}"[:500]
-            claim.commit(status="failed", record={"message": message})
+            lease.commit(status="failed", record={"message": _reason(outcome)})
         case _:
-            if outcome.test is not None:
-                _save_predictions(claim.folder, outcome.test)
-            claim.commit(status="done", record=outcome.record)
+            try:
+                if outcome.test is not None:
+                    _save_predictions(lease.folder, outcome.test)
+                lease.commit(status="done", record=outcome.record)
+            except Exception as error:
+                if isinstance(error, LeaseLost):
+                    raise
+                # A failed run keeps no checkpoint: on a full disk that makes room for its record.
+                lease.commit(status="failed", record={"message": _reason(error)})
+
+
+def _reason(error: Exception) -> str:
+    """Say why a run failed; a defect also leaves its traceback on standard error."""
+    if told := os_error_message(error):
+        return told
+    traceback.print_exception(error)
+    return f"{type(error).__name__}: {error}"[:500]
 
 
 def _save_predictions(folder: Path, predictions: "Predictions") -> None:
@@ -99,31 +152,6 @@ def _save_predictions(folder: Path, predictions: "Predictions") -> None:
     pd.DataFrame(columns).to_parquet(folder / "predictions.parquet", index=False)
 
 
-def measure_run(run: TrainedRun, results: Path) -> None:
-    """Measure the spectra of a run's updates, unless that has been done or there are none.
-
-    Runs that don't read the test split are there to choose a rate by: nobody asks for theirs.
-    """
-    from lowrank_study.spectra.spectrum import save_spectra
-    from lowrank_study.study.updates import spectra_of_run
-
-    path = spectra_file(results, run.spec.run_id)
-    if run.status != "done" or not run.spec.train.read_test or path.is_file():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        spectra = list(spectra_of_run(run))
-    except InputError as error:  # an adapter of a kind that can't be read exactly: its run stands
-        print(f"{run.spec.run_id}: no spectra: {error}", file=sys.stderr)
-        spectra = []
-    save_spectra(path, spectra)
-
-
-def spectra_file(results: Path, run_id: str) -> Path:
-    """Return where the spectra of a run are kept."""
-    return results / "spectra" / f"{run_id}.parquet"
-
-
 def main() -> None:
     """Run one worker."""
     parser = argparse.ArgumentParser(description="Train the free runs of a planned sweep.")
@@ -132,17 +160,54 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--tracker", default="none")
     parser.add_argument("--parent", type=int, help="the process to end with")
+    parser.add_argument("--name", help="the worker's name in the store, which no other has")
     parser.add_argument("--cores", help="the cores to stay on, such as 0 or 2,3")
     arguments = parser.parse_args()
-    if arguments.cores and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {int(core) for core in arguments.cores.split(",")})
-    work(
-        arguments.results,
-        arguments.sweep,
-        device=arguments.device,
-        tracker=arguments.tracker,
-        parent=arguments.parent,
-    )
+    with _told_in_one_line():
+        signal.signal(signal.SIGTERM, _end)
+        if arguments.parent is not None:
+            end_with_parent(arguments.parent)
+        if arguments.cores and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, {int(core) for core in arguments.cores.split(",")})
+        work(
+            arguments.results,
+            arguments.sweep,
+            device=arguments.device,
+            tracker=arguments.tracker,
+            parent=arguments.parent,
+            name=arguments.name,
+        )
+
+
+def _is_orphan(parent: int | None) -> bool:
+    return parent is not None and os.getppid() != parent
+
+
+def _end(*_: Any) -> None:
+    """End in order, which gives the runs back; asked again, that is not broken off.
+
+    Python drops what is raised inside a destructor, so the next step looks at the event.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _asked_to_end.set()
+    sys.exit(_STOPPED)
+
+
+@contextmanager
+def _told_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted: finished runs are kept; rerun to resume", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        if (told := os_error_message(error)) is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
+        sys.exit(CANNOT_GO_ON)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,15 @@ Splits depend on the task alone (its `split_seed`), never on a run's seed, so th
 a task sees the same rows.
 """
 
-import csv
 import dataclasses
 import hashlib
+import io
 import json
-import logging
-import zipfile
+import os
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +25,16 @@ import pandas as pd
 
 from lowrank_study import assets
 from lowrank_study.errors import InputError
-from lowrank_study.files import whole_file
+from lowrank_study.hashing import find_named, keep_named, sha256_of_files
+from lowrank_study.left_out import LeftOut, in_words
 from lowrank_study.spec import HubRepo, Task, to_mapping
+from lowrank_study.training.carving import carve
+from lowrank_study.training.labels import class_names, odd_labels, select
+from lowrank_study.training.learnable import check_learnable, described
+from lowrank_study.training.reading import named_files, read_rows
 
-_log = logging.getLogger(__name__)
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "vocab.txt",
-    "merges.txt",
-    "vocab.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-)
-"""Files that decide how a text is cut into tokens."""
-_FORMAT = 1  # raised when what is cached changes its meaning
+_FORMAT = 2  # raised when what is cached changes its meaning
+_NAMES = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +75,22 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """What was read of a task's source, what was not used, and what is odd about it."""
+
+    left_out: tuple[LeftOut, ...]
+    read: tuple[str, ...]
+    """Files, encodings, split sizes and class counts, one line each."""
+    warnings: tuple[str, ...]
+
+    @property
+    def lines(self) -> list[str]:
+        """Everything in words: what was left out comes first."""
+        warned = [f"warning: {warning}" for warning in self.warnings]
+        return [*in_words(self.left_out), *self.read, *warned]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Splits:
     """The three splits of a task, tokenised for one model."""
 
@@ -87,11 +101,22 @@ class Splits:
     """Class names; a label is an index into them."""
     sha256: str
     """Hash of everything above: what the runs' numbers were measured on."""
+    account: Account
 
     @property
     def longest(self) -> int:
         """Tokens of the longest text of all splits."""
         return max(int(split.lengths.max()) for split in (self.train, self.validation, self.test))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitRows:
+    """The rows of the three splits, as text."""
+
+    frames: Mapping[str, pd.DataFrame]
+    """Columns are `text`, `text_pair` (pairs only), `label` (a class number) and `group`."""
+    labels: tuple[str, ...]
+    account: Account
 
 
 def load_splits(task: Task, model_folder: Path) -> Splits:
@@ -100,212 +125,62 @@ def load_splits(task: Task, model_folder: Path) -> Splits:
     Raises
     ------
     InputError
-        A missing column or label, a split without rows, a label that only test has, an
-        unreachable source.
+        A missing column or label, a source that can't be reached or has changed, or splits from
+        which nothing can be learnt.
     """
-    rows = _source_fingerprint(task)
-    described = [_FORMAT, to_mapping(task), rows, _tokenizer_hash(model_folder)]
-    key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:24]
-    path = assets.cache_folder() / "tokens" / f"{key}.npz"
-    if (cached := _read_cache(path)) is not None:
-        return cached
-    frames, labels = split_rows(task)
-    splits = _tokenise(task, frames, labels, model_folder)
-    _write_cache(path, splits)
+    if not isinstance(task.source, HubRepo):
+        assets.fetch(task.source, named_files(task))
+    folder, key = assets.cache_folder() / "tokens", _cache_key(task, model_folder)
+    if (path := find_named(folder, stem=key, suffix=".npz")) is not None:
+        return _read_cache(path)
+    splits = _tokenise(task, split_rows(task), model_folder)
+    _write_cache(folder, key, splits)
     return splits
 
 
-def split_rows(task: Task) -> tuple[dict[str, pd.DataFrame], tuple[str, ...]]:
-    """Return the rows of train, validation and test, and the class names.
-
-    Columns are `text`, `text_pair` (pairs only), `label` (a class number) and `group`.
-    """
-    files = {"train": task.train, "validation": task.validation, "test": task.test}
-    frames = {
-        name: _selected(task, name, _read(task, file))
-        for name, file in files.items()
-        if file is not None
-    }
-    labels = task.labels or tuple(sorted(frames["train"]["label"].unique()))
-    if len(labels) < 2:
-        raise InputError(
-            f"task.label_column={task.label_column!r}: the training rows have "
-            f"{len(labels)} label, {list(labels)}, and a classifier needs two"
-        )
-    for name, frame in frames.items():
-        if unknown := sorted(set(frame["label"]) - set(labels)):
-            raise InputError(
-                f"the {name} split has the label {unknown[0]!r}, which train has not: "
-                f"its labels are {', '.join(labels[:20])}"
-            )
-    numbers = {label: number for number, label in enumerate(labels)}
-    frames = {n: f.assign(label=f["label"].map(numbers)) for n, f in frames.items()}
-    generator = np.random.default_rng(task.split_seed)
-    carved = {
-        name: size or 0
-        for name, size in (("test", task.test_size), ("validation", task.validation_size))
-        if name not in frames
-    }
-    # Rows that nobody uses are shared out too: each split is then drawn from as many groups
-    # (films, authors) as can be, and differs less from the others by chance.
-    wanted = sum(carved.values()) + (task.train_size or len(frames["train"]))
-    spare = max(1.0, len(frames["train"]) / wanted)
-    for name, size in carved.items():
-        pool = int(size * spare)
-        frames[name], frames["train"] = _carve(frames["train"], pool, generator)
-    sizes = {
-        "train": task.train_size,
-        "validation": task.validation_size,
-        "test": task.test_size,
-    }
-    chosen = {name: _sample(frames[name], size, generator) for name, size in sizes.items()}
-    for name, frame in chosen.items():
-        if frame.empty:
-            raise InputError(
-                f"the {name} split of {task.name!r} has no rows: ask for smaller validation_size "
-                f"({task.validation_size}) and test_size ({task.test_size}), or give more data"
-            )
-    return chosen, labels
-
-
-def _source_fingerprint(task: Task) -> str:
-    """What identifies the rows: the files' hashes; of the hub, its id and revision.
+def _cache_key(task: Task, model_folder: Path) -> str:
+    """Hash what the tokens depend on: the rows, the tokenizer and the library that reads it.
 
     A hub set without a revision is not looked up again once it is cached: who wants another state
     of it names `task.source.revision`.
     """
-    if isinstance(task.source, HubRepo):
-        return json.dumps(to_mapping(task.source), sort_keys=True)
-    path = assets.fetch(task.source)
-    files = [path] if path.is_file() else [path / f for f in _named_files(task)]
-    missing = [file for file in files if not file.is_file()]
-    if missing:
-        there = sorted(p.name for p in path.iterdir() if p.is_file())
-        raise InputError(
-            f"no file {missing[0].name!r} in {path}: there are {', '.join(there[:12]) or 'none'}"
-        )
-    return " ".join(assets.sha256_of_file(file) for file in files)
+    described = to_mapping(task)
+    described["source"].pop("path", None)
+    libraries = [metadata.version(name) for name in ("tokenizers", "transformers")]
+    parts = [_FORMAT, described, _tokenizer_hash(model_folder), libraries]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def _named_files(task: Task) -> list[str]:
-    if not task.train:
-        raise InputError(
-            f"task.train='' names no file, but the source of {task.name!r} is a folder: "
-            "name its training file with task.train=FILE"
-        )
-    return [file for file in (task.train, task.validation, task.test) if file]
+def split_rows(task: Task) -> SplitRows:
+    """Return the rows of train, validation and test, and an account of what was read.
 
-
-def _read(task: Task, file: str) -> pd.DataFrame:
-    if isinstance(task.source, HubRepo):
-        return _read_hub(task.source, file)
-    path = assets.fetch(task.source)
-    return _read_file(path / file if file else path)
-
-
-def _read_hub(source: HubRepo, split: str) -> pd.DataFrame:
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(
-            source.repo_id, source.subset, split=split, revision=source.revision
-        )
-    except Exception as error:  # the library raises a score of types, none in common
-        raise InputError(assets.why_hub_failed(source, error)) from error
-    frame: pd.DataFrame = rows.to_pandas()
-    for name, feature in rows.features.items():
-        if isinstance(feature, datasets.ClassLabel):
-            names = dict(enumerate(feature.names))
-            frame[name] = frame[name].map(names)
-    return frame
-
-
-def _read_file(path: Path) -> pd.DataFrame:
-    """Read a table by its suffix, compressed or not, every column as text."""
-    suffixes = [s for s in path.suffixes if s not in (".gz", ".bz2", ".xz", ".zst")]
-    suffix = suffixes[-1] if suffixes else ""
-    try:
-        match suffix:
-            case ".csv":
-                return pd.read_csv(path, dtype=str, keep_default_na=False)
-            case ".tsv":
-                return pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
-            case ".tab":  # Orange's: names, then types, then roles; quotes mean nothing
-                return pd.read_csv(
-                    path,
-                    sep="\t",
-                    skiprows=[1, 2],
-                    quoting=csv.QUOTE_NONE,
-                    dtype=str,
-                    keep_default_na=False,
-                )
-            case ".jsonl" | ".ndjson":
-                return pd.read_json(path, lines=True, dtype=False)
-            case ".json":
-                return pd.read_json(path, dtype=False)
-            case ".parquet":
-                return pd.read_parquet(path)
-    except (ValueError, OSError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise InputError(f"{path} can't be read as {suffix}: {reason}") from error
-    valid = ".csv, .tsv, .tab, .jsonl, .json, .parquet"
-    raise InputError(f"{path}: the suffix {suffix!r} is none of {valid}")
-
-
-def _selected(task: Task, split: str, frame: pd.DataFrame) -> pd.DataFrame:
-    wanted = [*task.text_columns, task.label_column]
-    wanted += [task.group_column] if task.group_column else []
-    if missing := [column for column in wanted if column not in frame.columns]:
-        there = ", ".join(map(str, frame.columns))
-        raise InputError(f"no column {missing[0]!r} in the {split} rows: the columns are {there}")
-    filled = frame[wanted].notna() & (frame[wanted].astype(str) != "")
-    kept = frame[filled.all(axis=1)]
-    if len(kept) < len(frame):
-        _log.warning(
-            "%s: left out %d %s rows with an empty %s",
-            task.name,
-            len(frame) - len(kept),
-            split,
-            " or ".join(wanted),
-        )
-    label = kept[task.label_column].astype(str)
-    if task.labels:
-        if absent := [name for name in task.labels if not (label == name).any()]:
-            there = ", ".join(sorted(label.unique())[:20])
+    Raises
+    ------
+    InputError
+        As `load_splits`.
+    """
+    files = {"train": task.train, "validation": task.validation, "test": task.test}
+    rows = {n: read_rows(task, n, file) for n, file in files.items() if file is not None}
+    selected = {name: select(task, name, read) for name, read in rows.items()}
+    whole = {name: part.frame for name, part in selected.items()}
+    labels = class_names(task, whole["train"])
+    for name, frame in whole.items():
+        if unknown := sorted(set(frame["label"]) - set(labels)):
             raise InputError(
-                f"no row of the {split} rows has the label {absent[0]!r}: it has {there}"
+                f"label {unknown[0]!r} occurs in {name} but not in train, whose labels are "
+                f"{', '.join(labels[:20])}{' …' if len(labels) > 20 else ''}"
             )
-        kept, label = kept[label.isin(task.labels)], label[label.isin(task.labels)]
-    columns = {"text": kept[task.text_columns[0]].astype(str), "label": label}
-    if len(task.text_columns) == 2:
-        columns["text_pair"] = kept[task.text_columns[1]].astype(str)
-    columns["group"] = (
-        kept[task.group_column].astype(str)
-        if task.group_column
-        else pd.Series(kept.index, kept.index)
+    frames = carve(task, whole)
+    warnings = [w for part in selected.values() for w in part.warnings] + odd_labels(labels)
+    warnings += check_learnable(task, frames, whole)
+    account = Account(
+        left_out=tuple(part for each in selected.values() for part in each.left_out),
+        read=(*(read.said for read in rows.values()), *described(frames)),
+        warnings=tuple(warnings),
     )
-    if kept.empty:
-        raise InputError(f"the {split} split of {task.name!r} has no rows")
-    return pd.DataFrame(columns).reset_index(drop=True)
-
-
-def _carve(
-    frame: pd.DataFrame, size: int, generator: np.random.Generator
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Take at least `size` rows away, whole groups at a time: return them, and the rest."""
-    groups = frame["group"].to_numpy()
-    names, members = np.unique(groups, return_inverse=True)
-    order = generator.permutation(len(names))
-    counts = np.bincount(members)[order]
-    taken = order[: int(np.searchsorted(np.cumsum(counts), size)) + 1]
-    inside = np.isin(members, taken)
-    return frame[inside], frame[~inside]
-
-
-def _sample(frame: pd.DataFrame, size: int | None, generator: np.random.Generator) -> pd.DataFrame:
-    if size is None or len(frame) <= size:
-        return frame
-    return frame.iloc[np.sort(generator.permutation(len(frame))[:size])]
+    numbers = {label: number for number, label in enumerate(labels)}
+    numbered = {n: f.assign(label=f["label"].map(numbers)) for n, f in frames.items()}
+    return SplitRows(frames=numbered, labels=labels, account=account)
 
 
 def with_shuffled_labels(splits: Splits, seed: int) -> Splits:
@@ -315,17 +190,17 @@ def with_shuffled_labels(splits: Splits, seed: int) -> Splits:
 
 
 def _tokenizer_hash(model_folder: Path) -> str:
-    """Hash of the tokenizer's files."""
-    present = _tokenizer_files(model_folder)
-    if not present:
-        needed = ", ".join(_TOKENIZER_FILES[:-1])
+    """Hash the files that decide how a text is cut into tokens."""
+    names = _tokenizer_files(model_folder)
+    if not names:
+        needed = ", ".join(assets.TOKENIZER_FILES[:6])
         raise InputError(f"{model_folder} holds no tokenizer: one of {needed} is needed")
-    return " ".join(assets.sha256_of_file(file) for file in present)
+    return sha256_of_files(model_folder, names)
 
 
-def _tokenizer_files(model_folder: Path) -> list[Path]:
-    files = [model_folder / name for name in _TOKENIZER_FILES]
-    return [file for file in files if file.is_file()]
+def _tokenizer_files(model_folder: Path) -> list[str]:
+    patterns = assets.TOKENIZER_FILES
+    return [file.name for pattern in patterns for file in model_folder.glob(pattern)]
 
 
 def load_tokenizer(model_folder: Path) -> Any:
@@ -356,14 +231,12 @@ def padding_id(model_folder: Path) -> int | None:
     return int(load_tokenizer(model_folder).pad_token_id)
 
 
-def _tokenise(
-    task: Task, frames: dict[str, pd.DataFrame], labels: tuple[str, ...], model_folder: Path
-) -> Splits:
+def _tokenise(task: Task, rows: SplitRows, model_folder: Path) -> Splits:
     tokenizer = load_tokenizer(model_folder)
-    total = hashlib.sha256("\0".join(labels).encode())
+    total = hashlib.sha256("\0".join(rows.labels).encode())
     made = {}
-    for name in ("train", "validation", "test"):
-        frame = frames[name]
+    for name in _NAMES:
+        frame = rows.frames[name]
         pairs = [frame["text_pair"].tolist()] if "text_pair" in frame else []
         encoded = tokenizer(
             frame["text"].tolist(),
@@ -374,6 +247,13 @@ def _tokenise(
             return_attention_mask=False,
         )
         ids = [np.asarray(tokens, dtype=np.int32) for tokens in encoded["input_ids"]]
+        if empty := [
+            text for text, tokens in zip(frame["text"], ids, strict=True) if not len(tokens)
+        ]:
+            raise InputError(
+                f"the {name} split of {task.name!r} has a text without tokens, {empty[0][:60]!r}: "
+                "remove its row"
+            )
         made[name] = Split(
             ids=np.concatenate(ids),
             types=np.concatenate([np.asarray(t, dtype=np.int8) for t in encoded["token_type_ids"]]),
@@ -384,35 +264,40 @@ def _tokenise(
         )
         for field in dataclasses.fields(Split):
             total.update(getattr(made[name], field.name).tobytes())
-    return Splits(**made, labels=labels, sha256=total.hexdigest())
+    return Splits(**made, labels=rows.labels, sha256=total.hexdigest(), account=rows.account)
 
 
-def _write_cache(path: Path, splits: Splits) -> None:
-    arrays: dict[str, Any] = {
-        "labels": np.asarray(splits.labels),
-        "sha256": np.asarray(splits.sha256),
+def _write_cache(folder: Path, key: str, splits: Splits) -> None:
+    about = {
+        "labels": splits.labels,
+        "sha256": splits.sha256,
+        "account": dataclasses.asdict(splits.account),
     }
-    for name in ("train", "validation", "test"):
+    arrays: dict[str, Any] = {"about": np.asarray(json.dumps(about))}
+    for name in _NAMES:
         for field in dataclasses.fields(Split):
             arrays[f"{name}.{field.name}"] = getattr(getattr(splits, name), field.name)
-    with whole_file(path) as file:
-        np.savez(file, allow_pickle=False, **arrays)
-
-
-def _read_cache(path: Path) -> Splits | None:
-    """Return what is cached, or `None` where nothing is or the file is damaged (zip checksums)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=folder, suffix=".part")
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            made = {
-                name: Split(
-                    **{f.name: stored[f"{name}.{f.name}"] for f in dataclasses.fields(Split)}
-                )
-                for name in ("train", "validation", "test")
-            }
-            labels = tuple(str(label) for label in stored["labels"])
-            return Splits(**made, labels=labels, sha256=str(stored["sha256"]))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        path.unlink(missing_ok=True)
-        return None
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        keep_named(Path(partial), folder, stem=key, suffix=".npz")
+    finally:
+        Path(partial).unlink(missing_ok=True)
+
+
+def _read_cache(path: Path) -> Splits:
+    """Return what is cached in a file whose content has been verified."""
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
+        made = {
+            name: Split(**{f.name: stored[f"{name}.{f.name}"] for f in dataclasses.fields(Split)})
+            for name in _NAMES
+        }
+        about = json.loads(str(stored["about"]))
+    account = Account(
+        left_out=tuple(LeftOut(**part) for part in about["account"]["left_out"]),
+        read=tuple(about["account"]["read"]),
+        warnings=tuple(about["account"]["warnings"]),
+    )
+    return Splits(**made, labels=tuple(about["labels"]), sha256=about["sha256"], account=account)

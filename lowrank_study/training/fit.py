@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowrank_study import assets
 from lowrank_study.errors import InputError
+from lowrank_study.left_out import in_words
 from lowrank_study.provenance import provenance
 from lowrank_study.spec import Lora, RunSpec
 from lowrank_study.training.batches import Batch, extreme_texts, steps_of, training_batches
@@ -29,7 +29,7 @@ from lowrank_study.training.data import (
 from lowrank_study.training.evaluate import autocast
 from lowrank_study.training.member import FitResult, Member, Stopwatch, is_evaluated
 from lowrank_study.training.memory import peak_memory_bytes, reset_peak_memory
-from lowrank_study.training.models import halve_frozen, model_folder
+from lowrank_study.training.models import halve_frozen, model_folder, weights_sha256
 from lowrank_study.training.packing import Pack, share_frozen
 from lowrank_study.training.tracking import Tracker
 
@@ -94,6 +94,7 @@ def fit_together(jobs: Sequence[Job], *, device: str) -> list[FitResult | Except
     for job in jobs:
         members.append(Member(job.spec, job.tracker, splits, folder, steps, place))
         share_frozen(members[0].model, members[-1].model)
+    model_folder(spec.model)  # again: it was not edited while it was loaded
     sample = extreme_texts((splits.train, splits.validation, splits.test), spec.train.batch_size)
     pack = Pack(
         [member.model for member in members],
@@ -144,6 +145,7 @@ def fit_together(jobs: Sequence[Job], *, device: str) -> list[FitResult | Except
         "examples_per_second": spec.train.epochs * len(splits.train) * len(jobs) / training.seconds,
         "labels": list(splits.labels),
         "examples": {name: len(getattr(splits, name)) for name in ("train", "validation", "test")},
+        "left_out": in_words(splits.account.left_out),
         "provenance": _provenance(spec, folder, splits, place),
     }
 
@@ -201,7 +203,7 @@ def _provenance(
 ) -> dict[str, str]:
     return {
         **provenance(),
-        "weights_sha256": assets.sha256_of(folder),
+        "weights_sha256": weights_sha256(spec.model, folder),
         "data_sha256": splits.sha256,
         "precision": spec.train.precision,
         "device": device.type,

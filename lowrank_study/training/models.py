@@ -8,10 +8,7 @@
 
 import copy
 import functools
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,16 +19,19 @@ from torch import nn
 
 from lowrank_study import assets
 from lowrank_study.errors import InputError
+from lowrank_study.hashing import sha256_of
 from lowrank_study.spec import (
     BaseModel,
     FullFineTuning,
     HeadOnly,
+    LocalPath,
     Lora,
     PeftMethod,
     RunSpec,
     path_matches,
 )
 from lowrank_study.training.data import Splits, padding_id
+from lowrank_study.training.dequantised import dequantised
 from lowrank_study.training.lora import add_lora, check_rank, is_linear
 from lowrank_study.training.padding import check_reads, pad_by_tokenizer
 from lowrank_study.training.peft_methods import add_peft
@@ -43,31 +43,13 @@ def model_folder(model: BaseModel) -> Path:
     A GGUF file is dequantised once, through transformers, and kept as fp32 safetensors.
     """
     path = assets.fetch(model.source)
-    return _dequantised(path) if path.suffix == ".gguf" else path
+    return dequantised(path) if path.suffix == ".gguf" else path
 
 
-def _dequantised(path: Path) -> Path:
-    folder = assets.cache_folder() / "dequantised" / assets.sha256_of(path)[:24]
-    if (folder / "config.json").is_file():
-        return folder
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    assets.require_free_space(folder, 20 * path.stat().st_size)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    named: dict[str, Any] = {"gguf_file": path.name}
-    made = Path(tempfile.mkdtemp(dir=folder.parent))
-    try:
-        model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **named)
-        # Its weights are plain fp32 by now; the library would not save them under GGUF's name.
-        model.hf_quantizer = None
-        model.config.quantization_config = None
-        model.save_pretrained(made)
-        AutoTokenizer.from_pretrained(path.parent, **named).save_pretrained(made)
-        if not folder.exists():  # another worker may have been quicker
-            os.rename(made, folder)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-    return folder
+def weights_sha256(model: BaseModel, folder: Path) -> str:
+    """Return one hash over the model's files; of a user's folder, over those that are read."""
+    is_local = isinstance(model.source, LocalPath)
+    return assets.sha256_of_source(folder) if is_local else sha256_of(folder)
 
 
 def build_model(spec: RunSpec, folder: Path, *, number_of_labels: int) -> nn.Module:

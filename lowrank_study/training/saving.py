@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lowrank_study import assets
 from lowrank_study.checkpoints import open_adapter, save_adapter
 from lowrank_study.errors import InputError
+from lowrank_study.hashing import sha256_of_file
 from lowrank_study.spec import Lora, RunSpec
 from lowrank_study.training.lora import add_lora, is_linear, lora_modules
 from lowrank_study.training.models import head_names, in_head, train_head
@@ -59,7 +59,7 @@ def save_model(model: nn.Module, spec: RunSpec, folder: Path, *, base: Path) -> 
                 base_model_name=spec.model.name,
                 task_type="SEQ_CLS",
                 fan_in_fan_out=any(isinstance(m.base, Conv1D) for m in modules.values()),
-                base_sha256=[assets.sha256_of(file) for file in sorted(base.glob("*.safetensors"))],
+                base_sha256=[sha256_of_file(file) for file in sorted(base.glob("*.safetensors"))],
             )
         case _:
             model.save_pretrained(folder)  # type: ignore[operator]
@@ -74,6 +74,7 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
         An adapter of another kind, or one that names modules or shapes the model has not.
     """
     with open_adapter(folder) as adapter:
+        adapter.refuse_partial()
         if adapter.kind != "lora":
             raise InputError(f"{folder}: a {adapter.kind} adapter; load it through PEFT")
         linear = {name for name, module in model.named_modules() if is_linear(module)}

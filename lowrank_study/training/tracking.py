@@ -6,12 +6,22 @@
 
 import json
 import os
-from collections.abc import Mapping
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from http.client import HTTPException
+from netrc import NetrcParseError, netrc
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 from lowrank_study.spec import RunSpec, without_paths
+
+_ANSWER_SECONDS = 3
+_FINISH_SECONDS = 10
 
 
 class Tracker(Protocol):
@@ -62,34 +72,117 @@ class JsonLinesTracker:
 
 
 class WandbTracker:
-    """One wandb run a run; offline wherever no key is set, so that it never waits for a network."""
+    """One wandb run a run, which never stops training nor makes it wait for more than seconds.
+
+    It is online where there is a key for the server, and the server answers. Otherwise wandb keeps
+    it in the run's folder, and a line on standard error says why.
+    """
 
     def __init__(self, spec: RunSpec, folder: Path, group: str) -> None:
-        online = os.environ.get("WANDB_API_KEY") or Path("~/.netrc").expanduser().is_file()
-        os.environ.setdefault("WANDB_MODE", "online" if online else "offline")
-        if os.environ["WANDB_MODE"] == "offline":  # its exit would wait for the error reporter
-            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         os.environ.setdefault("WANDB_SILENT", "true")
-        import wandb
-
-        self._run = wandb.init(
-            project="lowrank_study",
-            name=spec.run_id,
-            group=group,
-            config=without_paths(spec),
-            dir=str(folder),
-            reinit="create_new",
-        )
+        if os.environ.get("WANDB_MODE", "online") == "online" and (why := why_offline()):
+            _go_offline(why)
+        arguments = {
+            "project": "lowrank_study",
+            "name": spec.run_id,
+            "group": group,
+            "config": without_paths(spec),
+            "dir": str(folder),
+            "reinit": "create_new",
+        }
+        self._run: Any = None
+        while self._run is None:
+            try:
+                self._run = _started(arguments)
+            except Exception as error:  # of many kinds: a key that is refused, a server that fails
+                if os.environ.get("WANDB_MODE") == "offline":
+                    _tell(f"the curve of {spec.run_id} is lost: {_first_line(error)}")
+                    break
+                _go_offline(_first_line(error))
 
     def log(self, *, step: int, metrics: Mapping[str, float]) -> None:
         """Hand the metrics to wandb."""
-        self._run.log(dict(metrics), step=step)
+        if self._run is None:
+            return
+        try:
+            self._run.log(dict(metrics), step=step)
+        except Exception as error:
+            _tell(f"the rest of the curve is lost: {_first_line(error)}")
+            self._run = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._run.finish(exit_code=0 if kind is None else 1)
+        run, failed = self._run, kind is not None
+
+        def finish() -> None:
+            try:
+                run.finish(exit_code=int(failed))
+            except Exception as error:
+                _tell(f"the run did not end well: {_first_line(error)}")
+
+        if run is not None and not within(_FINISH_SECONDS, finish):
+            _tell("the server takes too long: `wandb sync` sends the rest of the run later")
+
+
+def why_offline() -> str | None:
+    """Say why wandb can't be used online: no key for its server, or no answer; None if it can."""
+    server = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+    host = urlsplit(server).hostname or server
+    if not os.environ.get("WANDB_API_KEY") and not _has_netrc_entry(host):
+        return f"there is no key for {host} (WANDB_API_KEY, or `wandb login`)"
+    failed: list[str] = []
+
+    def ask() -> None:
+        try:
+            urlopen(server, timeout=_ANSWER_SECONDS).close()
+        except HTTPError:  # any answer is one
+            pass
+        except (OSError, ValueError, HTTPException) as error:
+            failed.append(f"{server} can't be reached ({getattr(error, 'reason', error)})")
+
+    if not within(_ANSWER_SECONDS, ask):
+        return f"{host} does not answer within {_ANSWER_SECONDS} s"
+    return failed[0] if failed else None
+
+
+def _has_netrc_entry(host: str) -> bool:
+    file = os.environ.get("NETRC") or os.path.expanduser("~/.netrc")
+    try:
+        return host in netrc(file).hosts
+    except (OSError, NetrcParseError):
+        return False
+
+
+def within(seconds: float, call: Callable[[], None]) -> bool:
+    """Call a function that may hang, and tell whether it came back in time."""
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()
+
+
+def _started(arguments: Mapping[str, Any]) -> Any:
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # the process's end would wait for it
+    import wandb
+
+    settings = wandb.Settings(init_timeout=_FINISH_SECONDS)
+    asked = {**arguments, "mode": os.environ.get("WANDB_MODE", "online")}
+    return wandb.init(**asked, settings=settings)
+
+
+def _go_offline(why: str) -> None:
+    os.environ["WANDB_MODE"] = "offline"  # for the process's other runs too
+    _tell(f"{why}: curves are kept in the runs' folders, and `wandb sync` sends them later")
+
+
+def _tell(message: str) -> None:
+    print(f"tracker=wandb: {message}", file=sys.stderr, flush=True)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def make_tracker(name: str, spec: RunSpec, folder: Path, group: str) -> Tracker:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import save_file
 
 WriteRaw = Callable[..., Path]
@@ -138,3 +139,78 @@ print(message)
         return message.strip()
 
     return check
+
+
+TEXT = {
+    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "vocab_size": 32, "max_position_embeddings": 32, "head_dim": 8,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+TOWER = {
+    "hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "image_size": 8, "patch_size": 4,
+}  # fmt: skip
+QWEN_TOWER = {
+    "depth": 1, "hidden_size": 12, "out_hidden_size": 16, "num_heads": 2, "patch_size": 4,
+    "intermediate_size": 20,
+}  # fmt: skip
+EXPERTS = {
+    "num_experts": 3, "num_local_experts": 3, "num_experts_per_tok": 1, "moe_intermediate_size": 20,
+    "shared_expert_intermediate_size": 20,
+}  # fmt: skip
+ROPE = {"type": "default", "rope_type": "default", "mrope_section": [2, 1, 1]}
+
+
+def _random_model(name: str) -> Any:
+    text, llama = dict(TEXT), {"model_type": "llama", **TEXT}
+    clip = {"model_type": "clip_vision_model", **TOWER}
+    t = transformers
+    configs: dict[str, Callable[[], Any]] = {
+        "Qwen2_5_VLForConditionalGeneration": lambda: t.Qwen2_5_VLConfig(
+            text_config=text | {"rope_scaling": ROPE}, vision_config=QWEN_TOWER
+        ),
+        "Qwen3VLMoeForConditionalGeneration": lambda: t.Qwen3VLMoeConfig(
+            text_config=text | EXPERTS,
+            vision_config=QWEN_TOWER | {"deepstack_visual_indexes": [0]},
+        ),
+        "LlavaForConditionalGeneration": lambda: t.LlavaConfig(
+            vision_config=clip, text_config=llama
+        ),
+        "Gemma3ForConditionalGeneration": lambda: t.Gemma3Config(
+            vision_config={"model_type": "siglip_vision_model", **TOWER},
+            text_config=text | {"query_pre_attn_scalar": 8},
+            mm_tokens_per_image=4,
+        ),
+        "MixtralForCausalLM": lambda: t.MixtralConfig(**text, **EXPERTS),
+        "Qwen3MoeForCausalLM": lambda: t.Qwen3MoeConfig(**text, **EXPERTS),
+        "ViTForImageClassification": lambda: t.ViTConfig(**TOWER),
+        "BertForMaskedLM": lambda: t.BertConfig(**text),
+        "Qwen2ForCausalLM": lambda: t.Qwen2Config(
+            **{k: v for k, v in text.items() if k != "head_dim"}, tie_word_embeddings=True
+        ),
+    }
+    model = getattr(t, name)(configs[name]())
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=random))
+    return model
+
+
+@pytest.fixture
+def random_model() -> Callable[[str], Any]:
+    """Make a model of transformers, by its class: one layer, its weights drawn at random."""
+    return _random_model
+
+
+@pytest.fixture
+def own_state() -> Callable[[Any], dict[str, torch.Tensor]]:
+    """Give a model's weights under the names that the code has today; a tied tensor once."""
+
+    def state_of(model: Any) -> dict[str, torch.Tensor]:
+        found: dict[int, tuple[str, torch.Tensor]] = {}
+        for name, tensor in model.state_dict().items():
+            found.setdefault(tensor.data_ptr(), (name, tensor.clone()))
+        return dict(found.values())
+
+    return state_of

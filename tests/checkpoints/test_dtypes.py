@@ -122,6 +122,33 @@ def test_30_float8_without_clear_scales_is_refused(
         ({"q.SCB": torch.ones(2)}, {}, "bitsandbytes int8"),
         ({"q.weight.absmax": torch.ones(2)}, {}, "bitsandbytes 4-bit"),
         ({"q.weight_packed": torch.ones(2, 2, dtype=torch.int32)}, {}, "compressed-tensors"),
+        (
+            {
+                "q.weight": torch.ones(4, 2, dtype=torch.uint8),
+                "q.weight_scale": torch.ones(4, 1).to(torch.float8_e4m3fn),
+                "q.weight_scale_2": torch.ones(()),
+            },
+            {"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"}},
+            "q.weight_scale_2 is NVFP4 quantised",
+        ),
+        (
+            {
+                "q.weight_packed": torch.ones(4, 2, dtype=torch.uint8),
+                "q.weight_global_scale": torch.ones(1),
+            },
+            {"quantization_config": {"quant_method": "compressed-tensors"}},
+            "NVFP4",
+        ),
+        ({"q.W_q": torch.ones(4, 2, dtype=torch.uint8), "q.scale": torch.ones(4, 1)}, {}, "HQQ"),
+        (
+            {
+                "q.weight": torch.ones(4, 2, dtype=torch.uint32),
+                "q.scales": torch.ones(4, 1),
+                "q.biases": torch.ones(4, 1),
+            },
+            {},
+            "MLX quantised.*mlx_lm.convert --dequantize",
+        ),
         ({"experts.down_proj_blocks": torch.ones(2, dtype=torch.uint8)}, {}, "MXFP4"),
         ({"q.weight": torch.ones(2, 2, dtype=torch.int8)}, {}, "int8 without scales"),
         (
@@ -135,7 +162,20 @@ def test_30_float8_without_clear_scales_is_refused(
             "quantised by odd",
         ),
     ],
-    ids=["gptq", "int8", "nf4", "packed", "mxfp4", "plain int8", "config", "odd config"],
+    ids=[
+        "gptq",
+        "int8",
+        "nf4",
+        "packed",
+        "nvfp4",
+        "nvfp4 packed",
+        "hqq",
+        "mlx",
+        "mxfp4",
+        "plain int8",
+        "config",
+        "odd config",
+    ],
 )
 def test_31_packed_integers_are_refused_by_name(
     write_model: Any, tensors: dict[str, torch.Tensor], config: dict[str, Any], message: str

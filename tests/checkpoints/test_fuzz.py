@@ -363,8 +363,8 @@ def test_a_damaged_adapter(folder: Path, tensors: list[Change], config: list[Cha
 
     def read() -> dict[str, Any]:
         with open_adapter(path) as adapter:
-            if adapter.needs_base:
-                raise InputError("needs its base")
+            if adapter.needs_base or adapter.left_out:
+                raise InputError("needs its base, or says what it leaves out")
             return {
                 module: (adapter.factors(module), adapter.delta(module))
                 for module in adapter.modules()
@@ -415,6 +415,8 @@ def test_a_damaged_kohya_file(folder: Path, made: list[Change]) -> None:
 
     def read() -> dict[str, np.ndarray]:
         with open_adapter(path) as adapter:
+            if adapter.left_out:
+                raise InputError("says what it leaves out")
             return {module: adapter.delta(module) for module in adapter.modules()}
 
     found = refused_or(read)

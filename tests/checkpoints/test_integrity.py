@@ -258,3 +258,28 @@ def test_rows_are_read_without_the_others(write_model: Any, rng: np.random.Gener
     weights.close()
     with pytest.raises(ValueError, match="is closed"):
         weights.read("w")
+
+
+def test_a_git_lfs_pointer_is_named(sharded: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 26843545600\n"
+    (sharded / "model-00001-of-00002.safetensors").write_text(pointer)
+    with pytest.raises(InputError, match=r"is a git-lfs pointer.*`git lfs pull`"):
+        open_weights(sharded)
+
+
+def test_a_web_page_in_place_of_weights_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_text("<!DOCTYPE html><html><body>login</body></html>")
+    with pytest.raises(InputError, match=r"is a web page instead of weights.*/resolve/"):
+        open_weights(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_mistrals_own_copy_gives_way_to_the_files_beside_it(sharded: Path, index: bool) -> None:
+    if not index:
+        (sharded / "model.safetensors.index.json").unlink()
+    names = set(open_weights(sharded).names())
+    save_file({"layers.0.wq": torch.ones(2, 2)}, sharded / "consolidated.safetensors")
+    assert set(open_weights(sharded).names()) == names
+    for path in sharded.glob("model*"):
+        path.unlink()
+    assert open_weights(sharded).names() == ["layers.0.wq"]

@@ -127,7 +127,9 @@ def test_37_without_a_config_orientation_is_flagged(write_model: Any) -> None:
     state = tiny_gpt2().state_dict()
     pairing = paired(write_model, state, state)
     assert any("orientation as stored" in flag for flag in pairing.flags)
-    assert "query, key and value fused" in pairing.skipped["h.0.attn.c_attn.weight"]
+    whole = next(m for m in pairing.matches if m.name == "h.0.attn.c_attn")
+    assert whole.shape == (8, 24)
+    assert any("fused in one tensor, measured as one matrix" in flag for flag in pairing.flags)
     assert next(m for m in pairing.matches if m.name == "h.0.mlp.c_fc").shape == (8, 32)
 
 
@@ -269,11 +271,15 @@ def test_38_phi3_and_torch_attention_are_split_by_rows(
     ],
     ids=str,
 )
-def test_38_what_is_fused_in_an_unknown_way_is_skipped(write_model: Any, config: Any) -> None:
+def test_38_what_is_fused_in_an_unknown_way_is_measured_whole_and_flagged(
+    write_model: Any, config: Any
+) -> None:
     state = {"h.query_key_value.weight": torch.ones(24, 8), "h.dense.weight": torch.ones(8, 8)}
     pairing = paired(write_model, state, state, config)
-    assert [match.name for match in pairing.matches] == ["h.dense"]
-    assert "how to split it exactly isn't known" in pairing.skipped["h.query_key_value.weight"]
+    assert [match.name for match in pairing.matches] == ["h.dense", "h.query_key_value"]
+    assert pairing.left_out() == []
+    (flag,) = [flag for flag in pairing.flags if "how to split it isn't known" in flag]
+    assert "h.query_key_value" in flag
 
 
 @pytest.mark.parametrize(("rows_before", "rows_after"), [(5, 8), (8, 5)])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from lowrank_study.config import CONF_FOLDER
+from lowrank_study.composition import CONF_FOLDER
 from lowrank_study.errors import InputError
 from lowrank_study.reporting.claims_ledger import (
     markdown_of,

@@ -9,7 +9,7 @@ from rich.progress import Progress
 
 from lowrank_study.reporting.spectra_report import progress
 from lowrank_study.reporting.spectra_report.progress import bar_on, progress_shown, update
-from lowrank_study.study.measurement.measure import Step
+from lowrank_study.study.measurement.records import Step
 
 NAME = "model.layers.31.self_attn.[red]q_proj"
 

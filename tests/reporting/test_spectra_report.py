@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -19,12 +20,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from lowrank_study.errors import InputError
+from lowrank_study.config import composed
+from lowrank_study.errors import InputError, Unfinished
 from lowrank_study.reporting.spectra_report import report_spectra, write
 from lowrank_study.reporting.spectra_report.progress import line_of
-from lowrank_study.study.measurement.measure import Measurement, Step
+from lowrank_study.study.measurement.records import Measurement, Step
 
 ROOT = Path(__file__).parents[2]
 FILES = {
@@ -96,6 +99,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
         before=folder / "before.safetensors",
         after=folder / "after.safetensors",
         out=folder / "report",
+        allow_partial=True,
     )
     return path
 
@@ -281,6 +285,42 @@ def test_the_command_measures_and_says_what_it_found(
     assert lines[-1].startswith(f"{tmp_path / 'out' / 'report.html'}: 90 % of the energy of ΔW")
     assert {file.name for file in (tmp_path / "out").iterdir()} == FILES
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def measured_by_the_command(**settings: Any) -> None:
+    """Do what the command does, inside its handling of errors."""
+    spec = importlib.util.spec_from_file_location("main", ROOT / "analysis" / "measure_spectra.py")
+    assert spec is not None
+    assert spec.loader is not None
+    main = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(main)
+    given = {key: str(v) if isinstance(v, Path) else v for key, v in settings.items()}
+    main.measure(OmegaConf.create(composed("measure_spectra") | given))
+
+
+def test_what_is_left_out_comes_first_everywhere(
+    models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = load_file(models["base"] / "model.safetensors") | {"head.weight": torch.ones(2, 16)}
+    save_file(tensors, tmp_path / "tuned.safetensors")
+    given = {"before": models["base"], "after": tmp_path / "tuned.safetensors"}
+    out = tmp_path / "out"
+    told = "eft out: 32 of 6,080 parameters of after (0.53 %): only in the tuned checkpoint: head"
+    with pytest.raises(Unfinished, match=f"l{re.escape(told)}"):
+        measured_by_the_command(**given, out=out)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"l{told}"
+    assert lines[-1].endswith("Only 16 of 17 matrices were compared, and none of these changed.")
+    first = re.search(r"</h1>.*?<p[^>]*>(.*?)</p>", (out / "report.html").read_text(), re.DOTALL)
+    assert first is not None
+    assert first[1] == f"<strong>L{told}.</strong>"
+    assert (out / "spectra.tex").read_text().startswith(r"\noindent Left out: 32 of 6,080")
+    record = json.loads((out / "spectra.json").read_text())
+    (part,) = record["left_out"]
+    assert part["share"] == pytest.approx(32 / 6080)
+    assert not any("No matrix changed" in finding["text"] for finding in record["findings"])
+    measured_by_the_command(**given, out=out, allow_partial=True)  # the exit code is 0
+    assert capsys.readouterr().out.splitlines()[0] == f"l{told}"
 
 
 def test_bad_input_is_one_line_exit_code_2_and_nothing_written(

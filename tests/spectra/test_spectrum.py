@@ -12,15 +12,14 @@ import pytest
 
 from lowrank_study.errors import InputError
 from lowrank_study.spectra import ranks
+from lowrank_study.spectra.spectra_file import load_spectra, save_spectra
 from lowrank_study.spectra.spectrum import (
     SPECTRA_COLUMNS,
     Spectrum,
     energy_rank_of,
-    load_spectra,
     measure,
     resolvable_at,
     row,
-    save_spectra,
     singular_values_table,
     spectra_table,
 )
@@ -280,7 +279,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(several, tmp_path, monk
     save_spectra(path, several[:1])
     before = path.read_bytes()
 
-    def broken(table, file):
+    def broken(table, file, **options):
         file.write(b"half")
         raise OSError("no space left on device")
 

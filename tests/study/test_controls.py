@@ -17,7 +17,8 @@ from lowrank_study.reporting.tables import checked, settings_data
 from lowrank_study.reporting.tables.controls import control_ranks
 from lowrank_study.runs import RunStore, TrainedRun
 from lowrank_study.spectra.ranks import energy_rank
-from lowrank_study.spectra.spectrum import load_spectra, measure, row
+from lowrank_study.spectra.spectra_file import load_spectra
+from lowrank_study.spectra.spectrum import measure, row
 from lowrank_study.spectra.updates import UpdateMatrix
 from lowrank_study.study import measured_controls
 from lowrank_study.study.controls import (
@@ -29,7 +30,8 @@ from lowrank_study.study.controls import (
 )
 from lowrank_study.study.full_runs import chosen_full_runs
 from lowrank_study.study.measured_controls import measure_controls, read_controls, read_request
-from lowrank_study.study.work import spectra_file, work
+from lowrank_study.study.measured_spectra import spectra_file
+from lowrank_study.study.work import work
 from lowrank_study.training.optim import make_optimizer, make_schedule
 
 FULL = ["method=full", "method.learning_rate=5e-3"]

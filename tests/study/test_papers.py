@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lowrank_study.config import CONF_FOLDER, compose
+from lowrank_study.composition import CONF_FOLDER
+from lowrank_study.config import compose
 from lowrank_study.errors import InputError
 from lowrank_study.jobs import planned_configs
 from lowrank_study.reporting.papers import markdown_of

@@ -22,13 +22,13 @@ from lowrank_study.assets import fetch
 from lowrank_study.checkpoints import open_adapter, open_weights
 from lowrank_study.config import compose, composed
 from lowrank_study.runs import TrainedRun
-from lowrank_study.spectra.spectrum import load_spectra
+from lowrank_study.spectra.spectra_file import load_spectra
 from lowrank_study.spectra.updates import updates_of_adapter
-from lowrank_study.study.measurement.measure import MeasuredMatrix, Measurement
+from lowrank_study.study.measured_spectra import spectra_file
 from lowrank_study.study.measurement.readings import MEASURES
+from lowrank_study.study.measurement.records import MeasuredMatrix, Measurement
 from lowrank_study.study.measurement.request import measure_request, read_request
 from lowrank_study.study.sweep import sweep
-from lowrank_study.study.work import spectra_file
 from lowrank_study.training.models import load_classifier, model_folder
 
 Array = npt.NDArray[np.float64]
@@ -44,7 +44,9 @@ def analyzed(**given: Any) -> Measurement:
         name: str(value) if isinstance(value, Path) else value for name, value in given.items()
     }
     return measure_request(
-        read_request(composed("measure_spectra") | plain), on_progress=lambda step: None
+        read_request(composed("measure_spectra") | plain),
+        on_progress=lambda step: None,
+        on_left_out=print,
     )
 
 

@@ -1,5 +1,6 @@
 """That runs are only compared with their like."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,12 @@ from lowrank_study.reporting.sweep_report import study_tables
 from lowrank_study.runs import RunStore, TrainedRun
 from lowrank_study.spec import RunSpec
 from lowrank_study.study.full_runs import chosen_of_sweep
-from lowrank_study.study.settings import check_alike, shared_settings
+from lowrank_study.study.settings import (
+    check_alike,
+    check_same_rows,
+    rows_key,
+    shared_settings,
+)
 
 
 def run(*overrides: str) -> TrainedRun:
@@ -73,3 +79,18 @@ def test_only_what_chose_these_rates_is_shown(tmp_path: Path) -> None:
     assert rates["run_id"].tolist() == [compose("task.train_size=500", *trial).run_id]
     end(tmp_path, "mine", compose("task.train_size=400"))
     assert study_tables("mine", results=tmp_path).rates is None
+
+
+def with_rows(digest: str | None, *overrides: str) -> TrainedRun:
+    record = {"provenance": {"data_sha256": digest}} if digest else {"message": "failed"}
+    return dataclasses.replace(run(*overrides), record=record)
+
+
+def test_runs_of_other_rows_are_refused_although_their_settings_are_equal() -> None:
+    alike = [with_rows("a" * 64), with_rows("a" * 64, "seed=1"), with_rows(None, "seed=2")]
+    check_alike([*alike, with_rows("b" * 64, "task=newsgroups")], sweep="s")
+    with pytest.raises(InputError, match=r"other rows in their splits \(data_sha256 b+… and a+…\)"):
+        check_alike([*alike, with_rows("b" * 64, "seed=3")], sweep="s")
+    check_same_rows(alike, {rows_key(alike[0].spec): "a" * 64})
+    with pytest.raises(InputError, match=r"and the runs to come have .*other rows.*delete"):
+        check_same_rows(alike, {rows_key(alike[0].spec): "b" * 64})

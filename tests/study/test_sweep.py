@@ -16,16 +16,17 @@ import torch
 from safetensors.numpy import load_file
 
 from lowrank_study.config import compose
-from lowrank_study.errors import InputError
+from lowrank_study.errors import InputError, Unfinished
 from lowrank_study.reporting.sweep_report import report_sweep, study_tables
 from lowrank_study.runs import RunStore
 from lowrank_study.spec import RunSpec
-from lowrank_study.spectra.spectrum import load_spectra
+from lowrank_study.spectra.spectra_file import load_spectra
 from lowrank_study.study import sweep as sweep_module
+from lowrank_study.study import worker_processes
+from lowrank_study.study.measured_spectra import spectra_file
 from lowrank_study.study.sweep import check_specs, sweep
 from lowrank_study.study.tables import runs_table, spectra_tables
 from lowrank_study.study.updates import updates_of_run
-from lowrank_study.study.work import spectra_file
 from lowrank_study.training import fit, unpadded
 from lowrank_study.training.models import build_model, model_folder
 
@@ -37,7 +38,7 @@ def specs_of(tiny_overrides: list[str], *variants: list[str]) -> list[RunSpec]:
 FULL, LORA = ["method=full", "method.learning_rate=3e-3"], ["method.rank=2"]
 HOT = ["method.rank=2", "method.learning_rate=1e38"]
 UNCLIPPED = "trainer.max_grad_norm=1e38"
-NO_MLP = "+method.options.feedforward_modules=[]"
+NO_MLP = "method.options.feedforward_modules=[]"
 
 
 def test_a_sweep_with_a_run_that_diverges(tiny_overrides: list[str], tmp_path: Path) -> None:
@@ -142,9 +143,9 @@ def test_a_sweep_that_is_not_whole_is_no_answer(
 ) -> None:
     specs = specs_of(tiny_overrides, LORA, FULL)
     sweep(specs[:1], name="x", results=tmp_path)
-    dies = [sys.executable, "-c", "raise SystemExit(1)"]
-    monkeypatch.setattr(sweep_module, "_start", lambda *_: subprocess.Popen(dies))
-    with pytest.raises(RuntimeError, match="1 of 2 runs have not ended"):
+    dies, popen = [sys.executable, "-c", "raise SystemExit(1)"], subprocess.Popen
+    monkeypatch.setattr(worker_processes.subprocess, "Popen", lambda *_, **__: popen(dies))
+    with pytest.raises(Unfinished, match="1 of 2 runs have not ended"):
         sweep(specs, name="x", results=tmp_path)
 
 
@@ -156,7 +157,11 @@ def test_an_adapter_whose_update_can_not_be_read_is_still_a_run(
     runs = sweep(specs, name="ia3", results=tmp_path)
     assert [run.status for run in runs] == ["done", "done"]
     assert load_spectra(spectra_file(tmp_path, specs[0].run_id)) == []
-    report_sweep("ia3", results=tmp_path)
+    _, found = report_sweep("ia3", results=tmp_path)
+    assert found.startswith(
+        f"2 of 2 planned runs are done. 1 run has no spectra ({specs[0].run_id}): the updates of "
+        "peft_type=IA3 are no matrices that can be read exactly."
+    )
 
 
 def test_the_head_alone_is_trained_and_nothing_else(
@@ -240,14 +245,15 @@ def test_a_killed_worker_costs_its_run_only(tiny_overrides: list[str], tmp_path:
 
     (tmp_path / "specs").write_bytes(pickle.dumps(specs))
     command = [sys.executable, "-c", script, str(tmp_path / "specs"), str(tmp_path / "results")]
-    lease = tmp_path / "results" / "runs" / ".running" / specs[0].run_id / "lease.json"
+    slot = tmp_path / "results" / "runs" / ".running" / specs[0].run_id
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as parent:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
-            if lease.is_file() and json.loads(lease.read_text())["progress"] > 0:
+            found = [json.loads(lease.read_text()) for lease in slot.glob("*/lease.json")]
+            if found and found[0]["progress"] > 0:
                 break
             time.sleep(0.1)
-        os.kill(json.loads(lease.read_text())["pid"], signal.SIGKILL)
+        os.kill(found[0]["pid"], signal.SIGKILL)
         assert parent.wait(120) == 0
     runs = RunStore(tmp_path / "results" / "runs").ended([spec.run_id for spec in specs])
     assert [run.status for run in runs] == ["failed", "done"]

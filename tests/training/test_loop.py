@@ -204,7 +204,7 @@ def test_a_peft_method_trains_through_the_same_loop(
     tiny_overrides: list[str], tmp_path: Path
 ) -> None:
     result = run(
-        tiny_overrides, tmp_path, "method=peft", "method.peft_type=loha", "+method.options.r=2"
+        tiny_overrides, tmp_path, "method=peft", "method.peft_type=loha", "method.options.r=2"
     )
     assert (tmp_path / "adapter_model.safetensors").is_file()
     assert 0 < result.record["trainable_parameters"] < result.record["total_parameters"]

@@ -1,36 +1,102 @@
-"""How much of the plan is done, and what became of the rest.
+"""How much of the plan is done, and what the report does not rest on.
 
     completeness(study).text      # "2 of 2 planned runs are done."
 
 Every planned run has ended, or there is no report. Runs that are lost are counted first: every
-mean is over those that are not.
+mean is over those that are not. Then comes what else a reader has to know before any number:
+data or updates that were left out, and runs that are averaged although something about them
+differs.
 """
+
+from collections.abc import Iterator, Mapping
 
 from lowrank_study.reporting.display import counted, enumeration
 from lowrank_study.reporting.findings.finding import Finding
-from lowrank_study.reporting.tables import StudyTables
+from lowrank_study.reporting.tables import StudyTables, groups
+from lowrank_study.reporting.tables.rows import CONFIGURATION, TUNING
+
+VERSIONS = (
+    *("commit", "lowrank_study", "python", "torch", "transformers", "datasets"),
+    *("numpy", "scipy", "pandas", "peft", "safetensors"),
+)
+"""What of the provenance can change a run's numbers without being part of its name."""
 
 
 def completeness(study: StudyTables) -> Finding:
-    """Say how many planned runs are done, and what became of the others."""
-    runs = study.runs
-    done = runs["status"] == "done"
-    lost = runs["status"].value_counts()
+    """Say how many planned runs are done, and everything that the means do not rest on."""
+    return Finding(
+        topic="Completeness", text=" ".join([_counts(study), *gaps(study)]), source="runs"
+    )
+
+
+def gaps(study: StudyTables) -> list[str]:
+    """Give a sentence for each thing that was left out, or differs between runs."""
+    return [
+        *map(_sentence, study.left_out),
+        *_unevaluated(study),
+        *_versions(study),
+        *_packs(study),
+    ]
+
+
+def _counts(study: StudyTables) -> str:
+    done = study.runs["status"] == "done"
+    lost = study.runs["status"].value_counts()
     others = [
         f"{int(lost[status])} {status}" for status in ("diverged", "failed") if status in lost
     ]
     count = int(done.sum())
     text = f"{count} of {counted(study.planned, 'planned run')} {_is(count)} done"
-    text += f"; {enumeration(others)}." if others else "."
-    unmeasured = int((done & runs["test_accuracy"].isna()).sum())
-    if unmeasured:
-        text += (
-            f" {counted(unmeasured, 'done run')} {'has' if unmeasured == 1 else 'have'} no test "
-            f"accuracy and {_is(unmeasured)} left out of every mean."
+    if not others:
+        return f"{text}."
+    means = "" if _unevaluated(study) else " Means are over the done runs."
+    return f"{text}; {enumeration(others)}.{means}"
+
+
+def _unevaluated(study: StudyTables) -> list[str]:
+    done = study.runs["status"] == "done"
+    count = int((done & study.runs["test_accuracy"].isna()).sum())
+    if not count:
+        return []
+    return [
+        f"{counted(count, 'done run')} {'has' if count == 1 else 'have'} no test accuracy and "
+        f"{_is(count)} left out of every mean."
+    ]
+
+
+def _versions(study: StudyTables) -> list[str]:
+    """Runs of one report that other code or other libraries have trained."""
+    differing = [
+        f"{name} {enumeration([f'{_short(value)} ({runs})' for value, runs in values.items()])}"
+        for name in VERSIONS
+        if isinstance(values := study.provenance.get(name), Mapping)
+    ]
+    return (
+        [f"Runs of different versions are averaged: {'; '.join(differing)}."] if differing else []
+    )
+
+
+def _short(value: str) -> str:
+    commit, mark, changes = value.partition("+")
+    return commit[:10] + mark + changes if len(commit) == 40 else value
+
+
+def _packs(study: StudyTables) -> Iterator[str]:
+    """Configurations some of whose runs shared a pack, and some did not."""
+    done = study.runs[study.runs["status"] == "done"]
+    alone = 0
+    for _, rows in groups(done, [*CONFIGURATION, *TUNING]):
+        sizes = rows["pack_size"].dropna()
+        alone += int((sizes == 1).sum()) if (sizes > 1).any() else 0
+    if alone:
+        yield (
+            f"{counted(alone, 'run')} {'was' if alone == 1 else 'were'} trained alone and other "
+            "runs of the same configuration in packs, which computes sums in another order."
         )
-    elif others:
-        text += " Means are over the done runs."
-    return Finding(topic="Completeness", text=text, source="runs")
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
 
 
 def _is(count: int) -> str:

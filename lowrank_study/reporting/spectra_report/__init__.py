@@ -5,7 +5,7 @@
 does what `python analysis/measure_spectra.py before=base after=tuned out=report` does.
 """
 
-from lowrank_study.reporting.spectra_report.progress import progress_shown
+from lowrank_study.reporting.spectra_report.progress import progress_shown, tell_left_out
 from lowrank_study.reporting.spectra_report.write import report_measurement, report_spectra
 
-__all__ = ["progress_shown", "report_measurement", "report_spectra"]
+__all__ = ["progress_shown", "report_measurement", "report_spectra", "tell_left_out"]

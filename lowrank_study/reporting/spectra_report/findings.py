@@ -9,28 +9,36 @@ Only numbers that stand are counted in; how many don't is said beside them.
 import math
 from statistics import median
 
+from lowrank_study.left_out import in_words
 from lowrank_study.reporting.display import counted, enumeration, percent, printable, written
 from lowrank_study.spectra.noise import noise_energy_rank
-from lowrank_study.study.measurement.measure import MeasuredMatrix, Measurement
+from lowrank_study.study.measurement.records import MeasuredMatrix, Measurement
 
 RANK = "energy_rank_90"
 
 
 def findings_of(found: Measurement) -> list[tuple[str, str]]:
     """Give the findings in order of weight, each a topic and its text."""
-    result = [("Size", _size(found.matrices)), ("Rank", _rank(found.matrices))]
+    result = [("Size", _size(found.matrices, found.total)), ("Rank", _rank(found))]
     result.append(("Rank above noise", _above_noise(found.matrices)))
     result += _where(found.matrices)
     result += _base(found)
     result += _other(found)
     if found.skipped:
-        result.append(("Left out", f"{counted(len(found.skipped), 'tensor')}, listed below."))
+        result.append(("Not compared", f"{counted(len(found.skipped), 'tensor')}, listed below."))
     return [(topic, text) for topic, text in result if text]
 
 
 def summary_of(found: Measurement) -> str:
     """Give the rank finding in one line."""
-    return " ".join(_rank(found.matrices).split())
+    return " ".join(_rank(found).split())
+
+
+def left_out_of(found: Measurement) -> list[str]:
+    """Give the sentences on what was assumed and left out, with which every page begins."""
+    told = [*found.assumed, *in_words(found.left_out)]
+    sentences = (printable(sentence) for sentence in told)
+    return [f"{sentence[:1].upper()}{sentence[1:]}." for sentence in sentences]
 
 
 def _changed(matrices: list[MeasuredMatrix]) -> list[MeasuredMatrix]:
@@ -49,9 +57,11 @@ def _spread(values: list[float]) -> str:
     return f"{written(low, 'rank')} to {written(high, 'rank')} (median {written(middle, 'rank')})"
 
 
-def _size(matrices: list[MeasuredMatrix]) -> str:
+def _size(matrices: list[MeasuredMatrix], total: int) -> str:
     changed = _changed(matrices)
     text = f"{len(changed)} of {counted(len(matrices), 'matrix', 'matrices')} changed"
+    if len(matrices) < total:
+        text += f"; {total - len(matrices)} more were not compared"
     known = [m.spectrum for m in matrices if m.spectrum.base_frobenius_norm > 0]
     if len(known) < len(matrices) or not changed:
         return f"{text}."
@@ -60,8 +70,11 @@ def _size(matrices: list[MeasuredMatrix]) -> str:
     return f"{text}; over all of them ‖ΔW‖ is {percent(update / base)} of ‖W0‖."
 
 
-def _rank(matrices: list[MeasuredMatrix]) -> str:
-    changed = _changed(matrices)
+def _rank(found: Measurement) -> str:
+    changed = _changed(found.matrices)
+    if not changed and len(found.matrices) < found.total:
+        compared = f"{len(found.matrices)} of {found.total} matrices were compared"
+        return f"Only {compared}, and none of these changed."
     if not changed:
         return "No matrix changed: rank 0, ratios undefined."
     ranks = _values(changed, RANK)

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from lowrank_study.provenance import provenance
 from lowrank_study.reporting.display import counted, in_bytes, printable
-from lowrank_study.reporting.spectra_report.findings import findings_of
+from lowrank_study.reporting.spectra_report.findings import findings_of, left_out_of
 from lowrank_study.reporting.spectra_report.tables import (
     NOT_MEASURED,
     OTHER,
@@ -32,8 +32,8 @@ from lowrank_study.reporting.spectra_report.tables import (
 from lowrank_study.reporting.web_page import packaged, web_page
 from lowrank_study.spectra.noise import noise_energy_rank
 from lowrank_study.study.measurement.files import AdapterOnBase, Subject
-from lowrank_study.study.measurement.measure import MeasuredMatrix, Measurement
 from lowrank_study.study.measurement.readings import Measure, Reading
+from lowrank_study.study.measurement.records import MeasuredMatrix, Measurement
 
 ROWS_SHOWN = 2000
 """A page with more rows in a table is slow to open; the CSV files hold all."""
@@ -59,6 +59,7 @@ def page_of(found: Measurement) -> str:
         more_style=packaged("spectra_style.html.j2"),
         images="data: blob:",
         title=_title(found.subject),
+        left_out=left_out_of(found),
         question=_question(found),
         facts=_facts(found),
         findings=findings_of(found),
@@ -107,7 +108,7 @@ def _facts(found: Measurement) -> list[tuple[str, str]]:
     return [
         ("Matrices", f"{len(found.matrices):,}"),
         ("Vectors", f"{len(found.vectors):,}"),
-        ("Left out", f"{len(found.skipped):,}"),
+        ("Not compared", f"{len(found.skipped):,}"),
         ("Stored as", ", ".join(printable(dtype) for dtype in dtypes)),
         ("Decomposed by", ", ".join(methods)),
         ("Read", in_bytes(sum(file.size for file in found.files))),

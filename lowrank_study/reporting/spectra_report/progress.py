@@ -19,7 +19,7 @@ from rich.table import Column
 from rich.text import Text
 
 from lowrank_study.reporting.display import printable
-from lowrank_study.study.measurement.measure import OnProgress, Step
+from lowrank_study.study.measurement.records import OnProgress, Step
 from lowrank_study.study.progress import clock
 
 
@@ -37,6 +37,12 @@ def progress_shown() -> Iterator[OnProgress]:
             update(bar, step, time.monotonic())
 
         yield show
+
+
+def tell_left_out(sentences: list[str]) -> None:
+    """Print what is left out, above the progress that follows."""
+    for sentence in sentences:
+        print(printable(sentence), flush=True)
 
 
 def bar_on(console: Console, started: float) -> Progress:

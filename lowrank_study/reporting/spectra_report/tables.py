@@ -16,8 +16,8 @@ import pandas as pd
 from lowrank_study.reporting.display import MISSING, printable, written
 from lowrank_study.spectra.noise import noise_energy_rank
 from lowrank_study.spectra.spectrum import singular_values_table
-from lowrank_study.study.measurement.measure import MeasuredMatrix, Measurement
 from lowrank_study.study.measurement.readings import MEASURES, Measure, Reading
+from lowrank_study.study.measurement.records import MeasuredMatrix, Measurement
 
 FIRST, OTHER = "first", "other"
 NOISE_RANK = "noise_energy_rank_90"
@@ -139,7 +139,7 @@ _COMMON_NAMES = ("checkpoint", "model.safetensors", "pytorch_model.bin")
 
 
 def vectors_table(found: Measurement) -> pd.DataFrame:
-    """Give one row a tensor of one axis."""
+    """Give one row a tensor that is no matrix."""
     columns = [
         "name", "length", "storage_dtype", "norm_before", "norm_of_change", "relative_change",
         "largest_change", "rounding_norm", "status",

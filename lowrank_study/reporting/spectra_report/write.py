@@ -32,9 +32,14 @@ from lowrank_study.errors import InputError
 from lowrank_study.files import require_folder
 from lowrank_study.provenance import provenance
 from lowrank_study.reporting.display import Column, Table, csv_text, printable
-from lowrank_study.reporting.latex_report import latex_table
-from lowrank_study.reporting.spectra_report.findings import findings_of, summary_of
+from lowrank_study.reporting.latex_report import escaped, latex_table
+from lowrank_study.reporting.spectra_report.findings import (
+    findings_of,
+    left_out_of,
+    summary_of,
+)
 from lowrank_study.reporting.spectra_report.page import page_of
+from lowrank_study.reporting.spectra_report.progress import tell_left_out
 from lowrank_study.reporting.spectra_report.tables import (
     NOT_MEASURED,
     files_table,
@@ -50,7 +55,7 @@ from lowrank_study.reporting.spectra_report.tables import (
 )
 from lowrank_study.spectra.noise import noise_energy_rank
 from lowrank_study.study.measurement.files import CheckpointPair, Subject
-from lowrank_study.study.measurement.measure import MeasuredMatrix, Measurement, OnProgress, Step
+from lowrank_study.study.measurement.records import MeasuredMatrix, Measurement, OnProgress, Step
 from lowrank_study.study.measurement.request import (
     measure_request,
     read_request,
@@ -83,7 +88,7 @@ def report_spectra(
         raise InputError(f"no setting {unknown[0]!r}: the settings are {', '.join(defaults)}")
     given = {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}
     request = read_request(defaults | given)
-    found = measure_request(request, on_progress=on_progress or _silent)
+    found = measure_request(request, on_progress=on_progress or _silent, on_left_out=tell_left_out)
     path, _ = report_measurement(found, request.out)
     return path, found
 
@@ -115,7 +120,7 @@ def _files(found: Measurement) -> dict[str, bytes]:
         "spectra.csv": csv_text(in_words(frame)).encode(),
         "spectra.parquet": _parquet(frame),
         "spectra.json": _json(found),
-        "spectra.tex": latex_table(_latex(found)).encode(),
+        "spectra.tex": _latex(found).encode(),
         "singular_values.parquet": _parquet(sigma_table(found)),
         "vectors.csv": csv_text(vectors_table(found)).encode(),
         "skipped.csv": csv_text(skipped_table(found)).encode(),
@@ -133,6 +138,11 @@ def _parquet(frame: pd.DataFrame) -> bytes:
 def _json(found: Measurement) -> bytes:
     content = {
         "format": FORMAT,
+        "assumed": [printable(text) for text in found.assumed],
+        "left_out": [
+            asdict(part) | {"share": part.share, "sentence": printable(part.sentence)}
+            for part in found.left_out
+        ],
         "subject": subject_names(found.subject),
         "other_subject": None
         if found.other_subject is None
@@ -207,7 +217,13 @@ _IN_LATEX = (
 )  # fmt: skip
 
 
-def _latex(found: Measurement) -> Table:
+def _latex(found: Measurement) -> str:
+    """Give the table, and before it what was left out."""
+    told = "".join(rf"\noindent {escaped(each)}\par" + "\n" for each in left_out_of(found))
+    return told + latex_table(_latex_table(found))
+
+
+def _latex_table(found: Measurement) -> Table:
     measures = [measure for measure in measures_in(found) if measure.name in _IN_LATEX]
     rows = []
     for update, matrix in matrices_of(found):

@@ -96,6 +96,8 @@ class StudyTables:
     """one row a run of full fine-tuning and cut of its update; see `TRUNCATION_COLUMNS`"""
     controls: pd.DataFrame | None = None
     """one row a matrix or pair under a control; see `CONTROL_COLUMNS`"""
+    left_out: tuple[str, ...] = ()
+    """what was not used of the runs' data, of their updates or of the plan, a sentence each"""
 
 
 def checked(study: StudyTables) -> StudyTables:

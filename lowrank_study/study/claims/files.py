@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lowrank_study.config import CONF_FOLDER, read_yaml
+from lowrank_study.composition import CONF_FOLDER
+from lowrank_study.config import read_yaml
 from lowrank_study.errors import InputError
 from lowrank_study.fields import Fields
 from lowrank_study.study.claims.measures import MEASURES

@@ -38,9 +38,9 @@ def read_claim_request(config: Mapping[str, Any]) -> ClaimRequest:
         InputError: A value that can't be.
     """
     fields = Fields("", config)
-    out = require_folder(Path(fields.text("out")).expanduser())
+    out = require_folder(fields.path_of("out"))
     return ClaimRequest(
-        results=Path(fields.text("results")).expanduser(),
+        results=fields.path_of("results"),
         sweeps=fields.names("sweep"),
         records=fields.names("record"),
         live=fields.flag("live"),

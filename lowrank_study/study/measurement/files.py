@@ -10,7 +10,7 @@ Nothing but headers is read before it is asked for.
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -18,11 +18,15 @@ import numpy as np
 
 from lowrank_study.checkpoints import SourceFile, Weights, open_adapter, open_weights, pair
 from lowrank_study.checkpoints.adapters import Adapter
+from lowrank_study.checkpoints.architecture import is_adapter
 from lowrank_study.checkpoints.matrices import module_of
 from lowrank_study.checkpoints.pairing import Pairing, coarser
 from lowrank_study.checkpoints.paths import shown
+from lowrank_study.checkpoints.shards import refuse_several_adapters
 from lowrank_study.checkpoints.tensors import Array
+from lowrank_study.checkpoints.unpaired import in_parts, whole
 from lowrank_study.errors import InputError
+from lowrank_study.left_out import LeftOut
 from lowrank_study.spectra.noise import rounding_floor_of_difference
 from lowrank_study.spectra.updates import UpdateMatrix, updates_of_adapter
 
@@ -42,7 +46,7 @@ class AdapterOnBase:
     """An adapter: the update is what it adds."""
 
     adapter: Path
-    """Folder saved by PEFT, or file of kohya's scripts."""
+    """Folder of PEFT or MLX, or one file (diffusers, ComfyUI, kohya, GGUF)."""
     base: Path | None
     """The model it was trained on; None where that isn't at hand."""
 
@@ -52,7 +56,7 @@ Subject = CheckpointPair | AdapterOnBase
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VectorChange:
-    """The change of one bias, norm weight or other tensor of one axis."""
+    """The change of one bias, norm weight or other tensor that is no matrix."""
 
     name: str
     """Name of the tensor."""
@@ -105,10 +109,16 @@ class OpenedSubject:
     """What each takes to decompose, in multiplications; empty where shapes aren't known yet."""
     flags: list[str]
     """What has to be said of its files."""
+    assumed: list[str]
+    """What the numbers depend on and its files don't say, a sentence each."""
     skipped: dict[str, str]
     """What is left out, with the reason; grows while updates are read."""
+    left_out: Callable[[], list[LeftOut]]
+    """Tells the shares that are left out, as far as they are known by then."""
+    left_out_matrices: Callable[[], int]
+    """Counts the matrices that are left out, as far as they are known by then."""
     vectors: Callable[[], Iterator[VectorChange]]
-    """Reads its tensors of one axis."""
+    """Reads its tensors that are no matrices."""
     files: list[tuple[str, SourceFile]]
     """The part each file plays, and the file."""
 
@@ -148,7 +158,10 @@ def open_subject(
             total=len(pairing.matches),
             costs={m.name: float(prod(m.shape)) * min(m.shape) for m in pairing.matches},
             flags=[prefix + flag for flag in (*pairing.flags, *_resized(pairing))],
+            assumed=[],
             skipped=pairing.skipped,
+            left_out=lambda: _under(prefix, pairing.left_out()),
+            left_out_matrices=pairing.left_out_matrices,
             vectors=lambda: (
                 _vector_change(
                     name, w0, w, coarser(*map(_dtype, (before, after), pairing.vectors[name]))
@@ -170,11 +183,51 @@ def open_subject(
         costs={},
         flags=[prefix + flag for flag in (*adapter.flags, *_resized_by(adapter, base))]
         + [f"{prefix}base: {flag}" for flag in (base.flags if base is not None else ())],
+        assumed=[prefix + text for text in adapter.assumed],
         skipped=skipped,
+        left_out=lambda: _under(prefix, left_out_of_adapter(adapter, base)),
+        left_out_matrices=lambda: sum(
+            len(adapter.shape(saved)) > 1 for saved, _ in _without_base(adapter, base)
+        ),
         vectors=lambda: _vectors_of_adapter(adapter, base),
         files=[("adapter", f) for f in adapter.files]
         + [("base", f) for f in (base.files if base is not None else ())],
     )
+
+
+def _under(prefix: str, parts: list[LeftOut]) -> list[LeftOut]:
+    return [replace(part, of=prefix + part.of) for part in parts]
+
+
+def left_out_of_adapter(adapter: Adapter, base: Weights | None) -> list[LeftOut]:
+    """Return what share of an adapter can't be read, or has no W0 to be compared with.
+
+    Args:
+        adapter: The opened adapter.
+        base: The base model, or None where it isn't given.
+    """
+    lost = [
+        whole("adapter", module_of(saved), adapter.shape(saved), why, is_matrix=True)
+        for saved, why in _without_base(adapter, base)
+    ]
+    compared = adapter.parameters - sum(item.parameters for item in lost)
+    for saved in adapter.saved_weights():
+        if base is None or not adapter.in_base(saved, base):
+            continue
+        shape = max(adapter.extra_rows(saved, base), 0), *adapter.shape(saved)[1:]
+        why = "rows that only the adapter has"
+        lost.append(whole("adapter", module_of(saved), shape, why, is_matrix=False))
+        compared -= prod(shape)
+    return [*adapter.left_out, *in_parts(lost, side="adapter", compared=compared)]
+
+
+def _without_base(adapter: Adapter, base: Weights | None) -> Iterator[tuple[str, str]]:
+    """Yield the weights that were trained in full and can't be compared, with the reason."""
+    for saved in adapter.saved_weights():
+        if base is None or not adapter.in_base(saved, base):
+            yield saved, "trained in full, with no W0 to compare with"
+        elif not adapter.fits(saved, base):
+            yield saved, "shape differs from the base's"
 
 
 def _resized(pairing: Pairing) -> Iterator[str]:
@@ -207,12 +260,19 @@ def _dtype(weights: Weights, tensor: str) -> str:
     return weights.dtype(tensor)
 
 
-def second_subject(subject: Subject, other: Path) -> Subject:
-    """Tell what a second path is: an adapter's folder, or a second tuned checkpoint."""
-    is_pair = isinstance(subject, CheckpointPair)
+def second_subject(subject: Subject, other: Path, *, allow_pickle: bool) -> Subject:
+    """Tell what a second path is, an adapter or a second tuned checkpoint, by what it holds.
+
+    Args:
+        subject: What is measured.
+        other: A folder or a file.
+        allow_pickle: Whether PyTorch's own files are opened too.
+
+    Raises:
+        InputError: It can't be read, or is a whole model without a base to take it against.
+    """
     base = subject.before if isinstance(subject, CheckpointPair) else subject.base
-    like_the_first = not is_pair and not other.is_dir()
-    if (other / "adapter_config.json").is_file() or like_the_first:
+    if _is_adapter(other, allow_pickle=allow_pickle):
         return AdapterOnBase(adapter=other, base=base)
     if base is None:
         raise InputError(
@@ -220,6 +280,16 @@ def second_subject(subject: Subject, other: Path) -> Subject:
             "can be compared; give base=PATH"
         )
     return CheckpointPair(before=base, after=other)
+
+
+def _is_adapter(path: Path, *, allow_pickle: bool) -> bool:
+    if path.is_dir():
+        refuse_several_adapters(path)
+        return (path / "adapter_config.json").is_file()
+    if path.name.startswith("adapter_model."):  # with copies of W0 it looks like a model
+        return True
+    with open_weights(path, allow_pickle=allow_pickle) as weights:
+        return is_adapter(weights)
 
 
 def _vectors_of_adapter(adapter: Adapter, base: Weights | None) -> Iterator[VectorChange]:

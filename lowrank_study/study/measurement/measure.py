@@ -10,20 +10,19 @@ Of two checkpoints only blocks are in memory where singular values by Gram matri
 for, else one update (see `updates.py`). Nothing is written here.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from lowrank_study.checkpoints.pairing import coarser
 from lowrank_study.checkpoints.paths import shown
+from lowrank_study.checkpoints.renames import canonical
 from lowrank_study.errors import InputError
-from lowrank_study.spectra.spectrum import MeasureMethod, Spectrum
+from lowrank_study.left_out import LeftOut, check_left_out, in_words
+from lowrank_study.spectra.spectrum import Spectrum
 from lowrank_study.spectra.subspaces import Directions
 from lowrank_study.spectra.updates import UpdateMatrix
 from lowrank_study.study.measurement.comparison import (
-    LARGEST_COMPARED,
-    Similarity,
     against_base,
     against_other,
     directions_of,
@@ -31,100 +30,31 @@ from lowrank_study.study.measurement.comparison import (
     not_compared,
 )
 from lowrank_study.study.measurement.files import (
-    FileRecord,
     OpenedSubject,
     Subject,
-    VectorChange,
     open_subject,
     second_subject,
 )
-from lowrank_study.study.measurement.readings import Reading, readings, without_value
+from lowrank_study.study.measurement.flags import flags_of, flags_of_start, flags_of_two
+from lowrank_study.study.measurement.readings import readings, without_value
+from lowrank_study.study.measurement.records import (
+    MeasuredMatrix,
+    Measurement,
+    MeasureSettings,
+    OnLeftOut,
+    OnProgress,
+    Step,
+)
 from lowrank_study.study.measurement.updates import measured_updates
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MeasureSettings:
-    """How to measure; none of it depends on what is measured."""
-
-    method: MeasureMethod
-    """"gram", "svd" or "certified", as for `spectra.spectrum.measure`."""
-    compare_with_base: bool
-    """Whether W0 is decomposed as well: amplification, overlap, intruder dimensions."""
-    directions: int
-    """Leading directions that are compared, with W0 and between updates."""
-    intruder_directions: int
-    """Leading directions of W0 + delta in which intruders are looked for (the paper: 10)."""
-    intruder_epsilon: float
-    """Largest |cos| to all directions of W0 that makes an intruder (the paper: .5)."""
-    fit_first: int
-    """First index of the decay fits, from 1."""
-    fit_last: int
-    """Last index of the decay fits."""
-    allow_pickle: bool
-    """Whether PyTorch's own files are opened too, with weights_only."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class MeasuredMatrix:
-    """One update and everything told of it."""
-
-    spectrum: Spectrum
-    """Its singular values and noise floor."""
-    state: str
-    """"changed", "identical" (the same bits before and after) or "untrained" (B = 0)."""
-    readings: dict[str, Reading]
-    """Measure name to reading."""
-    intruder_cosines: tuple[float, ...]
-    """Largest |cos| to W0's directions of each leading direction of W0 + delta; may be empty."""
-    similarity: Similarity | None
-    """To the same matrix of the other update, where there is one."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """How far a measurement has come."""
-
-    done: int
-    """Matrices that are done."""
-    total: int
-    """Matrices there are, as far as names tell."""
-    share: float
-    """Share of the work done, by the cost of each matrix."""
-    name: str
-    """What was done last."""
-    outcome: str
-    """What it showed, in a few words."""
-
-
-OnProgress = Callable[[Step], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Measurement:
-    """Everything that was measured, and what was left out."""
-
-    subject: Subject
-    """What was measured."""
-    other_subject: Subject | None
-    """What it was compared with."""
-    settings: MeasureSettings
-    """How."""
-    matrices: list[MeasuredMatrix]
-    """The updates, in the order of the files."""
-    other_matrices: list[MeasuredMatrix]
-    """Those of the other update; empty without one."""
-    vectors: list[VectorChange]
-    """Tensors of one axis."""
-    skipped: dict[str, str]
-    """What was left out, with the reason; names of the other update begin with "other: "."""
-    flags: list[str]
-    """What has to be said of the files, a sentence each."""
-    files: list[FileRecord]
-    """The files read, with their hashes."""
-
-
 def measure_spectra(
-    subject: Subject, *, other: Path | None, settings: MeasureSettings, on_progress: OnProgress
+    subject: Subject,
+    *,
+    other: Path | None,
+    settings: MeasureSettings,
+    on_progress: OnProgress,
+    on_left_out: OnLeftOut,
 ) -> Measurement:
     """Measure every update of two checkpoints, or of an adapter.
 
@@ -134,47 +64,43 @@ def measure_spectra(
             checkpoint. It is taken against the model that `subject` starts from.
         settings: How to measure.
         on_progress: Called after each matrix.
+        on_left_out: Called before the first one with what has to be assumed and with what is
+            left out, if anything is; once more for what turns out to be NaN or infinite.
 
     Returns:
         The measurement, all in memory; singular values are the largest part of it.
 
     Raises:
-        InputError: What is at a path can't be read exactly, is of another model, or has no
-            matrix that could be measured.
+        InputError: What is at a path can't be read exactly, is of another model, has no matrix
+            that could be measured, or more is left out than `settings` allow.
     """
-    second = None if other is None else second_subject(subject, other)
+    pickle = settings.allow_pickle
+    second = None if other is None else second_subject(subject, other, allow_pickle=pickle)
     with ExitStack() as stack:
-        pickle = settings.allow_pickle
         main = open_subject(subject, stack, allow_pickle=pickle, prefix="")
         opened = [main]
         if second is not None:
             opened = [open_subject(second, stack, allow_pickle=pickle, prefix="other: "), main]
+        assumed = [text for each in reversed(opened) for text in each.assumed]
+        if assumed:
+            on_left_out(assumed)
+        left_out = _told(opened, [], settings, on_left_out)
         tracker = _Tracker(sum(each.total for each in opened), opened, on_progress)
-        vectors = settings.compare_with_base or second is not None
-        partners: dict[str, Directions | None] = {}
-        other_matrices, matrices, used = [], [], set()
-        if second is not None:
-            for update, found in _each(opened[0], settings, tracker, vectors=vectors):
-                name = found.spectrum.module
-                partners[name] = directions_of(update, found.spectrum, settings.directions)
-                other_matrices.append(found)
-        for update, found in _each(main, settings, tracker, vectors=vectors):
-            partner = _partner(found.spectrum.module, partners)
-            if partner is not None:
-                used.add(partner)
-                found = _compared(found, update, partners[partner], settings)
-            matrices.append(found)
+        matrices, other_matrices, used = _all_matrices(opened, settings, tracker)
         if not matrices:
             _refuse_nothing(main)
         if other is not None and not used:
-            _refuse_strangers(other, list(partners), [m.spectrum.module for m in matrices])
-        tracker.tell_hashing(sum(len(each.files) for each in opened))
+            theirs, ours = ([m.spectrum.module for m in ms] for ms in (other_matrices, matrices))
+            _refuse_strangers(other, theirs, ours)
         changes = list(main.vectors())
-        named = {change.name for change in changes}
-        flags = [flag for each in opened for flag in each.flags] + _flags(matrices, settings)
-        flags += _flags_of_start(main, matrices)
+        left_out = _told(opened, left_out, settings, on_left_out)
+        tracker.tell_hashing(sum(len(each.files) for each in opened))
+        total = len(matrices) + main.left_out_matrices()
+        flags = [flag for each in opened for flag in each.flags]
+        flags += flags_of(matrices, settings, total=total) + flags_of_start(main, matrices)
         if second is not None:
-            flags += _flags_of_two(matrices, other_matrices, used)
+            flags += flags_of_two(matrices, other_matrices, used)
+        named = {change.name for change in changes}
         return Measurement(
             subject=subject,
             other_subject=second,
@@ -182,6 +108,9 @@ def measure_spectra(
             matrices=matrices,
             other_matrices=other_matrices,
             vectors=changes,
+            total=total,
+            assumed=assumed,
+            left_out=left_out,
             skipped={
                 each.prefix + name: reason
                 for each in opened
@@ -191,6 +120,47 @@ def measure_spectra(
             flags=list(dict.fromkeys(flags)),
             files=[record for each in opened for record in each.records()],
         )
+
+
+def _told(
+    opened: list[OpenedSubject],
+    before: list[LeftOut],
+    settings: MeasureSettings,
+    tell: OnLeftOut,
+) -> list[LeftOut]:
+    """Return what is left out by now, and tell what is new of it.
+
+    Raises:
+        InputError: It is more than the settings allow.
+    """
+    parts = [part for each in reversed(opened) for part in each.left_out()]
+    check_left_out(parts, allow_partial=settings.allow_partial)
+    if new := in_words(part for part in parts if part not in before):
+        tell(new)
+    return parts
+
+
+def _all_matrices(
+    opened: list[OpenedSubject], settings: MeasureSettings, tracker: "_Tracker"
+) -> tuple[list[MeasuredMatrix], list[MeasuredMatrix], set[str]]:
+    """Measure the matrices of both updates; the last part names those of the other in both."""
+    *others, main = opened
+    vectors = settings.compare_with_base or bool(others)
+    partners: dict[str, Directions | None] = {}
+    other_matrices, matrices, used = [], [], set()
+    for other in others:
+        for update, found in _each(other, settings, tracker, vectors=vectors):
+            name = found.spectrum.module
+            partners[name] = directions_of(update, found.spectrum, settings.directions)
+            other_matrices.append(found)
+    canonical_partners = {canonical(name): name for name in partners}
+    for update, found in _each(main, settings, tracker, vectors=vectors):
+        partner = _partner(found.spectrum.module, partners, canonical_partners)
+        if partner is not None:
+            used.add(partner)
+            found = _compared(found, update, partners[partner], settings)
+        matrices.append(found)
+    return matrices, other_matrices, used
 
 
 def _each(
@@ -251,67 +221,16 @@ def _compared(
     return replace(found, readings=found.readings | of_other, similarity=similarity)
 
 
-def _partner(name: str, partners: dict[str, Directions | None]) -> str | None:
+def _partner(
+    name: str, partners: dict[str, Directions | None], canonical_partners: dict[str, str]
+) -> str | None:
     """Find a matrix by its name, or by the one name that differs only in what goes before it."""
     if name in partners:
         return name
+    if canonical(name) in canonical_partners:
+        return canonical_partners[canonical(name)]
     ends = [key for key in partners if key.endswith(f".{name}") or name.endswith(f".{key}")]
     return ends[0] if len(ends) == 1 else None
-
-
-def _flags(matrices: list[MeasuredMatrix], settings: MeasureSettings) -> list[str]:
-    states = [matrix.state for matrix in matrices]
-    flags = []
-    if settings.compare_with_base and all(not m.intruder_cosines for m in matrices):
-        flags.append("nothing could be compared with W0: it isn't known, or nothing changed")
-    if set(states) == {"identical"}:
-        dtypes = sorted({matrix.spectrum.storage_dtype for matrix in matrices})
-        flags.append(
-            "both checkpoints are identical in every matrix: rank 0, ratios undefined; a change "
-            f"smaller than a step of {', '.join(dtypes)} would not show"
-        )
-    untrained = states.count("untrained")
-    if untrained:
-        flags.append(
-            f"{untrained} of {len(states)} adapted matrices are untrained: B = 0, "
-            "as LoRA begins, so that the adapter adds nothing there"
-        )
-    large = [m.spectrum.module for m in matrices if is_too_large(m.spectrum.shape)]
-    if settings.compare_with_base and large:
-        flags.append(
-            f"too large for a comparison with W0 ({LARGEST_COMPARED:,} entries at most): "
-            f"{', '.join(large)}; their singular values are measured all the same"
-        )
-    return flags
-
-
-def _flags_of_start(main: OpenedSubject, matrices: list[MeasuredMatrix]) -> list[str]:
-    """Say of which matrices a coarsely stored W0 is exactly where training began."""
-    if main.pairing is None:
-        return []
-    stored = {match.name: match.before.storage_dtype for match in main.pairing.matches}
-    exact: dict[tuple[str, str], int] = {}
-    for matrix in matrices:
-        dtype = matrix.spectrum.storage_dtype
-        before = stored[matrix.spectrum.module]
-        if coarser(before, dtype) != dtype:
-            exact[before, dtype] = exact.get((before, dtype), 0) + 1
-    return [
-        f"the {before} rounding of before is not in the differences of {count} matrices: training "
-        f"began from its weights as they are stored, so that the noise floor is that of {dtype}"
-        for (before, dtype), count in exact.items()
-    ]
-
-
-def _flags_of_two(
-    matrices: list[MeasuredMatrix], others: list[MeasuredMatrix], used: set[str]
-) -> list[str]:
-    if len(used) == len(matrices) == len(others):
-        return []
-    return [
-        f"{len(used)} matrices are in both updates; {len(matrices) - len(used)} are only "
-        f"in the first and {len(others) - len(used)} only in the other"
-    ]
 
 
 def _refuse_nothing(main: OpenedSubject) -> None:

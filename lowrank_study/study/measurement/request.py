@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any, cast
 
 from lowrank_study.assets import existing, fetch
-from lowrank_study.config import hub_repo, is_path
 from lowrank_study.errors import InputError
 from lowrank_study.fields import Fields
 from lowrank_study.files import require_folder
+from lowrank_study.sources import hub_repo, is_path
 from lowrank_study.spectra.spectrum import MeasureMethod
 from lowrank_study.study.measurement.files import AdapterOnBase, CheckpointPair, Subject
-from lowrank_study.study.measurement.measure import (
+from lowrank_study.study.measurement.measure import measure_spectra
+from lowrank_study.study.measurement.records import (
     Measurement,
     MeasureSettings,
+    OnLeftOut,
     OnProgress,
-    measure_spectra,
 )
 
 METHODS = ("gram", "svd", "certified")
@@ -49,7 +50,7 @@ def read_request(config: Mapping[str, Any]) -> MeasureRequest:
         InputError: a value that can't be, or sources that don't go together.
     """
     fields = Fields("", config)
-    sources = {name: fields.text(name) for name in SOURCES if config.get(name) is not None}
+    sources = {name: fields.path_text(name) for name in SOURCES if config.get(name) is not None}
     given = set(sources) - {"other"}
     if given not in ({"before", "after"}, {"adapter"}, {"adapter", "base"}):
         named = ", ".join(f"{name}={text}" for name, text in sources.items()) or "nothing"
@@ -63,7 +64,7 @@ def read_request(config: Mapping[str, Any]) -> MeasureRequest:
     epsilon = fields.number("intruder_epsilon", above=0.0)
     if epsilon > 1.0:
         raise InputError(f"intruder_epsilon={epsilon}: a cosine in (0, 1] is needed")
-    out = Path(fields.text("out") if config.get("out") is not None else _default_out(sources))
+    out = fields.path_of("out") if config.get("out") is not None else Path(_default_out(sources))
     return MeasureRequest(
         sources=sources,
         settings=MeasureSettings(
@@ -75,12 +76,15 @@ def read_request(config: Mapping[str, Any]) -> MeasureRequest:
             fit_first=first,
             fit_last=last,
             allow_pickle=fields.flag("allow_pickle"),
+            allow_partial=fields.flag("allow_partial"),
         ),
-        out=require_folder(out.expanduser()),
+        out=require_folder(out),
     )
 
 
-def measure_request(request: MeasureRequest, *, on_progress: OnProgress) -> Measurement:
+def measure_request(
+    request: MeasureRequest, *, on_progress: OnProgress, on_left_out: OnLeftOut
+) -> Measurement:
     """Fetch what was asked for and measure it; see `measure_spectra`."""
     paths = {name: _local(name, text) for name, text in request.sources.items()}
     subject: Subject
@@ -89,7 +93,11 @@ def measure_request(request: MeasureRequest, *, on_progress: OnProgress) -> Meas
     else:
         subject = CheckpointPair(before=paths["before"], after=paths["after"])
     return measure_spectra(
-        subject, other=paths.get("other"), settings=request.settings, on_progress=on_progress
+        subject,
+        other=paths.get("other"),
+        settings=request.settings,
+        on_progress=on_progress,
+        on_left_out=on_left_out,
     )
 
 

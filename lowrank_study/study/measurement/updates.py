@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped, unused-ignore]
 
 from lowrank_study.checkpoints import Match, Pairing
+from lowrank_study.spectra.scaled import is_scaled, with_scaled_floor
 from lowrank_study.spectra.spectrum import MeasureMethod, Spectrum, measure
 from lowrank_study.spectra.stored import BLOCK_ENTRIES, accumulate, spectrum_of, survey
 from lowrank_study.spectra.updates import UpdateMatrix, layer_of, role_in, update_of_match
@@ -101,7 +102,7 @@ def _of_pair(
             dtypes = match.before.storage_dtype, match.after.storage_dtype
             found = survey(reading, shape=match.shape, dtypes=dtypes)
             if found.not_finite:
-                pairing.skipped[match.name] = found.not_finite
+                pairing.leave_out(match.name, found.not_finite)
             else:
                 second = ReadAhead(match.read_blocks(BLOCK_ENTRIES), reader)
                 sums = accumulate(second, found)
@@ -113,7 +114,11 @@ def _of_pair(
             layer, role = layer_of(match.name), role_in(match.name, {})
             yield None, spectrum_of(sums, name=match.name, layer=layer, role=role)
         elif update is not None:
-            yield update, measure(update, method=method)
+            spectrum = measure(update, method=method)
+            yield (
+                update,
+                with_scaled_floor(spectrum, match, update) if is_scaled(match) else spectrum,
+            )
 
 
 def _whole(pairing: Pairing, match: Match) -> Iterator[UpdateMatrix]:

@@ -19,21 +19,21 @@ from lowrank_study.spec import HubRepo
 from lowrank_study.spectra.spectrum import Spectrum, measure
 from lowrank_study.spectra.updates import UpdateMatrix
 from lowrank_study.study.measurement import comparison
-from lowrank_study.study.measurement import measure as measure_module
+from lowrank_study.study.measurement import flags as flags_module
 from lowrank_study.study.measurement import request as request_module
 from lowrank_study.study.measurement.files import (
     AdapterOnBase,
     CheckpointPair,
     Subject,
 )
-from lowrank_study.study.measurement.measure import (
+from lowrank_study.study.measurement.measure import measure_spectra
+from lowrank_study.study.measurement.readings import MEASURES, readings
+from lowrank_study.study.measurement.records import (
     MeasuredMatrix,
     Measurement,
     MeasureSettings,
     Step,
-    measure_spectra,
 )
-from lowrank_study.study.measurement.readings import MEASURES, readings
 from lowrank_study.study.measurement.request import read_request
 
 Tensors = Mapping[str, torch.Tensor]
@@ -51,13 +51,18 @@ def settings(**changes: Any) -> MeasureSettings:
         "fit_first": 1,
         "fit_last": 100,
         "allow_pickle": False,
+        "allow_partial": True,
     }
     return MeasureSettings(**(usual | changes))
 
 
 def measured(subject: Subject, other: Path | None = None, **changes: Any) -> Measurement:
     return measure_spectra(
-        subject, other=other, settings=settings(**changes), on_progress=lambda step: None
+        subject,
+        other=other,
+        settings=settings(**changes),
+        on_progress=lambda step: None,
+        on_left_out=lambda parts: None,
     )
 
 
@@ -276,7 +281,7 @@ def test_the_comparison_with_w0_is_that_of_the_papers(base: Path, tuned: Path) -
 def test_what_is_too_large_is_measured_but_not_compared(
     base: Path, tuned: Path, noisy_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (comparison, measure_module):
+    for module in (comparison, flags_module):
         monkeypatch.setattr(module, "LARGEST_COMPARED", 64 * 16 - 1)
     subject = CheckpointPair(before=base, after=tuned)
     found = measured(subject, noisy_model, compare_with_base=True)
@@ -365,6 +370,7 @@ def test_progress_counts_every_matrix_once(base: Path, tuned: Path, noisy_model:
         other=noisy_model,
         settings=settings(),
         on_progress=steps.append,
+        on_left_out=lambda parts: None,
     )
     told = [step for step in steps if step.name != "SHA-256"]
     assert [step.done for step in told] == list(range(1, 33))
@@ -583,7 +589,9 @@ def test_hub_ids_and_revisions_are_fetched(
     request = read_request(
         composed("measure_spectra") | {"before": "someone/model@v1.0", "after": str(tuned)}
     )
-    found = request_module.measure_request(request, on_progress=lambda step: None)
+    found = request_module.measure_request(
+        request, on_progress=lambda step: None, on_left_out=print
+    )
     assert asked == [HubRepo(repo_id="someone/model", subset=None, revision="v1.0")]
     assert len(found.matrices) == 16
     assert request.out == Path("results/measured") / f"{tuned.parent.name}-{tuned.name}"

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowrank_study.config import CONF_FOLDER, read_yaml
+from lowrank_study.composition import CONF_FOLDER
+from lowrank_study.config import read_yaml
 from lowrank_study.errors import InputError
 from lowrank_study.fields import Fields
 from lowrank_study.spec import BaseModel, HubRepo

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from lowrank_study.config import CONF_FOLDER
+from lowrank_study.composition import CONF_FOLDER
 from lowrank_study.errors import InputError
 from lowrank_study.runs import RunStore, TrainedRun
 from lowrank_study.spec import RunSpec

@@ -78,7 +78,33 @@ _READ = frozenset(
 _BASE_UNTOUCHED = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 """Values of init_lora_weights that leave the base weight as it is."""
 
-_KINDS = ("LORA", "LOHA", "LOKR", "VERA", "TRAINABLE_TOKENS")
+_PROMPTS = (
+    "PROMPT_TUNING",
+    "MULTITASK_PROMPT_TUNING",
+    "P_TUNING",
+    "PREFIX_TUNING",
+    "CPT",
+    "CARTRIDGE",
+    "ADAPTION_PROMPT",
+)
+"""Methods that train what is put before the input or the keys and values."""
+
+_INPUT_DEPENDENT = ("XLORA", "POLY", "SHADOW")
+"""Methods that mix updates by input or by task, so that no one ΔW exists."""
+
+_UNMERGEABLE = {
+    "alora_invocation_tokens": "applies the factors only after these tokens; they are plain LoRA "
+    "there: to measure them, remove the setting from a copy of the folder",
+    "layer_replication": "repeats layers of the base, which then has no W0 of the same name; to "
+    "measure the factors alone, remove the setting from a copy of the folder and give no base",
+    "use_qalora": "pools the inputs of a GPTQ-quantised base, so that no ΔW of a stored weight "
+    "exists; give an adapter of another method",
+    "arrow_config": "routes each token between adapters, so that no one ΔW exists; give the "
+    "adapters one by one",
+}
+"""Settings with which PEFT can't merge, and what can be done instead."""
+
+KINDS = ("LORA", "LOHA", "LOKR", "VERA", "TRAINABLE_TOKENS")
 _STEPS = 5e6
 _MAX_PATTERNS = 10_000
 _SECONDS = 1.0
@@ -89,31 +115,44 @@ class Settings:
     """The settings of one adapter, checked."""
 
     kind: str
-    """`lora`, `dora`, `pissa`, `olora`, `loha`, `lokr`, `vera`, `trainable_tokens`, `kohya`."""
+    """`lora`, `dora`, `pissa`, `olora`, `loha`, `lokr`, `vera`, `trainable_tokens`."""
     config: Mapping[str, Any]
     """The whole adapter_config.json."""
     flags: tuple[str, ...]
     """What a report has to say."""
 
-    def ranks(self, modules: Sequence[str], where: str) -> dict[str, float]:
-        """Return the rank the config gives each module: of the first pattern to match, or `r`."""
-        return self._resolve("rank_pattern", "r", modules, where)[0]
-
     def scalings(self, ranks: Mapping[str, int], where: str) -> tuple[dict[str, float], list[str]]:
         """Return alpha / rank, or alpha / sqrt(rank) for rsLoRA (Kalajdzievski 2023).
 
         Args:
-            ranks: module to its rank.
+            ranks: module to the rank its factors have.
             where: opens the errors.
 
         Returns:
-            The scalings, and the modules for which patterns of different alpha match. PEFT sorts
-            the patterns when it saves them, and takes the first to match when it loads them, so
-            such a module may have been trained with another alpha than it is loaded with.
+            The scalings, and what a report has to say: PEFT sorts the patterns when it saves
+            them, and takes the first to match when it loads them, so a module that patterns of
+            different alpha match may have been trained with another than it is loaded with.
+
+        Raises:
+            InputError: the config gives a module another rank.
         """
+        expected, _ = self._resolve("rank_pattern", "r", list(ranks), where)
+        for module, rank in ranks.items():
+            if rank != expected[module]:
+                raise InputError(
+                    f"{where}: module {shown(module)} has factors of rank {rank}, its config "
+                    f"says {expected[module]:g}; config and weights are of different runs: "
+                    "save it again"
+                )
         alphas, unclear = self._resolve("alpha_pattern", "lora_alpha", list(ranks), where)
         root = math.sqrt if self.config.get("use_rslora") else float
-        return {module: alphas[module] / root(rank) for module, rank in ranks.items()}, unclear
+        flags = []
+        if unclear:
+            flags = [
+                f"patterns of different alpha match {len(unclear)} modules, such as "
+                f"{shown(unclear[0])}; read as PEFT loads them (first in the file)"
+            ]
+        return {module: alphas[module] / root(rank) for module, rank in ranks.items()}, flags
 
     def token_indices(self, name: str, where: str) -> list[int]:
         """Return which rows of the embedding `name` were trained."""
@@ -202,12 +241,36 @@ class _Pattern:
         return self.branches * float(max(2, len(name))) ** min(self.repeats + 1, 20)
 
 
-def _number(config: Mapping[str, Any], key: str, where: str) -> None:
+def checked_number(config: Mapping[str, Any], key: str, where: str) -> float:
+    """Return a setting that has to be a number other than 0.
+
+    Raises:
+        InputError: it isn't one.
+    """
     value = config.get(key)
     if not isinstance(value, int | float) or isinstance(value, bool) or not 1e-9 < abs(value) < 1e9:
         raise InputError(
             f"{where}: {key} is {shown(value)}, not a number other than 0; save the adapter again"
         )
+    return float(value)
+
+
+def _unread_method(peft_type: Any, where: str) -> InputError:
+    """Say why a method isn't read, and what can be done: not all of them can be merged."""
+    if peft_type in _PROMPTS:
+        return InputError(
+            f"{where}: peft_type {peft_type} trains prompts and changes no weight, so there is no "
+            f"update to measure; give an adapter that changes weights ({', '.join(KINDS)})"
+        )
+    if peft_type in _INPUT_DEPENDENT:
+        return InputError(
+            f"{where}: peft_type {peft_type} changes the weights differently for each input or "
+            "task, so no one update exists; give one adapter that it mixes, saved as LORA"
+        )
+    return InputError(
+        f"{where}: peft_type {shown(peft_type)} can't be read exactly (only "
+        f"{', '.join(KINDS)} are); merge it into the base with PEFT and compare checkpoints"
+    )
 
 
 def read_settings(config: Mapping[str, Any], where: str) -> Settings:
@@ -217,12 +280,11 @@ def read_settings(config: Mapping[str, Any], where: str) -> Settings:
         InputError: a method or setting whose update isn't computed exactly here.
     """
     peft_type = config.get("peft_type")
-    if peft_type not in _KINDS:
-        raise InputError(
-            f"{where}: peft_type {shown(peft_type)} can't be read exactly (only "
-            f"{', '.join(_KINDS)} are); merge it into the base with PEFT and compare checkpoints"
-        )
+    if peft_type not in KINDS:
+        raise _unread_method(peft_type, where)
     for key, value in config.items():
+        if key in _UNMERGEABLE and value:
+            raise InputError(f"{where}: the setting {key} = {shown(value, 60)} {_UNMERGEABLE[key]}")
         if key not in _HARMLESS and key not in _READ and value:
             raise InputError(
                 f"{where}: the setting {shown(key)} = {shown(value, 60)} changes the update in a "
@@ -231,9 +293,9 @@ def read_settings(config: Mapping[str, Any], where: str) -> Settings:
             )
     kind = str(peft_type).lower()
     if kind in ("lora", "loha", "lokr"):
-        _number(config, "lora_alpha" if kind == "lora" else "alpha", where)
+        checked_number(config, "lora_alpha" if kind == "lora" else "alpha", where)
     if kind not in ("trainable_tokens",):
-        _number(config, "r", where)
+        checked_number(config, "r", where)
     for table in ("rank_pattern", "alpha_pattern"):
         patterns = config.get(table) or {}
         if not isinstance(patterns, dict) or len(patterns) > _MAX_PATTERNS:
@@ -242,7 +304,7 @@ def read_settings(config: Mapping[str, Any], where: str) -> Settings:
                 "save the adapter again"
             )
         for key in patterns:
-            _number(patterns, key, f"{where}: {table}")
+            checked_number(patterns, key, f"{where}: {table}")
     for key in ("use_rslora", "use_dora", "fan_in_fan_out"):
         if config.get(key) not in (True, False, None):
             raise InputError(f"{where}: {key} is {shown(config[key])}, not true or false")
@@ -253,12 +315,16 @@ def read_settings(config: Mapping[str, Any], where: str) -> Settings:
         elif not any(start is value or start == value for value in _BASE_UNTOUCHED):
             raise InputError(
                 f"{where}: init_lora_weights {shown(start)} changes the base weights in a way that "
-                "can't be repeated exactly; save the adapter with PEFT's "
-                "path_initial_model_for_weight_conversion"
+                "can't be repeated exactly; save it with PEFT's "
+                "path_initial_model_for_weight_conversion, or merge it in the process that trained "
+                "it and compare checkpoints"
             )
         if config.get("use_dora"):
             if kind != "lora":
-                raise InputError(f"{where}: DoRA begun from {kind} can't be read exactly; merge it")
+                raise InputError(
+                    f"{where}: DoRA begun from {kind} can't be read exactly; merge it into the "
+                    "base with PEFT and compare checkpoints"
+                )
             kind = "dora"
     begun: tuple[str, ...] = ()
     if kind in ("pissa", "olora"):

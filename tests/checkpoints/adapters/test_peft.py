@@ -113,6 +113,49 @@ def check(folder: Path, base_folder: Path, deltas: dict[str, torch.Tensor]) -> A
         return adapter.kind
 
 
+class Attention(nn.Module):
+    """PyTorch's attention, which PEFT wraps as a whole, and a grouped convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2)
+        self.grouped = nn.Conv2d(8, 12, 3, groups=4)
+        self.q = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.attention(x, x, x)[0])
+
+
+def test_51_multihead_attention_has_two_matrices(trained: Any) -> None:
+    config = peft.LoraConfig(target_modules=["attention"], r=2, lora_alpha=3)
+    folder, base, deltas = trained(config, model=Attention())
+    with open_adapter(folder) as adapter, open_weights(base) as weights:
+        assert adapter.modules() == ["attention.out_proj", "attention"]
+        for module in adapter.modules():
+            tensor = adapter.base_tensor(module, weights)
+            np.testing.assert_allclose(
+                adapter.delta(module, weights), deltas[tensor].numpy(), rtol=0, atol=1e-12
+            )
+        assert tensor == "attention.in_proj_weight"
+        factors = [adapter.factors(module).scaling for module in adapter.modules()]
+        assert factors == [3.0, 1.5]  # PEFT's forward pass adds that of out_proj twice
+        assert any("attention.out_proj: twice" in flag for flag in adapter.flags)
+
+
+def test_32_a_grouped_convolution_is_left_out_by_its_name(tmp_path: Path) -> None:
+    both = peft.LoraConfig(target_modules=["grouped", "q"], r=4, lora_alpha=3)
+    alone = peft.LoraConfig(target_modules=["grouped"], r=4, lora_alpha=3)
+    for name, config in (("both", both), ("alone", alone)):
+        peft.get_peft_model(Attention(), config).save_pretrained(tmp_path / name)
+    with open_adapter(tmp_path / "both") as adapter:
+        assert adapter.modules() == ["q"]
+        (part,) = adapter.left_out
+        assert part.count == 4 * 8 * 9 + 12
+        assert "grouped convolution" in part.why
+    with pytest.raises(InputError, match=r"grouped is a grouped convolution.*can't merge"):
+        open_adapter(tmp_path / "alone")
+
+
 LORA = {"target_modules": ["query", "up"], "r": 4, "lora_alpha": 6}
 
 
@@ -369,8 +412,13 @@ def test_51_a_saved_weight_the_base_lacks_or_shapes_otherwise_is_refused(
 
 
 def test_51_the_bias_of_a_factor_is_flagged(trained: Any) -> None:
-    folder, _, _ = trained(peft.LoraConfig(**LORA, lora_bias=True))
+    folder, base, deltas = trained(peft.LoraConfig(**LORA, lora_bias=True))
+    check(folder, base, deltas)
     with open_adapter(folder) as adapter:
+        assert adapter.left_out == []
+        assert "layers.0.query.bias" in adapter.saved_weights()
+        with pytest.raises(InputError, match="is added to the base's bias"):
+            adapter.read("layers.0.query.bias")
         assert any("lora_B.bias adds a bias" in flag for flag in adapter.flags)
 
 
@@ -384,7 +432,7 @@ def test_51_the_bias_of_a_factor_is_flagged(trained: Any) -> None:
         ({"lora_A.weight": torch.ones(6)}, "which don't multiply"),
         ({"lora_B.weight": torch.ones(4, 5)}, "which don't multiply"),
         ({"lora_B.weight": torch.ones(4, 2, 3)}, "which don't multiply"),
-        ({"lora_A.default.weight": torch.ones(2, 3)}, "belongs to a method"),
+        ({"lora_A.default.weight": torch.ones(2, 3)}, "one of them doesn't belong"),
         ({"lora_C.weight": torch.ones(2, 3)}, "belongs to a method"),
         ({"lora_embedding_A": torch.ones(2, 3)}, "one of them doesn't belong"),
         ({"lora_A.weight": torch.ones(2, 3, dtype=torch.int32)}, "int32"),
@@ -626,7 +674,6 @@ def test_56_kohya_s_layout_is_read(tmp_path: Path, write_model: Any, with_alpha:
         ("lora_unet_q.lora_mid.weight", "belongs to a method"),
         ("lora_unet_q.dora_scale", "belongs to a method"),
         ("lora_unet_q.hada_w1_a", "belongs to a method"),
-        ("lora_unet_p.lora_up.weight", "module lora_unet_p has B but no A"),
     ],
 )
 def test_56_variants_of_kohya_s_layout_are_refused_by_name(

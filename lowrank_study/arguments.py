@@ -1,0 +1,135 @@
+"""A command line → Hydra's overrides, in which every path and text is what a person typed.
+
+    >>> read_arguments(["-m", "--before", "runs/lr=1e-4,r=8", "method.rank=1,2"]).overrides
+    ("before='runs/lr=1e-4,r=8'", 'method.rank=1,2')
+
+Hydra reads a value by a grammar of its own, in which `=`, `,`, brackets and non-ASCII letters have
+to be quoted. Settings that hold a path or a text (`PATHS`, `TEXTS`) are quoted here instead, so
+that nobody has to. They hold one value and are never swept. `--KEY VALUE` and `--KEY=VALUE` take
+the value literally. `KEY=VALUE` also knows `null` and a value that is quoted already.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lowrank_study.errors import InputError
+
+PATHS = {
+    *("results", "out", "before", "after", "adapter", "base", "other"),
+    *("task.source", "model.source"),
+}
+TEXTS = {
+    *("sweep", "question", "record", "task.name", "model.name", "task.subset", "task.revision"),
+    *("model.revision", "task.label_column", "task.group_column", "task.encoding"),
+    *("task.separator", "task.train", "task.validation", "task.test"),
+}
+_LISTS = {"sweep", "record"}
+"""Texts of which one command also takes a list, as in `[a,b]`."""
+_PINS = {"task.source", "model.source"}
+"""Paths in whose place a mapping may stand, that pins a wheel."""
+_QUOTED = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\"""", re.DOTALL)
+_HELP, _GRID = ("-h", "--help"), ("-m", "--multirun")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arguments:
+    """What a command line asks for."""
+
+    overrides: tuple[str, ...]
+    """Of the configuration, in Hydra's grammar."""
+    is_grid: bool
+    """Whether `-m` was given: several values of a setting are a sweep."""
+    wants_help: bool
+    """Whether `--help` was given."""
+    wants_settings: bool
+    """Whether `--cfg` was given: the composed settings are printed, and nothing is run."""
+
+
+def read_arguments(arguments: Sequence[str]) -> Arguments:
+    """Read the arguments of a command.
+
+    Raises
+    ------
+    InputError
+        One is no setting, or lacks its value.
+    """
+    overrides: list[str] = []
+    typed: list[tuple[str, str]] = []
+    flags: set[str] = set()
+    left = iter(arguments)
+    for argument in left:
+        if argument in (*_HELP, *_GRID):
+            flags.add("help" if argument in _HELP else "grid")
+        elif argument == "--cfg":
+            flags.add("settings")
+            next(left, None)  # Hydra's `--cfg job`
+        elif argument.startswith("--") and len(argument) > 2:
+            key, equals, value = argument[2:].partition("=")
+            text = value if equals else next(left, None)
+            if text is None:
+                raise InputError(f"--{key} needs a value, as in --{key} VALUE")
+            typed.append((key, text))
+            overrides.append(_literal(key, text))
+        elif "=" in argument or argument.startswith("~"):
+            key, _, text = argument.partition("=")
+            typed.append((key, text))
+            overrides.append(as_override(argument))
+        else:
+            raise InputError(
+                f"{argument!r} is no setting: write KEY=VALUE or --KEY VALUE, as in "
+                "results=results (--help lists the settings)"
+            )
+    if "grid" in flags:
+        _check_sources(typed)
+    return Arguments(
+        overrides=tuple(overrides),
+        is_grid="grid" in flags,
+        wants_help="help" in flags,
+        wants_settings="settings" in flags,
+    )
+
+
+def as_override(argument: str) -> str:
+    """Return `KEY=VALUE` in Hydra's grammar: a path or text is quoted where it is not yet."""
+    key, equals, text = argument.partition("=")
+    if not equals or key not in PATHS | TEXTS or text == "null":
+        return argument
+    if key in PATHS and text and os.path.lexists(os.path.expanduser(text)):
+        return _quoted_setting(key, text)
+    is_list = key in _LISTS and text.startswith("[")
+    is_pin = key in _PINS and text.startswith("{")
+    if is_list or is_pin or _QUOTED.fullmatch(text):
+        return argument
+    return _quoted_setting(key, text)
+
+
+def _check_sources(typed: Sequence[tuple[str, str]]) -> None:
+    """Refuse several sources in a grid: all would have one name."""
+    for key, text in typed:
+        first, comma, other = text.partition(",")
+        if key in _PINS and comma and not os.path.lexists(os.path.expanduser(text)):
+            name = key.replace("source", "name")
+            raise InputError(
+                f"{key}={text}: there is no such path. Several sources need a name each: cases="
+                f"[{{{key}: {first}, {name}: first}}, {{{key}: {other}, {name}: second}}]"
+            )
+
+
+def _literal(key: str, text: str) -> str:
+    return _quoted_setting(key, text) if key in PATHS | TEXTS else f"{key}={text}"
+
+
+def _quoted_setting(key: str, text: str) -> str:
+    is_variable = key in PATHS and text.startswith("$")  # the shell would have expanded one
+    return f"{key}={quoted(f'./{text}' if is_variable else text)}"
+
+
+def quoted(text: str) -> str:
+    """Return a text as a quoted value of Hydra's grammar that is read back as that very text."""
+    # OmegaConf reads `${` as a reference unless an odd number of backslashes is before it.
+    escaped = re.sub(r"(\\*)\$\{", lambda found: found.group(1) * 2 + r"\${", text)
+    # Hydra takes a backslash for itself only before a quotation mark.
+    inner = re.sub(r"(\\*)('|\Z)", lambda found: found.group(1) * 2 + found.group(2), escaped)
+    return "'" + inner.replace("'", r"\'") + "'"

@@ -1,0 +1,399 @@
+"""One opened adapter, whatever its format: what it adds to which module of its base.
+
+LoRA and rsLoRA need nothing else. DoRA, PiSSA, OLoRA, LoHa, LoKr, VeRA and weights trained in
+full are changes of the base weights, so these are asked for with the opened base model:
+`adapter.delta(module, base)`, `adapter.saved_delta(name, base)`. What can't be computed exactly
+is refused by its name, or left out and named in `left_out`.
+
+Axis suffixes: O out features, I in features, R adapter rank.
+"""
+
+from math import prod
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from lowrank_study.checkpoints.adapters.base import Places, factors_shape
+from lowrank_study.checkpoints.adapters.content import Content, Part
+from lowrank_study.checkpoints.adapters.formulas import (
+    dora_delta,
+    initial_factors,
+    product,
+    rows_delta,
+)
+from lowrank_study.checkpoints.adapters.peft_delta import peft_delta
+from lowrank_study.checkpoints.matrices import is_transposed, module_of
+from lowrank_study.checkpoints.pairing import coarser, is_vocabulary
+from lowrank_study.checkpoints.paths import Closing, SourceFile, shown
+from lowrank_study.checkpoints.save import BASE_HASH
+from lowrank_study.checkpoints.tensors import Array
+from lowrank_study.checkpoints.weights import Weights
+from lowrank_study.errors import InputError
+from lowrank_study.left_out import LeftOut, in_words
+
+
+class Factors(NamedTuple):
+    """One module's update as factors: delta_OI = scaling * B_OR @ A_RI."""
+
+    B_OR: Array
+    """Left factor."""
+    A_RI: Array
+    """Right factor."""
+    scaling: float
+    """alpha / rank, or alpha / sqrt(rank)."""
+    storage_dtype: str
+    """The coarser dtype of the tensors it comes from."""
+
+
+class Adapter(Closing):
+    """A read-only adapter; a context manager that closes its files."""
+
+    def __init__(self, path: Path, content: Content, weights: Weights) -> None:
+        self.path = path
+        """What was opened."""
+        self.kind = content.kind
+        """Its method or layout, one of those of `Content.kind`."""
+        self.config = content.config
+        """Its adapter_config.json; empty for formats without one."""
+        self.assumed = content.assumed
+        """What its updates depend on and it doesn't say: a report opens with these sentences."""
+        self.left_out: list[LeftOut] = list(content.left_out)
+        """Its tensors that aren't used, with their share of its parameters."""
+        self._content = content
+        self._weights = weights
+        self._where = shown(path)
+        dtypes = {weights.dtype(name) for name in weights.names()}
+        coarse = sorted(dtypes - {"float32", "float64"})
+        self._flags = (
+            *content.assumed,
+            *weights.flags,
+            *content.flags,
+            *([f"adapter stored in {', '.join(coarse)}"] if coarse else []),
+        )
+        self._places: Places | None = None
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What a report has to say of this adapter and the base it was checked with."""
+        return (*self._flags, *(self._places.flags if self._places is not None else ()))
+
+    @property
+    def files(self) -> tuple[SourceFile, ...]:
+        """The files it consists of, each with `.path`, `.size` and `.sha256`."""
+        return self._weights.files
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether `factors` and `delta` need the base model."""
+        return self.kind not in ("lora", "kohya", "gguf")
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers it trained; copies of a W0 saved beside them aren't counted."""
+        copies = set(self._content.base_layers.values())
+        names = [name for name in self._weights.names() if name not in copies]
+        return sum(prod(self._weights.shape(name)) for name in names)
+
+    def modules(self) -> list[str]:
+        """Module paths in the base model whose weight it changes by factors, in file order."""
+        return list(self._content.modules)
+
+    def saved_weights(self) -> list[str]:
+        """Names of tensors trained in full (modules_to_save, biases, token rows)."""
+        held = self._content
+        return [*held.saved, *held.token_rows, *held.bias_updates]
+
+    def read(self, name: str) -> Array:
+        """Return a tensor trained in full, exactly; for trained tokens their rows only.
+
+        Raises:
+            InputError: there is none, or it is only what is added to the base's bias.
+        """
+        if name in self._content.bias_updates:
+            raise InputError(
+                f"{self._where}: {shown(name)} is added to the base's bias; "
+                "ask for saved_delta(name, base)"
+            )
+        return self._finite(self._saved_tensor(name))
+
+    def storage_dtype(self, name: str) -> str:
+        """Return the coarsest dtype among the tensors that one update is made of.
+
+        Args:
+            name: one of `modules()` or of `saved_weights()`.
+
+        Raises:
+            InputError: the adapter has neither a module nor a saved weight of this name.
+        """
+        if name in self.saved_weights():
+            parts = [self._saved_tensor(name)]
+        else:
+            own = [part.tensor for part in self._parts(name).values()]
+            parts = [*own, *self._content.shared.values()]
+        return coarser(*map(self._weights.dtype, parts))
+
+    def factors(self, module: str, base: Weights | None = None) -> Factors:
+        """Return the factors whose product is the module's exact update.
+
+        PiSSA and OLoRA begin with a part B0 A0 that is taken out of the base weight, so their
+        update is `scaling (B A - B0 A0)`: factors of twice the rank, [B, -B0] and [A; A0].
+
+        Args:
+            module: one of `modules()`.
+            base: the base model; PiSSA and OLoRA need it.
+
+        Raises:
+            InputError: the update isn't a product of two factors, or needs the base.
+        """
+        if not self.needs_base:
+            return self._plain_factors(module)
+        if self.kind not in ("pissa", "olora"):
+            raise InputError(
+                f"{self._where}: {self.kind} updates are not a product of two factors; "
+                "ask for delta(module, base)"
+            )
+        B_OR, A_RI, scaling, dtype = self._plain_factors(module)
+        base = self._given(base)
+        tensor = self.base_tensor(module, base)
+        in_out = self._stored_in_out(module, tensor, base)
+        if len(base.shape(tensor)) != 2 or (self.kind == "olora" and in_out):
+            # PEFT decomposes the stored orientation then, but applies the factors in the other
+            raise InputError(
+                f"{self._where}: {self.kind} on {shown(module)}, no linear map stored (out, in), "
+                "can't be read exactly; merge it into the base with PEFT and compare checkpoints"
+            )
+        if scaling <= 0:
+            raise InputError(f"{self._where}: {self.kind} with lora_alpha below 0; save it again")
+        W0_OI = self.base_matrix(module, base)
+        B0_OR, A0_RI = initial_factors(self.kind, W0_OI, A_RI.shape[0], scaling)
+        return Factors(
+            np.concatenate([B_OR, -B0_OR], axis=1), np.concatenate([A_RI, A0_RI]), scaling, dtype
+        )
+
+    def delta(self, module: str, base: Weights | None = None) -> Array:
+        """Return the module's update delta_OI = W - W0 as a dense float64 matrix.
+
+        LoHa, LoKr and VeRA are computed by PEFT's own `get_delta_weight`.
+
+        Args:
+            module: one of `modules()`.
+            base: the opened base model; LoRA does without.
+        """
+        if base is not None:
+            self.check_base(base)
+        with np.errstate(all="ignore"):  # what overflows is found below
+            delta_OI = self._delta(module, base)
+        if not np.isfinite(delta_OI).all():
+            raise InputError(
+                f"{self._where}: the update of module {shown(module)} overflows; "
+                "its training diverged: use an earlier checkpoint"
+            )
+        return delta_OI
+
+    def _delta(self, module: str, base: Weights | None) -> Array:
+        if self.kind in ("loha", "lokr", "vera"):
+            W0_OI = self.base_matrix(module, self._given(base))
+            parts = {part: self._part(stored) for part, stored in self._parts(module).items()}
+            shared = {part: self._finite(name) for part, name in self._content.shared.items()}
+            return peft_delta(
+                self.config, parts | shared, W0_OI.shape, f"{self._where}: {shown(module)}"
+            )
+        if self.kind == "dora":
+            return self._dora_delta(module, self._given(base))
+        B_OR, A_RI, scaling, _ = self.factors(module, base)
+        return np.asarray(scaling * product(B_OR, A_RI))
+
+    def _dora_delta(self, module: str, base: Weights) -> Array:
+        B_OR, A_RI, scaling, _ = self._plain_factors(module)
+        W0_OI = self.base_matrix(module, base)
+        plain_OI = scaling * product(B_OR, A_RI)
+        magnitude_O = self._part(self._parts(module)["magnitude"]).reshape(-1)
+        zero = int((~(W0_OI + plain_OI).any(axis=1)).sum())
+        if magnitude_O.size != W0_OI.shape[0] or zero:
+            raise InputError(
+                f"{self._where}: module {shown(module)} has {magnitude_O.size} magnitudes for "
+                f"{W0_OI.shape[0]} rows, {zero} of them zero; it belongs to "
+                "another base model: give the one it was trained on"
+            )
+        return dora_delta(W0_OI, plain_OI, magnitude_O)
+
+    def saved_delta(self, name: str, base: Weights) -> Array:
+        """Return W - W0 in float64 of a tensor trained in full, shaped as the base stores it.
+
+        Of a vocabulary that was resized, it is that of the rows both have.
+
+        Args:
+            name: one of `saved_weights()`.
+            base: the opened base model.
+
+        Raises:
+            InputError: the base has no such tensor (a new head has no W0), or of other shape.
+        """
+        self.check_base(base)
+        if name in self._content.bias_updates:
+            tensor, scaling = self._content.bias_updates[name]
+            return np.asarray(scaling * self._finite(tensor).astype(np.float64))
+        before = self._finite_base(self.base_tensor(name, base), base)
+        after = self.read(name)
+        if name in self._content.token_rows:
+            where = f"{self._where}: {shown(name)}"
+            return rows_delta(self._content.token_indices[name], before, after, where)
+        if not self.fits(name, base):
+            raise InputError(
+                f"{self._where}: {shown(name)} has shape {list(after.shape)}, in the base "
+                f"{list(before.shape)}; give the base it was trained on"
+            )
+        rows = min(after.shape[:1], before.shape[:1])
+        return np.asarray(after[: rows[0]] - before[: rows[0]] if rows else after - before)
+
+    def fits(self, name: str, base: Weights) -> bool:
+        """Whether a tensor trained in full has the base's shape, but for a vocabulary's rows."""
+        if name in self._content.token_rows:
+            return True
+        shape, before = self.shape(name), base.shape(self.base_tensor(name, base))
+        resized = is_vocabulary(module_of(name)) and len(before) == 2
+        return shape == before or (resized and shape[1:] == before[1:])
+
+    def extra_rows(self, name: str, base: Weights) -> int:
+        """Rows that a vocabulary trained in full has more than the base; below 0: fewer."""
+        if name in self._content.token_rows or not self.fits(name, base):
+            return 0
+        shape, before = self.shape(name), base.shape(self.base_tensor(name, base))
+        return shape[0] - before[0] if shape else 0
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor trained in full; of trained tokens, of their rows."""
+        return self._weights.shape(self._saved_tensor(name))
+
+    def in_base(self, name: str, base: Weights) -> bool:
+        """Whether the base has a W0 for a module or a saved weight; a new head has none."""
+        return name in self._places_in(base)
+
+    def base_tensor(self, module: str, base: Weights) -> str:
+        """Return the name of the base tensor that a module, or a saved weight, changes.
+
+        Raises:
+            InputError: the base has none, or more than one that it could be.
+        """
+        return self._places_in(base).find(module)
+
+    def base_matrix(self, module: str, base: Weights) -> Array:
+        """Return W0_OI of a module in float64, as (out, in).
+
+        Raises:
+            InputError: the base has no such module, or in another shape.
+        """
+        tensor = self.base_tensor(module, base)
+        W0 = self._finite_base(tensor, base)
+        W0_OI = W0.reshape(W0.shape[0], -1)
+        if self._stored_in_out(module, tensor, base):
+            W0_OI = W0_OI.T
+        expected = factors_shape(self._content, self._weights, module)
+        copy = self._content.base_layers.get(module)
+        if copy is not None and expected == self._weights.shape(copy) != W0_OI.shape:
+            W0_OI = self._finite(copy).astype(np.float64)
+        if expected is not None and expected != W0_OI.shape:
+            raise InputError(
+                f"{self._where}: module {shown(module)} changes a {list(expected)} matrix, in the "
+                f"base {shown(base.path)} it is {list(W0_OI.shape)}; "
+                "give the base it was trained on"
+            )
+        return W0_OI
+
+    def check_base(self, base: Weights) -> None:
+        """Refuse a base model this adapter wasn't trained on, as far as it can be told.
+
+        Its files' hashes decide where the adapter has them (see `save_adapter`); otherwise every
+        module has to be there in the right shape.
+        """
+        self._places_in(base)
+
+    def refuse_partial(self) -> None:
+        """Refuse an adapter of which anything is left out: a run's own has to be read whole."""
+        if self.left_out:
+            raise InputError(f"{self._where}: {'; '.join(in_words(self.left_out))}; save it again")
+
+    def close(self) -> None:
+        """Close all files; closing twice is harmless."""
+        self._weights.close()
+
+    def _places_in(self, base: Weights) -> Places:
+        if self._places is not None and self._places.base is base:
+            return self._places
+        known = self._weights.metadata.get(BASE_HASH)
+        if isinstance(known, str):
+            found = ",".join(sorted(file.sha256 for file in base.files))
+            if found != known:
+                raise InputError(
+                    f"{self._where}: was trained on files of SHA-256 {shown(known)}, "
+                    f"{shown(base.path)} has {found}; give the base it was trained on"
+                )
+        places = Places(base, self._content, self._weights, self._where)
+        for module, copy in self._content.base_layers.items():
+            places.compare_copy(module, self._finite(copy))
+        self._places = places
+        return places
+
+    def _saved_tensor(self, name: str) -> str:
+        held = self._content
+        stored = held.saved.get(name) or held.token_rows.get(name)
+        if name in held.bias_updates:
+            stored, _ = held.bias_updates[name]
+        if stored is None:
+            some = ", ".join(shown(known, 60) for known in self.saved_weights()[:5]) or "none"
+            raise InputError(f"{self._where}: no saved weight {shown(name)}; it has {some}")
+        return stored
+
+    def _parts(self, module: str) -> dict[str, Part]:
+        if module not in self._content.modules:
+            some = ", ".join(shown(known, 60) for known in self.modules()[:5]) or "none"
+            raise InputError(f"{self._where}: no module {shown(module)}; it has {some}")
+        return self._content.modules[module]
+
+    def _given(self, base: Weights | None) -> Weights:
+        if base is None:
+            raise InputError(
+                f"{self._where}: {self.kind} changes the base weights themselves; "
+                "give the base model it was trained on"
+            )
+        return base
+
+    def _part(self, part: Part) -> Array:
+        values = self._finite(part.tensor)
+        return values.T if part.transposed else values
+
+    def _finite(self, name: str) -> Array:
+        values = self._weights.read(name)
+        if not np.isfinite(values).all():
+            raise InputError(
+                f"{self._where}: tensor {shown(name)} has {int((~np.isfinite(values)).sum())} NaN "
+                "or infinite values; its training diverged: use an earlier checkpoint"
+            )
+        return values
+
+    def _stored_in_out(self, module: str, tensor: str, base: Weights) -> bool:
+        """Whether the base stores the module as (in, out); the base's config decides first."""
+        if "model_type" in base.config or module in self._content.embeddings:
+            return is_transposed(tensor, base)
+        return bool(self.config.get("fan_in_fan_out")) and len(base.shape(tensor)) == 2
+
+    def _finite_base(self, tensor: str, base: Weights) -> Array:
+        values = base.read(tensor)
+        if not np.isfinite(values).all():
+            raise InputError(
+                f"{shown(base.path)}: tensor {shown(tensor)} has "
+                f"{int((~np.isfinite(values)).sum())} NaN or infinite values; give another base"
+            )
+        return values.astype(np.float64)
+
+    def _plain_factors(self, module: str) -> Factors:
+        parts = self._parts(module)
+        A, B = self._part(parts["A"]), self._part(parts["B"])
+        dtype = self.storage_dtype(module)
+        return Factors(
+            B.reshape(B.shape[0], -1),
+            A.reshape(A.shape[0], -1),
+            self._content.scalings[module],
+            dtype,
+        )

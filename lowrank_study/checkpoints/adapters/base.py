@@ -1,0 +1,251 @@
+"""Where in a base model the modules of an adapter are.
+
+An adapter has the names of the live model, a file often others: without its head, with a
+pipeline's prefix, in an older layout of transformers, with `_` for `.` (kohya), or not at all,
+where the head is tied to the embedding and only that is stored.
+"""
+
+import re
+from collections.abc import Iterable
+from functools import cached_property
+from math import prod
+
+import numpy as np
+
+from lowrank_study.checkpoints.adapters.content import Content, stored_shape
+from lowrank_study.checkpoints.matrices import module_of
+from lowrank_study.checkpoints.pairing import is_vocabulary
+from lowrank_study.checkpoints.paths import shown
+from lowrank_study.checkpoints.renames import canonical
+from lowrank_study.checkpoints.tensors import Array
+from lowrank_study.checkpoints.weights import Weights
+from lowrank_study.errors import InputError
+
+_FLAT_PREFIX = re.compile(r"lora_(unet|te\d?|transformer|prior)_")
+"""What kohya's scripts put before the name of a module, by the model it belongs to."""
+
+_HOLDERS = re.compile(
+    r"^(model\.diffusion_model|diffusion_model|conditioner\.embedders\.\d\.(transformer|model)"
+    r"|cond_stage_model\.(transformer|model))\."
+)
+"""Which part of a checkpoint with all models of a pipeline in it holds the rest of a name."""
+
+_ROUNDING = 2.0**-8
+"""Relative to its largest entry, how far a copy stored in bfloat16 may be from its original."""
+
+
+class Places:
+    """The tensors of a base model by the names that an adapter may have for them."""
+
+    def __init__(self, base: Weights, content: Content, weights: Weights, where: str) -> None:
+        """Find every module, without reading any tensor.
+
+        Args:
+            base: the opened base model.
+            content: what the adapter holds.
+            weights: the adapter's tensors.
+            where: opens the errors.
+
+        Raises:
+            InputError: the adapter wasn't trained on this base, as far as names and shapes tell.
+        """
+        self.base = base
+        self._content, self._weights, self._where = content, weights, where
+        self._shortened = _grouped((name.partition(".")[2], name) for name in base.names())
+        self._flat = (
+            _grouped((_flat(module_of(name)), name) for name in base.names())
+            if content.kind == "kohya"
+            else {}
+        )
+        self._absent: dict[str, str] = {}
+        self.flags: list[str] = []
+        """What a report has to say of how the two belong together."""
+        self._check_modules()
+        for name in (*content.modules, *content.saved, *content.token_rows):
+            if name not in self._absent and self._is_tied(name):
+                tensor = self.find(name)
+                self.flags.append(f"{shown(name)} is tied: its W0 is {shown(tensor)}")
+
+    @cached_property
+    def _canonical(self) -> dict[str, list[str]]:
+        """The tensors by the names of the newest layout; worked out only where others fail."""
+        return _grouped((canonical(name), name) for name in self.base.names())
+
+    def find(self, name: str) -> str:
+        """Return the base tensor of a module, or of a weight trained in full.
+
+        Raises:
+            InputError: the base has none, or more than one that it could be.
+        """
+        if name in self._absent:
+            raise InputError(self._absent[name])
+        found = self._candidates(name)
+        if len(found) == 1:
+            return found[0]
+        some = ", ".join(shown(other, 60) for other in (found or self.base.names())[:4])
+        remedy = "give the base it was trained on"
+        in_gguf = "general.architecture" in self.base.metadata
+        if in_gguf and self._content.kind != "gguf":
+            remedy = (
+                "a GGUF file has names and row orders of its own: give the base in the format it "
+                "was trained in"
+            )
+        elif self._content.kind == "gguf" and not in_gguf:
+            remedy = "give the base in GGUF, converted by llama.cpp as the adapter was"
+        raise InputError(
+            f"{self._where}: module {shown(name)} is {len(found)} times in the base model "
+            f"{shown(self.base.path)} (which has {some}); {remedy}"
+        )
+
+    def __contains__(self, name: str) -> bool:
+        return name not in self._absent and len(self._candidates(name)) == 1
+
+    def compare_copy(self, module: str, copy: Array) -> None:
+        """Say where the copy of a W0 that an adapter brings along isn't the base's.
+
+        Args:
+            module: the module it belongs to.
+            copy: the whole of it; of a resized vocabulary, its first rows are compared.
+        """
+        if module not in self:
+            return
+        stored = self.base.read(self.find(module))
+        rows = min(len(stored), len(copy))
+        if stored.shape[1:] != copy.shape[1:]:
+            return
+        largest = float(np.abs(stored).max(initial=0.0))
+        differing = np.abs(stored[:rows] - copy[:rows]) > _ROUNDING * largest
+        if count := int(differing.reshape(rows, -1).any(axis=1).sum()):
+            self.flags.append(
+                f"{shown(module)}: {count} of {rows} rows of the base layer saved in the adapter "
+                "differ from the base; the update is what the factors add to it"
+            )
+
+    def _candidates(self, name: str) -> list[str]:
+        headless = name.partition(".")[2]
+        plain = (f"{name}.weight", name, f"{headless}.weight", headless)
+        for exact in (*plain, f"{name}.in_proj_weight"):  # the last of a MultiheadAttention
+            if exact in self.base:
+                return [exact]
+        flat = _FLAT_PREFIX.sub("", name, count=1) if _FLAT_PREFIX.match(name) else name
+        found = [
+            *self._flat.get(flat, []),
+            *self._shortened.get(name, []),
+            *self._shortened.get(f"{name}.weight", []),
+        ]
+        if not found:
+            tensors = [name, f"{name}.weight"]
+            found = [
+                each for tensor in tensors for each in self._canonical.get(canonical(tensor), [])
+            ]
+        return list(dict.fromkeys(found)) or self._tied(name)
+
+    def _is_tied(self, name: str) -> bool:
+        return self._candidates(name) == self._tied(name) != []
+
+    def _tied(self, name: str) -> list[str]:
+        """Return the only vocabulary of a base that stores no second one, as tied models don't."""
+        module = module_of(name)
+        if not (is_vocabulary(module) or _is_head(module)) or not _may_be_tied(self.base):
+            return []
+        stored = [
+            other
+            for other in self.base.names()
+            if is_vocabulary(module_of(other)) and len(self.base.shape(other)) == 2
+        ]
+        if len(stored) != 1:
+            return []
+        other = module_of(stored[0])
+        # T5 and BART share one embedding between encoder and decoder
+        shares = any(each.rpartition(".")[2] == "shared" for each in (module, other))
+        return stored if shares or _is_head(module) != _is_head(other) else []
+
+    def _check_modules(self) -> None:
+        """Refuse a base that lacks modules, unless they belong to another model of a pipeline."""
+        components = dict.fromkeys(
+            self._content.components.get(module, "") for module in self._content.modules
+        )
+        failures: dict[str, InputError] = {}
+        places: dict[str, str] = {}
+        for component in components:
+            modules = self._modules_of(component)
+            try:
+                tensors = [self._fitting(module) for module in modules]
+            except InputError as error:
+                failures[component] = error
+                continue
+            for tensor in tensors:
+                if places.setdefault(tensor, component) != component:
+                    raise InputError(
+                        f"{self._where}: its {places[tensor]} and its {component} both fit "
+                        f"{shown(self.base.path)}, so that it is unclear which of them belongs to "
+                        "it; give no base"
+                    )
+        if failures and (len(failures) == len(components) or self._content.kind == "dora"):
+            raise next(iter(failures.values()))
+        for component, failure in failures.items():
+            modules = self._modules_of(component)
+            self._absent.update(dict.fromkeys(modules, str(failure)))
+            self.flags.append(
+                f"{component}: its {len(modules)} modules aren't in the base "
+                f"{shown(self.base.path)}, and are measured without W0"
+            )
+
+    def _modules_of(self, component: str) -> list[str]:
+        of = self._content.components
+        return [module for module in self._content.modules if of.get(module, "") == component]
+
+    def _fitting(self, module: str) -> str:
+        """Return the tensor of a module, whose shape has to fit."""
+        tensor = self.find(module)
+        expected = factors_shape(self._content, self._weights, module)
+        shape = self.base.shape(tensor)
+        flat = (shape[0], prod(shape[1:]))
+        resized = module in self._content.base_layers and expected is not None
+        if expected is None or expected in (flat, flat[::-1]):
+            return tensor
+        if resized and is_vocabulary(module) and expected[1] == flat[1]:
+            self.flags.append(
+                f"{shown(module)}: {shape[0]} rows before, {expected[0]} after; its W0 is the base "
+                "layer saved in the adapter"
+            )
+            return tensor
+        raise InputError(
+            f"{self._where}: module {shown(module)} changes a {list(expected)} matrix, in "
+            f"the base {shown(self.base.path)} it is {list(shape)}; "
+            "give the base it was trained on"
+        )
+
+
+def factors_shape(content: Content, weights: Weights, module: str) -> tuple[int, int] | None:
+    """Return (out, in) as the factors' shapes tell it; None where they don't."""
+    parts = content.modules[module]
+    if "A" not in parts:
+        return None
+    A, B = (stored_shape(weights, parts[part]) for part in ("A", "B"))
+    return B[0], prod(A[1:])
+
+
+def _may_be_tied(base: Weights) -> bool:
+    """Whether a base may tie its head: its config, or its language model's, doesn't deny it."""
+    inner = base.config.get("text_config")
+    configs = [base.config, inner if isinstance(inner, dict) else {}]
+    said = [config["tie_word_embeddings"] for config in configs if "tie_word_embeddings" in config]
+    return True in said or not said
+
+
+def _is_head(module: str) -> bool:
+    """Whether a module turns hidden states into scores of tokens; Whisper's is `proj_out`."""
+    heads = ("lm_head", "embed_out", "output", "decoder")
+    return module == "proj_out" or (is_vocabulary(module) and module.rpartition(".")[2] in heads)
+
+
+def _flat(module: str) -> str:
+    return _HOLDERS.sub("", module).replace(".", "_")
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    grouped: dict[str, list[str]] = {}
+    for key, name in pairs:
+        grouped.setdefault(key, []).append(name)
+    return grouped

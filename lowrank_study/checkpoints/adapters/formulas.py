@@ -1,0 +1,64 @@
+"""The formulas of updates that are more than a product of two stored factors.
+
+Axis suffixes: O out features, I in features, R adapter rank.
+"""
+
+import numpy as np
+
+from lowrank_study.checkpoints.tensors import Array
+from lowrank_study.errors import InputError
+
+
+def product(B_OR: Array, A_RI: Array) -> Array:
+    """Return B A in float64."""
+    return B_OR.astype(np.float64) @ A_RI.astype(np.float64)
+
+
+def initial_factors(kind: str, W0_OI: Array, rank: int, scaling: float) -> tuple[Array, Array]:
+    """Return B0 and A0 with which PEFT begins, and which it takes out of the base weight.
+
+    PiSSA: the leading singular triples, so that scaling B0 A0 is W0's best rank-r part (Meng et
+    al. 2024). OLoRA: B0 and A0 are the first columns of Q and rows of R of W0 = QR (Büyükakyüz
+    2024).
+    """
+    if kind == "pissa":
+        U, singular_values, Vt = np.linalg.svd(W0_OI, full_matrices=False)
+        root = np.sqrt(singular_values[:rank] / scaling)
+        return np.asarray(U[:, :rank] * root), np.asarray(root[:, None] * Vt[:rank])
+    Q, R = np.linalg.qr(W0_OI)
+    return np.asarray(Q[:, :rank]), np.asarray(R[:rank])
+
+
+def dora_delta(W0_OI: Array, plain_OI: Array, magnitude_O: Array) -> Array:
+    """Return m (W0 + s B A) / ‖W0 + s B A‖ - W0, norms by rows (Liu et al. 2024, eq. 5).
+
+    Args:
+        W0_OI: the base weight.
+        plain_OI: s B A.
+        magnitude_O: m, one a row; no row of W0 + s B A may be zero.
+    """
+    tuned_OI = W0_OI + plain_OI
+    norm_O = np.linalg.norm(tuned_OI, axis=1, keepdims=True)
+    return np.asarray(magnitude_O.reshape(-1, 1) / norm_O * tuned_OI - W0_OI)
+
+
+def rows_delta(rows: list[int], before: Array, after: Array, where: str) -> Array:
+    """Return W - W0 of a matrix of which only some rows were trained.
+
+    Args:
+        rows: their indices.
+        before: W0.
+        after: those rows of W.
+        where: opens the error.
+
+    Raises:
+        InputError: the rows aren't those of this W0.
+    """
+    if after.shape != (len(rows), *before.shape[1:]) or max(rows, default=0) >= len(before):
+        raise InputError(
+            f"{where} has trained rows {list(after.shape)} for {len(rows)} tokens of a base of "
+            f"shape {list(before.shape)}; give the base it was trained on"
+        )
+    delta = np.zeros_like(before)
+    delta[rows] = after - before[rows]
+    return delta

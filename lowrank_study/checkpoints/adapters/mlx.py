@@ -1,0 +1,104 @@
+"""Adapters of Apple's MLX (`mlx_lm.lora`): adapters.safetensors beside adapter_config.json.
+
+model.layers.0.self_attn.q_proj.lora_a    A, stored (in, rank)
+model.layers.0.self_attn.q_proj.lora_b    B, stored (rank, out)
+model.layers.0.self_attn.q_proj.m         DoRA's magnitudes
+
+delta = scale * (lora_a @ lora_b)^T, and without the transpose for an embedding. Until 2024 the
+settings had an alpha besides, and the factor was scale * alpha / rank.
+
+Source: https://github.com/ml-explore/mlx-lm/blob/main/mlx_lm/tuner/lora.py
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lowrank_study.checkpoints.adapters.content import Content, Sorter, checked_ranks
+from lowrank_study.checkpoints.adapters.peft_settings import checked_number
+from lowrank_study.checkpoints.pairing import is_vocabulary
+from lowrank_study.checkpoints.paths import shown
+from lowrank_study.checkpoints.save import CONFIG_NAME
+from lowrank_study.checkpoints.weights import Weights
+from lowrank_study.errors import InputError
+
+_KINDS = ("lora", "dora", "full")
+_PARTS = {".lora_a": "A", ".lora_b": "B", ".m": "magnitude"}
+
+
+def read_mlx(weights: Weights, config: Mapping[str, Any], where: str) -> Content:
+    """Sort the tensors of an adapter that mlx_lm saved."""
+    kind = config.get("fine_tune_type", "lora")
+    if kind not in _KINDS:
+        raise InputError(
+            f"{where}: {CONFIG_NAME}: fine_tune_type {shown(kind)} can't be read exactly (only "
+            f"{', '.join(_KINDS)} are); fuse it with mlx_lm.fuse and compare checkpoints"
+        )
+    needed = {"A", "B", "magnitude"} if kind == "dora" else {"A", "B"}
+    sorter = Sorter(weights, where, needed=needed)
+    embeddings: set[str] = set()
+    saved: dict[str, str] = {}
+    for name in weights.names():
+        end = next((end for end in _PARTS if name.endswith(end)), None)
+        if end is None or kind == "full":
+            saved[name] = name
+        elif len(weights.shape(name)) > 2:
+            sorter.leave_out(name, "factors of a stack of experts")
+        else:
+            module = name.removesuffix(end)
+            embedding = is_vocabulary(module) and not module.endswith(("lm_head", "output"))
+            if embedding:
+                embeddings.add(module)
+            part = _PARTS[end]
+            if embedding and part != "magnitude":
+                part = "B" if part == "A" else "A"
+            sorter.add(module, part, name, transposed=part != "magnitude" and not embedding)
+    modules = sorter.whole_modules()
+    if not (modules or saved):
+        raise InputError(f"{where}: holds no factors of an MLX adapter (no lora_a and lora_b)")
+    ranks = checked_ranks(weights, modules, where)
+    scalings, flags = _scalings(config, ranks, where)
+    return Content(
+        kind="dora" if kind == "dora" else "lora",
+        config=config,
+        modules=modules,
+        scalings=scalings,
+        embeddings=frozenset(embeddings),
+        components={},
+        shared={},
+        saved=saved,
+        token_rows={},
+        token_indices={},
+        bias_updates={},
+        base_layers={},
+        assumed=(),
+        flags=("MLX adapter", *flags),
+        left_out=sorter.left_out(),
+    )
+
+
+def _scalings(
+    config: Mapping[str, Any], ranks: Mapping[str, int], where: str
+) -> tuple[dict[str, float], list[str]]:
+    """Return the factor before every module's product, and what a report has to say of it."""
+    if not ranks:
+        return {}, []
+    settings = config.get("lora_parameters")
+    if not isinstance(settings, dict):
+        raise InputError(
+            f"{where}: {CONFIG_NAME}: lora_parameters is {shown(settings, 60)}, without which the "
+            "scale is unknown; save the adapter again with mlx_lm"
+        )
+    of_config = f"{where}: {CONFIG_NAME}: lora_parameters"
+    scale, rank = (checked_number(settings, key, of_config) for key in ("scale", "rank"))
+    for module, found in ranks.items():
+        if found != rank:
+            raise InputError(
+                f"{where}: module {shown(module)} has factors of rank {found}, its config says "
+                f"{rank:g}; config and weights are of different runs: save it again"
+            )
+    if settings.get("alpha") is None:
+        return dict.fromkeys(ranks, scale), []
+    scale *= checked_number(settings, "alpha", of_config) / rank
+    return dict.fromkeys(ranks, scale), [
+        "its config has an alpha, as mlx_lm's had until 2024: read as scale * alpha / rank"
+    ]

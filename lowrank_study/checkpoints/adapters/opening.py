@@ -1,0 +1,134 @@
+"""Which format an adapter has, told by its config, its first bytes and its names.
+
+A folder of PEFT or MLX has an adapter_config.json; a file of diffusers, ComfyUI or kohya's
+scripts stands alone; a LoRA converted for llama.cpp is a GGUF file.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lowrank_study.checkpoints.adapters.adapter import Adapter
+from lowrank_study.checkpoints.adapters.content import Reader
+from lowrank_study.checkpoints.adapters.diffusion import read_diffusion
+from lowrank_study.checkpoints.adapters.gguf import read_gguf_lora
+from lowrank_study.checkpoints.adapters.mlx import read_mlx
+from lowrank_study.checkpoints.adapters.peft import read_peft
+from lowrank_study.checkpoints.paths import SourceFile, read_json, shown
+from lowrank_study.checkpoints.save import CONFIG_NAME, WEIGHTS_NAME
+from lowrank_study.checkpoints.shards import adapters_inside, refuse_several_adapters
+from lowrank_study.checkpoints.weights import open_weights
+from lowrank_study.errors import InputError
+
+_PICKLE_NAME = "adapter_model.bin"
+_MLX_NAME = "adapters.safetensors"
+_FORMATS = (
+    "a folder saved by PEFT or MLX, a .safetensors file of diffusers, ComfyUI or kohya's scripts, "
+    "or a LoRA in GGUF"
+)
+
+
+def open_adapter(path: str | Path, *, allow_pickle: bool = False) -> Adapter:
+    """Open an adapter of any format that is read here.
+
+    Args:
+        path: a folder with adapter_config.json (PEFT, MLX), or one file (diffusers, ComfyUI,
+            kohya's scripts, GGUF).
+        allow_pickle: also open `adapter_model.bin`, through `torch.load(weights_only=True)`.
+
+    Raises:
+        InputError: it can't be read exactly; the message names file, tensor and remedy.
+    """
+    path = Path(path)
+    weights_path, config, reader = _recognised(path)
+    weights = open_weights(weights_path, allow_pickle=allow_pickle)
+    try:
+        content = reader(weights, config, shown(path))
+        more = adapters_inside(path)
+        if more:
+            named = ", ".join(shown(name, 60) for name in more[:8])
+            flag = f"{len(more)} more adapters in its subfolders aren't read: {named}"
+            content = replace(content, flags=(*content.flags, flag))
+        return Adapter(path, content, weights)
+    except BaseException:
+        weights.close()
+        raise
+
+
+def _recognised(path: Path) -> tuple[Path, Mapping[str, Any], Reader]:
+    """Return the file with the tensors, the config beside it, and the reader of the two."""
+    if os.path.isdir(path):  # unlike Path's, it takes any name
+        return _in_folder(path)
+    with SourceFile.open(path, root=path.parent) as file:
+        if bytes(file.read(0, min(4, file.size))) == b"GGUF":
+            return path, {}, read_gguf_lora
+    beside = path.parent / CONFIG_NAME
+    if path.name.startswith("adapter_model.") and not os.path.lexists(beside):
+        raise _without_config(path.parent)
+    if path.name.startswith("adapter_model."):
+        return path, read_json(beside, root=path.parent), read_peft
+    if path.name.endswith(_MLX_NAME) and os.path.lexists(beside):
+        return path, read_json(beside, root=path.parent), read_mlx
+    return path, {}, read_diffusion
+
+
+def _in_folder(folder: Path) -> tuple[Path, Mapping[str, Any], Reader]:
+    if not os.path.lexists(folder / CONFIG_NAME):
+        files = _named(folder, (".safetensors", ".gguf")) or _named(folder, ("lora_weights.bin",))
+        if len(files) == 1 and not os.path.lexists(folder / "config.json"):
+            return _recognised(folder / files[0])
+        raise _without_config(folder)
+    config = read_json(folder / CONFIG_NAME, root=folder)
+    if "peft_type" not in config and ("lora_parameters" in config or "fine_tune_type" in config):
+        if not os.path.lexists(folder / _MLX_NAME) and _named(folder, (".npz",)):
+            raise InputError(
+                f"{shown(folder)}: holds {_named(folder, ('.npz',))[0]}, MLX's old format; save it "
+                f'as {_MLX_NAME}: mx.save_safetensors("{_MLX_NAME}", mx.load("adapters.npz"))'
+            )
+        return folder / _MLX_NAME, config, read_mlx
+    if "peft_type" not in config:
+        keys = ", ".join(shown(key, 40) for key in list(config)[:6]) or "nothing"
+        raise InputError(
+            f"{shown(folder / CONFIG_NAME)}: is neither PEFT's (it has no peft_type) nor MLX's (no "
+            f"lora_parameters), but has {keys}; give {_FORMATS}, or merge the adapter in the "
+            "library that saved it and compare checkpoints"
+        )
+    pickled = folder / _PICKLE_NAME
+    if not os.path.lexists(folder / WEIGHTS_NAME) and os.path.lexists(pickled):
+        return pickled, config, read_peft
+    return folder / WEIGHTS_NAME, config, read_peft
+
+
+def _without_config(folder: Path) -> InputError:
+    """Say what a folder without adapter_config.json holds instead of an adapter."""
+    refuse_several_adapters(folder)
+    if os.path.lexists(folder / "config.json") or os.path.lexists(folder / "model_index.json"):
+        return InputError(
+            f"{shown(folder)}: is a whole model, not an adapter (no {CONFIG_NAME}); compare it "
+            "with its base as two checkpoints"
+        )
+    files = _named(folder, (".safetensors", ".gguf"))
+    if any(name.startswith("adapter_model.") for name in files):
+        return InputError(
+            f"{shown(folder)}: no {CONFIG_NAME}, without which the scaling is unknown; put the one "
+            "that was saved with the weights beside them"
+        )
+    if len(files) > 1:
+        return InputError(
+            f"{shown(folder)}: no {CONFIG_NAME}, and {len(files)} files that may be adapters "
+            f"({', '.join(shown(name, 60) for name in files[:6])}); give the path of one"
+        )
+    return InputError(f"{shown(folder)}: no {CONFIG_NAME} in it; give {_FORMATS}")
+
+
+def _named(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
+    return sorted(name for name in _listed(folder) if name.lower().endswith(suffixes))
+
+
+def _listed(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError as error:
+        raise InputError(f"{shown(folder)}: can't be listed ({error.strerror})") from None

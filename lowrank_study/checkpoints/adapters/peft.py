@@ -1,0 +1,228 @@
+"""PEFT's layout: which tensor is a factor, a magnitude, a full weight or a row of tokens.
+
+base_model.model.encoder.layer.0.query.lora_A.weight      module "encoder.layer.0.query", A
+base_model.model.encoder.layer.0.query.base_layer.weight  a copy of its W0
+base_model.model.classifier.weight                        a weight trained in full
+
+A training script that saves a state dict itself leaves the adapter's name in the keys
+(`lora_A.default.weight`); it is taken out.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from lowrank_study.checkpoints.adapters.content import Content, Sorter, checked_ranks
+from lowrank_study.checkpoints.adapters.peft_settings import Settings, read_settings
+from lowrank_study.checkpoints.paths import shown
+from lowrank_study.checkpoints.save import CONFIG_NAME
+from lowrank_study.checkpoints.weights import Weights
+from lowrank_study.errors import InputError
+
+_LORA = {
+    "lora_A": r"\.weight",
+    "lora_B": r"\.weight",
+    "lora_embedding_A": "",
+    "lora_embedding_B": "",
+    "lora_magnitude_vector": r"(?:\.weight)?",
+}
+_PARTS = {
+    "loha": dict.fromkeys((f"hada_{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b")), ""),
+    "lokr": dict.fromkeys(
+        (f"lokr_{part}" for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")), ""
+    ),
+    "vera": dict.fromkeys(("vera_lambda_b", "vera_lambda_d"), ""),
+    "trainable_tokens": {},
+}
+"""Names of a kind's parts and what follows them; an adapter's name may stand between the two."""
+
+_NEEDED = {
+    "dora": {"A", "B", "magnitude"},
+    "loha": set(_PARTS["loha"]),
+    "lokr": set[str](),
+    "vera": set(_PARTS["vera"]),
+    "trainable_tokens": set[str](),
+}
+_FACTORS = {"lora_A": "A", "lora_B": "B", "lora_magnitude_vector": "magnitude"}
+_EMBEDDING = {"lora_embedding_A": "B", "lora_embedding_B": "A"}
+"""An embedding's weight (tokens, dimensions) is (B A)^T, so its two factors change places."""
+
+_WRAPPED = ".base_layer.out_proj"
+"""End of the second matrix of a MultiheadAttention, which PEFT wraps within the wrapped module.
+
+Its forward pass and its merge both add that update twice (peft/tuners/lora/layer.py, up to 0.21).
+"""
+_TOKENS = re.compile(r"(.+?)(?:\.token_adapter)?\.trainable_tokens_delta(?:\.([^.]+))?")
+_BASE_LAYER = re.compile(r"(.+?)(?:\.token_adapter)?\.base_layer\.weight")
+_BIAS = re.compile(r"(.+)\.lora_B(?:\.[^.]+)?\.bias")
+_METHOD = re.compile(
+    r"(?:(.*?)[._])?(?:lora|hada|lokr|vera|oft|boft|ia3|dora|fourier|trainable_tokens)_"
+)
+"""Names with these words belong to a method; where they aren't understood, it isn't read."""
+
+
+def read_peft(weights: Weights, config: Mapping[str, Any], where: str) -> Content:
+    """Sort the tensors of an adapter that PEFT saved."""
+    settings = read_settings(config, f"{where}: {CONFIG_NAME}")
+    kind = settings.kind
+    names = _Names(weights, settings, where)
+    modules = names.sorter.whole_modules()
+    if not (modules or names.saved or names.token_rows):
+        raise InputError(f"{where}: holds no tensors of an adapter; give another file")
+    if kind == "vera" and set(names.shared) != {"vera_A", "vera_B"}:
+        raise InputError(
+            f"{where}: VeRA without its projections vera_A and vera_B; "
+            "train or save it with save_projection=True"
+        )
+    scalings: dict[str, float] = {}
+    flags: list[str] = []
+    if kind not in _PARTS:
+        ranks = checked_ranks(weights, modules, where)
+        scalings, flags = settings.scalings(ranks, where)
+    for module in names.doubled & scalings.keys():
+        scalings[module] *= 2
+        flags.append(f"{shown(module)}: twice its factors' product, as PEFT's model adds it twice")
+    bias_updates: dict[str, tuple[str, float]] = {}
+    for module, tensor in names.biases.items():
+        if module in scalings and f"{module}.bias" not in names.saved:
+            bias_updates[f"{module}.bias"] = tensor, scalings[module]
+        else:
+            names.sorter.leave_out(tensor, "a bias of lora_B beside the module's own")
+    return Content(
+        kind=kind,
+        config=config,
+        modules=modules,
+        scalings=scalings,
+        embeddings=frozenset(names.embeddings),
+        components={},
+        shared=names.shared,
+        saved=names.saved,
+        token_rows=names.token_rows,
+        token_indices={name: settings.token_indices(name, where) for name in names.token_rows},
+        bias_updates=bias_updates,
+        base_layers=names.base_layers,
+        assumed=(),
+        flags=(*settings.flags, *names.flags, *flags),
+        left_out=names.sorter.left_out(),
+    )
+
+
+class _Names:
+    """The names of one adapter, sorted."""
+
+    def __init__(self, weights: Weights, settings: Settings, where: str) -> None:
+        self._weights, self._where, self._kind = weights, where, settings.kind
+        stems = _PARTS.get(self._kind, _LORA)
+        self._ends = [
+            (stem, re.compile(rf"(.+)\.{stem}(?:\.(?!weight$)([^.]+))?{end}"))
+            for stem, end in stems.items()
+        ]
+        self.sorter = Sorter(weights, where, needed=_NEEDED.get(self._kind, {"A", "B"}))
+        self.embeddings: set[str] = set()
+        self.shared: dict[str, str] = {}
+        self.saved: dict[str, str] = {}
+        self.token_rows: dict[str, str] = {}
+        self.base_layers: dict[str, str] = {}
+        self.doubled: set[str] = set()
+        self.biases: dict[str, str] = {}
+        self.flags: list[str] = []
+        self._forms: dict[str, bool] = {}
+        self._refuse_unreadable()
+        parsed = {name: self._parsed(name) for name in weights.names()}
+        adapters = sorted({found[2] for found in parsed.values() if found and found[2]})
+        if len(adapters) > 1:
+            raise InputError(
+                f"{where}: holds the adapters {', '.join(map(shown, adapters))} in one file; "
+                "save one of them: model.save_pretrained(..., selected_adapters=[...])"
+            )
+        wrapper = ".modules_to_save." + "".join(f"{adapter}." for adapter in adapters)
+        for name, found in parsed.items():
+            if found is None:
+                self._take_other(name, wrapper)
+            else:
+                self._take_part(name, *found[:2])
+
+    def _refuse_unreadable(self) -> None:
+        for name, reason in self._weights.skipped.items():
+            if reason.startswith("empty") or _METHOD.match(name):
+                raise InputError(
+                    f"{self._where}: tensor {shown(name)} can't be read ({reason}); it was saved "
+                    "unfinished (ZeRO-3 shards?): save the adapter again"
+                )
+
+    def _parsed(self, name: str) -> tuple[str, str, str | None] | None:
+        """Return what a name is a part of: the kind of part, the module, the adapter's name."""
+        for stem, end in self._ends:
+            if found := end.fullmatch(name):
+                return stem, found[1], found[2]
+        tokens = _TOKENS.fullmatch(name)
+        return None if tokens is None else ("tokens", tokens[1], tokens[2])
+
+    def _take_part(self, name: str, stem: str, module: str) -> None:
+        """Take a part of a module, or the rows of trained tokens."""
+        if stem == "tokens":
+            self.token_rows[f"{module}.weight"] = name
+            return
+        if stem == "lora_magnitude_vector" and self._kind != "dora":
+            raise InputError(
+                f"{self._where}: module {shown(module)} has a DoRA magnitude, but the config "
+                "says use_dora false; config and weights are of different runs: save it again"
+            )
+        if _WRAPPED in module:
+            module = module.replace(_WRAPPED, _WRAPPED.removeprefix(".base_layer"))
+            self.doubled.add(module)
+        embedding = stem in _EMBEDDING
+        self._refuse_mixed(module, name, embedding=embedding)
+        if embedding:
+            self.embeddings.add(module)
+        part = (_EMBEDDING if embedding else _FACTORS).get(stem, stem)
+        self.sorter.add(module, part, name, transposed=embedding)
+
+    def _refuse_mixed(self, module: str, name: str, *, embedding: bool) -> None:
+        if embedding and self._kind != "lora":
+            raise InputError(
+                f"{self._where}: {self._kind} on the embedding {shown(module)} can't be read "
+                "exactly; merge it into the base with PEFT and compare checkpoints"
+            )
+        self._forms.setdefault(module, embedding)
+        if self._forms[module] != embedding:
+            raise InputError(
+                f"{self._where}: module {shown(module)} mixes factors of an embedding and of a "
+                f"linear map ({shown(name)}); one of them doesn't belong: save the adapter again"
+            )
+
+    def _take_other(self, name: str, wrapper: str) -> None:
+        """Take what is no part of a module: copies, biases, weights trained in full."""
+        if self._kind == "vera" and name in ("base_model.vera_A", "base_model.vera_B"):
+            self.shared[name.removeprefix("base_model.")] = name
+            return
+        if copy := _BASE_LAYER.fullmatch(name):  # frozen, and saved only beside an embedding
+            self.base_layers[copy[1]] = name
+            self.sorter.pass_over(name)
+            return
+        if bias := _BIAS.fullmatch(name):
+            self.flags.append(f"{shown(name)} adds a bias that is no part of the weight's update")
+            self.biases[bias[1]] = name
+            return
+        method = _METHOD.match(name)
+        if method is not None:
+            self.sorter.spoil(
+                method[1] or "",
+                name,
+                f"tensor {shown(name)} belongs to a method that can't be read exactly as "
+                f"{self._kind}",
+                "merge it into the base in its own library and compare checkpoints",
+            )
+            return
+        # with bias="all" PEFT also writes its wrapper's own copies; it doesn't load them
+        plain = name.replace(".base_layer.", ".").replace(wrapper, ".")
+        plain = plain.replace(".modules_to_save.", ".")
+        if ".original_module." in name or (".modules_to_save." in name and plain in self._weights):
+            self.sorter.pass_over(name)
+            return
+        if plain in self.saved:
+            raise InputError(
+                f"{self._where}: {shown(self.saved[plain])} and {shown(name)} are the same weight; "
+                "save the adapter again"
+            )
+        self.saved[plain] = name

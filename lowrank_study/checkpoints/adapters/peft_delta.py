@@ -1,0 +1,124 @@
+"""The dense update of LoHa, LoKr and VeRA, computed by PEFT itself on one layer.
+
+A throwaway linear layer of the base's shape gets the adapter's tensors, and PEFT's
+`get_delta_weight` gives the update: its own formula, one module in memory at a time.
+"""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from lowrank_study.checkpoints.paths import shown
+from lowrank_study.checkpoints.tensors import Array
+from lowrank_study.errors import InputError
+
+_KEYS = (
+    "r",
+    "alpha",
+    "use_effective_conv2d",
+    "decompose_both",
+    "decompose_factor",
+    "projection_prng_key",
+    "save_projection",
+)
+
+
+def peft_delta(
+    config: Mapping[str, Any],
+    parts: Mapping[str, Array],
+    shape: tuple[int, ...],
+    where: str,
+) -> Array:
+    """Return delta_OI of one linear module in float64.
+
+    Args:
+        config: the adapter's checked config; only numbers are taken from it.
+        parts: PEFT's parameter names to their values.
+        shape: (out, in) of the base weight.
+        where: opens the errors.
+
+    Raises:
+        InputError: the tensors don't fit the shape.
+    """
+    import torch
+
+    numbers = _checked_numbers(config, parts, where)
+    layer = _layer_of(config["peft_type"], numbers, shape, where)
+    held: dict[str, Any] = {}
+    for name in layer.adapter_layer_names + layer.other_param_names:
+        table = getattr(layer, name)
+        if hasattr(table, "keys") and "default" in table and torch.is_tensor(table["default"]):
+            held[name] = table["default"]
+    if set(parts) != set(held):
+        raise InputError(
+            f"{where}: has {', '.join(sorted(parts))}, PEFT expects {', '.join(sorted(held))} "
+            f"for a {list(shape)} weight; give the base it was trained on"
+        )
+    with torch.no_grad():
+        for name, value in parts.items():
+            values = torch.from_numpy(value.astype(np.float64))
+            fits = values.shape == held[name].shape or (
+                name in ("vera_A", "vera_B")
+                and values.ndim == 2
+                and all(a >= b for a, b in zip(values.shape, held[name].shape, strict=True))
+            )
+            if not fits:
+                raise InputError(
+                    f"{where}: {name} is {list(values.shape)}, a {list(shape)} weight needs "
+                    f"{list(held[name].shape)}; give the base it was trained on"
+                )
+            held[name].data = values
+        delta = layer.get_delta_weight("default")
+    return np.asarray(delta.numpy(), np.float64)
+
+
+def _checked_numbers(
+    config: Mapping[str, Any], parts: Mapping[str, Array], where: str
+) -> dict[str, int | float | bool]:
+    """Return the settings that are part of the formula."""
+    if config.get("rank_pattern") or config.get("alpha_pattern"):
+        raise InputError(
+            f"{where}: rank_pattern or alpha_pattern of {config['peft_type']} can't be read "
+            "exactly; merge it into the base with PEFT and compare checkpoints"
+        )
+    numbers = {key: config[key] for key in _KEYS if config.get(key) is not None}
+    if not all(type(value) in (int, float, bool) for value in numbers.values()):
+        raise InputError(f"{where}: settings {shown(numbers)} are not numbers; save it again")
+    rank = {"LOHA": "hada_w1_a", "VERA": "vera_lambda_d"}.get(config["peft_type"])
+    if rank is not None and parts[rank].shape[-1:] != (config["r"],):
+        raise InputError(
+            f"{where}: {rank} has shape {list(parts[rank].shape)}, its config says rank "
+            f"{shown(config['r'])}; "
+            "config and weights are of different runs: save it again"
+        )
+    return numbers
+
+
+def _layer_of(
+    peft_type: str, numbers: Mapping[str, Any], shape: tuple[int, ...], where: str
+) -> Any:
+    """Build PEFT's adapted linear layer of a shape, with random parts, in float64."""
+    import torch
+    from peft import LoHaConfig, LoKrConfig, VeraConfig, get_peft_model
+    from torch import nn
+
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(shape[1], shape[0], bias=False)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.layer(x)
+
+    classes = {"LOHA": LoHaConfig, "LOKR": LoKrConfig, "VERA": VeraConfig}
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")
+            model = get_peft_model(
+                Holder(), classes[peft_type](target_modules=["layer"], **numbers)
+            ).double()
+    except (ValueError, RuntimeError, TypeError, AssertionError) as error:
+        raise InputError(f"{where}: PEFT can't build it ({shown(error, 100)})") from None
+    return model.base_model.model.layer

@@ -1,0 +1,112 @@
+"""Whether two checkpoints can be compared at all: one architecture, both whole models.
+
+config = shared_config(before, after)      # the config.json to read both by
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from lowrank_study.checkpoints.fused import models_within
+from lowrank_study.checkpoints.paths import shown
+from lowrank_study.checkpoints.weights import Weights
+from lowrank_study.errors import InputError
+
+_SIZES = (
+    "gguf_architecture",
+    "hidden_size",
+    "n_embd",
+    "num_attention_heads",
+    "n_head",
+    "num_key_value_heads",
+    "num_kv_heads",
+    "head_dim",
+    "multi_query",
+    "new_decoder_architecture",
+)
+"""Settings of config.json that have to agree: two of one shape could be cut apart differently."""
+
+_ADAPTER_PART = re.compile(
+    r"(?:^|\.)(lora_(?:A|B|a|b|down|up|embedding_A|embedding_B|magnitude_vector)|modules_to_save|"
+    r"(?:\w+_)?lora(?=\.(?:down|up)\.)|lora_linear_layer|"
+    r"original_module|hada_w\d_[ab]|lokr_w\d(?:_[ab])?|vera_lambda_[bd]|boft_R|oft_[rR]|ia3_l)"
+    r"(?:\.|$)"
+)
+"""Parts of names that only an adapter's wrapper puts into a model."""
+
+_WITH_ADAPTERS = ("phi4_multimodal", "phi4mm")
+"""Models that have adapters of their own, under these same names."""
+
+
+def shared_config(before: Weights, after: Weights) -> Mapping[str, Any]:
+    """Return the config.json to read both checkpoints by.
+
+    One has to decide for both: a square (in, out) matrix would not be noticed otherwise.
+
+    Raises:
+        InputError: they are of another architecture or size, or one is an unmerged adapter.
+    """
+    _check_sizes(before, after)
+    configs = before.config, after.config
+    for weights in (before, after):
+        _refuse_adapter(weights, configs)
+    return max(configs, key=_tells)
+
+
+def _tells(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Order configs by how much they tell: models that are named, then settings."""
+    return sum("model_type" in inner for inner in models_within(config)), len(config)
+
+
+def is_adapter(weights: Weights) -> bool:
+    """Whether a file holds an adapter alone, by the names of any format."""
+    names = weights.names()
+    return any(map(_ADAPTER_PART.search, names)) and not any(".base_layer." in n for n in names)
+
+
+def _check_sizes(before: Weights, after: Weights) -> None:
+    left, right = _same_part(before.config, after.config)
+    for key in ("model_type", *_SIZES):
+        values = left.get(key), right.get(key)
+        plain = all(isinstance(value, str | int) for value in values)
+        if plain and values[0] != values[1]:
+            raise InputError(
+                f"{key} is {shown(values[0])} in {shown(before.path)} and {shown(values[1])} in "
+                f"{shown(after.path)}; compare two checkpoints of one architecture"
+            )
+
+
+def _same_part(
+    before: Mapping[str, Any], after: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return the configs of what both have: a language model may be inside the other model."""
+    for inner in models_within(before):
+        if inner.get("model_type") == after.get("model_type"):
+            return inner, after
+    for inner in models_within(after):
+        if inner.get("model_type") == before.get("model_type"):
+            return before, inner
+    return before, after
+
+
+def _refuse_adapter(weights: Weights, configs: tuple[Mapping[str, Any], ...]) -> None:
+    """Refuse a model that was saved with its adapter beside the weights it changes.
+
+    How strongly the adapter counts (alpha) is nowhere in such a file.
+    """
+    if any(config.get("model_type") in _WITH_ADAPTERS for config in configs):
+        return
+    names = weights.names()
+    found = next((name for name in names if _ADAPTER_PART.search(name)), None)
+    if found is None:
+        return
+    if is_adapter(weights) and all(map(_ADAPTER_PART.search, names)):
+        raise InputError(
+            f"{shown(weights.path)}: is an adapter (tensor {shown(found)}), not a whole model; "
+            "give adapter=PATH base=PATH"
+        )
+    raise InputError(
+        f"{shown(weights.path)}: was saved with its adapter unmerged (tensor {shown(found)}), and "
+        "holds no alpha to scale it by; save model.merge_and_unload() from PEFT, or save the "
+        "adapter with model.save_pretrained() and give adapter=PATH base=PATH"
+    )

@@ -1,0 +1,82 @@
+"""How the experts of a mixture are stacked in one tensor: which axis is which, and gate and up.
+
+Most models store (experts, out, in). Some store (experts, in, out), and one model may be
+written either way, as transformers transposes Qwen3-VL's experts when it loads and saves them:
+
+    is_in_out("mlp.experts.w2", {"w2": (8, 768, 2048)}, [{"hidden_size": 2048}])     # True
+
+Where gate and up are fused in one tensor, `gate_and_up` tells their rows.
+"""
+
+from collections.abc import Mapping
+
+from lowrank_study.checkpoints.fused import Models
+
+_IN_OUT = (
+    "aria",
+    "aria_text",
+    "gpt_oss",
+    "llama4",
+    "llama4_text",
+    "openai_privacy_filter",
+    "qwen3_vl_moe",
+    "qwen3_vl_moe_text",
+)
+"""Models whose files hold (experts, in, out), asked where the sizes don't tell."""
+
+_FROM_HIDDEN = (
+    "gate_up_proj",
+    "gate_proj",
+    "up_proj",
+    "w1",
+    "w3",
+    "gate_and_up_projs",
+    "fc1",
+    "input_linear",
+)
+_TO_HIDDEN = ("down_proj", "w2", "down_projs", "fc2", "output_linear")
+
+STACKS = (*_FROM_HIDDEN, *_TO_HIDDEN)
+"""Last parts of the names of stacks."""
+
+_TURNS = ("gpt_oss", "openai_privacy_filter")
+"""Models in which rows of gate and up take turns; in all others gate comes first."""
+
+
+def holds_experts(module: str) -> bool:
+    """Whether a tensor of three axes is a stack of experts rather than a convolution."""
+    return any(word in module for word in ("experts", "_exps", "moe"))
+
+
+def is_in_out(module: str, shapes: Mapping[str, tuple[int, ...]], models: Models) -> bool:
+    """Whether a stack of experts is stored (experts, in, out).
+
+    The hidden size in the config decides, where it is the size of one axis only of this stack or
+    of another one of the same experts; otherwise the model_type does.
+
+    Args:
+        module: the module path.
+        shapes: shapes of the stacks of these experts by the last part of their module path.
+        models: of `fused.models_within`.
+    """
+    if "_exps" in module:  # GGUF's own names, always (out, in)
+        return False
+    own = module.rpartition(".")[2]
+    for leaf in sorted(shapes, key=lambda leaf: leaf != own):
+        for hidden in (model.get("hidden_size") for model in models):
+            first, second = (size == hidden for size in shapes[leaf][1:])
+            if first != second:
+                return first if leaf in _FROM_HIDDEN else second
+    return any(model.get("model_type") in _IN_OUT for model in models)
+
+
+def gate_and_up(rows: int, models: Models) -> tuple[int, dict[str, tuple[int, int]]]:
+    """Return the groups of rows of a fused `gate_up_proj`, and each part's rows in a group.
+
+    Args:
+        rows: out features of the fused matrix.
+        models: of `fused.models_within`.
+    """
+    if any(model.get("model_type") in _TURNS for model in models):
+        return rows // 2, {"gate_proj": (0, 1), "up_proj": (1, 2)}
+    return 1, {"gate_proj": (0, rows // 2), "up_proj": (rows // 2, rows)}

@@ -1,0 +1,33 @@
+"""What a file is, told by its first bytes: a format of weights, or something in their place."""
+
+from lowrank_study.checkpoints.paths import SourceFile, shown
+from lowrank_study.errors import InputError
+
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+
+
+def refuse_stand_in(file: SourceFile) -> None:
+    """Refuse what was downloaded in place of the weights: a pointer to them, or a web page."""
+    head = bytes(file.read(0, min(64, file.size)))
+    if head.startswith(b"version https://git-lfs"):
+        raise InputError(
+            f"{shown(file.path)}: is a git-lfs pointer, the weights themselves aren't here; run "
+            "`git lfs pull` in its folder, or download the file"
+        )
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        raise InputError(
+            f"{shown(file.path)}: is a web page instead of weights; download the file itself "
+            "(on the Hugging Face hub, its address has /resolve/ and not /blob/)"
+        )
+
+
+def format_of(file: SourceFile) -> str:
+    """Tell the format from the first bytes; the name decides only where they leave it open."""
+    head = bytes(file.read(0, min(9, file.size)))
+    if head[:4] == b"GGUF":
+        return "gguf"
+    if len(head) == 9 and head[5:] == b"\0\0\0{":
+        return "safetensors"
+    if head[:2] == b"PK" or (head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5")):
+        return "pickle"
+    return "pickle" if file.path.suffix.lower() in _PICKLE_SUFFIXES else "safetensors"

@@ -1,0 +1,113 @@
+"""One matrix that two checkpoints share: both sides of it, read whole or in blocks.
+
+    W0_OI, W_OI = match.read()
+
+Axis suffixes: O out features, I in features.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lowrank_study.checkpoints.matrices import Matrix
+from lowrank_study.checkpoints.tensors import Array
+
+_VOCABULARY = (
+    "embed_tokens",
+    "word_embeddings",
+    "wte",
+    "embed_in",
+    "embed_out",
+    "lm_head",
+    "shared",
+    "tok_embeddings",
+    "token_embd",
+    "output_embeddings",
+    "decoder",
+)
+"""Last parts of module paths whose rows are the tokens of a vocabulary."""
+
+_PRECISION = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
+"""From the finest step of a weight to the coarsest, down to magnitudes of about 1e-5."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Match:
+    """One matrix that both checkpoints have."""
+
+    name: str
+    """Module path, as in the tuned checkpoint."""
+    storage_dtype: str
+    """The coarser of the two storage dtypes."""
+    shape: tuple[int, int]
+    """(out, in) of what is compared: for a resized vocabulary, the rows both have."""
+    before: Matrix
+    """The pretrained one."""
+    after: Matrix
+    """The tuned one."""
+
+    def read(self) -> tuple[Array, Array]:
+        """Return (W0_OI, W_OI) exactly; for a resized vocabulary, the rows both have."""
+        rows = self.shape[0]
+        return self.before.read()[:rows], self.after.read()[:rows]
+
+    def read_blocks(self, entries: int) -> Iterator[tuple[slice, Array, Array]]:
+        """Yield (part, W0, W) in blocks of the longer axis, that axis first.
+
+        The same numbers as of `read`, of which only a block is in memory at a time. What can't
+        be read in parts (GGUF, PyTorch's own files, heads stored in turns) is held as a whole.
+
+        Args:
+            entries: most entries of a block, but for a single row or column.
+
+        Yields:
+            The part of the longer axis, and both matrices there: (part, shorter axis).
+        """
+        first = 0
+        blocks = (each.read_blocks(self.shape, entries) for each in (self.before, self.after))
+        for W0, W in zip(*blocks, strict=True):
+            yield slice(first, first + W0.shape[0]), W0, W
+            first += W0.shape[0]
+
+    @property
+    def is_single(self) -> bool:
+        """Whether both are read as float32, so that no sum of squares in float64 can overflow."""
+        return not any(
+            matrix.storage_dtype == "float64" or matrix.weights.is_scaled(matrix.tensor)
+            for matrix in (self.before, self.after)
+        )
+
+
+def match_of(name: str, before: Matrix, after: Matrix) -> Match | None:
+    """Return the match of two matrices, or None where their shapes differ.
+
+    Args:
+        name: module path in the tuned checkpoint; only a vocabulary may have other rows.
+        before: the pretrained one.
+        after: the tuned one.
+    """
+    rows = min(before.shape[0], after.shape[0])
+    if before.shape[1] != after.shape[1] or (
+        before.shape[0] != after.shape[0] and not is_vocabulary(name)
+    ):
+        return None
+    return Match(
+        name=name,
+        storage_dtype=coarser(before.storage_dtype, after.storage_dtype),
+        shape=(rows, before.shape[1]),
+        before=before,
+        after=after,
+    )
+
+
+def coarser(*dtypes: str) -> str:
+    """Return the storage dtype of fewest significant bits; GGUF's quantisations come after all."""
+    return max(dtypes, key=lambda dtype: _PRECISION.index(dtype) if dtype in _PRECISION else 99)
+
+
+def is_vocabulary(module: str) -> bool:
+    """Whether the rows of a module's weight are the tokens of a vocabulary, which may be resized.
+
+    Args:
+        module: its path; GGUF and Llama's own files call the head just "output".
+    """
+    return module == "output" or module.rpartition(".")[2] in _VOCABULARY

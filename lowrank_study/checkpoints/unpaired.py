@@ -1,0 +1,94 @@
+"""What of two checkpoints can't be compared, and how much of each that is.
+
+    in_parts(items, side="after", compared=1_000_000)
+    # [LeftOut(count=2304, ..., why="only in the tuned checkpoint: classifier")]
+
+Not counted is what holds no weights of its own: a vocabulary matrix that is tied to another, and
+buffers that the model's code computes.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+
+from lowrank_study.checkpoints.paths import shown
+from lowrank_study.left_out import LeftOut
+
+SIDES = ("before", "after")
+"""The pretrained checkpoint and the tuned one, as the command calls them."""
+
+_BUFFERS = (
+    "inv_freq",
+    "original_inv_freq",
+    "freqs_cis",
+    "cos_cached",
+    "sin_cached",
+    "masked_bias",
+    "attn_mask",
+    "causal_mask",
+    "relative_position_index",
+)
+"""Last parts of names of constants: positions, masks."""
+_NAMED = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unpaired:
+    """A tensor, or a matrix of one, that has nothing to be compared with."""
+
+    side: str
+    """One of `SIDES`."""
+    name: str
+    """Module path of a matrix, name of another tensor."""
+    parameters: int
+    """How many weights it holds; 0 where they are none of its own."""
+    is_matrix: bool
+    """Whether it is a matrix."""
+    why: str
+    """The reason."""
+
+
+def is_buffer(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is a constant of the model's code; GPT-2 calls its causal mask `bias`."""
+    leaf = name.rpartition(".")[2]
+    return leaf in _BUFFERS or (leaf == "bias" and len(shape) == 4 and shape[:2] == (1, 1))
+
+
+def in_parts(items: Iterable[Unpaired], *, side: str, compared: int) -> list[LeftOut]:
+    """Return what is left out of one checkpoint, a part for each reason.
+
+    Args:
+        items: what isn't compared.
+        side: one of `SIDES`.
+        compared: parameters of this checkpoint that are.
+    """
+    counted = [item for item in items if item.parameters]
+    total = compared + sum(item.parameters for item in counted)
+    by_reason: dict[str, list[Unpaired]] = {}
+    for item in counted:
+        by_reason.setdefault(_kind(item.why), []).append(item)
+    return [
+        LeftOut(
+            count=sum(item.parameters for item in group),
+            total=total,
+            unit="parameters",
+            of=side,
+            why=f"{reason}: {_examples(group)}",
+        )
+        for reason, group in by_reason.items()
+    ]
+
+
+def whole(side: str, name: str, shape: tuple[int, ...], why: str, *, is_matrix: bool) -> Unpaired:
+    """Return a tensor of which nothing is compared."""
+    return Unpaired(side=side, name=name, parameters=prod(shape), is_matrix=is_matrix, why=why)
+
+
+def _kind(why: str) -> str:
+    return "another shape" if why.startswith("shape ") else why
+
+
+def _examples(group: list[Unpaired]) -> str:
+    names = list(dict.fromkeys(item.name for item in group))
+    told = ", ".join(shown(name, 80) for name in names[:_NAMED])
+    return told if len(names) <= _NAMED else f"{told} and {len(names) - _NAMED} more"

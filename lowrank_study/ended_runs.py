@@ -1,0 +1,148 @@
+"""An ended run as it lies in the run store: read, and compared with what it wrote.
+
+>>> run = read_run(Path("results/runs") / run_id, run_id)
+>>> run.check_files("checkpoint/")     # refuses files that have changed since
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lowrank_study.errors import InputError
+from lowrank_study.hashing import sha256_of_file
+from lowrank_study.spec import RunSpec, from_mapping
+
+STATUSES = ("done", "diverged", "failed")
+
+
+class DamagedRun(InputError):
+    """An ended run whose record or specification can't be used: it counts as not ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedRun:
+    """An ended run, as the store gives it."""
+
+    spec: RunSpec
+    status: str
+    """`done`, `diverged` or `failed`."""
+    record: Mapping[str, Any]
+    """What was measured: metrics, parameters, seconds, memory, provenance, or the reason."""
+    folder: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        """Folder of the saved weights: a model, or an adapter in PEFT's layout."""
+        return self.folder / "checkpoint"
+
+    @property
+    def checkpoint_sha256(self) -> str | None:
+        """One SHA-256 over the names and hashes of the checkpoint's files.
+
+        `None` for a run that is older than these hashes.
+        """
+        hashes = self._hashes("checkpoint/")
+        return hashlib.sha256(json.dumps(hashes).encode()).hexdigest() if hashes else None
+
+    def check_files(self, start: str) -> None:
+        """Compare the run's files with the hashes that were recorded when it ended.
+
+        Parameters
+        ----------
+        start
+            What their paths begin with: `checkpoint/`, or a file's name. A run that is older than
+            these hashes has nothing to compare.
+
+        Raises
+        ------
+        InputError
+            A file is missing, can't be read, or is not the one that the run wrote.
+        """
+        for path, recorded in self._hashes(start).items():
+            file = self.folder / path
+            remedy = f"remove the folder {self.folder} and run the sweep again"
+            try:
+                found = sha256_of_file(file)
+            except OSError as error:
+                raise InputError(f"{file} can't be read ({error.strerror}): {remedy}") from error
+            if found != recorded:
+                raise InputError(
+                    f"{file} has changed since the run wrote it (SHA-256 {found[:12]}…, "
+                    f"{recorded[:12]}… was recorded): {remedy}"
+                )
+
+    def _hashes(self, start: str) -> dict[str, str]:
+        recorded = self.record.get("sha256", {})
+        return {path: recorded[path] for path in sorted(recorded) if path.startswith(start)}
+
+
+def read_run(folder: Path, run_id: str) -> TrainedRun | None:
+    """Read an ended run from a folder; `None` if there is no record in it.
+
+    Raises
+    ------
+    DamagedRun
+        What is there can't be that run.
+    InputError
+        The disk does not give it.
+    """
+    path = folder / "record.json"
+    if not path.is_file():
+        return None
+    remedy = "run its sweep again, which moves it aside and trains the run anew"
+    try:
+        record = json_in(path)
+        if not isinstance(record, dict) or record.get("status") not in STATUSES:
+            raise DamagedRun(f"{path} is damaged: {remedy}")
+        spec = spec_in(folder / "spec.json", run_id, remedy=remedy)
+    except DamagedRun:
+        if not path.is_file():  # moved aside while it was read
+            return None
+        raise
+    return TrainedRun(spec=spec, status=record["status"], record=record, folder=folder)
+
+
+def status_in(folder: Path, run_id: str) -> str:
+    """Return the status of the run in a folder, or `damaged` if it holds no whole run."""
+    try:
+        run = read_run(folder, run_id)
+    except DamagedRun:
+        return "damaged"
+    return "damaged" if run is None else run.status
+
+
+def spec_in(path: Path, run_id: str, *, remedy: str) -> RunSpec:
+    """Read a specification, and verify that it is the one that the run's id was made from.
+
+    Raises
+    ------
+    DamagedRun
+        It is not, or is missing.
+    """
+    try:
+        spec = from_mapping(json_in(path))
+        whole = spec.run_id == run_id
+    except (ValueError, TypeError, KeyError, AttributeError):
+        whole = False
+    if not whole:
+        raise DamagedRun(f"{path} is damaged: {remedy}")
+    return spec
+
+
+def json_in(path: Path) -> Any:
+    """Read JSON; `None` if there is none.
+
+    Raises
+    ------
+    InputError
+        The disk does not give the file.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, FileNotFoundError):
+        return None
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror}") from error

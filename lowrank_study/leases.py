@@ -1,0 +1,358 @@
+"""The right to write one run: one worker has it at a time, and loses it by falling silent.
+
+Below the run store's folder:
+
+    .running/<run_id>/<token>/lease.json   who holds the run, its progress, a count of heartbeats
+    .running/<run_id>/<token>/run/         what the worker writes: the ended run to be
+    .gone/                                 what was taken away from a worker, being deleted
+
+A worker takes a run by renaming a complete folder onto `.running/<run_id>`, which succeeds only
+while that is absent or empty. It is taken from a worker by renaming its `<token>` folder away, and
+ended by renaming its `run` folder to the run's place in the store. Each of these succeeds once, and
+every path that a worker writes to holds its own token: one that was stopped, lost its run and woke
+up again finds nothing of another's to change.
+
+No clocks are compared. A lease is stale when a watcher has seen the same heartbeat for
+`STALE_SECONDS` of its own clock, however far the clocks of two machines are apart. A process that
+has died is noticed at once if it ran under this kernel and in this process namespace, which equal
+host names do not prove.
+
+This relies on what POSIX and NFS promise: the rename of a folder is atomic, replaces an absent or
+empty folder, and refuses any other. It needs no file locks. A reply that the network lost and the
+client asked for again looks like a failure, so the outcome of a failed rename is looked up.
+"""
+
+import errno
+import json
+import os
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+from lowrank_study.files import flush_to_disk, write_json
+from lowrank_study.hashing import sha256_of_file
+from lowrank_study.machine import is_alive, process_space
+from lowrank_study.spec import RunSpec, to_mapping
+
+HEARTBEAT_SECONDS = 1.0
+STALE_SECONDS = 120.0
+_LONGEST_GAP = 5.0
+"""Seconds between two looks that count as silence: a watcher may have been suspended with the
+worker that it watches."""
+_LEASE_BYTES = 1024
+"""A lease is overwritten in place, in one piece of this size: on a full disk too."""
+_TAKEN = (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST)
+"""What a rename fails with when another worker was first."""
+
+
+class LeaseLost(RuntimeError):
+    """Another worker has taken the run over, or its folder was removed."""
+
+
+class Lease:
+    """The right to write one run, kept by a heartbeat until the run is committed or released."""
+
+    def __init__(
+        self, spec: RunSpec, holder: Path, *, owner: Mapping[str, Any], store: Path
+    ) -> None:
+        self.spec = spec
+        self.run_id = spec.run_id
+        self.folder = holder / "run"
+        """Where the run is written; it becomes the ended run's folder."""
+        self.progress = 0.0
+        """Share of the run that is done, shown to whoever watches the store."""
+        self._holder, self._gone, self._ended = holder, store / ".gone", store / self.run_id
+        self._owner, self._beats = owner, 0
+        self._over, self._lost = threading.Event(), threading.Event()
+        self._heart = threading.Thread(target=self._beat, daemon=True)
+        self._heart.start()
+
+    @property
+    def token(self) -> str:
+        """The name of this attempt at the run, used once."""
+        return self._holder.name
+
+    def advance(self, progress: float) -> None:
+        """Tell the share of the run that is done.
+
+        Raises
+        ------
+        LeaseLost
+            Going on is useless: the run is another worker's by now.
+        """
+        self.progress = progress
+        if self._lost.is_set():
+            raise self._loss()
+
+    def commit(self, *, status: str, record: Mapping[str, Any]) -> None:
+        """End the run: everything in its folder, with its record, becomes visible at once.
+
+        Only a run that is done keeps its checkpoint and predictions. The record gets their SHA-256.
+
+        Raises
+        ------
+        LeaseLost
+            The run was taken over or has ended; what was written of it is removed.
+        OSError
+            The disk is full, say. The lease is still held.
+        """
+        if status != "done":
+            shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
+            (self.folder / "predictions.parquet").unlink(missing_ok=True)
+        try:
+            hashes = sha256_of_results(self.folder)
+            made = {"status": status, "attempt": self.token, "sha256": hashes}
+            write_json(self.folder / "record.json", {**record, **made})
+            for file in self.folder.rglob("*"):
+                if file.is_file():
+                    flush_to_disk(file)
+        except FileNotFoundError:
+            raise self._loss() from None
+        # A worker that was taken over may have made its folder anew, by writing into it. Only the
+        # folder that came with the lease has a specification.
+        if not (self.folder / "spec.json").is_file():
+            raise self._loss()
+        try:
+            os.rename(self.folder, self._ended)
+        except OSError as error:
+            if error.errno not in _TAKEN:
+                raise
+            if _attempt(self._ended) != self.token:
+                raise self._loss() from None
+        flush_to_disk(self._ended.parent)
+        self.release()
+
+    def release(self) -> None:
+        """Give the run back; what was written of it and not committed is removed."""
+        self._over.set()
+        self._heart.join()
+        take_away(self._holder, self._gone)
+        with suppress(OSError):  # the next worker's by now, or removed
+            self._holder.parent.rmdir()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._over.is_set():
+            self.release()
+
+    def _loss(self) -> LeaseLost:
+        self.release()
+        return LeaseLost(
+            f"{self.run_id}: another worker has taken it over, or its folder was removed; "
+            "this attempt is dropped"
+        )
+
+    def _beat(self) -> None:
+        while not self._over.wait(HEARTBEAT_SECONDS):
+            self._beats += 1
+            try:
+                # Not created: a lease that was taken away must not come back.
+                with (self._holder / "lease.json").open("r+b") as file:
+                    file.write(lease_text(self._owner, beats=self._beats, progress=self.progress))
+            except FileNotFoundError:
+                self._lost.set()
+                return
+            except OSError:  # of the network, for a moment: the next beat comes
+                continue
+
+
+class Leases:
+    """Takes, watches and takes over the leases of a run store.
+
+    Parameters
+    ----------
+    folder
+        The run store's.
+    worker
+        A name of this process that no other has, on whatever machine.
+    """
+
+    def __init__(self, folder: Path, *, worker: str) -> None:
+        self._store = folder
+        self._running, self._gone = folder / ".running", folder / ".gone"
+        self._worker = worker
+        self._watched: dict[str, _Watch] = {}
+
+    def prepare(self) -> None:
+        """Make the folders, and remove what dead workers left behind."""
+        self._running.mkdir(parents=True, exist_ok=True)
+        self._gone.mkdir(exist_ok=True)
+        for left in _entries(self._gone):
+            _delete(left)
+        for slot in _entries(self._running):
+            if not slot.name.startswith("."):
+                self._is_free(slot.name)
+                with suppress(OSError):  # somebody has the run
+                    slot.rmdir()
+            elif not self._is_held(slot / slot.name[1:]):  # its maker died before it had the run
+                take_away(slot, self._gone)
+
+    def run_ids(self) -> set[str]:
+        """Return the runs that a living or dead worker has not ended."""
+        return {path.name for path in _entries(self._running) if not path.name.startswith(".")}
+
+    def take(self, spec: RunSpec) -> Lease | None:
+        """Take a run that no living worker holds; `None` if one does."""
+        for _ in range(3):  # one that tidies up may take away what is not in its place yet
+            if not self._is_free(spec.run_id):
+                return None
+            with suppress(FileNotFoundError):
+                return self._take(spec)
+        return None
+
+    def _take(self, spec: RunSpec) -> Lease | None:
+        token = uuid.uuid4().hex
+        made, slot = self._running / f".{token}", self._running / spec.run_id
+        owner = {"worker": self._worker, "pid": os.getpid(), "space": process_space()}
+        try:
+            made.mkdir()
+            (made / token).mkdir()
+            (made / token / "lease.json").write_bytes(lease_text(owner, beats=0, progress=0.0))
+            (made / token / "run").mkdir()
+            write_json(made / token / "run" / "spec.json", to_mapping(spec))
+            os.rename(made, slot)
+        except OSError as error:
+            if not (slot / token).is_dir():
+                shutil.rmtree(made, ignore_errors=True)
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                    return None
+                raise
+        return Lease(spec, slot / token, owner=owner, store=self._store)
+
+    def held(self, run_id: str) -> bool:
+        """Whether a worker that may be alive has the run."""
+        return any(self._is_held(holder) for holder in _entries(self._running / run_id))
+
+    def in_doubt(self, run_id: str) -> bool:
+        """Whether a worker has the run whose heart this process has not seen beat yet."""
+        return any(
+            self._is_held(holder) and not self._watch(holder).has_beaten
+            for holder in _entries(self._running / run_id)
+        )
+
+    def progress(self, run_id: str) -> float | None:
+        """Return the share of a run that is done; `None` if nobody has it."""
+        for holder in _entries(self._running / run_id):
+            with suppress(OSError):
+                share = _parsed((holder / "lease.json").read_bytes()).get("progress")
+                return share if isinstance(share, float) else 0.0
+        return None
+
+    def take_from(self, worker: str) -> list[str]:
+        """Take all its runs from a worker that has died, and return them."""
+        return [
+            run_id
+            for run_id in sorted(self.run_ids())
+            for holder in _entries(self._running / run_id)
+            if _owner(holder) == worker and take_away(holder, self._gone)
+        ]
+
+    def _is_free(self, run_id: str) -> bool:
+        """Take a run from the dead, and say whether it is free then."""
+        holders = _entries(self._running / run_id)
+        taken = [not self._is_held(h) and take_away(h, self._gone) for h in holders]
+        return all(taken)
+
+    def _is_held(self, holder: Path) -> bool:
+        try:
+            text = (holder / "lease.json").read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return False  # a holder appears together with its lease: this one is a left-over
+        except OSError:
+            return True  # of the network, for a moment: it says nothing of the worker
+        lease = _parsed(text)
+        if lease.get("space") == process_space() is not None and not is_alive(lease["pid"]):
+            return False
+        return self._watch(holder).silence(text) < STALE_SECONDS
+
+    def _watch(self, holder: Path) -> "_Watch":
+        return self._watched.setdefault(holder.name, _Watch())
+
+
+class _Watch:
+    """How long the lease of one worker has not changed, by this process's own clock."""
+
+    def __init__(self) -> None:
+        self.has_beaten = False
+        self._text: bytes | None = None
+        self._silent = self._looked = 0.0
+
+    def silence(self, text: bytes) -> float:
+        """Look at a lease, and return the seconds for which it has been seen unchanged."""
+        now = time.monotonic()
+        if text == self._text:
+            self._silent += min(now - self._looked, _LONGEST_GAP)
+        else:
+            self.has_beaten = self._text is not None
+            self._text, self._silent = text, 0.0
+        self._looked = now
+        return self._silent
+
+
+def lease_text(owner: Mapping[str, Any], *, beats: int, progress: float) -> bytes:
+    """Return the content of a lease, as long as any other."""
+    text = json.dumps({**owner, "beats": beats, "progress": progress})
+    return text.encode().ljust(_LEASE_BYTES - 1) + b"\n"
+
+
+def take_away(holder: Path, gone: Path) -> bool:
+    """Delete a worker's folder by renaming it first; whether it was this call that did it."""
+    aside = gone / uuid.uuid4().hex
+    try:
+        os.rename(holder, aside)
+    except FileNotFoundError:
+        return False
+    _delete(aside)
+    return True
+
+
+def sha256_of_results(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file of a run that others are made from, by its relative path."""
+    files = [*(folder / "checkpoint").rglob("*"), folder / "predictions.parquet"]
+    return {
+        file.relative_to(folder).as_posix(): sha256_of_file(file)
+        for file in sorted(files)
+        if file.is_file()
+    }
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _parsed(text: bytes) -> dict[str, Any]:
+    try:
+        lease = json.loads(text)
+    except ValueError:  # damaged: its worker is judged by whether the file changes
+        return {}
+    return lease if isinstance(lease, dict) and isinstance(lease.get("pid"), int) else {}
+
+
+def _owner(holder: Path) -> object:
+    with suppress(OSError):
+        return _parsed((holder / "lease.json").read_bytes()).get("worker")
+    return None
+
+
+def _attempt(ended: Path) -> object:
+    try:
+        return json.loads((ended / "record.json").read_bytes()).get("attempt")
+    except (OSError, ValueError, AttributeError):
+        return None

@@ -1,0 +1,91 @@
+"""The rounding floor of a difference of which a side was stored in float8 with scales.
+
+The step of a stored number is that of float8 times its scale. The dequantised number alone
+doesn't tell it: a weight of 0.02 may have been 20 in the file, with a step of 2, or 0.02.
+
+    floor = floor_of_scaled(match, update.W0_OI, update.delta_OI)
+
+Axis suffixes: O out features, I in features.
+"""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lowrank_study.checkpoints.pairing import Match
+from lowrank_study.spectra.noise import (
+    FLOAT_FORMATS,
+    NO_ROUNDING,
+    UNKNOWN_ROUNDING,
+    RoundingFloor,
+)
+from lowrank_study.spectra.spectrum import Spectrum
+from lowrank_study.spectra.updates import UpdateMatrix
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+
+def is_scaled(match: Match) -> bool:
+    """Whether either side of a match was stored in float8 with scales."""
+    return any(side.weights.is_scaled(side.tensor) for side in (match.before, match.after))
+
+
+def with_scaled_floor(spectrum: Spectrum, match: Match, update: UpdateMatrix) -> Spectrum:
+    """Return the spectrum of a match's update with the floor that its scales tell.
+
+    Args:
+        spectrum: As `spectrum.measure` gives it, from the numbers alone.
+        match: Of which `is_scaled` is true; its files still open.
+        update: The update that was measured.
+    """
+    assert update.W0_OI is not None
+    assert update.delta_OI is not None
+    floor = floor_of_scaled(match, update.W0_OI, update.delta_OI)
+    return replace(spectrum, rounding_edge=floor.edge, rounding_frobenius_norm=floor.frobenius_norm)
+
+
+def floor_of_scaled(match: Match, W0_OI: FloatArray, delta_OI: FloatArray) -> RoundingFloor:
+    """Estimate the rounding error in a difference, each side by its own steps.
+
+    As `noise.rounding_floor_of_difference`: half a step to either side of every entry, rows and
+    columns left out in which nothing changed.
+
+    Args:
+        match: The matrix in both checkpoints.
+        W0_OI: Before, as it was read.
+        delta_OI: W - W0.
+    """
+    changed = delta_OI != 0
+    rows, columns = changed.any(axis=1), changed.any(axis=0)
+    if not rows.any():
+        rows[:], columns[:] = True, True
+    variances = np.zeros((int(rows.sum()), int(columns.sum())))
+    kept = np.ix_(rows, columns)
+    for matrix, values_OI in ((match.before, W0_OI), (match.after, W0_OI + delta_OI)):
+        dtype = matrix.storage_dtype
+        if dtype not in FLOAT_FORMATS:
+            return UNKNOWN_ROUNDING
+        scales_OI = matrix.read_scales()
+        values = values_OI[kept].astype(np.float64)
+        scale = 1.0 if scales_OI is None else scales_OI[: values_OI.shape[0]][kept]
+        variances += (scale * _steps(values, scale, dtype)) ** 2 / 12.0
+    if not variances.any():
+        return NO_ROUNDING
+    by_row, by_column = variances.sum(axis=1), variances.sum(axis=0)
+    return RoundingFloor(
+        edge=math.sqrt(by_row.max()) + math.sqrt(by_column.max()),
+        frobenius_norm=math.sqrt(by_row.sum()),
+    )
+
+
+def _steps(values: FloatArray, scale: FloatArray | float, dtype: str) -> FloatArray:
+    """Return the step at each stored number, which is its value over the scale."""
+    bits, smallest = FLOAT_FORMATS[dtype]
+    with np.errstate(divide="ignore", invalid="ignore"):  # a scale of zero: no step either
+        stored = np.nan_to_num(np.abs(values / scale), posinf=0.0)
+    exponents = np.where(stored > 0.0, np.frexp(stored)[1] - bits, smallest)
+    steps: FloatArray = np.ldexp(1.0, np.maximum(exponents, smallest))
+    return steps

@@ -1,0 +1,108 @@
+"""How the runs of a sweep ended, for whoever asked for them: in words, and by the exit code.
+
+require_sweeps(config)      # before anything slow: is there such a sweep?
+check_sweeps(config)        # at the end: did any of its runs fail?
+"""
+
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lowrank_study.errors import InputError, Unfinished
+from lowrank_study.fields import Fields
+from lowrank_study.runs import RunStore, TrainedRun
+from lowrank_study.spec import Method
+
+
+def in_words(runs: Sequence[TrainedRun], *, sweep: str, results: Path) -> str:
+    """Say what became of runs, and where they are or how to go on with them."""
+    if len(runs) > 1:
+        counts = Counter(run.status for run in runs)
+        told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+        where = "" if results == Path("results") else " " + shlex.quote(f"results={results}")
+        command = f"python analysis/report.py sweep={sweep}{where}"
+        return f"{len(runs)} runs: {told}; {command} reports them"
+    [run] = runs
+    split = "test" if run.spec.train.read_test else "validation"
+    outcome = run.record.get("message") or f"{split} accuracy {run.record[split]['accuracy']:.3f}"
+    return f"{run.status}: {outcome}; everything is in {run.folder}"
+
+
+def incomplete(
+    runs: Sequence[TrainedRun], *, planned: int, sweep: str, allow_partial: bool
+) -> list[str]:
+    """Say, a line each, which runs failed or diverged, and what was left out of their data."""
+    lost = [run for run in runs if run.status != "done"]
+    lines = [f"{run.status}: {run.spec.run_id}: {run.record['message']}" for run in lost]
+    if lost:
+        lines.append(f"sweep {sweep}: {len(lost)} of {planned} runs failed or diverged")
+    if waiting := planned - len(runs):
+        lines.append(f"sweep {sweep}: {waiting} of {planned} runs have not ended")
+    parts = [part for run in runs for part in run.record.get("left_out", [])]
+    if parts and not allow_partial:
+        lines += [*dict.fromkeys(parts), "allow_partial=true accepts what was left out"]
+    return lines
+
+
+def check_complete(
+    runs: Sequence[TrainedRun], *, planned: int, sweep: str, allow_partial: bool
+) -> None:
+    """Make a command end with exit code 1 if what it was to read or make is not all there.
+
+    Raises
+    ------
+    Unfinished
+        With the lines of `incomplete`.
+    """
+    if lines := incomplete(runs, planned=planned, sweep=sweep, allow_partial=allow_partial):
+        raise Unfinished("\n".join(lines))
+
+
+def require_sweeps(config: Mapping[str, Any]) -> None:
+    """Refuse a sweep that was never planned, before anything slow is imported.
+
+    Raises
+    ------
+    InputError
+        There is no such sweep, or none of its runs is done.
+    """
+    fields = Fields("", config)
+    store = RunStore(fields.path_of("results") / "runs")
+    for name in fields.names("sweep"):
+        runs = store.ended(store.sweep(name))
+        if runs and not any(run.status == "done" for run in runs):
+            reasons = Counter(str(run.record.get("message")) for run in runs)
+            [(reason, count)] = reasons.most_common(1)
+            raise InputError(
+                f"sweep={name}: none of its {len(runs)} ended runs is done; {count} ended with: "
+                f"{reason}"
+            )
+
+
+def check_sweeps(
+    config: Mapping[str, Any], *, names: Sequence[str] = (), method: type[Method] | None = None
+) -> None:
+    """Apply `check_complete` to the sweeps that a command has read.
+
+    Args:
+        config: The command's settings: `sweep`, `results` and `allow_partial`.
+        names: Sweeps that it has made beside those.
+        method: Reads runs of this method only; None reads all.
+    """
+    fields = Fields("", config)
+    store = RunStore(fields.path_of("results") / "runs")
+    planned = store.sweeps()
+    lines: list[str] = []
+    for name in (*fields.names("sweep"), *(name for name in names if name in planned)):
+        run_ids = store.sweep(name)
+        runs = store.ended(run_ids)
+        read = [run for run in runs if method is None or isinstance(run.spec.method, method)]
+        waiting = len(run_ids) - len(runs) if method is None else 0
+        allow_partial = fields.flag("allow_partial")
+        lines += incomplete(
+            read, planned=len(read) + waiting, sweep=name, allow_partial=allow_partial
+        )
+    if lines:
+        raise Unfinished("\n".join(lines))

@@ -1,0 +1,337 @@
+"""LoRA of diffusers, ComfyUI and kohya's scripts, each against scaling * B @ A."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lowrank_study.checkpoints import open_adapter, open_weights
+from lowrank_study.errors import InputError
+
+WriteFile = Callable[..., Path]
+A = torch.arange(12.0).reshape(2, 6)
+B = torch.arange(10.0).reshape(5, 2) - 3
+BA = (B.double() @ A.double()).numpy()
+
+
+@pytest.fixture
+def write_file(tmp_path: Path) -> WriteFile:
+    """Write a LoRA in one file, with a header."""
+
+    def write(
+        tensors: dict[str, torch.Tensor],
+        metadata: dict[str, str] | None = None,
+        name: str = "lora.safetensors",
+    ) -> Path:
+        copies = {key: value.clone().contiguous() for key, value in tensors.items()}
+        save_file(copies, tmp_path / name, metadata=metadata)
+        return tmp_path / name
+
+    return write
+
+
+LAYOUTS = {
+    "diffusers": ("transformer.blocks.0.attn.to_q", "{m}.lora_A.weight", "{m}.lora_B.weight"),
+    "ComfyUI": ("diffusion_model.double_blocks.0.qkv", "{m}.lora_A.weight", "{m}.lora_B.weight"),
+    "ComfyUI, kohya's parts": (
+        "diffusion_model.double_blocks.0.qkv",
+        "{m}.lora_down.weight",
+        "{m}.lora_up.weight",
+    ),
+    "an adapter's name": (
+        "transformer.blocks.0.attn.to_q",
+        "{m}.lora_A.default.weight",
+        "{m}.lora_B.default.weight",
+    ),
+    "diffusers of 2023": ("unet.mid_block.to_q", "{m}.lora.down.weight", "{m}.lora.up.weight"),
+    "its text encoders": (
+        "text_encoder.text_model.encoder.layers.0.self_attn.q_proj",
+        "{m}.lora_linear_layer.down.weight",
+        "{m}.lora_linear_layer.up.weight",
+    ),
+    "kohya": (
+        "lora_unet_mid_block_to_q",
+        "{m}.lora_down.weight",
+        "{m}.lora_up.weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("alpha", [None, torch.tensor(1, dtype=torch.int64), torch.tensor(1.0)])
+def test_every_layout_is_read(write_file: WriteFile, layout: str, alpha: Any) -> None:
+    module, down, up = LAYOUTS[layout]
+    tensors = {down.format(m=module): A, up.format(m=module): B}
+    if alpha is not None:
+        tensors[f"{module}.alpha"] = alpha
+    with open_adapter(write_file(tensors)) as adapter:
+        assert adapter.modules() == [module]
+        scaling = 1.0 if alpha is None else 0.5
+        np.testing.assert_array_equal(adapter.delta(module), scaling * BA)
+        assert adapter.left_out == []
+        assert adapter.assumed == adapter.flags
+        assert ["no alpha" in text for text in adapter.assumed] == [True] * (alpha is None)
+
+
+@pytest.mark.parametrize(
+    ("stored", "module"),
+    [
+        ("unet.down.0.attn1.processor.to_q_lora", "unet.down.0.attn1.to_q"),
+        ("down.0.attn1.processor.to_out_lora", "down.0.attn1.to_out.0"),
+        ("unet.down.0.attn1.to_k_lora", "unet.down.0.attn1.to_k"),
+        ("mid.attn1.processor.add_v_proj_lora", "mid.attn1.add_v_proj"),
+    ],
+)
+def test_the_first_layout_of_diffusers_names_the_projection(
+    write_file: WriteFile, stored: str, module: str
+) -> None:
+    path = write_file({f"{stored}.down.weight": A, f"{stored}.up.weight": B})
+    with open_adapter(path) as adapter:
+        assert adapter.modules() == [module]
+        np.testing.assert_array_equal(adapter.delta(module), BA)
+
+
+FLAT = {"lora_unet_q.lora_down.weight": A, "lora_unet_q.lora_up.weight": B}
+
+
+def test_26_alpha_in_kohya_s_header_alone_is_read(write_file: WriteFile) -> None:
+    header = {"ss_network_dim": "2", "ss_network_alpha": "0.125"}
+    with open_adapter(write_file(FLAT, header)) as adapter:
+        assert adapter.factors("lora_unet_q").scaling == 0.0625
+        np.testing.assert_array_equal(adapter.delta("lora_unet_q"), 0.0625 * BA)
+        assert adapter.assumed == ()
+
+
+def test_26_a_module_s_own_alpha_comes_before_the_header_s(write_file: WriteFile) -> None:
+    header = {"ss_network_dim": "2", "ss_network_alpha": "0.125"}
+    tensors = FLAT | {
+        "lora_unet_q.alpha": torch.tensor(4, dtype=torch.int32),
+        "lora_unet_k.lora_down.weight": A,
+        "lora_unet_k.lora_up.weight": B,
+    }
+    with open_adapter(write_file(tensors, header)) as adapter:
+        assert adapter.factors("lora_unet_q").scaling == 2.0
+        assert adapter.factors("lora_unet_k").scaling == 0.0625
+
+
+def test_26_a_convolution_has_an_alpha_of_its_own_in_the_header(write_file: WriteFile) -> None:
+    down, up = torch.randn(4, 3, 3, 3), torch.randn(5, 4, 1, 1)
+    tensors = FLAT | {"lora_unet_conv.lora_down.weight": down, "lora_unet_conv.lora_up.weight": up}
+    header = {
+        "ss_network_dim": "2",
+        "ss_network_alpha": "1",
+        "ss_network_args": json.dumps({"conv_dim": "4", "conv_alpha": "2", "algo": "locon"}),
+    }
+    with open_adapter(write_file(tensors, header)) as adapter:
+        assert adapter.factors("lora_unet_q").scaling == 0.5
+        assert adapter.factors("lora_unet_conv").scaling == 0.5
+        expected = 0.5 * (up.flatten(1).double() @ down.flatten(1).double()).numpy()
+        np.testing.assert_allclose(adapter.delta("lora_unet_conv"), expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("alpha", ["Dynamic", "None", "", "nan", "-1", "1e999"])
+def test_26_an_alpha_that_is_no_number_is_said_to_be_missing(
+    write_file: WriteFile, alpha: str
+) -> None:
+    with open_adapter(write_file(FLAT, {"ss_network_alpha": alpha})) as adapter:
+        assert adapter.factors("lora_unet_q").scaling == 1.0
+        assert "no alpha for any module (1 of 1): taken as their rank" in adapter.assumed[0]
+
+
+def test_26_an_alpha_of_zero_in_the_header_is_the_rank_as_for_kohya(write_file: WriteFile) -> None:
+    with open_adapter(write_file(FLAT, {"ss_network_alpha": "0"})) as adapter:
+        assert adapter.factors("lora_unet_q").scaling == 1.0
+
+
+def test_26_a_header_of_another_rank_is_refused(write_file: WriteFile) -> None:
+    path = write_file(FLAT, {"ss_network_dim": "128", "ss_network_alpha": "8"})
+    with pytest.raises(InputError, match=r"has rank 2, the header says 128 and alpha 8.*\.alpha"):
+        open_adapter(path)
+
+
+def test_26_diffusers_header_has_a_config_for_each_model(write_file: WriteFile) -> None:
+    header = {
+        "transformer.r": 2,
+        "transformer.lora_alpha": 6,
+        "transformer.alpha_pattern": {"blocks.1.q": 1},
+        "text_encoder.r": 2,
+        "text_encoder.lora_alpha": 4,
+        "text_encoder.use_rslora": True,
+    }
+    modules = ["transformer.blocks.0.q", "transformer.blocks.1.q", "text_encoder.q"]
+    tensors = {f"{m}.lora_A.weight": A for m in modules} | {
+        f"{m}.lora_B.weight": B for m in modules
+    }
+    path = write_file(tensors, {"lora_adapter_metadata": json.dumps(header)})
+    with open_adapter(path) as adapter:
+        found = {module: adapter.factors(module).scaling for module in adapter.modules()}
+    assert found == dict(zip(modules, (3.0, 0.5, 4 / 2**0.5), strict=True))
+
+
+@pytest.mark.parametrize(
+    "alpha",
+    [torch.tensor([1, 2]), torch.tensor(torch.nan), torch.tensor(torch.inf), torch.ones(0)],
+    ids=str,
+)
+def test_an_alpha_that_is_not_one_number_is_refused(write_file: WriteFile, alpha: Any) -> None:
+    with pytest.raises(InputError, match=r"lora_unet_q\.alpha is not one number"):
+        open_adapter(write_file(FLAT | {"lora_unet_q.alpha": alpha}))
+
+
+def test_dora_s_magnitudes_are_read_with_the_base(write_file: WriteFile, write_model: Any) -> None:
+    torch.manual_seed(0)
+    W0, m = torch.randn(5, 6), torch.rand(5) + 0.5
+    tensors = {
+        "transformer.q.lora_A.weight": A,
+        "transformer.q.lora_B.weight": B,
+        "transformer.q.alpha": torch.tensor(1.0),
+        "transformer.q.lora_magnitude_vector.weight": m,
+    }
+    tuned = W0.double() + 0.5 * torch.from_numpy(BA)
+    expected = m.double()[:, None] * tuned / tuned.norm(dim=1, keepdim=True) - W0.double()
+    base = write_model({"q.weight": W0})
+    with open_adapter(write_file(tensors)) as adapter, open_weights(base) as weights:
+        assert adapter.kind == "dora"
+        with pytest.raises(InputError, match="give the base model"):
+            adapter.delta("transformer.q")
+        delta = adapter.delta("transformer.q", weights)
+    np.testing.assert_allclose(delta, expected.numpy(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("extra", "why"),
+    [
+        ("lora_unet_p.lora_up.weight", "a module has B but no A"),
+        ("lora_unet_p.hada_w1_a", "belongs to a method that can't be read exactly as LoRA"),
+        ("bundle_emb.token.string_to_param", "no part of an adapter that is known here"),
+        ("lora_unet_p.diff", "belongs to a method"),
+    ],
+)
+def test_what_is_not_used_is_left_out_with_its_share(
+    write_file: WriteFile, extra: str, why: str
+) -> None:
+    path = write_file(FLAT | {extra: torch.ones(1, 2)})
+    with open_adapter(path) as adapter:
+        assert adapter.modules() == ["lora_unet_q"]
+        (part,) = adapter.left_out
+    assert (part.count, part.total, part.unit, part.of) == (2, 24, "parameters", "adapter")
+    assert why in part.why
+    assert extra in part.why
+
+
+def test_a_module_that_another_method_changes_too_is_left_out_whole(write_file: WriteFile) -> None:
+    tensors = FLAT | {
+        "lora_unet_p.lora_down.weight": A,
+        "lora_unet_p.lora_up.weight": B,
+        "lora_unet_p.lora_mid.weight": torch.ones(2, 2),
+    }
+    with open_adapter(write_file(tensors)) as adapter:
+        assert adapter.modules() == ["lora_unet_q"]
+        assert sum(part.count for part in adapter.left_out) == 12 + 10 + 4
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"emb_params": A}, "textual inversion embedding, which changes no weight"),
+        ({"clip_g": A, "clip_l": B}, "textual inversion embedding"),
+        ({"model.q.weight": A}, "no adapter that can be read.*two checkpoints"),
+        (
+            {"q.lora_A.one.weight": A, "q.lora_B.one.weight": B, "k.lora_A.two.weight": A},
+            "holds the adapters one, two in one file",
+        ),
+        (
+            {"base_model.model.q.lora_A.weight": A, "base_model.model.q.lora_B.weight": B},
+            r"PEFT's names.*put the config beside it and call the file adapter_model\.safetensors",
+        ),
+        (
+            {"q.lora_A.weight": A.to(torch.int32), "q.lora_B.weight": B},
+            r"q\.lora_A\.weight.*int32",
+        ),
+        (
+            {
+                "a.lora_A.weight": A,
+                "a.lora_B.weight": B,
+                "a.lora_magnitude_vector": B[:, 0],
+                "b.lora_A.weight": A,
+                "b.lora_B.weight": B,
+            },
+            "some of its modules have DoRA magnitudes and some have none",
+        ),
+    ],
+)
+def test_what_is_no_lora_is_refused_by_its_name(
+    write_file: WriteFile, tensors: dict[str, torch.Tensor], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        open_adapter(write_file(tensors))
+
+
+PIPELINE = {
+    "unet.mid.to_q.lora_A.weight": A,
+    "unet.mid.to_q.lora_B.weight": B,
+    "text_encoder.layers.0.q.lora_A.weight": A,
+    "text_encoder.layers.0.q.lora_B.weight": B,
+}
+
+
+def test_one_model_of_a_pipeline_is_base_enough(write_file: WriteFile, write_model: Any) -> None:
+    unet = write_model({"mid.to_q.weight": torch.ones(5, 6)})
+    with open_adapter(write_file(PIPELINE)) as adapter, open_weights(unet) as base:
+        assert adapter.in_base("unet.mid.to_q", base)
+        assert not adapter.in_base("text_encoder.layers.0.q", base)
+        np.testing.assert_array_equal(adapter.delta("text_encoder.layers.0.q"), BA)
+        assert any(
+            flag.startswith("text_encoder: its 1 modules aren't in the base")
+            for flag in adapter.flags
+        )
+    other = write_model({"k.weight": torch.ones(5, 6)}, folder="other")
+    with (
+        open_adapter(write_file(PIPELINE)) as adapter,
+        open_weights(other) as base,
+        pytest.raises(InputError, match="is 0 times in the base model"),
+    ):
+        adapter.check_base(base)
+
+
+def test_a_base_that_fits_two_models_of_a_pipeline_is_refused(
+    write_file: WriteFile, write_model: Any
+) -> None:
+    tensors = {
+        f"{encoder}.q.lora_{part}.weight": value
+        for encoder in ("text_encoder", "text_encoder_2")
+        for part, value in (("A", A), ("B", B))
+    }
+    base = write_model({"q.weight": torch.ones(5, 6)})
+    with (
+        open_adapter(write_file(tensors)) as adapter,
+        open_weights(base) as weights,
+        pytest.raises(InputError, match="its text_encoder and its text_encoder_2 both fit"),
+    ):
+        adapter.check_base(weights)
+
+
+def test_kohya_s_names_are_found_in_a_checkpoint_of_all_models(
+    write_file: WriteFile, write_model: Any
+) -> None:
+    tensors = {
+        "lora_unet_input_blocks_1_q.lora_down.weight": A,
+        "lora_unet_input_blocks_1_q.lora_up.weight": B,
+        "lora_te1_text_model_k.lora_down.weight": A,
+        "lora_te1_text_model_k.lora_up.weight": B,
+    }
+    base = write_model(
+        {
+            "model.diffusion_model.input_blocks.1.q.weight": torch.ones(5, 6),
+            "conditioner.embedders.0.transformer.text_model.k.weight": torch.ones(5, 6),
+        }
+    )
+    with open_adapter(write_file(tensors)) as adapter, open_weights(base) as weights:
+        adapter.check_base(weights)
+        found = {adapter.base_tensor(module, weights) for module in adapter.modules()}
+        assert found == set(weights.names())

@@ -1,0 +1,303 @@
+"""Two checkpoints of one model pair whole, whichever version of the code wrote them."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
+
+from lowrank_study.checkpoints import Pairing, open_weights, pair
+from lowrank_study.checkpoints.architecture import is_adapter
+from lowrank_study.checkpoints.renames import canonical
+from lowrank_study.errors import InputError
+
+MakeModel = Callable[[str], Any]
+StateOf = Callable[[Any], dict[str, torch.Tensor]]
+
+
+def saved_twice(model: Any, folder: Path, own_state: StateOf) -> tuple[Path, Path]:
+    """Save a model by save_pretrained, and, with one added to every weight, by its own names."""
+    before, after = folder / "before", folder / "after"
+    model.save_pretrained(before)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 1.0
+    after.mkdir()
+    save_file(own_state(model), after / "model.safetensors")
+    shutil.copy(before / "config.json", after / "config.json")
+    return before, after
+
+
+def changes_of(pairing: Pairing) -> list[float]:
+    """How far each matrix is from having grown by one everywhere, as every one of them has."""
+    return [float(np.abs(W - W0 - 1).max()) for _, W0, W in pairing.read_matrices()]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Qwen2_5_VLForConditionalGeneration",
+        "Qwen3VLMoeForConditionalGeneration",
+        "LlavaForConditionalGeneration",
+        "Gemma3ForConditionalGeneration",
+        "MixtralForCausalLM",
+        "Qwen3MoeForCausalLM",
+        "ViTForImageClassification",
+    ],
+)
+def test_what_save_pretrained_renames_is_paired_with_the_names_of_the_code(
+    tmp_path: Path, random_model: MakeModel, own_state: StateOf, name: str
+) -> None:
+    before, after = saved_twice(random_model(name), tmp_path, own_state)
+    with open_weights(before) as left, open_weights(after) as right:
+        pairing = pair(left, right)
+        assert pairing.left_out() == []
+        assert pairing.left_out_matrices() == 0
+        changes = changes_of(pairing)
+        assert len(changes) >= 8
+        assert max(changes) < 1e-5
+
+
+def test_the_pair_of_the_report_is_compared_whole(write_model: Any) -> None:
+    W = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
+    before = {"model.layers.0.q.weight": W, "visual.b.weight": W}
+    after = {"model.language_model.layers.0.q.weight": W + 1, "model.visual.b.weight": W}
+    left = open_weights(write_model(before, folder="before"))
+    right = open_weights(write_model(after, folder="after"))
+    pairing = pair(left, right)
+    assert sorted(changes_of(pairing)) == [pytest.approx(0.0, abs=1e-6), 1.0]
+    assert pairing.left_out() == []
+    assert any("2 matrices have another name" in flag for flag in pairing.flags)
+    assert len(pair(right, left).matches) == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("language_model.model.layers.0.q", "model.language_model.layers.0.q"),
+        ("language_model.lm_head", "lm_head"),
+        ("vision_tower.vision_model.x", "model.vision_tower.x"),
+        ("LayerNorm.gamma", "LayerNorm.weight"),
+        ("conv.weight_v", "conv.parametrizations.weight.original1"),
+        ("a.block_sparse_moe.experts.1.w3.weight", "a.mlp.experts.1.up_proj.weight"),
+        ("vit.encoder.layer.0.output.dense.bias", "vit.layers.0.mlp.fc2.bias"),
+    ],
+)
+def test_old_and_new_names_are_one(old: str, new: str) -> None:
+    assert canonical(old) == canonical(new)
+
+
+@pytest.mark.parametrize("name", ["ls1.gamma", "model", "vision_model.layers.0.q", "text.beta"])
+def test_other_names_are_kept(name: str) -> None:
+    assert canonical(name) == name
+
+
+def test_names_that_would_coincide_are_not_renamed(write_model: Any) -> None:
+    state = {"model.a.weight": torch.ones(2, 2), "a.weight": torch.zeros(2, 2)}
+    left = open_weights(write_model(state, folder="before"))
+    right = open_weights(write_model(state, folder="after"))
+    assert {match.name for match in pair(left, right).matches} == {"model.a", "a"}
+
+
+def test_the_language_model_of_a_vision_language_model_is_one_with_the_text_model(
+    tmp_path: Path, random_model: MakeModel
+) -> None:
+    whole = random_model("Gemma3ForConditionalGeneration")
+    whole.save_pretrained(tmp_path / "whole")
+    text = transformers.Gemma3ForCausalLM(whole.config.text_config)
+    with torch.no_grad():
+        text.model.load_state_dict(whole.model.language_model.state_dict())
+        for parameter in text.parameters():
+            parameter += 1.0
+    text.save_pretrained(tmp_path / "text")
+    with open_weights(tmp_path / "whole") as left, open_weights(tmp_path / "text") as right:
+        assert right.config["model_type"] == "gemma3_text"
+        for pairing, grown in ((pair(left, right), 1), (pair(right, left), -1)):
+            found = [float(np.abs(W - W0 - grown).max()) for _, W0, W in pairing.read_matrices()]
+            assert len(found) == 8
+            assert max(found) < 1e-5
+        (part,) = pair(left, right).left_out()
+        assert part.of == "before"
+        assert "vision_tower" in part.why
+        in_tower = sum(
+            parameter.numel()
+            for name, parameter in whole.named_parameters()
+            if "vision_tower" in name or "projector" in name
+        )
+        assert part.count == in_tower
+
+
+def test_a_tied_head_that_one_file_stores_is_not_left_out(
+    tmp_path: Path, random_model: MakeModel
+) -> None:
+    model = random_model("Qwen2ForCausalLM")
+    model.save_pretrained(tmp_path / "once")
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert {"lm_head.weight", "model.embed_tokens.weight"} <= state.keys()
+    save_file(state, tmp_path / "twice.safetensors")
+    with (
+        open_weights(tmp_path / "once") as left,
+        open_weights(tmp_path / "twice.safetensors") as right,
+    ):
+        for pairing in (pair(left, right), pair(right, left)):
+            assert pairing.left_out() == []
+            assert "(tied), counted there" in pairing.skipped["lm_head"]
+    state["lm_head.weight"][0, 0] += 1.0
+    save_file(state, tmp_path / "untied.safetensors")
+    with (
+        open_weights(tmp_path / "once") as left,
+        open_weights(tmp_path / "untied.safetensors") as right,
+    ):
+        (part,) = pair(left, right).left_out()
+        assert (part.of, part.count) == ("after", 32 * 16)
+
+
+def test_buffers_and_counters_are_not_left_out(write_model: Any) -> None:
+    same = {"h.0.attn.q.weight": torch.ones(4, 4)}
+    more = {
+        "h.0.attn.bias": torch.ones(1, 1, 8, 8),
+        "h.0.attn.masked_bias": torch.tensor(-1e4),
+        "rotary.inv_freq": torch.ones(4),
+        "position_ids": torch.arange(8).reshape(1, 8),
+    }
+    left = open_weights(write_model(same | more, folder="before"))
+    right = open_weights(write_model(same, folder="after"))
+    assert pair(left, right).left_out() == []
+    assert pair(right, left).left_out() == []
+
+
+def test_what_is_no_matrix_is_compared_all_the_same(write_model: Any) -> None:
+    state = {
+        "embeddings.cls_token": torch.zeros(1, 1, 4),
+        "embeddings.position": torch.zeros(1, 5, 4),
+        "mlp.experts.down_proj_bias": torch.zeros(3, 4),
+        "q.weight": torch.zeros(4, 4),
+    }
+    left = open_weights(write_model(state, folder="before"))
+    right = open_weights(write_model({n: t + 1 for n, t in state.items()}, folder="after"))
+    pairing = pair(left, right)
+    assert pairing.left_out() == []
+    grown = {name: float((w - w0).min()) for name, w0, w in pairing.read_vectors()}
+    assert grown == dict.fromkeys(sorted(state.keys() - {"q.weight"}), 1.0)
+
+
+def test_left_out_shares_are_counted_in_parameters(write_model: Any) -> None:
+    before = {
+        "model.embed_tokens.weight": torch.randn(10, 4),
+        "q.weight": torch.ones(4, 4),
+        "gone.bias": torch.ones(4),
+    }
+    after = {
+        "model.embed_tokens.weight": torch.randn(12, 4),
+        "q.weight": torch.full((4, 4), float("nan")),
+        "classifier.weight": torch.ones(2, 4),
+    }
+    left = open_weights(write_model(before, folder="before"))
+    right = open_weights(write_model(after, folder="after"))
+    pairing = pair(left, right)
+    told = {(part.of, part.count, part.total) for part in pairing.left_out()}
+    assert told == {("before", 4, 60), ("after", 8, 72), ("after", 8, 72)}
+    assert len(pairing.left_out()) == 3  # the new rows and the new head
+    assert len(list(pairing.read_matrices())) == 1
+    told = {(part.of, part.count, part.total) for part in pairing.left_out()}
+    assert told == {("before", 4, 60), ("before", 16, 60), ("after", 8, 72), ("after", 16, 72)}
+
+
+def with_adapter(tmp_path: Path, random_model: MakeModel) -> tuple[Path, Any]:
+    """A BERT, and the same with LoRA on it, not merged."""
+    from peft import LoraConfig, get_peft_model
+
+    model = random_model("BertForMaskedLM")
+    model.save_pretrained(tmp_path / "base")
+    return tmp_path / "base", get_peft_model(model, LoraConfig(r=2, target_modules=["query"]))
+
+
+def test_a_model_with_its_adapter_unmerged_is_refused_by_name(
+    tmp_path: Path, random_model: MakeModel, own_state: StateOf
+) -> None:
+    base, wrapped = with_adapter(tmp_path, random_model)
+    save_file(own_state(wrapped), tmp_path / "dump.safetensors")
+    with (
+        open_weights(base) as left,
+        open_weights(tmp_path / "dump.safetensors") as right,
+        pytest.raises(InputError, match=r"adapter unmerged .*lora_A.*merge_and_unload\(\)"),
+    ):
+        pair(left, right)
+    wrapped.merge_and_unload().save_pretrained(tmp_path / "merged")  # the remedy
+    with open_weights(base) as left, open_weights(tmp_path / "merged") as right:
+        assert pair(left, right).left_out() == []
+
+
+def test_an_adapter_given_as_a_checkpoint_is_refused_by_name(
+    tmp_path: Path, random_model: MakeModel
+) -> None:
+    base, wrapped = with_adapter(tmp_path, random_model)
+    wrapped.save_pretrained(tmp_path / "adapter")
+    with (
+        open_weights(base) as left,
+        open_weights(tmp_path / "adapter" / "adapter_model.safetensors") as right,
+        pytest.raises(InputError, match=r"is an adapter .* give adapter=PATH base=PATH"),
+    ):
+        pair(left, right)
+
+
+def test_a_model_that_has_adapters_of_its_own_is_compared(write_model: Any) -> None:
+    state = {
+        "q.base_layer.weight": torch.ones(4, 4),
+        "q.lora_A.speech.weight": torch.ones(2, 4),
+        "q.lora_B.speech.weight": torch.ones(4, 2),
+    }
+    config = {"model_type": "phi4_multimodal"}
+    left = open_weights(write_model(state, config, folder="before"))
+    right = open_weights(write_model(state, config, folder="after"))
+    assert len(pair(left, right).matches) == 3
+
+
+def test_packed_weights_that_nobody_names_are_left_out_and_counted(write_model: Any) -> None:
+    state = {"q.weight": torch.ones(4, 4), "k.codes": torch.ones(8, 8, dtype=torch.int16)}
+    left = open_weights(write_model(state, folder="before"))
+    right = open_weights(write_model({"q.weight": torch.ones(4, 4)}, folder="after"))
+    (part,) = pair(left, right).left_out()
+    assert (part.of, part.count, part.total) == ("before", 64, 80)
+    assert "packed" in part.why
+
+
+def test_modules_beside_a_transformer_are_left_out_and_counted(
+    write_model: Any, tmp_path: Path
+) -> None:
+    state = {"q.weight": torch.ones(16, 16)}
+    left, right = (write_model(state, folder=folder) for folder in ("before", "after"))
+    dense = {"linear.weight": torch.ones(2, 16), "linear.bias": torch.ones(2)}
+    write_model(dense, folder="after/2_Dense")
+    (left / "1_Pooling").mkdir()
+    (left / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
+    with open_weights(left) as before, open_weights(right) as after:
+        (part,) = pair(before, after).left_out()
+    assert (part.of, part.count, part.total) == ("after", 34, 290)
+    assert "2_Dense" in part.why
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["q.lora_A.weight", "q.lora_B.weight", "classifier.weight"], True),
+        (["layers.0.q.lora_a", "layers.0.q.lora_b"], True),
+        (["unet.to_q.lora.down.weight", "unet.to_q.lora.up.weight"], True),
+        (["lora_unet_x.lora_down.weight", "lora_unet_x.alpha"], True),
+        (["q.base_layer.weight", "q.lora_A.default.weight"], False),
+        (["att.w_lora.lora.0.weight"], False),
+        (["base_layer.0.weight"], False),
+    ],
+    ids=["PEFT", "MLX", "diffusers", "kohya", "unmerged", "RWKV", "DLA"],
+)
+def test_an_adapter_is_told_from_a_model_by_its_names(
+    write_model: Any, names: list[str], expected: bool
+) -> None:
+    with open_weights(write_model({name: torch.ones(2, 2) for name in names})) as weights:
+        assert is_adapter(weights) == expected

@@ -1,0 +1,73 @@
+"""One line and an exit code for whatever happens to a command; a traceback only for a defect."""
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from lowrank_study.command import told_to_people
+from lowrank_study.errors import InputError, Unfinished
+
+
+def ended(happens: Callable[[], object]) -> int:
+    """Return the exit code of a command in which something happens."""
+    with pytest.raises(SystemExit) as exit, told_to_people():
+        happens()
+    assert isinstance(exit.value.code, int)
+    return exit.value.code
+
+
+def raiser(error: BaseException) -> Callable[[], object]:
+    def happens() -> None:
+        raise error
+
+    return happens
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (InputError("method.rank=0: no"), 2, "error: method.rank=0: no\n"),
+        (InputError("a name\nwith a break"), 2, "error: a name\\nwith a break\n"),
+        (Unfinished("failed: a: x\n1 of 2"), 1, "failed: a: x\n1 of 2\n"),
+        (KeyboardInterrupt(), 130, "interrupted: finished runs are kept; rerun to resume\n"),
+        (
+            MemoryError(),
+            2,
+            "error: out of memory: ask for less at once, as by workers=1 or pack=1\n",
+        ),
+        (
+            OSError(errno.EROFS, "", "/data/results"),
+            2,
+            "error: /data/results: the file system is read-only; choose a path on another disk\n",
+        ),
+    ],
+)
+def test_it_is_told_with_a_code(
+    error: BaseException, code: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended(raiser(error)) == code
+    assert capsys.readouterr().err == told
+
+
+def test_a_defect_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError), told_to_people():
+        raise ZeroDivisionError
+
+
+def test_sigterm_is_an_interruption(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert ended(lambda: os.kill(os.getpid(), signal.SIGTERM)) == 130
+    assert capsys.readouterr().err.startswith("interrupted: ")
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_reader_that_has_enough_is_no_defect(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert ended(lambda: print("much", flush=True)) == 1
