@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from lowrank_study.checkpoints import open_adapter, open_weights
-from lowrank_study.config import CONF_FOLDER, compose
+from lowrank_study.composition import CONF_FOLDER
+from lowrank_study.config import compose
 from lowrank_study.errors import InputError
 from lowrank_study.spec import PEFT_LORA_DEFAULTS, PeftMethod, RunSpec
 from lowrank_study.spectra.updates import updates_of_adapter
