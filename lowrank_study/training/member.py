@@ -20,9 +20,9 @@ from lowrank_study.training.models import (
     build_model,
     head_parameters,
     name_classes,
-    save_model,
 )
 from lowrank_study.training.optim import make_optimizer, make_schedule
+from lowrank_study.training.saving import save_model
 from lowrank_study.training.tracking import Tracker
 
 Scores = Callable[[Batch], Tensor]

@@ -1,4 +1,4 @@
-"""BaseModel + method → a model ready to train, and back to files.
+"""BaseModel + method → a model ready to train.
 
 >>> folder = model_folder(spec.model)
 >>> model = build_model(spec, folder, number_of_labels=2)
@@ -8,7 +8,6 @@
 
 import copy
 import functools
-import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,12 +16,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from lowrank_study import assets
-from lowrank_study.checkpoints import open_adapter, save_adapter
 from lowrank_study.errors import InputError
-from lowrank_study.hashing import sha256_of, sha256_of_file
+from lowrank_study.hashing import sha256_of
 from lowrank_study.spec import (
     BaseModel,
     FullFineTuning,
@@ -35,7 +32,7 @@ from lowrank_study.spec import (
 )
 from lowrank_study.training.data import Splits, padding_id
 from lowrank_study.training.dequantised import dequantised
-from lowrank_study.training.lora import add_lora, check_rank, is_linear, lora_modules
+from lowrank_study.training.lora import add_lora, check_rank, is_linear
 from lowrank_study.training.padding import check_reads, pad_by_tokenizer
 from lowrank_study.training.peft_methods import add_peft
 
@@ -84,10 +81,10 @@ def _with_method(model: nn.Module, spec: RunSpec) -> nn.Module:
             model.requires_grad_(True)
         case HeadOnly():
             model.requires_grad_(False)
-            _train_head(model)
+            train_head(model)
         case Lora() as lora:
             add_lora(model, dict.fromkeys(target_modules(model, spec.model, lora.target), lora))
-            _train_head(model)
+            train_head(model)
         case PeftMethod() as method:
             return add_peft(
                 model,
@@ -208,7 +205,8 @@ def head_parameters(model: nn.Module) -> set[nn.Parameter]:
     return {p for head in heads for p in head.parameters() if p.requires_grad}
 
 
-def _train_head(model: nn.Module) -> None:
+def train_head(model: nn.Module) -> None:
+    """Let the new head be trained."""
     for name in head_names(model):
         model.get_submodule(name).requires_grad_(True)
 
@@ -312,93 +310,6 @@ def _without_weights(folder: Path, number_of_labels: int, dropout: float | None)
 def _unloadable(folder: Path, error: Exception) -> InputError:
     reason = str(error).strip().splitlines()[0][:200]
     return InputError(f"{folder} can't be loaded as a sequence classifier: {reason}")
-
-
-def save_model(model: nn.Module, spec: RunSpec, folder: Path, *, base: Path) -> None:
-    """Write what was trained: the whole model, or the adapter with its head in PEFT's layout.
-
-    Parameters
-    ----------
-    model
-        The trained model.
-    spec
-        What it was trained by.
-    folder
-        Where to.
-    base
-        Folder of the pretrained model: the adapter keeps the hashes of its files, and is later
-        refused on another base.
-    """
-    match spec.method:
-        case Lora() as lora:
-            heads = head_names(model)
-            modules = dict(lora_modules(model))
-            saved = {
-                name: value.detach()
-                for name, value in model.state_dict().items()
-                if in_head(name, heads)
-            }
-            save_adapter(
-                folder,
-                factors={
-                    name: (module.A_RI.detach(), module.B_OR.detach())
-                    for name, module in modules.items()
-                },
-                saved_modules=saved,
-                modules_to_save=heads,
-                rank=lora.rank,
-                alpha=lora.alpha,
-                use_rslora=lora.scaling_rule == "alpha_over_sqrt_rank",
-                dropout=lora.dropout,
-                target_modules=sorted(modules),
-                base_model_name=spec.model.name,
-                task_type="SEQ_CLS",
-                fan_in_fan_out=any(isinstance(m.base, Conv1D) for m in modules.values()),
-                base_sha256=[sha256_of_file(file) for file in sorted(base.glob("*.safetensors"))],
-            )
-        case _:
-            model.save_pretrained(folder)  # type: ignore[operator]
-
-
-def load_adapter(model: nn.Module, folder: Path) -> None:
-    """Put a saved LoRA adapter, ours or PEFT's, onto a freshly loaded model.
-
-    Raises
-    ------
-    InputError
-        An adapter of another kind, or one that names modules or shapes the model has not.
-    """
-    with open_adapter(folder) as adapter:
-        adapter.refuse_partial()
-        if adapter.kind != "lora":
-            raise InputError(f"{folder}: a {adapter.kind} adapter; load it through PEFT")
-        linear = {name for name, module in model.named_modules() if is_linear(module)}
-        if unknown := sorted(set(adapter.modules()) - linear):
-            raise InputError(f"{folder}: adapts {unknown[0]!r}, no linear map of the model")
-        factors = {name: adapter.factors(name) for name in adapter.modules()}
-        saved = {name: torch.from_numpy(adapter.read(name)) for name in adapter.saved_weights()}
-    if unknown := sorted(set(saved) - set(model.state_dict())):
-        raise InputError(f"{folder}: it saves {unknown[0]!r}, which the model has not")
-    model.load_state_dict(saved, strict=False)
-    add_lora(model, {name: _lora_of(f.A_RI.shape[0], f.scaling) for name, f in factors.items()})
-    with torch.no_grad():
-        for name, module in lora_modules(model):
-            module.A_RI.copy_(torch.from_numpy(factors[name].A_RI))
-            module.B_OR.copy_(torch.from_numpy(factors[name].B_OR))
-    _train_head(model)
-
-
-def _lora_of(rank: int, scaling: float) -> Lora:
-    """What a saved adapter says of itself; how it was trained, it does not say."""
-    return Lora(
-        learning_rate=math.nan,
-        rank=rank,
-        alpha=scaling * rank,
-        scaling_rule="alpha_over_rank",
-        dropout=0.0,
-        init="kaiming",
-        target=(),
-    )
 
 
 def halve_frozen(model: nn.Module) -> None:

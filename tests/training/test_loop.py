@@ -19,8 +19,9 @@ from lowrank_study.training.data import Split, load_splits
 from lowrank_study.training.evaluate import predict
 from lowrank_study.training.fit import Job, fit, fit_together, torch_device
 from lowrank_study.training.member import Diverged, FitResult
-from lowrank_study.training.models import build_model, load_adapter, load_classifier
+from lowrank_study.training.models import build_model, load_classifier
 from lowrank_study.training.optim import make_optimizer, rate_share
+from lowrank_study.training.saving import load_adapter
 from lowrank_study.training.tracking import JsonLinesTracker, NoTracker
 from lowrank_study.training.unpadded import padded_scores
 

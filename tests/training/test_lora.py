@@ -25,11 +25,10 @@ from lowrank_study.training.lora import (
 from lowrank_study.training.models import (
     build_model,
     head_names,
-    load_adapter,
     load_classifier,
-    save_model,
     target_modules,
 )
+from lowrank_study.training.saving import load_adapter, save_model
 
 FAMILIES = ("bert", "roberta", "distilbert", "gpt2", "llama")
 PRESETS = ("attention_qv", "attention_all", "mlp", "all_linear")

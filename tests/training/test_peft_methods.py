@@ -1,6 +1,7 @@
 """PEFT's kinds: each trains, is saved and read back as it says, or is refused by name."""
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,8 @@ import torch
 from torch import nn
 
 from lowrank_study.checkpoints import open_adapter, open_weights
-from lowrank_study.config import CONF_FOLDER, compose
+from lowrank_study.composition import CONF_FOLDER
+from lowrank_study.config import compose
 from lowrank_study.errors import InputError
 from lowrank_study.spec import PEFT_LORA_DEFAULTS, PeftMethod, RunSpec
 from lowrank_study.spectra.updates import updates_of_adapter
@@ -23,9 +25,9 @@ from lowrank_study.training.models import (
     build_model,
     head_parameters,
     load_classifier,
-    save_model,
 )
 from lowrank_study.training.optim import make_optimizer
+from lowrank_study.training.saving import save_model
 
 SMALL: dict[str, dict[str, Any]] = {
     **{kind: {} for kind in peft_methods.TRAINED},
@@ -88,13 +90,19 @@ def bert(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[[str], P
     return folder
 
 
-def spec_of(kind: str, options: dict[str, Any], *overrides: str) -> RunSpec:
-    spec = compose(
+@functools.cache
+def composed(*overrides: str) -> RunSpec:
+    return compose(
         *("model=bert", "model.dropout=0.0", "trainer.precision=fp32"),
-        *("method=peft", f"method.peft_type={kind}", *overrides),
+        *("method=peft", "method.peft_type=LORA", *overrides),
     )
+
+
+def spec_of(kind: str, options: dict[str, Any], *overrides: str) -> RunSpec:
+    spec = composed(*overrides)
     assert isinstance(spec.method, PeftMethod)
-    return dataclasses.replace(spec, method=dataclasses.replace(spec.method, options=options))
+    method = dataclasses.replace(spec.method, peft_type=kind, options=options)
+    return dataclasses.replace(spec, method=method)
 
 
 def scores(model: nn.Module) -> torch.Tensor:
