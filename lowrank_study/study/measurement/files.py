@@ -24,7 +24,7 @@ from lowrank_study.checkpoints.pairing import Pairing, coarser
 from lowrank_study.checkpoints.paths import shown
 from lowrank_study.checkpoints.shards import refuse_several_adapters
 from lowrank_study.checkpoints.tensors import Array
-from lowrank_study.checkpoints.unpaired import in_parts, whole
+from lowrank_study.checkpoints.unpaired import Unpaired, in_parts, whole
 from lowrank_study.errors import InputError
 from lowrank_study.left_out import LeftOut
 from lowrank_study.spectra.noise import rounding_floor_of_difference
@@ -187,7 +187,8 @@ def open_subject(
         skipped=skipped,
         left_out=lambda: _under(prefix, left_out_of_adapter(adapter, base)),
         left_out_matrices=lambda: sum(
-            len(adapter.shape(saved)) > 1 for saved, _ in _without_base(adapter, base)
+            len(adapter.shape(saved)) > 1 and not _has_w0(adapter, saved, base)
+            for saved in adapter.saved_weights()
         ),
         vectors=lambda: _vectors_of_adapter(adapter, base),
         files=[("adapter", f) for f in adapter.files]
@@ -202,32 +203,45 @@ def _under(prefix: str, parts: list[LeftOut]) -> list[LeftOut]:
 def left_out_of_adapter(adapter: Adapter, base: Weights | None) -> list[LeftOut]:
     """Return what share of an adapter can't be read, or has no W0 to be compared with.
 
+    A module that the base does not have, such as a new head, is held against the parameters of
+    the whole adapted model: beside a small adapter it would always be the larger part.
+
     Args:
         adapter: The opened adapter.
         base: The base model, or None where it isn't given.
     """
-    lost = [
-        whole("adapter", module_of(saved), adapter.shape(saved), why, is_matrix=True)
-        for saved, why in _without_base(adapter, base)
-    ]
-    compared = adapter.parameters - sum(item.parameters for item in lost)
+    if base is None:
+        lost = [
+            _lost(adapter, saved, "trained in full, with no W0 to compare with (give base=MODEL)")
+            for saved in adapter.saved_weights()
+        ]
+        compared = adapter.parameters - sum(item.parameters for item in lost)
+        return [*adapter.left_out, *in_parts(lost, side="adapter", compared=compared)]
+    new, lost = [], []
     for saved in adapter.saved_weights():
-        if base is None or not adapter.in_base(saved, base):
-            continue
-        shape = max(adapter.extra_rows(saved, base), 0), *adapter.shape(saved)[1:]
-        why = "rows that only the adapter has"
-        lost.append(whole("adapter", module_of(saved), shape, why, is_matrix=False))
-        compared -= prod(shape)
-    return [*adapter.left_out, *in_parts(lost, side="adapter", compared=compared)]
-
-
-def _without_base(adapter: Adapter, base: Weights | None) -> Iterator[tuple[str, str]]:
-    """Yield the weights that were trained in full and can't be compared, with the reason."""
-    for saved in adapter.saved_weights():
-        if base is None or not adapter.in_base(saved, base):
-            yield saved, "trained in full, with no W0 to compare with"
+        if not adapter.in_base(saved, base):
+            new.append(_lost(adapter, saved, "new in the adapter, with no W0 to compare with"))
         elif not adapter.fits(saved, base):
-            yield saved, "shape differs from the base's"
+            lost.append(_lost(adapter, saved, "shape differs from the base's"))
+        else:
+            rows = max(adapter.extra_rows(saved, base), 0)
+            shape, why = (rows, *adapter.shape(saved)[1:]), "rows that only the adapter has"
+            lost.append(whole("adapter", module_of(saved), shape, why, is_matrix=False))
+    theirs = adapter.parameters - sum(item.parameters for item in (*new, *lost))
+    ours = sum(prod(base.shape(name)) for name in base.names())
+    return [
+        *adapter.left_out,
+        *in_parts(lost, side="adapter", compared=theirs),
+        *in_parts(new, side="the adapted model", compared=ours),
+    ]
+
+
+def _has_w0(adapter: Adapter, saved: str, base: Weights | None) -> bool:
+    return base is not None and adapter.in_base(saved, base) and adapter.fits(saved, base)
+
+
+def _lost(adapter: Adapter, saved: str, why: str) -> Unpaired:
+    return whole("adapter", module_of(saved), adapter.shape(saved), why, is_matrix=True)
 
 
 def _resized(pairing: Pairing) -> Iterator[str]:

@@ -89,14 +89,24 @@ def test_identical_is_said_of_all_matrices_only_where_all_were_compared(
     assert any("in every matrix" in flag for flag in whole.flags) == (change == 0.0)
 
 
-def test_an_adapters_new_head_counts_in_the_adapters_parameters(base: Path, tmp_path: Path) -> None:
+def test_an_adapters_new_head_is_a_part_of_the_adapted_model(base: Path, tmp_path: Path) -> None:
     folder = adapter(tmp_path / "adapter", HEAD)
     told: list[str] = []
-    with pytest.raises(InputError, match=r"34 of 162 parameters of adapter .*no W0"):
-        measured(told, adapter=folder, base=base)
-    found = measured(told, adapter=folder, base=base, allow_partial=True)
-    assert told[0].startswith("left out: 34 of 162 parameters of adapter (21 %)")
+    found = measured(told, adapter=folder, base=base)
+    assert told[0] == (
+        "left out: 34 of 2,082 parameters of the adapted model (1.6 %): "
+        "new in the adapter, with no W0 to compare with: classifier"
+    )
     assert len(found.matrices) == 2
+
+
+def test_without_a_base_it_is_not_known_what_is_new(base: Path, tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "adapter", HEAD)
+    told: list[str] = []
+    with pytest.raises(InputError, match=r"34 of 162 parameters of adapter .*give base=MODEL"):
+        measured(told, adapter=folder)
+    measured(told, adapter=folder, allow_partial=True)
+    assert told[0].startswith("left out: 34 of 162 parameters of adapter (21 %)")
 
 
 def adapter(folder: Path, more: dict[str, torch.Tensor]) -> Path:
