@@ -95,7 +95,7 @@ def test_an_adapters_new_head_is_a_part_of_the_adapted_model(base: Path, tmp_pat
     found = measured(told, adapter=folder, base=base)
     assert told[0] == (
         "left out: 34 of 2,082 parameters of the adapted model (1.6 %): "
-        "new in the adapter, with no W0 to compare with: classifier"
+        "new in the adapter, with no W0 to compare with: classifier.bias, classifier"
     )
     assert len(found.matrices) == 2
 
