@@ -162,7 +162,7 @@ def read_report_request(config: Mapping[str, Any]) -> ReportRequest:
 def sweep_name(fields: Fields) -> str:
     """Return the name of a sweep, which is a part of files' names."""
     name = fields.text("sweep")
-    if not re.fullmatch(r"[A-Za-z0-9._-]+", name) or name.startswith("."):
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
         raise InputError(f"sweep={name!r}: one name of letters, digits and ._- is needed")
     return name
 

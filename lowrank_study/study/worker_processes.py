@@ -35,9 +35,9 @@ class WorkerProcess:
 
     def __init__(self, sweep: str, results: Path, tracker: str, cores: str, device: str) -> None:
         self.name = uuid.uuid4().hex
-        # With `=`, since a name may begin with a dash.
-        command = [sys.executable, "-m", "lowrank_study.study.work", f"--sweep={sweep}"]
-        command += [f"--results={results}", "--device", device, "--tracker", tracker]
+        command = [sys.executable, "-m", "lowrank_study.study.work", "--sweep", sweep]
+        where = str(results.absolute())  # a relative one may begin with a dash
+        command += ["--results", where, "--device", device, "--tracker", tracker]
         command += ["--parent", str(os.getpid()), "--name", self.name]
         environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         if cores:
