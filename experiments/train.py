@@ -22,15 +22,15 @@ def train(configs: "Sequence[RunConfig]") -> None:
     from lowrank_study.study.outcome import check_complete, in_words
     from lowrank_study.study.settings import difference
 
-    require_folder(configs[0].results)
-    name, allow_partial = configs[0].sweep, configs[0].allow_partial
+    name, results = configs[0].sweep, configs[0].results
+    require_folder(results)
     if told := difference(config.spec for config in configs):
         print(f"sweep={name} will have no report: {told}", file=sys.stderr)
     from lowrank_study.study.sweep import sweep_of
 
     runs = sweep_of(configs)
-    print(in_words(runs, sweep=name, results=configs[0].results), flush=True)
-    check_complete(runs, planned=len(runs), sweep=name, allow_partial=allow_partial)
+    print(in_words(runs, sweep=name, results=results), flush=True)
+    check_complete(runs, configs[0])
 
 
 main = sweep_command(train)

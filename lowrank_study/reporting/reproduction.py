@@ -64,8 +64,13 @@ class Plan:
         missing: list[str] = []
         for name, configs in self.sweeps.items():
             runs = sweep_of(configs)
-            allow_partial = configs[0].allow_partial
-            missing += incomplete(runs, planned=len(runs), sweep=name, allow_partial=allow_partial)
+            missing += incomplete(
+                runs,
+                planned=len(runs),
+                sweep=name,
+                results=self.results,
+                allow_partial=configs[0].allow_partial,
+            )
             if not any(run.status == "done" for run in runs):
                 raise Unfinished("\n".join(missing))
             if name in self.updates:

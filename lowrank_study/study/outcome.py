@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lowrank_study.config import RunConfig
 from lowrank_study.errors import InputError, Unfinished
 from lowrank_study.fields import Fields
 from lowrank_study.runs import RunStore, TrainedRun
 from lowrank_study.spec import Method
+from lowrank_study.study.measured_spectra import without_spectra
 
 
 def in_words(runs: Sequence[TrainedRun], *, sweep: str, results: Path) -> str:
@@ -31,32 +33,39 @@ def in_words(runs: Sequence[TrainedRun], *, sweep: str, results: Path) -> str:
 
 
 def incomplete(
-    runs: Sequence[TrainedRun], *, planned: int, sweep: str, allow_partial: bool
+    runs: Sequence[TrainedRun], *, planned: int, sweep: str, results: Path, allow_partial: bool
 ) -> list[str]:
-    """Say, a line each, which runs failed or diverged, and what was left out of their data."""
+    """Say, a line each, which runs failed, diverged or have no spectra, and what was left out."""
     lost = [run for run in runs if run.status != "done"]
     lines = [f"{run.status}: {run.spec.run_id}: {run.record['message']}" for run in lost]
     if lost:
         lines.append(f"sweep {sweep}: {len(lost)} of {planned} runs failed or diverged")
     if waiting := planned - len(runs):
         lines.append(f"sweep {sweep}: {waiting} of {planned} runs have not ended")
+    unmeasured = without_spectra(runs, results, is_readable=True)
+    lines += [f"no spectra: {run_id}: {reason}" for run_id, reason in unmeasured.items()]
     parts = [part for run in runs for part in run.record.get("left_out", [])]
     if parts and not allow_partial:
         lines += [*dict.fromkeys(parts), "allow_partial=true accepts what was left out"]
     return lines
 
 
-def check_complete(
-    runs: Sequence[TrainedRun], *, planned: int, sweep: str, allow_partial: bool
-) -> None:
-    """Make a command end with exit code 1 where `incomplete` has something to say.
+def check_complete(runs: Sequence[TrainedRun], config: RunConfig) -> None:
+    """Make a command end with exit code 1 where `incomplete` has something to say of its runs.
 
     Raises
     ------
     Unfinished
         With those lines.
     """
-    if lines := incomplete(runs, planned=planned, sweep=sweep, allow_partial=allow_partial):
+    lines = incomplete(
+        runs,
+        planned=len(runs),
+        sweep=config.sweep,
+        results=config.results,
+        allow_partial=config.allow_partial,
+    )
+    if lines:
         raise Unfinished("\n".join(lines))
 
 
@@ -102,7 +111,11 @@ def check_sweeps(
         waiting = len(run_ids) - len(runs) if method is None else 0
         allow_partial = fields.flag("allow_partial")
         lines += incomplete(
-            read, planned=len(read) + waiting, sweep=name, allow_partial=allow_partial
+            read,
+            planned=len(read) + waiting,
+            sweep=name,
+            results=fields.path_of("results"),
+            allow_partial=allow_partial,
         )
     if lines:
         raise Unfinished("\n".join(lines))

@@ -10,13 +10,11 @@ from pathlib import Path
 
 from lowrank_study import assets
 from lowrank_study.config import RunConfig, Tuning
-from lowrank_study.errors import Unfinished
 from lowrank_study.left_out import check_left_out, in_words
 from lowrank_study.machine import cores_of_workers, free_cores
 from lowrank_study.runs import RunStore, TrainedRun
 from lowrank_study.spec import Asset, Lora, RunSpec
 from lowrank_study.study.effort import Effort
-from lowrank_study.study.measured_spectra import without_spectra
 from lowrank_study.study.packs import packs
 from lowrank_study.study.settings import check_same_rows, rows_key
 from lowrank_study.study.tuning import tuned
@@ -30,13 +28,10 @@ _MEMORY_SHARE = 0.8
 def sweep_of(configs: Sequence[RunConfig]) -> list[TrainedRun]:
     """Run the sweep that configurations ask for together; the first gives the sweep's settings.
 
-    Raises
-    ------
-    Unfinished
-        Not all runs have ended, or not all updates could be measured.
+    See `sweep` for what it raises.
     """
     first = configs[0]
-    runs = sweep(
+    return sweep(
         [config.spec for config in configs],
         name=first.sweep,
         results=first.results,
@@ -48,10 +43,6 @@ def sweep_of(configs: Sequence[RunConfig]) -> list[TrainedRun]:
         allow_partial=first.allow_partial,
         tuning=first.tuning,
     )
-    if unmeasured := without_spectra(runs, first.results, is_readable=True):
-        told = "; ".join(f"{run_id}: {reason}" for run_id, reason in unmeasured.items())
-        raise Unfinished(f"{len(unmeasured)} of {len(runs)} runs have no spectra: {told}")
-    return runs
 
 
 def sweep(
