@@ -5,7 +5,7 @@ schedule; they share the frozen weights, data order and dropout masks. One forwa
 one matrix product for a frozen weight, a batched one for the factors. No gradient of one run
 depends on another, and a run that is dropped costs the others nothing. A run alone is a pack of
 one, rounded at the same places: in bf16 its weights are those of any pack, bit by bit on x86; in
-fp32 they differ by the rounding of sums in another order, and losses by less than 1e-6.
+fp32 they differ by the rounding of sums in another order (losses by less than 1e-5).
 
     >>> models = [build_model(spec, folder, number_of_labels=2) for spec in specs]
     >>> pack = Pack(models, device=device, pad_id=0, sample=batch, reference=False)
