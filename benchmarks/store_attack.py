@@ -1,13 +1,13 @@
 """Attack the run store with real processes: stops, kills, skewed clocks, equal host names.
 
-python benchmarks/store_attack.py                 # 2,000 stops: about ten minutes
+python benchmarks/store_attack.py                 # 2,000 stops: about five minutes
 python benchmarks/store_attack.py --stops 100 --seed 1 --out FOLDER
 
-Workers and planners share a store while they are stopped (SIGSTOP) at any point, between any two
-operations on files too, woken after their lease and killed. Each worker's clock is hours off, and
-some live in containers of one host name whose pids mean other processes. Every file of a run names
-the attempt that wrote it, so a mixture of two attempts is found. Writes `results/store_attack.json`
-and `.md`: the counts.
+Workers and planners share a store. Each is stopped (SIGSTOP) at any point, also between any two
+file operations, woken after its lease has expired, or killed. Each worker's clock is hours off, and
+some run in containers with the same host name and pids of their own. Every file of a run contains
+the attempt that wrote it, so a mixture of two attempts is detected. The counts are written to
+`results/store_attack.json` and `.md`.
 """
 
 import argparse
@@ -36,10 +36,10 @@ HERE = Path(__file__).parent
 HEARTBEAT_SECONDS, STALE_SECONDS = 0.02, 0.25
 WORKERS, PLANNERS, RUNS = 7, 3, 48
 SECONDS_A_ROUND = 120.0
-"""A run that has not ended by then is stuck."""
+"""A run that takes longer is stuck."""
 
 
-# ---------------------------------------------------------------- in a process that is attacked
+# ---------------------------------------------------------------- in an attacked process
 
 
 def make_fragile(rng: random.Random, share: float) -> None:
@@ -64,23 +64,23 @@ def make_fragile(rng: random.Random, share: float) -> None:
 
 
 def live_elsewhere(rng: random.Random, container: int | None) -> None:
-    """Set this process's clock hours off; in a container, its pid is 1, as that of the others."""
+    """Set this process's clock hours off; in a container, its pid is 1 like the others'."""
     hours = rng.uniform(-30, 30)
     real = time.time
     time.time = lambda: real() + 3600 * hours
     if container is not None:
         leases.process_space = lambda: f"host boot pid:[{container}]"
-        leases.is_alive = lambda pid: False  # of every process but itself, which it does not ask
+        leases.is_alive = lambda pid: False  # never asked about this process itself
         os.getpid = lambda: 1
 
 
 def shorten_lease() -> None:
-    """Let a lease go stale in a moment, and its heart beat faster."""
+    """Make leases stale within a fraction of a second, with a faster heartbeat."""
     leases.HEARTBEAT_SECONDS, leases.STALE_SECONDS = HEARTBEAT_SECONDS, STALE_SECONDS
 
 
 def attacked_worker(folder: Path, seed: int, share: float, container: int | None) -> None:
-    """Write runs whose every file names the attempt, and tell what became of each."""
+    """Write runs whose every file contains the attempt, and report how each ended."""
     rng = random.Random(seed)
     shorten_lease()
     make_fragile(rng, share)
@@ -94,7 +94,7 @@ def attacked_worker(folder: Path, seed: int, share: float, container: int | None
 
 
 def _one_attempt(lease: Lease, rng: random.Random) -> str:
-    asks = rng.random() < 0.5  # or it learns at the end only that it has lost the run
+    asks = rng.random() < 0.5  # else it learns only at the end that it lost the run
     try:
         for step in range(6):
             (lease.folder / "checkpoint").mkdir(parents=True, exist_ok=True)
@@ -106,13 +106,13 @@ def _one_attempt(lease: Lease, rng: random.Random) -> str:
         lease.commit(status=status, record={"by": lease.token, "message": "by chance"})
     except LeaseLost:
         return "lost"
-    except (FileNotFoundError, FileExistsError):  # taken away in the midst of an operation
+    except (FileNotFoundError, FileExistsError):  # the run was taken over during an operation
         return "lost"
     return status
 
 
 def attacked_planner(folder: Path, seed: int, share: float, specs: Sequence[RunSpec]) -> None:
-    """Plan the runs again and again: those that failed are to be tried once more."""
+    """Plan the runs repeatedly, so that failed ones are tried again."""
     rng = random.Random(seed)
     shorten_lease()
     make_fragile(rng, share)
@@ -137,7 +137,7 @@ class Victim:
 
 
 def start(command: list[str], log: Path) -> Victim:
-    """Start a process that is to be attacked."""
+    """Start a process to attack."""
     with log.open("ab") as out:
         return Victim(command, log, subprocess.Popen(command, stdout=out, stderr=out))
 
@@ -151,7 +151,7 @@ def is_stopped(victim: Victim) -> bool:
 
 
 def attack(victims: list[Victim], rng: random.Random, counts: Counter[str]) -> None:
-    """Stop, wake and kill for one moment."""
+    """Stop, wake or kill some processes, once."""
     for number, victim in enumerate(victims):
         if victim.process.poll() is not None:
             counts["crashed"] += victim.process.returncode != -signal.SIGKILL
@@ -173,7 +173,7 @@ def attack(victims: list[Victim], rng: random.Random, counts: Counter[str]) -> N
 def one_round(
     specs: Sequence[RunSpec], folder: Path, rng: random.Random, counts: Counter[str]
 ) -> None:
-    """Attack a new store until all its runs are done, and count what is wrong then."""
+    """Attack a new store until all its runs are done, then count errors."""
     store = RunStore(folder / "runs")
     store.plan("attack", [specs[n : n + 3] for n in range(0, len(specs), 3)], question="")
     (folder / "specs").write_bytes(pickle.dumps(list(specs)))
@@ -216,9 +216,9 @@ def _status(folder: Path) -> str:
 
 
 def check(store: RunStore, specs: Sequence[RunSpec], counts: Counter[str]) -> None:
-    """Count runs that are stuck, files of another attempt, and what was left lying about."""
+    """Count stuck runs, files of another attempt, and left-over files."""
     time.sleep(STALE_SECONDS)
-    for _ in range(3):  # twice to see that a lease is silent, once to tidy up
+    for _ in range(3):  # two looks detect a silent lease; the third cleans up
         store.plan("attack", [specs], question="")
         time.sleep(STALE_SECONDS)
     for spec in specs:
@@ -243,7 +243,7 @@ def check(store: RunStore, specs: Sequence[RunSpec], counts: Counter[str]) -> No
 def attack_store(
     specs: Sequence[RunSpec], *, stops: int, seed: int, folder: Path | None = None
 ) -> Counter[str]:
-    """Attack stores until so many stops were woken, and return the counts."""
+    """Attack stores until the given number of stops is reached, and return the counts."""
     rng, counts = random.Random(seed), Counter[str]()
     counts.update(dict.fromkeys(("stuck runs", "wrong files", "left-overs", "crashed"), 0))
     shorten_lease()
@@ -256,7 +256,7 @@ def attack_store(
 
 
 def main() -> None:
-    """Attack, or be attacked."""
+    """Attack a store, or run as an attacked process."""
     parser = argparse.ArgumentParser(description="Attack the run store.")
     parser.add_argument("--stops", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
@@ -275,7 +275,7 @@ def main() -> None:
 
 
 def write(asked: argparse.Namespace) -> None:
-    """Attack, and write what was counted."""
+    """Attack stores and write the counts."""
     from lowrank_study.config import compose
     from lowrank_study.provenance import provenance
 

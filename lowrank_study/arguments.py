@@ -1,12 +1,12 @@
-"""A command line → Hydra's overrides, in which every path and text is what a person typed.
+"""Turn a command line into Hydra overrides, with paths and texts taken as they are typed.
 
     >>> read_arguments(["-m", "--before", "runs/lr=1e-4,r=8", "method.rank=1,2"]).overrides
     ("before='runs/lr=1e-4,r=8'", 'method.rank=1,2')
 
-Hydra reads a value by a grammar of its own, in which `=`, `,`, brackets and non-ASCII letters have
-to be quoted. Settings that hold a path or a text (`PATHS`, `TEXTS`) are quoted here instead, so
-that nobody has to. They hold one value and are never swept. `--KEY VALUE` and `--KEY=VALUE` take
-the value literally. `KEY=VALUE` also knows `null` and a value that is quoted already.
+Hydra's grammar requires quotation marks around `=`, `,`, brackets and non-ASCII letters. Settings
+that hold a path or a text (`PATHS`, `TEXTS`) are quoted here, so users need not do it. They hold
+one value and are never swept. `--KEY VALUE` and `--KEY=VALUE` take the value literally. `KEY=VALUE`
+also accepts `null` and a value that is already quoted.
 """
 
 import os
@@ -26,19 +26,19 @@ TEXTS = {
     *("task.separator", "task.train", "task.validation", "task.test"),
 }
 _LISTS = {"sweep", "record"}
-"""Texts of which one command also takes a list, as in `[a,b]`."""
+"""Texts for which one command also accepts a list, as in `[a,b]`."""
 _PINS = {"task.source", "model.source"}
-"""Paths in whose place a mapping may stand, that pins a wheel."""
+"""Paths that may also be given as a mapping, which pins a wheel."""
 _QUOTED = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\"""", re.DOTALL)
 _HELP, _GRID = ("-h", "--help"), ("-m", "--multirun")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arguments:
-    """What a command line asks for."""
+    """A parsed command line."""
 
     overrides: tuple[str, ...]
-    """Of the configuration, in Hydra's grammar."""
+    """Overrides of the configuration, in Hydra's grammar."""
     is_grid: bool
     """Whether `-m` was given: several values of a setting are a sweep."""
     wants_help: bool
@@ -53,7 +53,7 @@ def read_arguments(arguments: Sequence[str]) -> Arguments:
     Raises
     ------
     InputError
-        One is no setting, or lacks its value.
+        An argument is not a setting, or lacks its value.
     """
     overrides: list[str] = []
     typed: list[tuple[str, str]] = []
@@ -78,7 +78,7 @@ def read_arguments(arguments: Sequence[str]) -> Arguments:
             overrides.append(as_override(argument))
         else:
             raise InputError(
-                f"{argument!r} is no setting: write KEY=VALUE or --KEY VALUE, as in "
+                f"{argument!r} is not a setting: write KEY=VALUE or --KEY VALUE, as in "
                 "results=results (--help lists the settings)"
             )
     if "grid" in flags:
@@ -92,7 +92,7 @@ def read_arguments(arguments: Sequence[str]) -> Arguments:
 
 
 def as_override(argument: str) -> str:
-    """Return `KEY=VALUE` in Hydra's grammar: a path or text is quoted where it is not yet."""
+    """Return `KEY=VALUE` in Hydra's grammar; quote a path or text that is not quoted yet."""
     key, equals, text = argument.partition("=")
     if not equals or key not in PATHS | TEXTS or text == "null":
         return argument
@@ -106,13 +106,13 @@ def as_override(argument: str) -> str:
 
 
 def _check_sources(typed: Sequence[tuple[str, str]]) -> None:
-    """Refuse several sources in a grid: all would have one name."""
+    """Refuse several sources in a grid, because all would have the same name."""
     for key, text in typed:
         first, comma, other = text.partition(",")
         if key in _PINS and comma and not os.path.lexists(os.path.expanduser(text)):
             name = key.replace("source", "name")
             raise InputError(
-                f"{key}={text}: there is no such path. Several sources need a name each: 'cases="
+                f"{key}={text}: no such path. Several sources need a name each: 'cases="
                 f"[{{{key}: {first}, {name}: first}}, {{{key}: {other}, {name}: second}}]'"
             )
 
@@ -127,9 +127,9 @@ def _quoted_setting(key: str, text: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """Return a text as a quoted value of Hydra's grammar that is read back as that very text."""
+    """Quote a text for Hydra's grammar, which then reads back exactly that text."""
     # OmegaConf reads `${` as a reference unless an odd number of backslashes is before it.
     escaped = re.sub(r"(\\*)\$\{", lambda found: found.group(1) * 2 + r"\${", text)
-    # Hydra takes a backslash for itself only before a quotation mark.
+    # Hydra reads a backslash as an escape only before a quotation mark.
     inner = re.sub(r"(\\*)('|\Z)", lambda found: found.group(1) * 2 + found.group(2), escaped)
     return "'" + inner.replace("'", r"\'") + "'"

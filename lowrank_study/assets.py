@@ -30,7 +30,7 @@ MODEL_FILES = (
     *("pytorch_model*.bin", "pytorch_model.bin.index.json", "adapter_config.json"),
     *TOKENIZER_FILES,
 )
-"""What loading reads of a model's folder."""
+"""The files of a model's folder that are read when it is loaded."""
 
 
 def cache_folder() -> Path:
@@ -43,15 +43,15 @@ def cache_folder() -> Path:
 def fetch(asset: Asset, named: Sequence[str] = ()) -> Path:
     """Return the local path of a model folder, a data file or a data folder, verified.
 
-    Hub data sets are not files of ours: `training/reading.py` hands their id to the `datasets`
+    Hub data sets are not fetched here: `training/reading.py` hands their id to the `datasets`
     library.
 
     Parameters
     ----------
     asset
-        What is wanted.
+        The asset to find or fetch.
     named
-        The files that are read of a data folder; none for a model.
+        The files to read from a data folder; empty for a model.
 
     Raises
     ------
@@ -68,19 +68,19 @@ def fetch(asset: Asset, named: Sequence[str] = ()) -> Path:
 
 
 def local(path: str, named: Sequence[str] = ()) -> LocalPath:
-    """Return the record of a file or folder of the user's own, with the hash of what is read.
+    """Return the record of a user's own file or folder, with the hash of the files that are read.
 
     Parameters
     ----------
     path
-        Of a file, a model folder, or a data folder.
+        Path of a file, a model folder or a data folder.
     named
-        The files that are read of a data folder; none for a model.
+        The files to read from a data folder; empty for a model.
 
     Raises
     ------
     InputError
-        A path that is not there, or a folder without one of the named files.
+        The path does not exist, or the folder lacks one of the named files.
     """
     found = existing(path)
     return LocalPath(path=str(found), sha256=sha256_of_source(found, named))
@@ -95,24 +95,24 @@ def existing(path: str) -> Path:
 
 
 def sha256_of_source(path: Path, named: Sequence[str] = ()) -> str:
-    """Return one SHA-256 over what is read of a source: other files in its folder don't matter."""
+    """Return one SHA-256 over the files that are read from a source; others don't matter."""
     return sha256_of_file(path) if path.is_file() else sha256_of_files(path, _read_of(path, named))
 
 
 def _read_of(folder: Path, named: Sequence[str]) -> list[str]:
-    """Return the names of the files that are read of a folder."""
+    """Return the names of the files that are read from a folder."""
     if not named:
         return [f.name for pattern in MODEL_FILES for f in folder.glob(pattern) if f.is_file()]
     if missing := [name for name in named if not (folder / name).is_file()]:
         there = sorted(file.name for file in folder.iterdir() if file.is_file())
         raise InputError(
-            f"no file {missing[0]!r} in {folder}: there are {', '.join(there[:12]) or 'none'}"
+            f"no file {missing[0]!r} in {folder}; its files: {', '.join(there[:12]) or 'none'}"
         )
     return [str(Path(name)) for name in named]
 
 
 def _unchanged(asset: LocalPath, named: Sequence[str]) -> Path:
-    """Refuse what is not what it was when the run was configured."""
+    """Refuse a source that has changed since the run was configured."""
     path = existing(asset.path)
     found = sha256_of_source(path, named)
     # Runs older than `MODEL_FILES` hashed every file of a folder.
@@ -123,7 +123,7 @@ def _unchanged(asset: LocalPath, named: Sequence[str]) -> Path:
     raise InputError(
         f"{newest} has changed since the run was configured: sha256 {asset.sha256[:12]}… was "
         f"expected{'' if path.is_file() else f' of {path}'}, {found[:12]}… was found; restore it, "
-        "or start the command again to train new runs on what it holds now"
+        "or rerun the command to train new runs on the changed content"
     )
 
 
@@ -236,13 +236,13 @@ def _fetch_hub_model(asset: HubRepo) -> Path:
 
 
 def _check_blobs(folder: Path) -> None:
-    """Refuse damaged weights of the hub: its cache names large files by their SHA-256."""
+    """Refuse damaged weights from the hub; its cache names large files by their SHA-256."""
     for file in folder.glob("*.safetensors"):
         blob = file.resolve()
         if len(blob.name) == 64 and sha256_of_file(blob) != blob.name:
             raise InputError(
                 f"{file} is damaged: the hub's sha256 is {blob.name[:12]}…, the file's is "
-                f"{sha256_of_file(blob)[:12]}…; delete {blob}, and it is fetched again"
+                f"{sha256_of_file(blob)[:12]}…; delete {blob} and rerun to fetch it again"
             )
 
 

@@ -1,4 +1,4 @@
-"""Runs a main as a command for people: its settings, its help, its refusals and its exit codes.
+"""Run a main as a command, with its settings, help, error messages and exit codes.
 
     main = command(report, config_name="report")
 
@@ -6,7 +6,7 @@
 | ---: | --- |
 | 0 | all done |
 | 1 | some runs failed or diverged, or a part of the input was left out; each is listed |
-| 2 | bad input: one line that says what, and what to do |
+| 2 | bad input: one line says what is wrong and what to do |
 | 130 | interrupted |
 """
 
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 def command(task: Callable[[Mapping[str, Any]], None], *, config_name: str) -> Callable[[], None]:
     """Wrap a function of a composed configuration into a `main()`.
 
-    `config_name` names the file of `conf/` with its settings. What people get wrong (an
-    `InputError`, an unknown setting, a path that can't be written) is one line on standard error
-    and exit code 2; a defect keeps its traceback.
+    `config_name` is the file of `conf/` with the settings. Bad input (an `InputError`, an unknown
+    setting, a path that can't be written) prints one line on standard error and exits with code 2.
+    A defect keeps its traceback.
     """
 
     def once(arguments: "Arguments") -> None:
         from lowrank_study.config import composed
 
         if arguments.is_grid or any(each.startswith("experiment=") for each in arguments.overrides):
-            raise InputError("this command has no sweeps: name the sweep, as in sweep=NAME")
+            raise InputError("this command starts no sweep: name one, as in sweep=NAME")
         task(composed(config_name, *arguments.overrides))
 
     return _main(task, config_name, once)
@@ -83,7 +83,7 @@ def _main(
 
 @contextmanager
 def told_to_people() -> Iterator[None]:
-    """Turn what goes wrong within into one line and an exit code."""
+    """Turn an exception into one line of output and an exit code."""
     _take_any_text()
     if not sys.stderr.isatty():  # in a log, a progress bar is noise around the one line that counts
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -101,7 +101,7 @@ def told_to_people() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except MemoryError:
-        _end(2, "error: out of memory: ask for less at once, as by workers=1 or pack=1")
+        _end(2, "error: out of memory: use less at once, as with workers=1 or pack=1")
     except Exception as error:
         message = os_error_message(error)
         if message is None:
@@ -112,7 +112,7 @@ def told_to_people() -> Iterator[None]:
 
 
 def _take_any_text() -> None:
-    """Let no letter that a terminal lacks (Δ on an ASCII one) end a command or its workers."""
+    """Replace letters that a terminal can't show (Δ in ASCII): they must not end a command."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

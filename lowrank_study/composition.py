@@ -1,12 +1,12 @@
-"""`conf/` composed by Hydra, with every refusal in our own words.
+"""Compose `conf/` with Hydra; every error message is our own.
 
     >>> composer_of("config").config(["method=lora", "method.rank=4"]).method.rank
     4
 
-Hydra reads the files; what is no choice of a file is set here, in a copy. Reading the files takes
-Hydra a fifth of a second, and the runs of a sweep mostly differ in values: files are read once for
-each choice of files. An unknown setting is always refused, and nothing can be added by a plus: what
-a command ignores would be an answer to another question than the one that was asked.
+Hydra reads the files; values are set here, in a copy. Reading the files takes Hydra a fifth of a
+second, and the runs of a sweep mostly differ in values, so each choice of files is read once. An
+unknown setting is always refused, and `+` can't add one: a command that ignored a setting would
+answer another question than the one that was asked.
 """
 
 import re
@@ -33,10 +33,10 @@ from lowrank_study.suggestions import nearest, unknown_setting
 CONF_FOLDER = Path(__file__).resolve().parents[1] / "conf"
 
 _OPEN = ("method.options", "model.roles", "model.targets")
-"""Mappings whose keys are a person's own."""
+"""Mappings whose keys the user chooses."""
 _KEY = re.compile(r"[~+]*[A-Za-z_][\w-]*(\.[\w-]+)*")
 _COMPOSING = threading.Lock()
-"""Hydra keeps one configuration for the whole process: threads compose one after the other."""
+"""Hydra keeps one configuration per process, so threads compose one after the other."""
 
 
 class Composer:
@@ -45,7 +45,7 @@ class Composer:
     def __init__(self, name: str) -> None:
         if not CONF_FOLDER.is_dir():
             raise InputError(
-                f"no configuration folder at {CONF_FOLDER}: work from a clone of the project"
+                f"no configuration folder at {CONF_FOLDER}: work in a clone of the project"
             )
         self._name = name
         self._files: dict[tuple[str, ...], _Files] = {}
@@ -63,7 +63,7 @@ class Composer:
         Raises
         ------
         InputError
-            An override that can't be read, an unknown setting or choice.
+            An override can't be parsed, or a setting or choice is unknown.
         """
         parsed = self.parsed(overrides)
         files = [override for override in parsed if self._chooses_a_file(override)]
@@ -74,40 +74,40 @@ class Composer:
         return config
 
     def grid(self, overrides: Sequence[str]) -> dict[str, Any]:
-        """Return the grid of the experiment that overrides choose: setting → values, as `1,2,4`."""
+        """Return the grid of the chosen experiment: setting → values, as `1,2,4`."""
         files = [each for each in self.parsed(overrides) if self._chooses_a_file(each)]
         return self._composed(files).grid
 
     def parsed(self, overrides: Iterable[str]) -> list[Override]:
-        """Parse overrides; paths and texts may stand there as a person types them."""
+        """Parse overrides; paths and texts need no quotation marks."""
         return [self._parsed(as_override(override)) for override in overrides]
 
     def choices(self, group: str) -> list[str]:
-        """Return what a group of settings may be."""
+        """Return the valid choices of a group of settings."""
         return sorted(file.stem for file in (CONF_FOLDER / group).glob("*.yaml"))
 
     def settings(self) -> list[str]:
-        """Return all settings there are where no file is chosen but the defaults."""
+        """Return all settings of the default choices."""
         return [*self.groups, *_keys(self._composed([]).settings)]
 
     def _parsed(self, text: str) -> Override:
         parser = OverridesParser.create(_loader())
         key, _, value = text.partition("=")
         if not _KEY.fullmatch(key):
-            raise InputError(f"{text}: {key!r} is no setting: write KEY=VALUE, as in seed=1")
+            raise InputError(f"{text}: {key!r} is not a setting: write KEY=VALUE, as in seed=1")
         try:
             [override] = parser.parse_overrides([text])
         except HydraException as error:
             if set(value) & set("[]{}()'\"$"):
                 raise InputError(
-                    f"{text}: can't be read: give each bracket and quotation mark its partner, "
-                    f"and put a text that has them in quotes, as in {key}=\"'...'\""
+                    f"{text}: can't be parsed: close every bracket and quotation mark, and "
+                    f"quote a text that contains them, as in {key}=\"'...'\""
                 ) from error
             [override] = parser.parse_overrides([f"{key}={quoted(value)}"])
         if override.is_add() or override.is_force_add():
             bare = key.lstrip("+")
             if bare in self.settings():
-                raise InputError(f"{text}: nothing is added by a plus: write {bare}={value}")
+                raise InputError(f"{text}: + can't add a setting: write {bare}={value}")
             raise InputError(unknown_setting(bare, value, self.settings()))
         return override
 
@@ -116,18 +116,18 @@ class Composer:
         if override.is_delete():
             if group not in self._optional:
                 raise InputError(
-                    f"~{group}: this can't be left out; only "
-                    f"{', '.join(self._optional) or 'nothing of this command'} can"
+                    f"~{group}: this can't be left out; settings that can: "
+                    f"{', '.join(self._optional) or 'none'}"
                 )
             return True
         if group not in self.groups or isinstance(choice, Mapping) or override.is_sweep_override():
             return False
         if choice is None:
-            remedy = f"leave it out by ~{group}" if group in self._optional else "it is needed"
+            remedy = f"write ~{group} to leave it out" if group in self._optional else "choose one"
             raise InputError(f"{group}=null: a group of settings can't be null; {remedy}")
         if choice not in (valid := self.choices(group)):
             close = [name for name in valid if str(choice) in name] or nearest(str(choice), valid)
-            guess = f"did you mean {close[0]}? There are" if close else "there are"
+            guess = f"did you mean {close[0]}? Valid are" if close else "valid are"
             raise InputError(f"{group}={choice} is unknown: {guess} {', '.join(valid)}")
         return True
 
@@ -142,7 +142,7 @@ class Composer:
             except (HydraException, OmegaConfBaseException) as error:
                 told = " ".join(str(error.__cause__ or error).split())
                 raise InputError(
-                    f"{' '.join(lines) or CONF_FOLDER}: the files of conf/ can't be put together: "
+                    f"{' '.join(lines) or CONF_FOLDER}: Hydra can't combine the files of conf/: "
                     f"{told}"
                 ) from error
             settings = OmegaConf.masked_copy(whole, [key for key in whole if key != "hydra"])
@@ -171,7 +171,7 @@ class Composer:
         group = key.partition(".")[0]
         written = "" if isinstance(value, Mapping) else _written(value)
         if group == "hydra":
-            return f"{key}: this is Hydra's own, and no command has a use for it"
+            return f"{key} is one of Hydra's own settings, which no command uses: leave it out"
         if group in self.groups and group not in config:
             return f"{key} belongs to {group}, which is not chosen: add {group}=" + "|".join(
                 self.choices(group)
@@ -182,11 +182,11 @@ class Composer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Files:
-    """What files of `conf/` say together."""
+    """The settings and the grid of one choice of `conf/` files."""
 
     settings: DictConfig
     grid: dict[str, Any]
-    """Of `hydra.sweeper.params`; the rest of Hydra's part is the largest, and of no use."""
+    """`hydra.sweeper.params`; the rest of Hydra's settings is large and unused."""
 
 
 @cache
@@ -202,12 +202,12 @@ def _loader() -> Any:
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """Turn a `DictConfig` into plain types: it goes no further than here.
+    """Turn a `DictConfig` into plain types; no other module sees a `DictConfig`.
 
     Raises
     ------
     InputError
-        A setting has no value, or refers to one that there is not.
+        A setting has no value, or refers to one that does not exist.
     """
     try:
         mapping = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -242,7 +242,7 @@ def _is_mapping(config: DictConfig, key: str) -> bool:
 
 
 def _has(config: DictConfig, key: str) -> bool:
-    """Whether a setting is there, if without a value."""
+    """Whether a setting exists, even without a value."""
     parent, _, last = key.rpartition(".")
     node = _node(config, parent) if parent else config
     if isinstance(node, ListConfig):

@@ -78,14 +78,14 @@ class RunConfig:
     """Most runs that one process trains together, where its memory holds them; `None` is the
     device's own (`study/sweep.py`)."""
     allow_partial: bool
-    """Whether to go on where more than 5 % of an input is left out (`left_out.py`)."""
+    """Whether to continue when more than 5 % of an input is left out (`left_out.py`)."""
     tuning: Tuning | None
     """How each configuration's learning rate is chosen; `None` takes the configured one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportRequest:
-    """Which sweep is to be reported."""
+    """The sweep to report."""
 
     sweep: str
     results: Path
@@ -160,10 +160,10 @@ def read_report_request(config: Mapping[str, Any]) -> ReportRequest:
 
 
 def sweep_name(fields: Fields) -> str:
-    """Return the name of a sweep, which is a part of files' names."""
+    """Return the name of a sweep, which file names contain."""
     name = fields.text("sweep")
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
-        raise InputError(f"sweep={name!r}: one name of letters, digits and ._- is needed")
+        raise InputError(f"sweep={name!r}: give one name of letters, digits and ._-")
     return name
 
 
@@ -230,14 +230,14 @@ def _method(fields: Fields, head_learning_rate: float | None) -> Method:
 
 
 def check_used(config: Mapping[str, Any]) -> None:
-    """Refuse a setting of adapters where no run of a command has an adapter.
+    """Refuse an adapter's setting if no run of the command has an adapter.
 
-    In a sweep over methods, the settings of one method may stand beside the others.
+    In a sweep over methods, one method's settings may be given beside the others.
 
     Raises
     ------
     InputError
-        A setting of adapters beside a method that is none.
+        An adapter's setting is given, and the method has no adapter.
     """
     method = Fields("", config).part("method")
     kind = method.value("name")
@@ -252,7 +252,7 @@ def check_used(config: Mapping[str, Any]) -> None:
 
 
 def _peft_method(fields: Fields, learning_rate: float, target: tuple[str, ...]) -> PeftMethod:
-    """Read what PEFT builds; of its options only those that name a run: it checks the others."""
+    """Read a PEFT method; options that are not part of a run's name are checked by PEFT."""
     options = fields.optional_part("options")
     if "r" in options.settings:
         options.integer("r", at_least=0)

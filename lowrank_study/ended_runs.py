@@ -1,4 +1,4 @@
-"""An ended run as it lies in the run store: read, and compared with what it wrote.
+"""An ended run in the run store, checked against the hashes that it recorded.
 
 >>> run = read_run(Path("results/runs") / run_id, run_id)
 >>> run.check_files("checkpoint/")     # refuses files that have changed since
@@ -19,12 +19,12 @@ STATUSES = ("done", "diverged", "failed")
 
 
 class DamagedRun(InputError):
-    """An ended run whose record or specification can't be used: it counts as not ended."""
+    """An ended run whose record or specification can't be used; it counts as not ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedRun:
-    """An ended run, as the store gives it."""
+    """An ended run of the store."""
 
     spec: RunSpec
     status: str
@@ -42,7 +42,7 @@ class TrainedRun:
     def checkpoint_sha256(self) -> str | None:
         """One SHA-256 over the names and hashes of the checkpoint's files.
 
-        `None` for a run that is older than these hashes.
+        `None` for a run that predates these hashes.
         """
         hashes = self._hashes("checkpoint/")
         return hashlib.sha256(json.dumps(hashes).encode()).hexdigest() if hashes else None
@@ -53,13 +53,13 @@ class TrainedRun:
         Parameters
         ----------
         start
-            What their paths begin with: `checkpoint/`, or a file's name. A run that is older than
-            these hashes has nothing to compare.
+            Beginning of the paths to check: `checkpoint/`, or a file's name. A run that predates
+            these hashes is not checked.
 
         Raises
         ------
         InputError
-            A file is missing, can't be read, or is not the one that the run wrote.
+            A file is missing, can't be read, or differs from the one that the run wrote.
         """
         for path, recorded in self._hashes(start).items():
             file = self.folder / path
@@ -85,14 +85,14 @@ def read_run(folder: Path, run_id: str) -> TrainedRun | None:
     Raises
     ------
     DamagedRun
-        What is there can't be that run.
+        The folder does not hold that run's record and specification.
     InputError
-        The disk does not give it.
+        A file can't be read.
     """
     path = folder / "record.json"
     if not path.is_file():
         return None
-    remedy = "run its sweep again, which moves it aside and trains the run anew"
+    remedy = "rerun its sweep, which moves it aside and trains the run again"
     try:
         record = json_in(path)
         whole = isinstance(record, dict) and record.get("status") in STATUSES
@@ -116,12 +116,12 @@ def status_in(folder: Path, run_id: str) -> str:
 
 
 def spec_in(path: Path, run_id: str, *, remedy: str) -> RunSpec:
-    """Read a specification, and verify that it is the one that the run's id was made from.
+    """Read a specification, and verify that the run's id was made from it.
 
     Raises
     ------
     DamagedRun
-        It is not, or is missing.
+        The specification is missing or gives another id.
     """
     try:
         spec = from_mapping(json_in(path))
@@ -134,12 +134,12 @@ def spec_in(path: Path, run_id: str, *, remedy: str) -> RunSpec:
 
 
 def json_in(path: Path) -> Any:
-    """Read JSON; `None` if there is none.
+    """Read JSON; return `None` if the file does not exist.
 
     Raises
     ------
     InputError
-        The disk does not give the file.
+        The file can't be read.
     """
     try:
         return json.loads(path.read_bytes())

@@ -11,8 +11,8 @@ class InputError(ValueError):
 
 
 class Unfinished(RuntimeError):
-    """A command has written its results, and something is missing from them.
+    """A command has written its results, but something is missing from them.
 
-    Runs that failed or diverged, or a part of the input that was left out. The message names
-    them. Commands print it last and exit with code 1.
+    Runs failed or diverged, or a part of the input was left out. The message lists them.
+    Commands print it last and exit with code 1.
     """

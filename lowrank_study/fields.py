@@ -44,7 +44,7 @@ class Fields:
         return Fields(f"{self.path}{key}.", self.value(key))
 
     def optional_part(self, key: str) -> "Fields":
-        """Return a mapping inside this one; null is an empty one."""
+        """Return a nested mapping; null gives an empty one."""
         return Fields(f"{self.path}{key}.", {} if self.value(key) is None else self.value(key))
 
     def text(self, key: str) -> str:
@@ -59,15 +59,15 @@ class Fields:
         return None if self._mapping.get(key) is None else self.text(key)
 
     def path_text(self, key: str) -> str:
-        """Return a path or a hub id; `~` and an environment variable that begin it are expanded.
+        """Return a path or a hub id; a leading `~` or environment variable is expanded.
 
-        A path that exists is taken as it stands, and so is everything after its beginning, since
-        `$` and `~` may be in names. A variable is for files of `conf/`: on a command line the shell
-        has its say (`arguments.py`).
+        A path that exists is returned unchanged. Only the beginning is expanded, since names may
+        contain `$` and `~`. Variables are for the files of `conf/`: on a command line, the shell
+        expands them (`arguments.py`).
         """
         text = self.text(key) if self.value(key) is not None else ""
         if not text:
-            raise InputError(f"{self.path}{key} is empty: name a path, as in {self.path}{key}=PATH")
+            raise InputError(f"{self.path}{key} is empty: give a path, as in {self.path}{key}=PATH")
         if not text.startswith(("~", "$")):
             return text
         if os.path.lexists(text):
@@ -80,7 +80,7 @@ class Fields:
         return Path(self.path_text(key))
 
     def utf8_path_text(self, key: str) -> str:
-        """Return a path as `path_text`, for libraries that take no other bytes than UTF-8."""
+        """Return a path as `path_text` does, for libraries that accept only UTF-8 names."""
         text = self.path_text(key)
         try:
             text.encode()

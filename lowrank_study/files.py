@@ -76,37 +76,37 @@ def flush_to_disk(path: Path) -> None:
 
 
 def require_folder(path: Path) -> Path:
-    """Return a path that is a folder to write to, or can become one.
+    """Check that a path is a writable folder, or can become one, and return it.
 
     Raises
     ------
     InputError
-        It is a file or below one, or what is there may not be written to.
+        It is a file or below one, or it is not writable.
     """
     there = next(p for p in (path.absolute(), *path.absolute().parents) if os.path.lexists(p))
     if not there.is_dir():
         raise InputError(f"{there} is a file: name a folder")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"{there}: can't be written to: name another folder, or change its rights")
+        raise InputError(f"{there} is not writable: name another folder, or change its permissions")
     return path
 
 
 _CAUSES = {
-    errno.EACCES: ("permission denied", "choose a path that you may use, or change its rights"),
-    errno.EPERM: ("permission denied", "choose a path that you may use, or change its rights"),
+    errno.EACCES: ("permission denied", "choose another path, or change its permissions"),
+    errno.EPERM: ("permission denied", "choose another path, or change its permissions"),
     errno.EROFS: ("the file system is read-only", "choose a path on another disk"),
     errno.ENOSPC: ("no space left on the disk", "make room, then run it again"),
     errno.EDQUOT: ("the disk quota is used up", "make room, then run it again"),
     errno.EFBIG: (
-        "a file may not become that large",
+        "the file exceeds the largest size that is allowed",
         "raise the limit (`ulimit -f`), or use another disk",
     ),
     errno.ENOTDIR: ("a file is where a folder is needed", "name a folder, or move the file away"),
     errno.EEXIST: ("a file is where a folder is needed", "name a folder, or move the file away"),
     errno.EISDIR: ("a folder is where a file is needed", "name a file, or move the folder away"),
     errno.ENAMETOOLONG: ("the name is too long for the file system", "choose a shorter path"),
-    errno.ELOOP: ("symbolic links lead round in a circle", "name the file or folder itself"),
-    errno.ENOENT: ("no such file or folder", "was it removed meanwhile? Run it again"),
+    errno.ELOOP: ("symbolic links form a loop", "name the file or folder itself"),
+    errno.ENOENT: ("no such file or folder", "check whether it was removed, then run it again"),
     errno.EIO: ("the disk reports an error", "check the disk, then run it again"),
     errno.ESTALE: ("the network file system lost the file", "check its server, then run it again"),
     errno.EMFILE: ("too many files are open", "raise the limit (`ulimit -n`), then run it again"),
@@ -115,20 +115,20 @@ _CAUSES = {
 
 
 def os_error_message(error: BaseException) -> str | None:
-    """Say in one line what the operating system refused, of which path, and what to do.
+    """Return one line for an operating-system error: what failed, on which path, and what to do.
 
-    Libraries written in Rust (safetensors, tokenizers) give the number in their text only.
+    Libraries written in Rust (safetensors, tokenizers) give the number only in their text.
 
     Returns
     -------
-    None if the error is of another kind: a defect, or a network that is down.
+    None for other errors, such as a defect or a network failure.
     """
     path, number = "", None
     if isinstance(error, OSError):
         number = error.errno
         names = [n for n in (error.filename2, error.filename) if isinstance(n, str | bytes)]
         path = os.fsdecode(names[0]) if names else ""
-        if path.endswith(_PARTIAL):  # of `whole_file`: a person knows its folder only
+        if path.endswith(_PARTIAL):  # of `whole_file`: users know only its folder
             path = os.path.dirname(path)
     elif found := re.search(r"\(os error (\d+)\)", str(error)):
         number = int(found.group(1))

@@ -3,7 +3,7 @@
     keep_named(made, folder, stem="tokens", suffix=".npz")     # …/tokens-1f0c9a7be2d45a33.npz
     find_named(folder, stem="tokens", suffix=".npz")           # that path, or None if it is damaged
 
-A derived file whose content no longer has the hash in its name is removed, and made again.
+A derived file whose content no longer matches the hash in its name is removed and made again.
 """
 
 import hashlib
@@ -22,8 +22,8 @@ _known: dict[tuple[int, int, int, int, int], str] = {}
 def sha256_of_file(path: Path) -> str:
     """Return the SHA-256 of a file's contents.
 
-    The process remembers it until the file's size, times or inode change: a sweep asks for the
-    same model and data once a run.
+    The hash is cached until the file's size, times or inode change: every run of a sweep asks for
+    the same model and data.
     """
     stat = path.stat()
     state = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
@@ -54,9 +54,9 @@ def sha256_of(path: Path) -> str:
 
 
 def keep_named(made: Path, folder: Path, *, stem: str, suffix: str = "") -> Path:
-    """Move a finished file or folder to the name that holds its hash, and return that path.
+    """Move a finished file or folder to a name that contains its hash, and return that path.
 
-    Another process may have made the same one meanwhile: that one then stays.
+    If another process has made the same one meanwhile, that one stays.
     """
     path = folder / _name(made, stem, suffix)
     if made.is_file():
@@ -67,7 +67,7 @@ def keep_named(made: Path, folder: Path, *, stem: str, suffix: str = "") -> Path
 
 
 def find_named(folder: Path, *, stem: str, suffix: str = "") -> Path | None:
-    """Return the derived file or folder of that stem that is intact; remove damaged ones."""
+    """Return the intact derived file or folder with that stem; remove damaged ones."""
     for path in sorted(folder.glob(f"{stem}-*{suffix}")):
         try:
             if path.name == _name(path, stem, suffix):
@@ -79,5 +79,5 @@ def find_named(folder: Path, *, stem: str, suffix: str = "") -> Path | None:
 
 
 def _name(path: Path, stem: str, suffix: str) -> str:
-    """Hash the stem as well, so that a file under another file's name is no match."""
+    """Hash the stem as well, so that a file renamed to another stem does not match."""
     return f"{stem}-{hashlib.sha256(f'{stem} {sha256_of(path)}'.encode()).hexdigest()[:16]}{suffix}"

@@ -3,8 +3,8 @@
     [config.spec for config in planned_configs("experiment=rank_sweep")]
     [config.spec for config in planned_configs("method.rank=1,2,4", "seed=0,1", is_grid=True)]
 
-An experiment's grid stands in its `hydra.sweeper.params`, as Hydra has it. An experiment whose runs
-are no grid lists `cases`, each a grid of its own: each job becomes the runs of all cases.
+An experiment keeps its grid in `hydra.sweeper.params`, as Hydra does. An experiment that is not one
+grid lists `cases`, each a grid of its own; each job then becomes the runs of all cases.
 """
 
 import json
@@ -31,12 +31,12 @@ def planned_configs(*overrides: str, is_grid: bool = False) -> list[RunConfig]:
     overrides
         As on the command line: `experiment=NAME`, or values; the experiment's grid is taken.
     is_grid
-        Whether several values of a setting (`1,2`) are a grid, as they are in an experiment.
+        Whether several values of a setting (`1,2`) form a grid; in an experiment they always do.
 
     Raises
     ------
     InputError
-        A setting that can't be, or settings of the whole sweep in which its runs differ.
+        A value is invalid, or runs differ in a setting of the whole sweep.
     """
     composer = composer_of("config")
     parsed = composer.parsed(overrides)
@@ -58,7 +58,7 @@ def planned_configs(*overrides: str, is_grid: bool = False) -> list[RunConfig]:
     ]
     if not any(isinstance(config.spec.method, Lora | PeftMethod) for config in configs):
         first_job = composer.config([*fixed, *next(_jobs(several))])
-        check_used({"method": plain(first_job.method)})  # the rest may wait for its cases
+        check_used({"method": plain(first_job.method)})  # other parts may need values from cases
     _check_one_sweep(configs)
     return configs
 
@@ -69,10 +69,10 @@ def configs_of_job(composer: Composer, overrides: Sequence[str]) -> list[RunConf
     Raises
     ------
     InputError
-        A value that can't be, or one that the cases of the experiment set.
+        A value is invalid, or the cases of the experiment already set it.
     """
     config = composer.config(overrides)
-    cases = config.cases  # read before the rest, which may wait for what they say
+    cases = config.cases  # before other parts, which may need values from the cases
     if OmegaConf.is_config(cases):
         cases = OmegaConf.to_container(cases, resolve=True)
     if cases is None or cases == []:
@@ -85,7 +85,7 @@ def configs_of_job(composer: Composer, overrides: Sequence[str]) -> list[RunConf
     asked = {override.partition("=")[0] for override in overrides}
     if twice := sorted(asked & {key for case in cases for key in case}):
         raise InputError(
-            f"{twice[0]}: the experiment's cases say it; leave it out, or give cases=null"
+            f"{twice[0]}: the experiment's cases set it; leave it out, or give cases=null"
         )
     return [
         read_config(plain(composer.config([*overrides, *values])))
@@ -124,7 +124,7 @@ def _values(override: Override) -> list[str]:
 
 
 def _check_one_sweep(configs: Sequence[RunConfig]) -> None:
-    """Refuse runs that differ in what belongs to the sweep, or whose names hide a difference."""
+    """Refuse runs that differ in a setting of the sweep, or whose names hide a difference."""
     for field in fields(RunConfig):
         if field.name == "spec":
             continue
@@ -132,7 +132,7 @@ def _check_one_sweep(configs: Sequence[RunConfig]) -> None:
         if len(values) > 1:
             told = ",".join(map(str, values))
             raise InputError(
-                f"{field.name}={told}: one sweep has one: run the command once for each"
+                f"{field.name}={told}: a sweep has one value; run the command once for each"
             )
     for part in ("task", "model"):
         sources: dict[str, Any] = {}

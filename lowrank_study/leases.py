@@ -1,25 +1,24 @@
-"""The right to write one run: one worker has it at a time, and loses it by falling silent.
+"""Leases: the right to write one run, held by one worker at a time and lost by silence.
 
-Below the run store's folder:
+Files in the run store's folder:
 
     .running/<run_id>/<token>/lease.json   who holds the run, its progress, a count of heartbeats
-    .running/<run_id>/<token>/run/         what the worker writes: the ended run to be
-    .gone/                                 what was taken away from a worker, being deleted
+    .running/<run_id>/<token>/run/         what the worker writes; becomes the ended run
+    .gone/                                 folders taken away from workers, being deleted
 
 A worker takes a run by renaming a complete folder onto `.running/<run_id>`, which succeeds only
-while that is absent or empty. It is taken from a worker by renaming its `<token>` folder away, and
-ended by renaming its `run` folder to the run's place in the store. Each of these succeeds once, and
-every path that a worker writes to holds its own token: one that was stopped, lost its run and woke
-up again finds nothing of another's to change.
+while that is absent or empty. A takeover renames the worker's `<token>` folder away. A commit
+renames its `run` folder to the run's place in the store. Each of these succeeds once. Every path
+that a worker writes to contains its own token, so a worker that was stopped, lost its run and woke
+up can't change another worker's files.
 
-No clocks are compared. A lease is stale when a watcher has seen the same heartbeat for
-`STALE_SECONDS` of its own clock, however far the clocks of two machines are apart. A process that
-has died is noticed at once if it ran under this kernel and in this process namespace, which equal
-host names do not prove.
+Clocks are never compared. A lease is stale when a watcher has seen the same heartbeat for
+`STALE_SECONDS` of its own clock. A dead process is noticed at once if it ran under this kernel and
+in this process namespace; equal host names do not prove that.
 
 This relies on what POSIX and NFS promise: the rename of a folder is atomic, replaces an absent or
-empty folder, and refuses any other. It needs no file locks. A reply that the network lost and the
-client asked for again looks like a failure, so the outcome of a failed rename is looked up.
+empty folder, and refuses any other. No file locks are needed. If NFS loses a reply and sends the
+request again, a rename that succeeded reports a failure, so a failed rename is looked up.
 """
 
 import errno
@@ -42,12 +41,12 @@ from lowrank_study.spec import RunSpec, to_mapping
 HEARTBEAT_SECONDS = 1.0
 STALE_SECONDS = 120.0
 _LONGEST_GAP = 5.0
-"""Seconds between two looks that count as silence: a watcher may have been suspended with the
-worker that it watches."""
+"""Most seconds of silence that two successive looks add: a watcher may have been suspended with
+the worker that it watches."""
 _LEASE_BYTES = 1024
-"""A lease is overwritten in place, in one piece of this size: on a full disk too."""
+"""A lease is overwritten in place with a constant size, which works on a full disk too."""
 _TAKEN = (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST)
-"""What a rename fails with when another worker was first."""
+"""Errors of a rename if another worker was first."""
 
 
 class LeaseLost(RuntimeError):
@@ -65,7 +64,7 @@ class Lease:
         self.folder = holder / "run"
         """Where the run is written; it becomes the ended run's folder."""
         self.progress = 0.0
-        """Share of the run that is done, shown to whoever watches the store."""
+        """Share of the run that is done, shown to watchers of the store."""
         self._holder, self._gone, self._ended = holder, store / ".gone", store / self.run_id
         self._owner, self._beats = owner, 0
         self._over, self._lost = threading.Event(), threading.Event()
@@ -78,28 +77,28 @@ class Lease:
         return self._holder.name
 
     def advance(self, progress: float) -> None:
-        """Tell the share of the run that is done.
+        """Report the share of the run that is done.
 
         Raises
         ------
         LeaseLost
-            Going on is useless: the run is another worker's by now.
+            Another worker has the run now; continuing is useless.
         """
         self.progress = progress
         if self._lost.is_set():
             raise self._loss()
 
     def commit(self, *, status: str, record: Mapping[str, Any]) -> None:
-        """End the run: everything in its folder, with its record, becomes visible at once.
+        """End the run: its folder and record become visible at once.
 
-        Only a run that is done keeps its checkpoint and predictions. The record gets their SHA-256.
+        Only a done run keeps its checkpoint and predictions. The record gets their SHA-256.
 
         Raises
         ------
         LeaseLost
-            The run was taken over or has ended; what was written of it is removed.
+            The run was taken over or has ended; what this attempt wrote is removed.
         OSError
-            The disk is full, say. The lease is still held.
+            Writing failed, as on a full disk. The lease is still held.
         """
         if status != "done":
             shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
@@ -113,8 +112,8 @@ class Lease:
                     flush_to_disk(file)
         except FileNotFoundError:
             raise self._loss() from None
-        # A worker that was taken over may have made its folder anew, by writing into it. Only the
-        # folder that came with the lease has a specification.
+        # Writing may have recreated the folder of a worker that was taken over. Only the folder
+        # that came with the lease has a specification.
         if not (self.folder / "spec.json").is_file():
             raise self._loss()
         try:
@@ -128,11 +127,11 @@ class Lease:
         self.release()
 
     def release(self) -> None:
-        """Give the run back; what was written of it and not committed is removed."""
+        """Give the run back; delete what was written and not committed."""
         self._over.set()
         self._heart.join()
         take_away(self._holder, self._gone)
-        with suppress(OSError):  # the next worker's by now, or removed
+        with suppress(OSError):  # another worker has the run by now, or it was removed
             self._holder.parent.rmdir()
 
     def __enter__(self) -> Self:
@@ -159,7 +158,7 @@ class Lease:
             except FileNotFoundError:
                 self._lost.set()
                 return
-            except OSError:  # of the network, for a moment: the next beat comes
+            except OSError:  # a network error may pass: try again at the next beat
                 continue
 
 
@@ -169,9 +168,9 @@ class Leases:
     Parameters
     ----------
     folder
-        The run store's.
+        Folder of the run store.
     worker
-        A name of this process that no other has, on whatever machine.
+        Name of this process, unique across machines.
     """
 
     def __init__(self, folder: Path, *, worker: str) -> None:
@@ -189,18 +188,18 @@ class Leases:
         for slot in _entries(self._running):
             if not slot.name.startswith("."):
                 self._is_free(slot.name)
-                with suppress(OSError):  # somebody has the run
+                with suppress(OSError):  # a worker has the run
                     slot.rmdir()
-            elif not self._is_held(slot / slot.name[1:]):  # its maker died before it had the run
+            elif not self._is_held(slot / slot.name[1:]):  # its maker died before it took the run
                 take_away(slot, self._gone)
 
     def run_ids(self) -> set[str]:
-        """Return the runs that a living or dead worker has not ended."""
+        """Return the runs that a living or dead worker has and has not ended."""
         return {path.name for path in _entries(self._running) if not path.name.startswith(".")}
 
     def take(self, spec: RunSpec) -> Lease | None:
         """Take a run that no living worker holds; `None` if one does."""
-        for _ in range(3):  # one that tidies up may take away what is not in its place yet
+        for _ in range(3):  # the cleanup of another process may remove a folder not yet in place
             if not self._is_free(spec.run_id):
                 return None
             with suppress(FileNotFoundError):
@@ -231,14 +230,14 @@ class Leases:
         return any(self._is_held(holder) for holder in _entries(self._running / run_id))
 
     def in_doubt(self, run_id: str) -> bool:
-        """Whether a worker has the run whose heart this process has not seen beat yet."""
+        """Whether a worker has the run, and this process has not seen its heartbeat change yet."""
         return any(
             self._is_held(holder) and not self._watch(holder).has_beaten
             for holder in _entries(self._running / run_id)
         )
 
     def progress(self, run_id: str) -> float | None:
-        """Return the share of a run that is done; `None` if nobody has it."""
+        """Return the share of a run that is done; `None` if no worker has it."""
         for holder in _entries(self._running / run_id):
             with suppress(OSError):
                 share = _parsed((holder / "lease.json").read_bytes()).get("progress")
@@ -246,7 +245,7 @@ class Leases:
         return None
 
     def take_from(self, worker: str) -> list[str]:
-        """Take all its runs from a worker that has died, and return them."""
+        """Take all runs from a dead worker, and return them."""
         return [
             run_id
             for run_id in sorted(self.run_ids())
@@ -255,7 +254,7 @@ class Leases:
         ]
 
     def _is_free(self, run_id: str) -> bool:
-        """Take a run from the dead, and say whether it is free then."""
+        """Take a run from dead workers, and return whether it is free now."""
         holders = _entries(self._running / run_id)
         taken = [not self._is_held(h) and take_away(h, self._gone) for h in holders]
         return all(taken)
@@ -266,7 +265,7 @@ class Leases:
         except (FileNotFoundError, NotADirectoryError):
             return False  # a holder appears together with its lease: this one is a left-over
         except OSError:
-            return True  # of the network, for a moment: it says nothing of the worker
+            return True  # a network error says nothing about the worker
         lease = _parsed(text)
         if lease.get("space") == process_space() is not None and not is_alive(lease["pid"]):
             return False
@@ -285,7 +284,7 @@ class _Watch:
         self._silent = self._looked = 0.0
 
     def silence(self, text: bytes) -> float:
-        """Look at a lease, and return the seconds for which it has been seen unchanged."""
+        """Look at a lease, and return for how many seconds it has been unchanged."""
         now = time.monotonic()
         if text == self._text:
             self._silent += min(now - self._looked, _LONGEST_GAP)
@@ -297,13 +296,13 @@ class _Watch:
 
 
 def lease_text(owner: Mapping[str, Any], *, beats: int, progress: float) -> bytes:
-    """Return the content of a lease, as long as any other."""
+    """Return the content of a lease, padded to a constant size."""
     text = json.dumps({**owner, "beats": beats, "progress": progress})
     return text.encode().ljust(_LEASE_BYTES - 1) + b"\n"
 
 
 def take_away(holder: Path, gone: Path) -> bool:
-    """Delete a worker's folder by renaming it first; whether it was this call that did it."""
+    """Delete a worker's folder, renaming it first; return whether this call did it."""
     aside = gone / uuid.uuid4().hex
     try:
         os.rename(holder, aside)
@@ -314,7 +313,7 @@ def take_away(holder: Path, gone: Path) -> bool:
 
 
 def sha256_of_results(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file of a run that others are made from, by its relative path."""
+    """Return the SHA-256 of each checkpoint and predictions file, by its relative path."""
     files = [*(folder / "checkpoint").rglob("*"), folder / "predictions.parquet"]
     return {
         file.relative_to(folder).as_posix(): sha256_of_file(file)
@@ -340,7 +339,7 @@ def _entries(folder: Path) -> list[Path]:
 def _parsed(text: bytes) -> dict[str, Any]:
     try:
         lease = json.loads(text)
-    except ValueError:  # damaged: its worker is judged by whether the file changes
+    except ValueError:  # damaged: its worker counts as alive while the file changes
         return {}
     return lease if isinstance(lease, dict) and isinstance(lease.get("pid"), int) else {}
 

@@ -1,12 +1,12 @@
-"""What part of an input was not used: said first, and refused where it is more than a trifle.
+"""Parts of an input that were not used: reported first, and refused above 5 %.
 
     >>> row = LeftOut(count=12, total=300, unit="rows", of="reviews.csv", why="an empty label")
     >>> row.sentence
     'left out: 12 of 300 rows of reviews.csv (4 %): an empty label'
 
 A command that leaves something out prints these sentences before anything else and ends with exit
-code 1. Above 5 % it refuses with exit code 2. `allow_partial=true` accepts both: exit code 0. What
-a setting asks for (`task.train_size`, `task.max_length`, `task.labels`) is not left out.
+code 1. Above 5 % it refuses with exit code 2. `allow_partial=true` accepts both with exit code 0.
+Data that a setting excludes (`task.train_size`, `task.max_length`, `task.labels`) does not count.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,24 +23,24 @@ class LeftOut:
     """One part of one input that was not used, for one reason."""
 
     count: int
-    """How much was left out, in `unit`."""
+    """Amount that was left out, in `unit`."""
     total: int
-    """How much there was."""
+    """Total amount, in `unit`."""
     unit: str
     """`rows`, `parameters`, `runs` …"""
     of: str
-    """The input, by the name a person knows: a file, a checkpoint, a sweep."""
+    """The input, by a name that users know: a file, a checkpoint, a sweep."""
     why: str
     """The reason, and an example where it helps."""
 
     @property
     def share(self) -> float:
-        """The part of the input that was left out, from 0 to 1."""
+        """The share of the input that was left out, from 0 to 1."""
         return self.count / self.total if self.total else 0.0
 
     @property
     def sentence(self) -> str:
-        """Return the sentence that a person reads first."""
+        """Return the sentence that a command prints first."""
         share = f"{100 * self.share:.2g} %" if self.share < 0.995 else f"{100 * self.share:.3g} %"
         return (
             f"left out: {self.count:,} of {self.total:,} {self.unit} of {self.of} ({share}): "
@@ -53,7 +53,7 @@ def check_left_out(parts: Sequence[LeftOut], *, allow_partial: bool) -> None:
 
     Args:
         parts: Everything that would be left out; parts of one input add up.
-        allow_partial: Whether the person asked to go on all the same.
+        allow_partial: Whether the user accepts any share.
 
     Raises:
         InputError: More than `LARGEST_SHARE` of one input is left out.
@@ -64,7 +64,7 @@ def check_left_out(parts: Sequence[LeftOut], *, allow_partial: bool) -> None:
         mine = [part for part in parts if part.of == of]
         if sum(part.share for part in mine) > LARGEST_SHARE:
             told = "; ".join(in_words(mine))
-            raise InputError(f"{told}. Fix the input, or set allow_partial=true to go on without")
+            raise InputError(f"{told}. Fix the input, or set allow_partial=true to accept this")
 
 
 def in_words(parts: Iterable[LeftOut]) -> list[str]:

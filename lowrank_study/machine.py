@@ -51,10 +51,10 @@ def status_bytes(field: str) -> int:
 
 
 def process_space() -> str | None:
-    """Return what tells apart the processes among which a pid means one; `None` if unknown.
+    """Return a name of the processes among which a pid is unique; `None` if unknown.
 
-    Containers may share a host name, and machines a kernel's namespace number: the space is named
-    by both, and by the boot.
+    Containers may share a host name, and machines may share a kernel's namespace number, so the
+    name contains both, and the boot.
     """
     try:
         boot, namespace = _BOOT.read_text().strip(), os.readlink("/proc/self/ns/pid")
@@ -64,7 +64,7 @@ def process_space() -> str | None:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether there is a process of that number in this process space."""
+    """Whether a process with that pid exists in this process space."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -75,11 +75,11 @@ def is_alive(pid: int) -> bool:
 
 
 def end_with_parent(parent: int) -> None:
-    """Have this process ended by SIGTERM when its parent ends, however that ends.
+    """End this process by SIGTERM when its parent ends, in whatever way.
 
     Only Linux offers this. Elsewhere, `os.getppid()` changes.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it ended before
+    if os.getppid() != parent:  # the parent has ended already
         sys.exit(128 + signal.SIGTERM)

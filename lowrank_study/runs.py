@@ -3,14 +3,14 @@
 Under the store's folder:
 
     <run_id>/                an ended run: spec.json, record.json, checkpoint/, predictions.parquet
-    .planned/<run_id>.json   its specification, for the workers; `.alone` beside it: never to be
-                             packed again, as its pack's worker has died
+    .planned/<run_id>.json   its specification, for the workers; `.alone` beside it: train it by
+                             itself, because a worker died while training its pack
     .running/                the runs that workers have leased (`leases.py`)
     .sweeps/<name>.json      which run ids a sweep consists of, and how they are packed
-    .aside/                  damaged runs, each moved out of the way of a new attempt
+    .aside/                  damaged runs, moved out of the way of a new attempt
 
-An ended run appears by one rename of a complete folder, so nothing killed half-way looks
-finished. Nothing that another process may have replaced meanwhile is deleted by its name.
+An ended run appears by one rename of a complete folder, so a killed process leaves nothing that
+looks finished. A path is never deleted by name if another process may have replaced it meanwhile.
 
     >>> store = RunStore(Path("results/runs"))
     >>> store.plan("ranks", [[spec]], question="Which rank is enough?")
@@ -44,14 +44,14 @@ __all__ = ["STATUSES", "DamagedRun", "RunStore", "TrainedRun"]
 
 
 class RunStore:
-    """Plans, leases and ends runs in one folder, for any number of processes at once.
+    """Plans, leases and ends runs in one folder; several processes may do so at once.
 
     Parameters
     ----------
     folder
-        The store's.
+        Folder of the store.
     worker
-        A name that no other process has; `None` makes one.
+        Unique name of this process; `None` makes one.
     """
 
     def __init__(self, folder: Path, *, worker: str | None = None) -> None:
@@ -72,8 +72,8 @@ class RunStore:
         Parameters
         ----------
         sweep
-            Its name. Runs that were planned under it before, and are not among these, are no longer
-            part of it.
+            Name of the sweep. Runs that were planned under it before and are not among these are no
+            longer part of it.
         packs
             Its runs: those in one pack are best trained together.
         question
@@ -124,11 +124,11 @@ class RunStore:
         return [str(run_id) for run_id in self._read_sweep(name).get("earlier", [])]
 
     def has_plan(self, name: str) -> bool:
-        """Whether the sweep is planned; not, if the folder was removed while it ran."""
+        """Whether the sweep is planned; false if the folder was removed while it ran."""
         return (self._sweeps / f"{name}.json").is_file()
 
     def claim(self, run_ids: Iterable[str]) -> Lease | None:
-        """Lease the first of these runs that is free; `None` if none is.
+        """Lease the first of these runs that is free; `None` if no run is free.
 
         A run is free if it is planned, has not ended, and no worker that may be alive has it.
         """
@@ -152,7 +152,7 @@ class RunStore:
         return None
 
     def claim_pack(self, packs: Sequence[Sequence[str]]) -> list[Lease]:
-        """Lease what is free of the first pack that has free runs; [] if none has."""
+        """Lease the free runs of the first pack that has any; [] if no run is free."""
         for pack in packs:
             alone = [run_id for run_id in pack if (self._planned / f"{run_id}.alone").exists()]
             for run_ids in ([r for r in pack if r not in alone], *([r] for r in alone)):
@@ -176,7 +176,7 @@ class RunStore:
     def ended(self, run_ids: Sequence[str]) -> list[TrainedRun]:
         """Return those of the runs that have ended, in the given order.
 
-        A damaged run has not ended: that is said on standard error.
+        Damaged runs count as not ended and are reported on standard error.
         """
         found = []
         for run_id in run_ids:
@@ -205,13 +205,13 @@ class RunStore:
         ]
 
     def held(self, run_ids: Iterable[str]) -> bool:
-        """Whether a worker that may be alive, of whatever machine, has one of these runs."""
+        """Whether a worker on any machine has one of these runs and may be alive."""
         running = self._leases.run_ids()
         held = [self._leases.held(run_id) for run_id in run_ids if run_id in running]
-        return any(held)  # after all were looked at: silence is counted from look to look
+        return any(held)  # look at all of them: silence is counted between looks
 
     def in_doubt(self, run_ids: Iterable[str]) -> bool:
-        """Whether one of these runs is held by a worker that was not seen to be alive yet."""
+        """Whether one of these runs is held by a worker not yet seen alive."""
         running = self._leases.run_ids()
         doubts = [self._leases.in_doubt(run_id) for run_id in run_ids if run_id in running]
         return any(doubts)
@@ -246,7 +246,7 @@ class RunStore:
         return len(run_ids)
 
     def give_back_runs_of(self, worker: str) -> list[str]:
-        """Make the runs of a worker that was ended free for others, and return them."""
+        """Free the runs of a worker that was ended, and return them."""
         return self._leases.take_from(worker)
 
     def _ever_planned(self, name: str) -> list[str]:
@@ -282,7 +282,7 @@ class RunStore:
     def _clear(self, run_id: str) -> None:
         """Make way for a new attempt: delete a failed run, move a damaged one aside.
 
-        It is renamed first and looked at then: a run that another process has ended meanwhile goes
+        The folder is renamed before it is read; a run that another process has ended meanwhile goes
         back to its place.
         """
         folder = self.folder / run_id
@@ -297,19 +297,19 @@ class RunStore:
         match status_in(aside, run_id):
             case "failed":
                 take_away(aside, self._gone)
-            case "damaged" if aside.exists():  # and was not taken on by another planner
+            case "damaged" if aside.exists():  # another planner may have handled it
                 self._tell(f"{folder} is damaged: moved to {aside}; the run is planned again")
             case _:
                 self._put_back(run_id)
 
     def _put_back(self, run_id: str) -> None:
-        """Go on where a planner was killed: return what ended to its place, delete what failed."""
+        """Finish the work of a killed planner: restore ended runs, delete failed ones."""
         for aside in self._aside.glob(f"{run_id}.*"):
             match status_in(aside, run_id):
                 case "failed":
                     take_away(aside, self._gone)
                 case "done" | "diverged":
-                    with suppress(OSError):  # there is another by now
+                    with suppress(OSError):  # another one is in its place by now
                         os.rename(aside, self.folder / run_id)
 
     def _tell(self, message: str) -> None:

@@ -1,4 +1,4 @@
-"""`source` in a configuration → where a model or a data set comes from.
+"""Resolve `source` in a configuration: where a model or a data set comes from.
 
 read_source(Fields("model.", {"source": "roberta-base"}), subset=None, named=())
 """
@@ -25,11 +25,11 @@ def read_source(fields: Fields, *, subset: str | None, named: Sequence[str]) -> 
     Parameters
     ----------
     fields
-        The settings that `source` stands among.
+        The settings that contain `source`.
     subset
-        Of a data set on the hub.
+        Subset of a data set on the hub.
     named
-        The files that are read of a data folder; none for a model.
+        The files to read from a data folder; empty for a model.
     """
     source = fields.value("source")
     if isinstance(source, Mapping):
@@ -54,12 +54,12 @@ def is_path(text: str) -> bool:
 
 
 def require_sources(fields: Fields, names: Sequence[str]) -> None:
-    """Refuse paths that are not there; hub ids and null are left alone.
+    """Refuse paths that do not exist; ignore hub ids and null.
 
     Raises
     ------
     InputError
-        It names the first one.
+        A path does not exist; the message names the first one.
     """
     for name in names:
         if fields.value(name) is not None and is_path(text := fields.path_text(name)):
@@ -67,7 +67,7 @@ def require_sources(fields: Fields, names: Sequence[str]) -> None:
 
 
 def hub_repo(name: str, text: str, *, subset: str | None, revision: str | None) -> HubRepo:
-    """Read a hub id, or refuse what is neither a path nor one, naming the setting."""
+    """Read a hub id; refuse a text that is neither a path nor a hub id."""
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text):
         raise InputError(
             f"{name}={text!r}: give an existing path, or a hub id such as 'roberta-base'"

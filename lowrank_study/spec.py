@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _YOUNGER = {"task": ("encoding", "separator"), "train": ("head_learning_rate",)}
-"""Fields that older runs lack: `None` is no part of a `run_id`, so that those keep their names."""
+"""Fields that older runs lack. `None` is not hashed into a `run_id`, so older ids stay valid."""
 _LONGEST_STEM = 180
 """Bytes of a run's name before its digest: a file's name ends at 255 on most disks."""
 
@@ -91,9 +91,9 @@ class Task:
     max_length: int
     """Texts are cut to this many tokens."""
     encoding: str | None
-    """Of a text file, by Python's name; `None` detects it."""
+    """Encoding of a text file, by Python's name; `None` detects it."""
     separator: str | None
-    """Between the columns of a text file, one character; `None` detects it."""
+    """Separator of a text file, one character; `None` detects it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,9 +167,9 @@ class PeftMethod:
 
     @property
     def lora(self) -> Lora | None:
-        """Rank and scaling of PEFT's LoRA and its variants; `None` for all else.
+        """Rank and scaling of PEFT's LoRA and its variants; `None` for other kinds.
 
-        Ranks that differ from map to map are no rank: `None` as well.
+        Also `None` if modules have different ranks.
         """
         if self.peft_type != "LORA" or self.options.get("rank_pattern"):
             return None
@@ -196,7 +196,7 @@ class PeftMethod:
 
     @property
     def label(self) -> str:
-        """The name with the options that no column says: methods that differ don't share one."""
+        """The name with the options that have no column, so that different methods differ."""
         said = _SAID_OF_LORA if self.lora else ()
         options = ", ".join(
             f"{option}={json.dumps(value, sort_keys=True)}"
@@ -213,7 +213,7 @@ PEFT_LORA_DEFAULTS: Mapping[str, Any] = {
     "lora_dropout": 0.0,
     "init_lora_weights": True,
 }
-"""What PEFT takes for LoRA where `options` is silent."""
+"""PEFT's defaults for LoRA, used for options that are not given."""
 _SAID_OF_LORA = ("r", "lora_alpha", "use_dora", "use_rslora", "init_lora_weights")
 
 
@@ -267,7 +267,7 @@ class RunSpec:
 
     @property
     def method_name(self) -> str:
-        """`full`, `head`, `lora`, or PEFT's kind with the options that tell it from others."""
+        """`full`, `head`, `lora`, or PEFT's kind with the options that distinguish it."""
         match self.method:
             case FullFineTuning():
                 return "full"
@@ -280,7 +280,7 @@ class RunSpec:
 
     @property
     def lora(self) -> Lora | None:
-        """Rank and scaling of a LoRA, ours or PEFT's; `None` for all else."""
+        """Rank and scaling of a LoRA, ours or PEFT's; `None` for other methods."""
         match self.method:
             case Lora() as lora:
                 return lora

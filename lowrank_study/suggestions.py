@@ -1,7 +1,7 @@
-"""What a person meant by a setting that there is not.
+"""Suggest the setting that a user probably meant by an unknown one.
 
 >>> unknown_setting("lr", "0.1", valid=["method.learning_rate", "seed"])
-'lr is no setting of this command: did you mean method.learning_rate=0.1?'
+'lr is not a setting of this command: did you mean method.learning_rate=0.1?'
 """
 
 import difflib
@@ -68,30 +68,30 @@ _SYNONYMS = {
     "report_to": "tracker",
     "k": "ranks",
 }
-"""Other projects' names, and common short ones, of what is a setting here."""
+"""Names that other projects use, and common short ones, with the setting here."""
 
 
 def unknown_setting(key: str, value: str, valid: Collection[str], *, of: str = "") -> str:
-    """Say that a setting is unknown, and which one was probably meant.
+    """Return a message on an unknown setting that suggests the closest ones.
 
     Args:
-        key: What was given, as in `method.rnk`.
-        value: The value that it was given.
-        valid: The settings there are, in full.
-        of: The choice that decides which there are, as in `method=full`.
+        key: The unknown setting, as in `method.rnk`.
+        value: Its value.
+        valid: The full names of all valid settings.
+        of: The choice that decides which settings are valid, as in `method=full`.
     """
     owner = of or "this command"
     found = nearest(key, valid)
     if found:
         guess = " or ".join(f"{name}={value}" if value else name for name in found)
-        return f"{key} is no setting of {owner}: did you mean {guess}?"
+        return f"{key} is not a setting of {owner}: did you mean {guess}?"
     part = key.rpartition(".")[0]
     beside = [name for name in valid if name.rpartition(".")[0] == part] or list(valid)
-    return f"{key} is no setting of {owner}: there are {', '.join(sorted(beside))}"
+    return f"{key} is not a setting of {owner}: valid are {', '.join(sorted(beside))}"
 
 
 def nearest(key: str, valid: Collection[str]) -> list[str]:
-    """Return the settings that a key most probably means, none if none is near."""
+    """Return the settings closest to a key; empty if none is close."""
     last = key.replace("-", "_").lower().rpartition(".")[2]
     if same := [name for name in valid if name.rpartition(".")[2] == last]:
         return sorted(same)

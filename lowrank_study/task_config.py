@@ -1,4 +1,4 @@
-"""The settings under `task` → a `Task`, each checked before anything is read."""
+"""Read the settings under `task` into a `Task`, and check them before any data is read."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,17 +12,17 @@ SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|", "\\t": "
 
 
 def read_task(fields: Fields) -> Task:
-    """Read a task; what needs its rows to be checked is checked where they are read.
+    """Read a task; checks that need its rows are made where the rows are read.
 
     Raises
     ------
     InputError
-        A value that can't be, naming it and the valid ones.
+        A value is invalid; the message gives it and the valid ones.
     """
     test = fields.optional_text("test")
     test_size = fields.optional_integer("test_size", at_least=1)
     if test is None and test_size is None:
-        raise InputError("task.test_size=null: a number is needed where task.test is null (carved)")
+        raise InputError("task.test_size=null: give a number, or a test file as task.test")
     train, validation = fields.text("train"), fields.optional_text("validation")
     named = [file for file in (train, validation, test) if file]
     columns = fields.names("text_columns")
@@ -53,7 +53,7 @@ def read_task(fields: Fields) -> Task:
 def _check_columns(columns: Sequence[str], label: str, group: str | None) -> None:
     if len(columns) not in (1, 2) or len(set(columns)) < len(columns):
         raise InputError(
-            f"task.text_columns={list(columns)}: name one column, or two for pairs, none twice"
+            f"task.text_columns={list(columns)}: give one column, or two different ones for pairs"
         )
     if label in columns:
         raise InputError(
@@ -62,41 +62,41 @@ def _check_columns(columns: Sequence[str], label: str, group: str | None) -> Non
         )
     if group == label:
         raise InputError(
-            f"task.group_column={group!r} is task.label_column too: no class would stand in two "
-            "splits; name another column, or null"
+            f"task.group_column={group!r} is also task.label_column: each class would be in one "
+            "split only; name another column, or null"
         )
 
 
 def _check_files(task: Task, named: Sequence[str]) -> None:
-    """Refuse files that are named inside a file, and a folder without a training file."""
+    """Refuse split files inside a single file, and a folder without a training file."""
     if not isinstance(task.source, LocalPath):
         return
     is_file = Path(task.source.path).is_file()
     if is_file and named:
         raise InputError(
-            f"task.source={task.source.path} is a file, so that {named[0]!r} can't be in it: give "
-            "the folder as task.source, or no task.train, task.validation and task.test"
+            f"task.source={task.source.path} is a file and can't contain {named[0]!r}: give its "
+            "folder as task.source, or leave out task.train, task.validation and task.test"
         )
     if not is_file and not task.train:
         raise InputError(
-            f"task.train='' names no file, but task.source={task.source.path} is a folder: "
+            f"task.train='' is empty, but task.source={task.source.path} is a folder: "
             "name its training file with task.train=FILE"
         )
 
 
 def _labels(fields: Fields) -> tuple[str, ...]:
-    """Return the class names; YAML reads some words as booleans, and no column holds those."""
+    """Return the class names; refuse words that YAML reads as booleans or numbers."""
     value = fields.value("labels")
     for label in value if isinstance(value, Sequence) and not isinstance(value, str) else []:
         if label is None or isinstance(label, bool | float):
             raise InputError(
                 f"task.labels: YAML reads {label!r} from a word without quotation marks (yes, no, "
-                "on, off, true, false, null, 1.0): put them around each label, as in "
+                "on, off, true, false, null, 1.0): put quotation marks around each label, as in "
                 """'task.labels=["yes","no"]'"""
             )
     labels = tuple(label.strip() for label in fields.names("labels"))
     if len(labels) == 1 or len(set(labels)) < len(labels):
-        raise InputError(f"task.labels={list(labels)}: two labels or more are needed, none twice")
+        raise InputError(f"task.labels={list(labels)}: give at least two labels, each once")
     return labels
 
 
@@ -106,8 +106,8 @@ def _encoding(name: str | None) -> str | None:
             "".encode(name)
         except (LookupError, UnicodeError) as error:
             raise InputError(
-                f"task.encoding={name!r} is not known: valid are Python's names, such as utf-8, "
-                "utf-16, cp1252, latin-1, cp1251, gb18030, shift_jis; null detects it"
+                f"task.encoding={name!r} is not a known encoding: valid are Python's names, such "
+                "as utf-8, utf-16, cp1252, latin-1, cp1251, gb18030, shift_jis; null detects it"
             ) from error
     return name
 

@@ -1,6 +1,6 @@
-"""What `--help` shows: a screen on what a command does, its settings, and its exit codes.
+"""The page that `--help` shows: what a command does, its settings and its exit codes.
 
-Words come from where they are kept: the main's docstring, and the comments in `conf/`.
+The text comes from the main's docstring and the comments in `conf/`.
 """
 
 import re
@@ -28,7 +28,7 @@ def usage(about: str, config_name: str, overrides: Sequence[str]) -> str:
     Args:
         about: Docstring of the command's module: what it does, and examples.
         config_name: Name of the file of `conf/` with its settings.
-        overrides: What was given beside `--help`.
+        overrides: The other arguments of the command line.
     """
     composer = composer_of(config_name)
     choices = [each.partition("=")[::2] for each in overrides]
@@ -50,7 +50,7 @@ def usage(about: str, config_name: str, overrides: Sequence[str]) -> str:
             (f"{g}={_shown(chosen.get(g))}", _listed(composer.choices(g))) for g in composer.groups
         ]
         lines += ["Choices (`--help GROUP=NAME` shows the settings of one):", *_table(found), ""]
-    lines += ["Settings (KEY=VALUE or --KEY VALUE; a path is typed as it is):", *_table(rows), ""]
+    lines += ["Settings (KEY=VALUE or --KEY VALUE; type paths as they are):", *_table(rows), ""]
     return "\n".join([*lines, _CODES])
 
 
@@ -67,7 +67,7 @@ def _choice_page(composer: Composer, group: str, name: str, overrides: Sequence[
 
 
 def _meanings(file: Path) -> dict[str, str]:
-    """Return what the comments of a file, and of those that it begins with, say of its settings."""
+    """Return the comment on each setting in a file and in the files that it builds on."""
     found: dict[str, str] = {}
     for entry in OmegaConf.load(file).get("defaults") or []:
         if isinstance(entry, str) and entry != "_self_":
@@ -91,7 +91,7 @@ def _defaults(config_name: str) -> dict[str, Any]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Names that begin alike are told as one."""
+    """Join names with |; show names that begin alike once."""
     heads = [re.sub(r"^(glue|paper|flagship)_.*", r"\1_…", name) for name in names]
     return " | ".join(dict.fromkeys(heads))
 

@@ -54,7 +54,7 @@ def test_a_known_setting_needs_no_plus() -> None:
 
 def test_the_settings_of_another_choice_are_named() -> None:
     message = refusal("config", "method=peft", "method.peft_type=IA3", "method.rank=4")
-    assert message.startswith("method.rank is no setting of method=peft: there are ")
+    assert message.startswith("method.rank is not a setting of method=peft: valid are ")
     assert "add tuning=grid" in refusal("config", "tuning.rates=3")
 
 
@@ -65,7 +65,7 @@ def test_the_settings_of_another_choice_are_named() -> None:
         ("experiment=none", ["rank_sweep"]),
         ("tuning=null", ["~tuning"]),
         ("task=mnli", ["did you mean glue_mnli?"]),
-        ("method.options.r=4", ["method.options.r is no setting of method=lora"]),
+        ("method.options.r=4", ["method.options.r is not a setting of method=lora"]),
         ("trainer.max_steps=5", ["there are", "trainer.epochs"]),
         ("~method.rank", ["can't be left out", "tuning"]),
         ("~seed", ["can't be left out"]),

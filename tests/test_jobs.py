@@ -64,7 +64,7 @@ def test_a_case_is_a_grid_and_may_choose_files() -> None:
 
 def test_what_the_cases_say_is_not_said_again() -> None:
     cases = "cases=[{method.rank: '1,2'}]"
-    with pytest.raises(InputError, match=r"method\.rank: the experiment's cases say it"):
+    with pytest.raises(InputError, match=r"method\.rank: the experiment's cases set it"):
         composed("method.rank=8", cases)
 
 
@@ -85,7 +85,7 @@ def test_a_grid_needs_values_one_by_one(value: str) -> None:
 
 
 def test_what_belongs_to_the_sweep_has_one_value() -> None:
-    with pytest.raises(InputError, match=r"workers=1,2: one sweep has one"):
+    with pytest.raises(InputError, match=r"workers=1,2: a sweep has one value"):
         planned_configs("workers=1,2", "trainer.precision=fp32", is_grid=True)
 
 

@@ -32,16 +32,16 @@ def test_labels_that_yaml_reads_as_other_things_are_refused(words: str, tmp_path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labels": ["a"]}, "two labels or more"),
+        ({"labels": ["a"]}, "at least two labels"),
         ({"labels": ["a", "a "]}, "none twice"),
         ({"text_columns": ["text", "text"]}, "none twice"),
         ({"label_column": "text"}, "'text' is one of task.text_columns.*in the text"),
-        ({"group_column": "label"}, "'label' is task.label_column too"),
-        ({"encoding": "utf8-with-hats"}, "'utf8-with-hats' is not known.*cp1252"),
+        ({"group_column": "label"}, "'label' is also task.label_column"),
+        ({"encoding": "utf8-with-hats"}, "'utf8-with-hats' is not a known encoding.*cp1252"),
         ({"separator": "::"}, "'::': valid are comma, semicolon, tab, pipe or any one"),
         ({"separator": '"'}, "valid are comma"),
-        ({"train": "train.csv"}, "is a file, so that 'train.csv' can't be in it"),
-        ({"test": "test.csv"}, "is a file, so that 'test.csv' can't be in it"),
+        ({"train": "train.csv"}, "is a file and can't contain 'train.csv'"),
+        ({"test": "test.csv"}, "is a file and can't contain 'test.csv'"),
     ],
 )
 def test_settings_that_can_not_be(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -50,9 +50,9 @@ def test_settings_that_can_not_be(changes: dict[str, Any], message: str, tmp_pat
 
 
 def test_a_folder_needs_the_names_of_its_files(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"task\.train='' names no file.*is a folder"):
+    with pytest.raises(InputError, match=r"task\.train='' is empty.*is a folder"):
         read(tmp_path, source=str(tmp_path))
-    with pytest.raises(InputError, match=r"no file 'b\.csv' in .*there are a\.csv"):
+    with pytest.raises(InputError, match=r"no file 'b\.csv' in .*its files: a\.csv"):
         read(tmp_path, source=str(tmp_path), train="b.csv")
     assert isinstance(read(tmp_path, source=str(tmp_path), train="a.csv").source, LocalPath)
 
