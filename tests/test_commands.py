@@ -114,10 +114,7 @@ def test_a_report_trains_nothing(tmp_path: Path) -> None:
     command = [str(ROOT / "analysis" / "report.py"), "experiment=smoke", f"results={results}"]
     done = run(*command)
     assert (done.returncode, done.stdout) == (2, "")
-    assert (
-        done.stderr
-        == "error: this command starts no sweep: name one, as in sweep=NAME\n"
-    )
+    assert done.stderr == "error: this command starts no sweep: name one, as in sweep=NAME\n"
     assert not results.exists()
 
 

@@ -1,4 +1,4 @@
-"""Whether two checkpoints can be compared at all: one architecture, both whole models.
+"""Check that two checkpoints can be compared: same architecture, both complete models.
 
 config = shared_config(before, after)      # the config.json to read both by
 """
@@ -24,7 +24,7 @@ _SIZES = (
     "multi_query",
     "new_decoder_architecture",
 )
-"""Settings of config.json that have to agree: two of one shape could be cut apart differently."""
+"""Settings of config.json that must agree: tensors of equal shape may be split differently."""
 
 _ADAPTER_PART = re.compile(
     r"(?:^|\.)(lora_(?:A|B|a|b|down|up|embedding_A|embedding_B|magnitude_vector)|modules_to_save|"
@@ -35,16 +35,16 @@ _ADAPTER_PART = re.compile(
 """Parts of names that only an adapter's wrapper puts into a model."""
 
 _WITH_ADAPTERS = ("phi4_multimodal", "phi4mm")
-"""Models that have adapters of their own, under these same names."""
+"""Models whose own adapters have these names too."""
 
 
 def shared_config(before: Weights, after: Weights) -> Mapping[str, Any]:
-    """Return the config.json to read both checkpoints by.
+    """Return the config.json for reading both checkpoints.
 
-    One has to decide for both: a square (in, out) matrix would not be noticed otherwise.
+    One config must decide for both: a square (in, out) matrix would otherwise go unnoticed.
 
     Raises:
-        InputError: they are of another architecture or size, or one is an unmerged adapter.
+        InputError: architecture or size differ, or one is an unmerged adapter.
     """
     _check_sizes(before, after)
     configs = before.config, after.config
@@ -54,12 +54,12 @@ def shared_config(before: Weights, after: Weights) -> Mapping[str, Any]:
 
 
 def _tells(config: Mapping[str, Any]) -> tuple[int, int]:
-    """Order configs by how much they tell: models that are named, then settings."""
+    """Rank configs by how informative they are: models that are named, then settings."""
     return sum("model_type" in inner for inner in models_within(config)), len(config)
 
 
 def is_adapter(weights: Weights) -> bool:
-    """Whether a file holds an adapter alone, by the names of any format."""
+    """Whether a file holds only an adapter, by the names of any format."""
     names = weights.names()
     return any(map(_ADAPTER_PART.search, names)) and not any(".base_layer." in n for n in names)
 
@@ -79,7 +79,7 @@ def _check_sizes(before: Weights, after: Weights) -> None:
 def _same_part(
     before: Mapping[str, Any], after: Mapping[str, Any]
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Return the configs of what both have: a language model may be inside the other model."""
+    """Return the configs of the part that both have: a language model may be nested in one."""
     for inner in models_within(before):
         if inner.get("model_type") == after.get("model_type"):
             return inner, after
@@ -92,7 +92,7 @@ def _same_part(
 def _refuse_adapter(weights: Weights, configs: tuple[Mapping[str, Any], ...]) -> None:
     """Refuse a model that was saved with its adapter beside the weights it changes.
 
-    How strongly the adapter counts (alpha) is nowhere in such a file.
+    Such a file does not contain the alpha that scales the adapter.
     """
     if any(config.get("model_type") in _WITH_ADAPTERS for config in configs):
         return
@@ -107,6 +107,6 @@ def _refuse_adapter(weights: Weights, configs: tuple[Mapping[str, Any], ...]) ->
         )
     raise InputError(
         f"{shown(weights.path)}: was saved with its adapter unmerged (tensor {shown(found)}), and "
-        "holds no alpha to scale it by; save model.merge_and_unload() from PEFT, or save the "
+        "contains no alpha to scale it; save model.merge_and_unload() from PEFT, or save the "
         "adapter with model.save_pretrained() and give adapter=PATH base=PATH"
     )

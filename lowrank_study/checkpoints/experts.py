@@ -1,11 +1,11 @@
-"""How the experts of a mixture are stacked in one tensor: which axis is which, and gate and up.
+"""Layout of stacked experts: which axis is which, and how gate and up are fused.
 
-Most models store (experts, out, in). Some store (experts, in, out), and one model may be
-written either way, as transformers transposes Qwen3-VL's experts when it loads and saves them:
+Most models store (experts, out, in). Some store (experts, in, out), and one model may exist in both
+layouts: transformers transposes Qwen3-VL's experts when it loads and saves them.
 
     is_in_out("mlp.experts.w2", {"w2": (8, 768, 2048)}, [{"hidden_size": 2048}])     # True
 
-Where gate and up are fused in one tensor, `gate_and_up` tells their rows.
+`gate_and_up` gives the rows of gate and up if one tensor contains both.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ _IN_OUT = (
     "qwen3_vl_moe",
     "qwen3_vl_moe_text",
 )
-"""Models whose files hold (experts, in, out), asked where the sizes don't tell."""
+"""Models whose files hold (experts, in, out), used if the sizes don't decide."""
 
 _FROM_HIDDEN = (
     "gate_up_proj",
@@ -37,10 +37,10 @@ _FROM_HIDDEN = (
 _TO_HIDDEN = ("down_proj", "w2", "down_projs", "fc2", "output_linear")
 
 STACKS = (*_FROM_HIDDEN, *_TO_HIDDEN)
-"""Last parts of the names of stacks."""
+"""Last parts of the names of stacked experts."""
 
 _TURNS = ("gpt_oss", "openai_privacy_filter")
-"""Models in which rows of gate and up take turns; in all others gate comes first."""
+"""Models in which rows of gate and up alternate; in all others gate comes first."""
 
 
 def holds_experts(module: str) -> bool:
@@ -51,15 +51,15 @@ def holds_experts(module: str) -> bool:
 def is_in_out(module: str, shapes: Mapping[str, tuple[int, ...]], models: Models) -> bool:
     """Whether a stack of experts is stored (experts, in, out).
 
-    The hidden size in the config decides, where it is the size of one axis only of this stack or
-    of another one of the same experts; otherwise the model_type does.
+    The hidden size in the config decides, if exactly one axis of this stack, or of another stack
+    of the same experts, has that size; otherwise the model_type does.
 
     Args:
         module: the module path.
-        shapes: shapes of the stacks of these experts by the last part of their module path.
-        models: of `fused.models_within`.
+        shapes: shapes of the stacks of these experts, by the last part of their module path.
+        models: from `fused.models_within`.
     """
-    if "_exps" in module:  # GGUF's own names, always (out, in)
+    if "_exps" in module:  # GGUF names, always (out, in)
         return False
     own = module.rpartition(".")[2]
     for leaf in sorted(shapes, key=lambda leaf: leaf != own):
@@ -75,7 +75,7 @@ def gate_and_up(rows: int, models: Models) -> tuple[int, dict[str, tuple[int, in
 
     Args:
         rows: out features of the fused matrix.
-        models: of `fused.models_within`.
+        models: from `fused.models_within`.
     """
     if any(model.get("model_type") in _TURNS for model in models):
         return rows // 2, {"gate_proj": (0, 1), "up_proj": (1, 2)}

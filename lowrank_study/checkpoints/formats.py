@@ -1,4 +1,4 @@
-"""What a file is, told by its first bytes: a format of weights, or something in their place."""
+"""Detect a file's format from its first bytes: weights, or something else in their place."""
 
 from lowrank_study.checkpoints.paths import SourceFile, shown
 from lowrank_study.errors import InputError
@@ -7,11 +7,11 @@ _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
 def refuse_stand_in(file: SourceFile) -> None:
-    """Refuse what was downloaded in place of the weights: a pointer to them, or a web page."""
+    """Refuse a file that was downloaded instead of the weights: a pointer or a web page."""
     head = bytes(file.read(0, min(64, file.size)))
     if head.startswith(b"version https://git-lfs"):
         raise InputError(
-            f"{shown(file.path)}: is a git-lfs pointer, the weights themselves aren't here; run "
+            f"{shown(file.path)}: is a git-lfs pointer, not the weights themselves; run "
             "`git lfs pull` in its folder, or download the file"
         )
     if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
@@ -22,7 +22,7 @@ def refuse_stand_in(file: SourceFile) -> None:
 
 
 def format_of(file: SourceFile) -> str:
-    """Tell the format from the first bytes; the name decides only where they leave it open."""
+    """Detect the format from the first bytes; use the name only if they leave it open."""
     head = bytes(file.read(0, min(9, file.size)))
     if head[:4] == b"GGUF":
         return "gguf"

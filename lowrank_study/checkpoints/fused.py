@@ -1,10 +1,10 @@
-"""How the rows of query, key and value lie in one tensor, as each model's own code reads them.
+"""Layout of query, key and value in one fused tensor, as each model's own code reads them.
 
     pieces("qkv_proj", "layers.0.self_attn.qkv_proj", 16, [{"model_type": "phi3", ...}])
     # (1, [("query", 0, 8), ("key", 8, 12), ("value", 12, 16)])
 
-Most models store all rows of the query, then those of key and value. Others store the three of
-each attention head together, so that the rows fall into groups.
+Most models store all rows of the query, then those of key and value. Others store query, key and
+value of each attention head together, so the rows form groups.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,24 +27,24 @@ _LEAVES = (
     "in_proj_weight",
     "attn_qkv",
 )
-"""Last parts of names under which query, key and value are stored together in any model."""
+"""Last parts of names under which any model stores query, key and value together."""
 
 Pieces = tuple[int, list[tuple[str, int, int]]]
 """Number of groups of rows, and for each part its name, first and last row in a group."""
 Models = Sequence[Mapping[str, Any]]
-"""The config of a model, and those of the models inside it."""
+"""The config of a model, and those of the models nested in it."""
 
 Sizes = Callable[[str], int]
 _Layout = Callable[[Sizes, Mapping[str, Any], int], tuple[int, tuple[str, ...], list[int]] | None]
 
 _LEVELS = 3
-"""How deep models are inside models: a decoder in a thinker in a talking model."""
+"""Deepest nesting of models: a decoder in a thinker in a talking model."""
 
 _QKV = ("query", "key", "value")
 
 
 def models_within(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return a config and those of the models inside it, such as a vision tower's."""
+    """Return a config and those of the models nested in it, such as a vision tower's."""
     found = level = [config]
     for _ in range(_LEVELS):
         level = [inner for outer in level for inner in outer.values() if _is_model(inner)]
@@ -62,15 +62,15 @@ def is_fused(leaf: str, models: Models) -> bool:
 
 
 def pieces(leaf: str, module: str, out: int, models: Models) -> Pieces | None:
-    """Return which rows of a fused tensor are which part, or None where that isn't known.
+    """Return the rows of each part of a fused tensor, or None if the layout is unknown.
 
     Args:
         leaf: last part of the module path.
         module: the module path.
         out: rows of the tensor.
-        models: of `models_within`.
+        models: from `models_within`.
     """
-    if leaf == "in_proj_weight":  # of torch.nn.MultiheadAttention, whatever the model
+    if leaf == "in_proj_weight":  # torch.nn.MultiheadAttention, in any model
         return _checked(_thirds(lambda key: 0, {}, out), out)
     if leaf == "c_attn" and "crossattention" in module.split("."):
         halves = any(_model_type(model) in CONV1D_MODELS for model in models)
@@ -83,7 +83,7 @@ def pieces(leaf: str, module: str, out: int, models: Models) -> Pieces | None:
 
 
 def unknown_layout(models: Models) -> str:
-    """Say that a fused tensor is measured as one matrix."""
+    """Return the note on a fused tensor that is measured as one matrix."""
     return (
         "query, key and value fused in one tensor, measured as one matrix: how to split it isn't "
         f"known for model_type {shown(models[0].get('model_type'))}"
@@ -123,7 +123,7 @@ def _heads(size: Sizes) -> int:
 
 
 def _head(size: Sizes) -> int:
-    """Return the rows of one attention head; 0 where they aren't known."""
+    """Return the rows of one attention head; 0 if unknown."""
     hidden = size("hidden_size") or size("n_embd") or size("d_model")
     heads = _heads(size)
     return size("head_dim") or size("kv_channels") or (hidden // heads if heads else 0)
@@ -144,7 +144,7 @@ def _query_then_key_value(size: Sizes, key_heads: int) -> Any:
 
 
 def _by_key_head(size: Sizes, key_heads: int) -> Any:
-    """Each key head with the query heads that it serves, then its value head."""
+    """Return the layout in groups: query heads, their key head, its value head."""
     if not key_heads:
         return None
     head = _head(size)
@@ -195,7 +195,7 @@ def _gate_up(size: Sizes, settings: Mapping[str, Any], out: int) -> Any:
 
 
 _TIMM_THIRDS = ("vit_", "deit", "beit", "eva", "swin")
-"""How names of timm's architectures begin whose `qkv` has three equal parts."""
+"""Prefixes of timm architectures whose `qkv` has three equal parts."""
 
 _VISION_TOWERS = (
     "blip", "blip_vision_model", "blip-2", "blip_2_vision_model", "ernie4_5_vl_moe", "florence2",
@@ -225,4 +225,4 @@ _LAYOUTS: dict[tuple[str, str], _Layout] = {
     ("wqkv", "internlm2"): _internlm2,
     ("Wqkv", "dbrx"): _dbrx,
 }
-"""Last part of the name and model_type to the layout, as the model's own code reads it."""
+"""Last part of the name and model_type to the layout in the model's own code."""

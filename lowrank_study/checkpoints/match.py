@@ -1,4 +1,4 @@
-"""One matrix that two checkpoints share: both sides of it, read whole or in blocks.
+"""One matrix that two checkpoints share, read as a whole or in blocks.
 
     W0_OI, W_OI = match.read()
 
@@ -24,10 +24,10 @@ _VOCABULARY = (
     "output_embeddings",
     "decoder",
 )
-"""Last parts of module paths whose rows are the tokens of a vocabulary."""
+"""Last parts of module paths whose rows are tokens of a vocabulary."""
 
 _PRECISION = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
-"""From the finest step of a weight to the coarsest, down to magnitudes of about 1e-5."""
+"""Storage dtypes by the step of a weight, finest first, for magnitudes down to about 1e-5."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -39,11 +39,11 @@ class Match:
     storage_dtype: str
     """The coarser of the two storage dtypes."""
     shape: tuple[int, int]
-    """(out, in) of what is compared: for a resized vocabulary, the rows both have."""
+    """(out, in) of the compared part: for a resized vocabulary, the rows both have."""
     before: Matrix
-    """The pretrained one."""
+    """The pretrained matrix."""
     after: Matrix
-    """The tuned one."""
+    """The tuned matrix."""
 
     def read(self) -> tuple[Array, Array]:
         """Return (W0_OI, W_OI) exactly; for a resized vocabulary, the rows both have."""
@@ -51,16 +51,16 @@ class Match:
         return self.before.read()[:rows], self.after.read()[:rows]
 
     def read_blocks(self, entries: int) -> Iterator[tuple[slice, Array, Array]]:
-        """Yield (part, W0, W) in blocks of the longer axis, that axis first.
+        """Yield (part, W0, W) in blocks along the longer axis, which comes first.
 
-        The same numbers as of `read`, of which only a block is in memory at a time. What can't
-        be read in parts (GGUF, PyTorch's own files, heads stored in turns) is held as a whole.
+        The numbers equal those of `read`, but only one block is in memory at a time. Formats that
+        can't be read in parts (GGUF, PyTorch's own files, interleaved heads) are held as a whole.
 
         Args:
-            entries: most entries of a block, but for a single row or column.
+            entries: largest number of entries in a block; a block has at least one row or column.
 
         Yields:
-            The part of the longer axis, and both matrices there: (part, shorter axis).
+            The range along the longer axis, and both matrices there: (range, shorter axis).
         """
         first = 0
         blocks = (each.read_blocks(self.shape, entries) for each in (self.before, self.after))
@@ -70,7 +70,7 @@ class Match:
 
     @property
     def is_single(self) -> bool:
-        """Whether both are read as float32, so that no sum of squares in float64 can overflow."""
+        """Whether both are read as float32, so a sum of squares in float64 can't overflow."""
         return not any(
             matrix.storage_dtype == "float64" or matrix.weights.is_scaled(matrix.tensor)
             for matrix in (self.before, self.after)
@@ -78,12 +78,12 @@ class Match:
 
 
 def match_of(name: str, before: Matrix, after: Matrix) -> Match | None:
-    """Return the match of two matrices, or None where their shapes differ.
+    """Return the match of two matrices, or None if their shapes differ.
 
     Args:
-        name: module path in the tuned checkpoint; only a vocabulary may have other rows.
-        before: the pretrained one.
-        after: the tuned one.
+        name: module path in the tuned checkpoint; only a vocabulary may differ in rows.
+        before: the pretrained matrix.
+        after: the tuned matrix.
     """
     rows = min(before.shape[0], after.shape[0])
     if before.shape[1] != after.shape[1] or (
@@ -100,12 +100,12 @@ def match_of(name: str, before: Matrix, after: Matrix) -> Match | None:
 
 
 def coarser(*dtypes: str) -> str:
-    """Return the storage dtype of fewest significant bits; GGUF's quantisations come after all."""
+    """Return the storage dtype with fewest significant bits; GGUF's quantisations are coarsest."""
     return max(dtypes, key=lambda dtype: _PRECISION.index(dtype) if dtype in _PRECISION else 99)
 
 
 def is_vocabulary(module: str) -> bool:
-    """Whether the rows of a module's weight are the tokens of a vocabulary, which may be resized.
+    """Whether the rows of a module's weight are tokens of a vocabulary, which may be resized.
 
     Args:
         module: its path; GGUF and Llama's own files call the head just "output".

@@ -59,7 +59,7 @@ class Matrix:
     last: int
     """One past the last row of the piece in each group."""
     note: str
-    """What has to be said where it isn't one linear map of the model; empty as a rule."""
+    """Remark if it is not one linear map of the model; usually empty."""
 
     def read(self) -> Array:
         """Return the matrix as float32 or float64, exactly."""
@@ -69,7 +69,7 @@ class Matrix:
         return self._oriented(rows[0])
 
     def read_scales(self) -> Array | None:
-        """Return what each entry was multiplied by after it was stored, None where by nothing."""
+        """Return the scale of each entry, or None if the entries are stored unscaled."""
         if not self.weights.is_scaled(self.tensor):
             return None
         return self.cut(self.weights.read_scales(self.tensor))
@@ -212,9 +212,9 @@ def _whole(
     Args:
         tensor: its name.
         weights: the checkpoint.
-        shape: its shape, without the axis of the experts.
+        shape: its shape, without the axis of experts.
         transposed: whether it is stored (in, out).
-        note: as of `Matrix`.
+        note: as in `Matrix`.
     """
     stored = shape[0], prod(shape[1:])
     out, in_ = stored[::-1] if transposed else stored
@@ -242,13 +242,13 @@ def _piece(whole: Matrix, name: str, groups: int, rows: Sequence[int]) -> Matrix
 
 
 def split_expert(matrix: Matrix, models: Models) -> list[Matrix]:
-    """Return one expert of a stack as the matrices that other files store on their own.
+    """Return one expert of a stack as the matrices that other files store separately.
 
-    `experts.gate_up_proj.3` is `experts.3.gate_proj` and `experts.3.up_proj`.
+    `experts.gate_up_proj.3` becomes `experts.3.gate_proj` and `experts.3.up_proj`.
 
     Args:
-        matrix: one of `find_matrices`.
-        models: of `fused.models_within`.
+        matrix: one from `find_matrices`.
+        models: from `fused.models_within`.
     """
     if matrix.expert is None:
         return []
@@ -263,9 +263,9 @@ def split_expert(matrix: Matrix, models: Models) -> list[Matrix]:
 
 
 def is_transposed(tensor: str, weights: Weights, config: Mapping[str, Any] | None = None) -> bool:
-    """Whether the tensor is stored (in, out), as the config says.
+    """Whether the config says that the tensor is stored (in, out).
 
-    GPT-2 and its kin use Conv1D, GPT-OSS, Llama 4 and others store their experts so.
+    GPT-2 and related models use Conv1D; GPT-OSS, Llama 4 and others store experts this way.
     """
     return _is_transposed(
         tensor, weights, models_within(weights.config if config is None else config)
@@ -298,11 +298,11 @@ def _stacks(parent: str, weights: Weights) -> dict[str, tuple[int, ...]]:
 
 
 def _note(module: str, shape: tuple[int, ...], models: Models) -> str:
-    """Say of a convolution in groups, and of stacked experts, that they are no one linear map."""
+    """Return a note if a tensor is a grouped convolution or stacked experts, not one linear map."""
     if len(shape) == 2:
         stacked = models[0].get("model_type") == "dbrx" and ".experts." in module
         return "all experts stacked in one tensor, measured as one matrix" if stacked else ""
     groups = models[0].get("num_conv_pos_embedding_groups", 1) if "pos_conv" in module else 1
     if shape[1] == 1 or groups != 1:
-        return "a convolution in groups, whose rows read different inputs, measured as one matrix"
+        return "a grouped convolution, whose rows read different inputs, measured as one matrix"
     return ""

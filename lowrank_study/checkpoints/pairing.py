@@ -57,7 +57,7 @@ class Pairing:
         self.matches = matches
         """The matched matrices, in the order of the tuned checkpoint."""
         self.vectors = vectors
-        """Matched tensors that are no matrices: name to (tensor before, tensor after)."""
+        """Matched tensors that are not matrices: name to (tensor before, tensor after)."""
         self.skipped = skipped
         """What was left out, with the reason; `read_matrices` adds matrices with NaN or Inf."""
         self.flags = flags
@@ -66,15 +66,15 @@ class Pairing:
         self._broken: set[str] = set()
 
     def left_out_matrices(self) -> int:
-        """Count the matrices of the larger checkpoint that aren't compared."""
+        """Return how many matrices of the larger checkpoint aren't compared."""
         alone = Counter(item.side for item in self._unpaired if item.is_matrix)
         broken = sum(match.name in self._broken for match in self.matches)
         return max(alone.values(), default=0) + broken
 
     def left_out(self) -> list[LeftOut]:
-        """Return what part of each checkpoint isn't compared, and why.
+        """Return which part of each checkpoint isn't compared, and why.
 
-        Matrices with NaN or Inf are in it once they were read.
+        Matrices with NaN or Inf are included once they have been read.
         """
         parts: list[LeftOut] = []
         for index, side in enumerate(SIDES):
@@ -116,7 +116,7 @@ class Pairing:
         return (W0_OI, W_OI) if self._finite(match.name, W0_OI, W_OI) else None
 
     def leave_out(self, name: str, reason: str) -> None:
-        """Leave out a matched matrix or vector whose numbers can't be used."""
+        """Leave out a matched matrix or vector with unusable numbers."""
         self.skipped[name] = reason
         self._broken.add(name)
 
@@ -135,12 +135,12 @@ _BROKEN = "NaN or infinite values"
 def pair(before: Weights, after: Weights) -> Pairing:
     """Match two checkpoints of one architecture by the names of their tensors.
 
-    Only headers are read here (and the contents of tensors that may be tied). Names are compared
-    as all versions of the model's code would have them (see `renames`), and what one file stores
-    fused is split where the other stores it in parts.
+    This reads only headers (and the contents of tensors that may be tied). Names are compared in
+    a form that is the same for all versions of the model's code (see `renames`). A fused tensor is
+    split if the other file stores its parts separately.
 
     Raises:
-        InputError: another architecture, an unmerged adapter, or nothing that matches.
+        InputError: different architectures, an unmerged adapter, or no matching matrix.
     """
     config = shared_config(before, after)
     names = paired_names(before.names(), after.names())
@@ -235,7 +235,7 @@ def _renamed(matches: list[Match], names: PairedNames) -> list[str]:
 
 
 def _notes(matches: list[Match]) -> list[str]:
-    """Say of which matrices the numbers are not those of one linear map."""
+    """Return notes on the matrices that are not one linear map."""
     noted: dict[str, list[str]] = {}
     for match in matches:
         for note in {match.before.note, match.after.note} - {""}:

@@ -35,9 +35,9 @@ _PACKED = {
     "_proj_blocks": "MXFP4",
     ".weight_zero_point": "integer",
 }
-"""Ends of tensor names that only packed formats have; the first that occurs in a file counts."""
+"""Suffixes of tensor names that only packed formats use; the first match decides."""
 
-PACKED = "whole numbers, perhaps weights packed in a way that isn't known"
+PACKED = "whole numbers, perhaps weights in an unknown packing"
 _PACKED_DTYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32")
 
 _SCALE_ENDS = ("_scale_inv", "_scale")
@@ -58,7 +58,7 @@ class Scale:
 
 
 def refuse_packed(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], where: str) -> None:
-    """Refuse packed formats by their name.
+    """Refuse packed formats by name.
 
     Raises:
         InputError: naming the format and a tensor that is stored in it.
@@ -165,11 +165,11 @@ def apply_scale(
 def scale_factors(
     shape: tuple[int, ...], first_row: int, scale: Scale, read_scales: Callable[[str], Array]
 ) -> Array:
-    """Return what each stored number of some rows is multiplied by, in float64.
+    """Return the scale of each stored number of some rows, in float64.
 
     Args:
-        shape: that of the rows.
-        first_row: which row of the tensor they begin with.
+        shape: shape of the rows.
+        first_row: index of their first row in the tensor.
         scale: its scale.
         read_scales: reads a tensor by its name in the file.
     """
@@ -205,6 +205,6 @@ def skip_reasons(
                 )
             counts = tensor.dtype not in _PACKED_DTYPES or len(tensor.shape) < 2
             counts = counts or tensor.shape[0] == 1 or name.endswith("_index")
-            counter = f"{tensor.dtype}, a counter or mask rather than weights"
+            counter = f"{tensor.dtype}, a counter or mask, not weights"
             reasons[name] = counter if counts else PACKED
     return reasons

@@ -1,12 +1,12 @@
-"""Names under which two checkpoints of one model are the same, whichever version wrote them.
+"""Match the names of one model's checkpoints across versions of its code.
 
     paired_names(before.names(), after.names())
     # keys: model.layers.0.q.weight        → layers.0.q.weight
     #       model.language_model.layers... → layers.0.q.weight
 
-transformers 4.52 put the parts of vision-language models under one more `model.`, version 5 names
-ViT's maps and many experts anew, and TensorFlow's normalisations are called gamma and beta. A base
-model saved without its head lacks the first part of all names (`encoder.` for `bert.encoder.`).
+transformers 4.52 added a `model.` before the parts of vision-language models. Version 5 renames
+ViT's maps and many experts. TensorFlow calls the parameters of normalisations gamma and beta. A
+base model saved without its head lacks the first part of all names (`bert.` of `bert.encoder.`).
 """
 
 import re
@@ -18,7 +18,7 @@ from lowrank_study.checkpoints.paths import shown
 from lowrank_study.errors import InputError
 
 _CONTAINERS = ("model", "language_model", "text_model", "thinker", "vlm", "backbone")
-"""Leading parts that only say in what the language model is wrapped."""
+"""Leading parts that only show which model wraps the language model."""
 
 _RENAMED = (
     ("block_sparse_moe.", "mlp."),
@@ -41,8 +41,8 @@ _RENAMED = (
     ("embed_out.", "lm_head."),
     (".relative_position_bias.relative_position_bias_table", ".relative_position_bias_table"),
 )
-"""Parts of names that a later version calls otherwise: of mixtures of experts, of ViT's and DETR's
-kin, and GPT-NeoX's head."""
+"""Parts of names that a later version renames: mixtures of experts, ViT and DETR with related
+models, and GPT-NeoX's head."""
 
 _EXPERT_PARTS = {
     "w1": "gate_proj",
@@ -60,22 +60,22 @@ _WEIGHT_NORM = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedNames:
-    """What every tensor of two checkpoints is compared under."""
+    """The key of every tensor of two checkpoints."""
 
     before: dict[str, str]
     """Name in the pretrained checkpoint to key."""
     after: dict[str, str]
     """Name in the tuned checkpoint to key."""
     prefix_before: str
-    """Put before the pretrained checkpoint's names where they are shown; empty as a rule."""
+    """Prefix of the pretrained checkpoint's names when shown; usually empty."""
     prefix_after: str
-    """The same for the tuned one."""
+    """The same for the tuned checkpoint."""
 
 
 def canonical(name: str) -> str:
-    """Return a name as all versions of a model's code would have it.
+    """Return the form of a name that is the same for all versions of a model's code.
 
-    `model.language_model.layers.0.block_sparse_moe.experts.1.w1` is
+    `model.language_model.layers.0.block_sparse_moe.experts.1.w1` becomes
     `layers.0.mlp.experts.1.gate_proj`.
     """
     for before, after in _RENAMED:
@@ -94,27 +94,27 @@ def canonical(name: str) -> str:
 
 
 def canonical_names(names: Iterable[str]) -> dict[str, str]:
-    """Map names to what they are in all versions; those that would coincide stay as they are."""
+    """Map names to their common form; names that would coincide stay as they are."""
     keys = {name: canonical(name) for name in names}
     counts = Counter(keys.values())
     return {name: key if counts[key] == 1 else name for name, key in keys.items()}
 
 
 def paired_names(before: list[str], after: list[str]) -> PairedNames:
-    """Return the keys under which most names of two checkpoints agree.
+    """Return the keys that make most names of two checkpoints agree.
 
-    Names are taken as they are where that pairs as many as any renaming does.
+    Names are used unchanged if that pairs as many as any renaming does.
 
     Raises:
-        InputError: two prefixes would make equally many names agree.
+        InputError: two prefixes make equally many names agree.
     """
     plain = {name: name for name in before}, {name: name for name in after}
-    renamed = plain  # as a rule nothing differs, and there may be 100 000 names
+    renamed = plain  # usually nothing differs, and there may be 100 000 names
     if set(before) != set(after):
         renamed = canonical_names(before), canonical_names(after)
     keys = renamed if _common(renamed) > _common(plain) else plain
     prefixes = _prefixes(list(keys[0].values()), list(keys[1].values()))
-    # A prefix of renamed keys makes no names of the model.
+    # With a prefix, renamed keys would not be names of the model.
     shown_prefixes = prefixes if keys is plain else ("", "")
     return PairedNames(
         before={name: prefixes[0] + key for name, key in keys[0].items()},
@@ -130,7 +130,7 @@ def _common(keys: tuple[dict[str, str], dict[str, str]]) -> int:
 
 
 def _prefixes(before: list[str], after: list[str]) -> tuple[str, str]:
-    """Return the prefix to put before each name of either checkpoint, both empty as a rule."""
+    """Return the prefix for the names of either checkpoint; usually both are empty."""
     plain = len(set(before) & set(after))
     counts: Counter[tuple[str, str]] = Counter()
     for short, long, swap in ((before, after, False), (after, before, True)):

@@ -133,13 +133,13 @@ def find_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
 
 
 def _without_second_copy(paths: list[Path]) -> list[Path]:
-    """Leave out `consolidated*`, the same model in Mistral's own layout, where there are others."""
+    """Leave out `consolidated*`, the same model in Mistral's layout, if there are other files."""
     others = [path for path in paths if not path.name.startswith("consolidated")]
     return others if any(path.suffix == ".safetensors" for path in others) else paths
 
 
 def refuse_several_adapters(folder: Path) -> None:
-    """Refuse a folder whose subfolders each hold an adapter, and name them."""
+    """Refuse a folder with several adapters in subfolders, and list them."""
     adapters = [] if os.path.lexists(folder / "adapter_config.json") else adapters_inside(folder)
     if adapters:
         named = ", ".join(shown(name, 60) for name in adapters[:8])
@@ -150,7 +150,7 @@ def refuse_several_adapters(folder: Path) -> None:
 
 
 def adapters_inside(folder: Path) -> list[str]:
-    """Return the subfolders that hold an adapter each, as PEFT writes all but the first."""
+    """Return the subfolders that hold an adapter; PEFT saves all but the first there."""
     if not os.path.isdir(folder):
         return []
     try:
@@ -161,9 +161,9 @@ def adapters_inside(folder: Path) -> list[str]:
 
 
 def modules_beside(folder: Path) -> dict[str, int]:
-    """Return the modules that sentence-transformers keeps beside a model, and their sizes.
+    """Return the modules that sentence-transformers stores beside a model, and their sizes.
 
-    Each is a folder like `2_Dense`. Of a pickle only the bytes are known: four to a number.
+    Each is a folder like `2_Dense`. For a pickle, the size is estimated at four bytes per number.
     """
     found: dict[str, int] = {}
     for inside in sorted(folder.iterdir()):

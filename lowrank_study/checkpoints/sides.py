@@ -1,4 +1,4 @@
-"""The matrices of two checkpoints brought together: by name, split alike, tied ones once.
+"""Match the matrices of two checkpoints by name: split alike, tied ones once.
 
 left = Side("before", before, names.before, names.prefix_before, config)
 matches, differing = matched(left, right)
@@ -22,14 +22,14 @@ _ALONE = {
     "before": "only in the pretrained checkpoint",
     "after": "only in the tuned checkpoint",
 }
-_BESIDE = "in a folder of its own beside the model, which isn't read"
+_BESIDE = "in a separate folder beside the model, which isn't read"
 _SAMPLE = 4096
 _BLOCK = 2**22
-"""Entries of two matrices compared at a time."""
+"""Entries of two matrices that are compared at a time."""
 
 
 class Side:
-    """One of two checkpoints, with what of it has not been paired yet."""
+    """One of two checkpoints, with its tensors that have not been paired yet."""
 
     def __init__(
         self,
@@ -39,13 +39,13 @@ class Side:
         prefix: str,
         config: Mapping[str, Any],
     ) -> None:
-        """Sort the tensors of a checkpoint; only headers are read.
+        """Sort the tensors of a checkpoint; this reads only headers.
 
         Args:
             side: one of `SIDES`.
             weights: the checkpoint.
-            keys: name of each tensor to what it is compared under.
-            prefix: put before its names where they are shown.
+            keys: name of each tensor to its key.
+            prefix: prefix of its names when shown.
             config: config.json to read it by.
         """
         self.side = side
@@ -54,11 +54,11 @@ class Side:
         self.models = models_within(config)
         found, no_matrices = find_matrices(weights, config)
         self.matrices = {_key(matrix, keys): matrix for matrix in found.values()}
-        """Matrices by key; those that are paired are taken out."""
+        """Matrices by key; paired ones are removed."""
         self.others: dict[str, str] = {}
-        """Tensors that are no matrices by key; those that are paired are taken out."""
+        """Other tensors by key; paired ones are removed."""
         self.ignored = dict(weights.skipped)
-        """Tensors that hold no weights, with the reason."""
+        """Tensors without weights, with the reason."""
         for name in weights.names():
             shape = weights.shape(name)
             if len(shape) < 2 or name in no_matrices:
@@ -68,11 +68,11 @@ class Side:
                     self.others[keys[name]] = name
 
     def shown(self, name: str) -> str:
-        """Return a name as it is shown."""
+        """Return the name to show."""
         return self.prefix + name
 
     def alone(self) -> Iterator[Unpaired]:
-        """Yield what has not been paired."""
+        """Yield the tensors that have not been paired."""
         for matrix in self.matrices.values():
             yield whole(
                 self.side, self.shown(matrix.name), matrix.shape, _ALONE[self.side], is_matrix=True
@@ -89,15 +89,15 @@ class Side:
 
 
 def _key(matrix: Matrix, keys: Mapping[str, str]) -> str:
-    """Return what a matrix is compared under: that of its tensor, and which part of it it is."""
+    """Return the key of a matrix: its tensor's key and its part of the tensor."""
     part = matrix.name.removeprefix(module_of(matrix.tensor))
     return module_of(keys[matrix.tensor]) + part
 
 
 def matched(left: Side, right: Side) -> tuple[list[Match], list[Unpaired]]:
-    """Return the matrices that both have, in the order of the tuned checkpoint, and what differs.
+    """Return the matrices that both have, in the tuned checkpoint's order, and those that differ.
 
-    What is in either of the two is taken out of both sides.
+    Both kinds are removed from both sides.
     """
     matches: list[Match] = []
     differing: list[Unpaired] = []
@@ -126,7 +126,7 @@ def matched(left: Side, right: Side) -> tuple[list[Match], list[Unpaired]]:
 
 
 def _split_alike(stacked: Side, single: Side) -> Iterator[list[tuple[Matrix, Matrix]]]:
-    """Yield experts of a stack that the other checkpoint stores one by one, and take them out."""
+    """Yield experts of a stack that the other checkpoint stores separately, and remove them."""
     keys = {canonical(key): key for key in single.matrices}
     for key, matrix in list(stacked.matrices.items()):
         pieces = split_expert(matrix, stacked.models)
@@ -142,7 +142,7 @@ def _split_alike(stacked: Side, single: Side) -> Iterator[list[tuple[Matrix, Mat
 
 
 def matched_others(left: Side, right: Side) -> tuple[dict[str, tuple[str, str]], list[Unpaired]]:
-    """Return the tensors that are no matrices and that both have, and those of another shape."""
+    """Return the tensors, not matrices, that both have, and those that differ in shape."""
     pairs: dict[str, tuple[str, str]] = {}
     differing: list[Unpaired] = []
     for key in [key for key in right.others if key in left.others]:
@@ -161,9 +161,9 @@ def matched_others(left: Side, right: Side) -> tuple[dict[str, tuple[str, str]],
 
 
 def without_tied(matches: Iterable[Match]) -> tuple[list[Match], dict[str, str]]:
-    """Return the matches without those whose numbers are another's in both checkpoints.
+    """Return the matches without copies of another match in both checkpoints.
 
-    Only vocabularies are tied. The second part says of which other one each is a copy.
+    Only vocabularies are tied. The second part maps each copy to its original.
     """
     kept: list[Match] = []
     vocabulary: list[Match] = []
@@ -184,7 +184,7 @@ def without_tied(matches: Iterable[Match]) -> tuple[list[Match], dict[str, str]]
 
 
 def take_out_tied(side: Side, matches: Iterable[Match]) -> dict[str, str]:
-    """Take out what only one checkpoint stores, as in the other it is tied to what is compared."""
+    """Remove tensors that only one checkpoint stores because the other one ties them."""
     index = SIDES.index(side.side)
     paired = [
         ((match.before, match.after)[index], match.name)
@@ -206,7 +206,7 @@ def _tied_to(name: str) -> str:
 
 
 def _same(a: Matrix, b: Matrix) -> bool:
-    """Whether two matrices of equal shape hold the same numbers, not all of them equal."""
+    """Whether two matrices of equal shape have the same numbers, and not all of them equal."""
     weights = a.weights
     if a.weights is not b.weights or a.shape != b.shape or a.storage_dtype != b.storage_dtype:
         return False

@@ -1,10 +1,10 @@
-"""What of two checkpoints can't be compared, and how much of each that is.
+"""The parts of two checkpoints that can't be compared, and their share of each.
 
     in_parts(items, side="after", compared=1_000_000)
     # [LeftOut(count=2304, ..., why="only in the tuned checkpoint: classifier")]
 
-Not counted is what holds no weights of its own: a vocabulary matrix that is tied to another, and
-buffers that the model's code computes.
+Tensors without weights of their own are not counted: a vocabulary matrix that is tied to another,
+and buffers that the model's code computes.
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from lowrank_study.checkpoints.paths import shown
 from lowrank_study.left_out import LeftOut
 
 SIDES = ("before", "after")
-"""The pretrained checkpoint and the tuned one, as the command calls them."""
+"""The pretrained and the tuned checkpoint, as the command calls them."""
 
 _BUFFERS = (
     "inv_freq",
@@ -34,14 +34,14 @@ _NAMED = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unpaired:
-    """A tensor, or a matrix of one, that has nothing to be compared with."""
+    """A tensor, or a matrix of one, without a counterpart."""
 
     side: str
     """One of `SIDES`."""
     name: str
     """Module path of a matrix, name of another tensor."""
     parameters: int
-    """How many weights it holds; 0 where they are none of its own."""
+    """How many weights it holds; 0 if it has none of its own."""
     is_matrix: bool
     """Whether it is a matrix."""
     why: str
@@ -55,12 +55,12 @@ def is_buffer(name: str, shape: tuple[int, ...]) -> bool:
 
 
 def in_parts(items: Iterable[Unpaired], *, side: str, compared: int) -> list[LeftOut]:
-    """Return what is left out of one checkpoint, a part for each reason.
+    """Return the left-out parts of one checkpoint, one for each reason.
 
     Args:
-        items: what isn't compared.
+        items: the parts that aren't compared.
         side: one of `SIDES`.
-        compared: parameters of this checkpoint that are.
+        compared: how many parameters of this checkpoint are compared.
     """
     counted = [item for item in items if item.parameters]
     total = compared + sum(item.parameters for item in counted)
@@ -80,7 +80,7 @@ def in_parts(items: Iterable[Unpaired], *, side: str, compared: int) -> list[Lef
 
 
 def whole(side: str, name: str, shape: tuple[int, ...], why: str, *, is_matrix: bool) -> Unpaired:
-    """Return a tensor of which nothing is compared."""
+    """Return a tensor that is not compared at all."""
     return Unpaired(side=side, name=name, parameters=prod(shape), is_matrix=is_matrix, why=why)
 
 

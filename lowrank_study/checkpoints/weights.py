@@ -87,7 +87,7 @@ class Weights(Closing):
         self.skipped = {name: reasons[raw] for name, raw in stripped.items() if raw in reasons}
         """Tensors that hold no weights (empty, integers, scales), with the reason."""
         self.beside: dict[str, int] = {}
-        """Folders of modules beside the model that aren't read, and how many weights each has."""
+        """Unread folders of modules beside the model, and how many weights each has."""
         self.flags = (*flags, *self._dtype_flags())
         """What a report has to say of these weights, one sentence each."""
 
@@ -129,7 +129,7 @@ class Weights(Closing):
         return self._tensors[name]
 
     def stored_shape(self, name: str) -> tuple[int, ...]:
-        """Shape of any tensor in the file, also of one that holds no weights."""
+        """Return the shape of any tensor in the file, also of one without weights."""
         return self._tensors[name].shape
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -150,10 +150,10 @@ class Weights(Closing):
         return self.read_rows(name, 0, shape[0] if shape else 1)
 
     def read_number(self, name: str) -> float:
-        """Return the one number that a tensor holds, which may be stored as an integer.
+        """Return the only number of a tensor, which may be stored as an integer.
 
         Raises:
-            InputError: it holds none or several, or one that isn't finite.
+            InputError: it does not hold exactly one number, or the number isn't finite.
         """
         info = self._tensors[name]
         number = math.nan
@@ -188,7 +188,7 @@ class Weights(Closing):
         return self.info(name).name in self._scales
 
     def read_scales(self, name: str) -> Array:
-        """Return what each number of a scaled tensor was multiplied by, shaped like it."""
+        """Return the scale of each number of a scaled tensor, in the tensor's shape."""
         info = self.info(name)
         return scale_factors(info.shape, 0, self._scales[info.name], self._read_raw)
 

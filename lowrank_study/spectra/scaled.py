@@ -1,7 +1,7 @@
-"""The rounding floor of a difference of which a side was stored in float8 with scales.
+"""The rounding floor of a difference if one side was stored in float8 with scales.
 
-The step of a stored number is that of float8 times its scale. The dequantised number alone
-doesn't tell it: a weight of 0.02 may have been 20 in the file, with a step of 2, or 0.02.
+The step of a stored number is its float8 step times its scale. The dequantised number alone does
+not determine the step: a weight of 0.02 may be stored as 20 with a step of 2, or as 0.02.
 
     floor = floor_of_scaled(match, update.W0_OI, update.delta_OI)
 
@@ -34,11 +34,11 @@ def is_scaled(match: Match) -> bool:
 
 
 def with_scaled_floor(spectrum: Spectrum, match: Match, update: UpdateMatrix) -> Spectrum:
-    """Return the spectrum of a match's update with the floor that its scales tell.
+    """Return the spectrum of a match's update with the floor that follows from its scales.
 
     Args:
-        spectrum: As `spectrum.measure` gives it, from the numbers alone.
-        match: Of which `is_scaled` is true; its files still open.
+        spectrum: From `spectrum.measure`, which knows only the numbers.
+        match: A match with `is_scaled`, whose files are still open.
         update: The update that was measured.
     """
     assert update.W0_OI is not None
@@ -48,14 +48,14 @@ def with_scaled_floor(spectrum: Spectrum, match: Match, update: UpdateMatrix) ->
 
 
 def floor_of_scaled(match: Match, W0_OI: FloatArray, delta_OI: FloatArray) -> RoundingFloor:
-    """Estimate the rounding error in a difference, each side by its own steps.
+    """Estimate the rounding error of a difference; each side has its own steps.
 
-    As `noise.rounding_floor_of_difference`: half a step to either side of every entry, rows and
-    columns left out in which nothing changed.
+    As in `noise.rounding_floor_of_difference`, every entry has an error of up to half a step, and
+    unchanged rows and columns are left out.
 
     Args:
         match: The matrix in both checkpoints.
-        W0_OI: Before, as it was read.
+        W0_OI: The weight before, as it was read.
         delta_OI: W - W0.
     """
     changed = delta_OI != 0
@@ -82,9 +82,9 @@ def floor_of_scaled(match: Match, W0_OI: FloatArray, delta_OI: FloatArray) -> Ro
 
 
 def _steps(values: FloatArray, scale: FloatArray | float, dtype: str) -> FloatArray:
-    """Return the step at each stored number, which is its value over the scale."""
+    """Return the step at each stored number, which is its value divided by the scale."""
     bits, smallest = FLOAT_FORMATS[dtype]
-    with np.errstate(divide="ignore", invalid="ignore"):  # a scale of zero: no step either
+    with np.errstate(divide="ignore", invalid="ignore"):  # a scale of zero gives no step
         stored = np.nan_to_num(np.abs(values / scale), posinf=0.0)
     exponents = np.where(stored > 0.0, np.frexp(stored)[1] - bits, smallest)
     steps: FloatArray = np.ldexp(1.0, np.maximum(exponents, smallest))

@@ -1,4 +1,4 @@
-"""The file that keeps the spectra of a run's updates.
+"""The file with the spectra of a run's updates.
 
 save_spectra(path, [spectrum], made_from=run.checkpoint_sha256)
 [again] = load_spectra(path)   # bit for bit the same
@@ -48,12 +48,12 @@ SCHEMA = pa.schema(
 
 
 def save_spectra(path: Path, spectra: Sequence[Spectrum], *, made_from: str | None = None) -> None:
-    """Write spectra into one Parquet file, which appears whole or not at all.
+    """Write spectra to a Parquet file, which appears completely or not at all.
 
     Args:
-        path: Of the file; its folder must exist. A file that is there is replaced.
-        spectra: In the order they are to be read again; float64 values are kept bit for bit.
-        made_from: SHA-256 of the checkpoint that they are of, where it is known.
+        path: Path of the file; its folder must exist. An existing file is replaced.
+        spectra: In reading order; float64 values are kept bit for bit.
+        made_from: SHA-256 of the spectra's checkpoint, if known.
 
     Raises:
         InputError: If the folder doesn't exist.
@@ -72,13 +72,13 @@ def load_spectra(path: Path) -> list[Spectrum]:
     """Read spectra that `save_spectra` wrote.
 
     Args:
-        path: Of the Parquet file.
+        path: Path of the Parquet file.
 
     Returns:
         The spectra in the order they were written.
 
     Raises:
-        InputError: If there is no such file, or it isn't one of spectra in this format.
+        InputError: If the file does not exist or has another format.
     """
     table = _read(path, pq.read_table, page_checksum_verification=True)
     spectra = []
@@ -91,10 +91,10 @@ def load_spectra(path: Path) -> list[Spectrum]:
 
 
 def spectra_made_from(path: Path) -> str | None:
-    """Return the SHA-256 of the checkpoint that a file of spectra is of, if it was recorded.
+    """Return the SHA-256 of the checkpoint behind a file of spectra, if it was recorded.
 
     Raises:
-        InputError: As `load_spectra`.
+        InputError: As for `load_spectra`.
     """
     made_from = _facts(_read(path, pq.read_schema)).get("made_from")
     return None if made_from is None else str(made_from)

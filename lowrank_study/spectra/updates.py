@@ -220,7 +220,7 @@ def _of_module(
     by_tensor: Mapping[str, list[Matrix]],
     roles: Mapping[str, str],
 ) -> Iterator[UpdateMatrix]:
-    """Give the updates of one module with factors; several where the base stores it fused."""
+    """Yield the updates of one module with factors; several if the base stores it fused."""
     W0_OI, tensor = None, ""
     if base is not None and adapter.in_base(module, base):
         W0_OI = adapter.base_matrix(module, base)
@@ -255,15 +255,15 @@ def _not_measured(
     by_tensor: Mapping[str, list[Matrix]],
     unreadable: Mapping[str, str],
 ) -> str:
-    """Say why a weight that was trained in full gives no update; empty where it does."""
+    """Return why a weight trained in full gives no update; empty if it gives one."""
     if base is None or not adapter.in_base(saved, base):
         return "trained in full, with no W0 to compare with"
     tensor = adapter.base_tensor(saved, base)
     shape = base.shape(tensor)
     if not adapter.fits(saved, base):
-        return f"shape {list(shape)} in the base, {list(adapter.shape(saved))} here"
+        return f"shape {list(shape)} in the base, but {list(adapter.shape(saved))} here"
     if tensor not in by_tensor:
-        return unreadable.get(tensor, f"no matrix: shape {list(shape)}")
+        return unreadable.get(tensor, f"not a matrix: shape {list(shape)}")
     return ""
 
 
@@ -274,11 +274,11 @@ def _of_saved(
     by_tensor: Mapping[str, list[Matrix]],
     roles: Mapping[str, str],
 ) -> Iterator[UpdateMatrix]:
-    """Give the updates of one weight that was trained in full, as differences to the base."""
+    """Yield the updates of one weight trained in full, as differences to the base."""
     module, tensor = module_of(saved), adapter.base_tensor(saved, base)
     W, delta = adapter.read(saved), adapter.saved_delta(saved, base)
     W0 = base.read(tensor)[: delta.shape[0]]
-    # A dtype that isn't plain has no step that the numbers tell: its floor is unknown.
+    # For a scaled dtype, the numbers alone do not give the step, so the floor is unknown.
     before = f"scaled {base.dtype(tensor)}" if base.is_scaled(tensor) else base.dtype(tensor)
     storage_dtype = dtype_of_difference(W0, W, delta, dtypes=(before, adapter.storage_dtype(saved)))
     for matrix in by_tensor[tensor]:
@@ -301,7 +301,7 @@ FACTORED_KINDS = ("lora", "kohya", "gguf", "pissa", "olora")
 
 
 def _tied_twins(adapter: Adapter) -> dict[str, str]:
-    """Name the updates of a vocabulary that are another's too, as tied weights are saved twice."""
+    """Map the copies among a vocabulary's updates to the original: tied weights are saved twice."""
 
     def factors(module: str) -> tuple[FloatArray, ...]:
         return adapter.factors(module)[:2]

@@ -24,7 +24,7 @@ def test_every_dtype_is_read_exactly(tmp_path: Path, zipped: bool) -> None:
     path = tmp_path / "pytorch_model.bin"
     torch.save(OrderedDict(state), path, _use_new_zipfile_serialization=zipped)
     with open_weights(path, allow_pickle=True) as weights:
-        assert weights.skipped == {"ids": "int64, a counter or mask rather than weights"}
+        assert weights.skipped == {"ids": "int64, a counter or mask, not weights"}
         for name in weights.names():
             read = weights.read(name)
             assert read.dtype == (np.float64 if name == "float64" else np.float32)

@@ -207,7 +207,7 @@ def test_updates_of_an_adapter_on_its_base(adapter_folder, tmp_path, base_tensor
     assert second.storage_dtype == "float32"
     np.testing.assert_array_equal(second.delta_OI, ((W0 + 1.1).double() - W0.double()).numpy())
     assert skipped == {
-        "encoder.layer.1.norm": "no matrix: shape [4]",
+        "encoder.layer.1.norm": "not a matrix: shape [4]",
         "classifier": "trained in full, with no W0 to compare with",
     }
 

@@ -1,4 +1,4 @@
-"""Adapters on disk: exactly what each one adds to which module of the base model.
+"""Adapters on disk: the exact update of each module of the base model.
 
     with open_adapter("adapter") as adapter:
         for module in adapter.modules():
@@ -7,7 +7,7 @@
             adapter.read(name)          # a full weight trained beside the factors
 
 Each format has one reader (`peft`, `diffusion`, `mlx`, `gguf`), which sorts a file's tensors into
-`Content`; `opening` chooses it. `Adapter` computes the updates from that, whatever the format.
+`Content`; `opening` chooses the reader. `Adapter` computes the updates of any format.
 """
 
 from lowrank_study.checkpoints.adapters.adapter import Adapter

@@ -1,9 +1,9 @@
-"""One opened adapter, whatever its format: what it adds to which module of its base.
+"""One opened adapter of any format: its update of each module of the base.
 
-LoRA and rsLoRA need nothing else. DoRA, PiSSA, OLoRA, LoHa, LoKr, VeRA and weights trained in
-full are changes of the base weights, so these are asked for with the opened base model:
-`adapter.delta(module, base)`, `adapter.saved_delta(name, base)`. What can't be computed exactly
-is refused by its name, or left out and named in `left_out`.
+LoRA and rsLoRA need only their own files. DoRA, PiSSA, OLoRA, LoHa, LoKr, VeRA and weights trained
+in full change the base weights, so they need the opened base model: `adapter.delta(module, base)`,
+`adapter.saved_delta(name, base)`. Parts that can't be computed exactly are refused, or left out and
+listed in `left_out`.
 
 Axis suffixes: O out features, I in features, R adapter rank.
 """
@@ -38,15 +38,15 @@ class Adapter(Closing):
 
     def __init__(self, path: Path, content: Content, weights: Weights) -> None:
         self.path = path
-        """What was opened."""
+        """Path of the adapter."""
         self.kind = content.kind
-        """Its method or layout, one of those of `Content.kind`."""
+        """Its method or layout, one of the values of `Content.kind`."""
         self.config = content.config
         """Its adapter_config.json; empty for formats without one."""
         self.assumed = content.assumed
-        """What its updates depend on and it doesn't say: a report opens with these sentences."""
+        """Assumptions that its updates rest on; a report begins with these sentences."""
         self.left_out: list[LeftOut] = list(content.left_out)
-        """Its tensors that aren't used, with their share of its parameters."""
+        """Its unused tensors, with their share of its parameters."""
         self._content = content
         self._weights = weights
         self._where = shown(path)
@@ -62,7 +62,7 @@ class Adapter(Closing):
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """What a report has to say of this adapter and the base it was checked with."""
+        """Remarks for the report on this adapter and the base it was checked with."""
         return (*self._flags, *(self._places.flags if self._places is not None else ()))
 
     @property
@@ -77,13 +77,13 @@ class Adapter(Closing):
 
     @property
     def parameters(self) -> int:
-        """How many numbers it trained; copies of a W0 saved beside them aren't counted."""
+        """How many numbers were trained; copies of W0 saved beside them are not counted."""
         copies = set(self._content.base_layers.values())
         names = [name for name in self._weights.names() if name not in copies]
         return sum(prod(self._weights.shape(name)) for name in names)
 
     def modules(self) -> list[str]:
-        """Module paths in the base model whose weight it changes by factors, in file order."""
+        """Paths of the base modules whose weight it changes by factors, in file order."""
         return list(self._content.modules)
 
     def saved_weights(self) -> list[str]:
@@ -92,10 +92,10 @@ class Adapter(Closing):
         return [*held.saved, *held.token_rows, *held.bias_updates]
 
     def read(self, name: str) -> Array:
-        """Return a tensor trained in full, exactly; for trained tokens their rows only.
+        """Return a tensor trained in full, exactly; for trained tokens only their rows.
 
         Raises:
-            InputError: there is none, or it is only what is added to the base's bias.
+            InputError: the adapter has no such tensor, or it is only added to the base's bias.
         """
         if name in self._content.bias_updates:
             raise InputError(
@@ -105,7 +105,7 @@ class Adapter(Closing):
         return self._finite(self._saved_tensor(name))
 
     def storage_dtype(self, name: str) -> str:
-        """Return the coarsest dtype among the tensors that one update is made of.
+        """Return the coarsest dtype among the tensors of one update.
 
         Args:
             name: one of `modules()` or of `saved_weights()`.
@@ -123,7 +123,7 @@ class Adapter(Closing):
     def factors(self, module: str, base: Weights | None = None) -> Factors:
         """Return the factors whose product is the module's exact update.
 
-        PiSSA and OLoRA begin with a part B0 A0 that is taken out of the base weight, so their
+        PiSSA and OLoRA start from a part B0 A0 that is subtracted from the base weight. Their
         update is `scaling (B A - B0 A0)`: factors of twice the rank, [B, -B0] and [A; A0].
 
         Args:
@@ -165,11 +165,11 @@ class Adapter(Closing):
 
         Args:
             module: one of `modules()`.
-            base: the opened base model; LoRA does without.
+            base: the opened base model; LoRA does not need it.
         """
         if base is not None:
             self.check_base(base)
-        with np.errstate(all="ignore"):  # what overflows is found below
+        with np.errstate(all="ignore"):  # overflow is checked below
             delta_OI = self._delta(module, base)
         if not np.isfinite(delta_OI).all():
             raise InputError(
@@ -206,16 +206,16 @@ class Adapter(Closing):
         return dora_delta(W0_OI, plain_OI, magnitude_O)
 
     def saved_delta(self, name: str, base: Weights) -> Array:
-        """Return W - W0 in float64 of a tensor trained in full, shaped as the base stores it.
+        """Return W - W0 of a tensor trained in full, in float64 and in the base's shape.
 
-        Of a vocabulary that was resized, it is that of the rows both have.
+        For a resized vocabulary, only the rows that both have.
 
         Args:
             name: one of `saved_weights()`.
             base: the opened base model.
 
         Raises:
-            InputError: the base has no such tensor (a new head has no W0), or of other shape.
+            InputError: the base has no such tensor (a new head has no W0), or another shape.
         """
         self.check_base(base)
         if name in self._content.bias_updates:
@@ -232,14 +232,14 @@ class Adapter(Closing):
             return rows_delta(trained, before, after, where)
         if not self.fits(name, base):
             raise InputError(
-                f"{self._where}: {shown(name)} has shape {list(after.shape)}, in the base "
+                f"{self._where}: {shown(name)} has shape {list(after.shape)}, but in the base "
                 f"{list(before.shape)}; give the base it was trained on"
             )
         rows = min(after.shape[:1], before.shape[:1])
         return np.asarray(after[: rows[0]] - before[: rows[0]] if rows else after - before)
 
     def fits(self, name: str, base: Weights) -> bool:
-        """Whether a tensor trained in full has the base's shape, but for a vocabulary's rows."""
+        """Whether a tensor trained in full has the base's shape, apart from a vocabulary's rows."""
         if name in self._content.token_rows:
             return True
         shape, before = self.shape(name), base.shape(self.base_tensor(name, base))
@@ -247,9 +247,9 @@ class Adapter(Closing):
         return shape == before or (resized and shape[1:] == before[1:])
 
     def extra_rows(self, name: str, base: Weights) -> int:
-        """Rows that a vocabulary trained in full has more than the base; below 0: fewer.
+        """Return how many more rows a trained vocabulary has than the base; negative if fewer.
 
-        Of trained tokens, those that were new: the copy of W0 beside them is larger than the base.
+        For trained tokens, these are the new ones: the copy of W0 beside them exceeds the base.
         """
         if name in self._content.token_rows:
             rows = base.shape(self.base_tensor(name, base))[0]
@@ -262,18 +262,18 @@ class Adapter(Closing):
         return shape[0] - before[0] if shape else 0
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor trained in full; of trained tokens, of their rows."""
+        """Return the shape of a tensor trained in full; for trained tokens, of their rows."""
         return self._weights.shape(self._saved_tensor(name))
 
     def in_base(self, name: str, base: Weights) -> bool:
-        """Whether the base has a W0 for a module or a saved weight; a new head has none."""
+        """Whether the base has a W0 for a module or a saved weight; a new head has no W0."""
         return name in self._places_in(base)
 
     def base_tensor(self, module: str, base: Weights) -> str:
         """Return the name of the base tensor that a module, or a saved weight, changes.
 
         Raises:
-            InputError: the base has none, or more than one that it could be.
+            InputError: the base has no such tensor, or several that fit.
         """
         return self._places_in(base).find(module)
 
@@ -281,7 +281,7 @@ class Adapter(Closing):
         """Return W0_OI of a module in float64, as (out, in).
 
         Raises:
-            InputError: the base has no such module, or in another shape.
+            InputError: the base has no such module, or its shape differs.
         """
         tensor = self.base_tensor(module, base)
         W0 = self._finite_base(tensor, base)
@@ -294,22 +294,22 @@ class Adapter(Closing):
             W0_OI = self._finite(copy).astype(np.float64)
         if expected is not None and expected != W0_OI.shape:
             raise InputError(
-                f"{self._where}: module {shown(module)} changes a {list(expected)} matrix, in the "
-                f"base {shown(base.path)} it is {list(W0_OI.shape)}; "
+                f"{self._where}: module {shown(module)} changes a {list(expected)} matrix, but in "
+                f"the base {shown(base.path)} it is {list(W0_OI.shape)}; "
                 "give the base it was trained on"
             )
         return W0_OI
 
     def check_base(self, base: Weights) -> None:
-        """Refuse a base model this adapter wasn't trained on, as far as it can be told.
+        """Refuse a base model that this adapter was not trained on, as far as files show it.
 
-        Its files' hashes decide where the adapter has them (see `save_adapter`); otherwise every
-        module has to be there in the right shape.
+        If the adapter has its base's file hashes (see `save_adapter`), they decide. Otherwise every
+        module must exist in the right shape.
         """
         self._places_in(base)
 
     def refuse_partial(self) -> None:
-        """Refuse an adapter of which anything is left out: a run's own has to be read whole."""
+        """Refuse an adapter with left-out parts: a run's own adapter must be read completely."""
         if self.left_out:
             raise InputError(f"{self._where}: {'; '.join(in_words(self.left_out))}; save it again")
 
@@ -325,7 +325,7 @@ class Adapter(Closing):
             found = ",".join(sorted(file.sha256 for file in base.files))
             if found != known:
                 raise InputError(
-                    f"{self._where}: was trained on files of SHA-256 {shown(known)}, "
+                    f"{self._where}: was trained on files of SHA-256 {shown(known)}, but "
                     f"{shown(base.path)} has {found}; give the base it was trained on"
                 )
         places = Places(base, self._content, self._weights, self._where)
@@ -372,7 +372,7 @@ class Adapter(Closing):
         return values
 
     def _stored_in_out(self, module: str, tensor: str, base: Weights) -> bool:
-        """Whether the base stores the module as (in, out); the base's config decides first."""
+        """Whether the base stores the module as (in, out); its config decides first."""
         if "model_type" in base.config or module in self._content.embeddings:
             return is_transposed(tensor, base)
         return bool(self.config.get("fan_in_fan_out")) and len(base.shape(tensor)) == 2

@@ -1,8 +1,8 @@
-"""Where in a base model the modules of an adapter are.
+"""Find the modules of an adapter in its base model.
 
-An adapter has the names of the live model, a file often others: without its head, with a
-pipeline's prefix, in an older layout of transformers, with `_` for `.` (kohya), or not at all,
-where the head is tied to the embedding and only that is stored.
+An adapter uses the names of the live model; the base file may use others: no head, a pipeline's
+prefix, an older layout of transformers, `_` for `.` (kohya), or only the embedding where the head
+is tied to it.
 """
 
 import re
@@ -22,7 +22,7 @@ from lowrank_study.checkpoints.weights import Weights
 from lowrank_study.errors import InputError
 
 _FLAT_PREFIX = re.compile(r"lora_(unet|te\d?|transformer|prior)_")
-"""What kohya's scripts put before the name of a module, by the model it belongs to."""
+"""Prefixes that kohya's scripts put before module names, by the model of a pipeline."""
 
 _HOLDERS = re.compile(
     r"^(model\.diffusion_model|diffusion_model|conditioner\.embedders\.\d\.(transformer|model)"
@@ -31,11 +31,11 @@ _HOLDERS = re.compile(
 """Which part of a checkpoint with all models of a pipeline in it holds the rest of a name."""
 
 _ROUNDING = 2.0**-8
-"""Relative to its largest entry, how far a copy stored in bfloat16 may be from its original."""
+"""Largest difference of a copy stored in bfloat16, relative to the largest entry."""
 
 
 class Places:
-    """The tensors of a base model by the names that an adapter may have for them."""
+    """Finds the tensors of a base model by the names that an adapter may use."""
 
     def __init__(self, base: Weights, content: Content, weights: Weights, where: str) -> None:
         """Find every module, without reading any tensor.
@@ -44,10 +44,10 @@ class Places:
             base: the opened base model.
             content: what the adapter holds.
             weights: the adapter's tensors.
-            where: opens the errors.
+            where: beginning of error messages.
 
         Raises:
-            InputError: the adapter wasn't trained on this base, as far as names and shapes tell.
+            InputError: names or shapes show that the adapter wasn't trained on this base.
         """
         self.base = base
         self._content, self._weights, self._where = content, weights, where
@@ -59,7 +59,7 @@ class Places:
         )
         self._absent: dict[str, str] = {}
         self.flags: list[str] = []
-        """What a report has to say of how the two belong together."""
+        """Remarks for the report on how adapter and base fit together."""
         self._check_modules()
         for name in (*content.modules, *content.saved, *content.token_rows):
             if name not in self._absent and self._is_tied(name):
@@ -68,14 +68,14 @@ class Places:
 
     @cached_property
     def _canonical(self) -> dict[str, list[str]]:
-        """The tensors by the names of the newest layout; worked out only where others fail."""
+        """The tensors by their newest names; computed only if other names fail."""
         return _grouped((canonical(name), name) for name in self.base.names())
 
     def find(self, name: str) -> str:
         """Return the base tensor of a module, or of a weight trained in full.
 
         Raises:
-            InputError: the base has none, or more than one that it could be.
+            InputError: the base has no such tensor, or several that fit.
         """
         if name in self._absent:
             raise InputError(self._absent[name])
@@ -101,11 +101,11 @@ class Places:
         return name not in self._absent and len(self._candidates(name)) == 1
 
     def compare_copy(self, module: str, copy: Array) -> None:
-        """Say where the copy of a W0 that an adapter brings along isn't the base's.
+        """Flag a copy of W0 in the adapter that differs from the base.
 
         Args:
             module: the module it belongs to.
-            copy: the whole of it; of a resized vocabulary, its first rows are compared.
+            copy: all of it; for a resized vocabulary, only its first rows are compared.
         """
         if module not in self:
             return
@@ -118,13 +118,13 @@ class Places:
         if count := int(differing.reshape(rows, -1).any(axis=1).sum()):
             self.flags.append(
                 f"{shown(module)}: {count} of {rows} rows of the base layer saved in the adapter "
-                "differ from the base; the update is what the factors add to it"
+                "differ from the base; the update is what the factors add to the saved layer"
             )
 
     def _candidates(self, name: str) -> list[str]:
         headless = name.partition(".")[2]
         plain = (f"{name}.weight", name, f"{headless}.weight", headless)
-        for exact in (*plain, f"{name}.in_proj_weight"):  # the last of a MultiheadAttention
+        for exact in (*plain, f"{name}.in_proj_weight"):  # the last one for a MultiheadAttention
             if exact in self.base:
                 return [exact]
         flat = _FLAT_PREFIX.sub("", name, count=1) if _FLAT_PREFIX.match(name) else name
@@ -144,7 +144,7 @@ class Places:
         return self._candidates(name) == self._tied(name) != []
 
     def _tied(self, name: str) -> list[str]:
-        """Return the only vocabulary of a base that stores no second one, as tied models don't."""
+        """Return a base's only vocabulary, if it stores just one, as tied models do."""
         module = module_of(name)
         if not (is_vocabulary(module) or _is_head(module)) or not _may_be_tied(self.base):
             return []
@@ -178,7 +178,7 @@ class Places:
                 if places.setdefault(tensor, component) != component:
                     raise InputError(
                         f"{self._where}: its {places[tensor]} and its {component} both fit "
-                        f"{shown(self.base.path)}, so that it is unclear which of them belongs to "
+                        f"{shown(self.base.path)}, and nothing shows which of them belongs to "
                         "it; give no base"
                     )
         if failures and (len(failures) == len(components) or self._content.kind == "dora"):
@@ -188,7 +188,7 @@ class Places:
             self._absent.update(dict.fromkeys(modules, str(failure)))
             self.flags.append(
                 f"{component}: its {len(modules)} modules aren't in the base "
-                f"{shown(self.base.path)}, and are measured without W0"
+                f"{shown(self.base.path)}; they are measured without W0"
             )
 
     def _modules_of(self, component: str) -> list[str]:
@@ -196,7 +196,7 @@ class Places:
         return [module for module in self._content.modules if of.get(module, "") == component]
 
     def _fitting(self, module: str) -> str:
-        """Return the tensor of a module, whose shape has to fit."""
+        """Return the tensor of a module, after a check of its shape."""
         tensor = self.find(module)
         expected = factors_shape(self._content, self._weights, module)
         shape = self.base.shape(tensor)
@@ -211,14 +211,14 @@ class Places:
             )
             return tensor
         raise InputError(
-            f"{self._where}: module {shown(module)} changes a {list(expected)} matrix, in "
-            f"the base {shown(self.base.path)} it is {list(shape)}; "
+            f"{self._where}: module {shown(module)} changes a {list(expected)} matrix, but "
+            f"in the base {shown(self.base.path)} it is {list(shape)}; "
             "give the base it was trained on"
         )
 
 
 def factors_shape(content: Content, weights: Weights, module: str) -> tuple[int, int] | None:
-    """Return (out, in) as the factors' shapes tell it; None where they don't."""
+    """Return (out, in) from the factors' shapes; None if they don't determine it."""
     parts = content.modules[module]
     if "A" not in parts:
         return None
@@ -227,7 +227,7 @@ def factors_shape(content: Content, weights: Weights, module: str) -> tuple[int,
 
 
 def _may_be_tied(base: Weights) -> bool:
-    """Whether a base may tie its head: its config, or its language model's, doesn't deny it."""
+    """Whether a base may tie its head, unless its (language model's) config denies it."""
     inner = base.config.get("text_config")
     configs = [base.config, inner if isinstance(inner, dict) else {}]
     said = [config["tie_word_embeddings"] for config in configs if "tie_word_embeddings" in config]
@@ -235,7 +235,7 @@ def _may_be_tied(base: Weights) -> bool:
 
 
 def _is_head(module: str) -> bool:
-    """Whether a module turns hidden states into scores of tokens; Whisper's is `proj_out`."""
+    """Whether a module maps hidden states to token scores; Whisper calls it `proj_out`."""
     heads = ("lm_head", "embed_out", "output", "decoder")
     return module == "proj_out" or (is_vocabulary(module) and module.rpartition(".")[2] in heads)
 

@@ -1,4 +1,4 @@
-"""What an adapter holds, in the same terms for every format, and how its tensors are sorted.
+"""What an adapter contains, in the same terms for every format.
 
 A reader goes through the names of a file and hands each tensor to a `Sorter`:
 
@@ -23,12 +23,12 @@ from lowrank_study.left_out import LeftOut
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """One tensor that takes part in a module's update."""
+    """One tensor that is part of a module's update."""
 
     tensor: str
     """Its name."""
     transposed: bool
-    """Whether A is stored (I, R), or B (R, O)."""
+    """Whether the file stores A as (I, R), or B as (R, O)."""
 
 
 class Factors(NamedTuple):
@@ -41,73 +41,73 @@ class Factors(NamedTuple):
     scaling: float
     """alpha / rank, or alpha / sqrt(rank)."""
     storage_dtype: str
-    """The coarser dtype of the tensors it comes from."""
+    """The coarser storage dtype of its tensors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Content:
-    """An adapter's tensors, sorted by what they are."""
+    """An adapter's tensors, sorted by their meaning."""
 
     kind: str
-    """`lora`, `dora`, `pissa`, `olora`, `loha`, `lokr`, `vera`, `trainable_tokens`, or LoRA in a
-    layout with names of its own: `kohya`, `gguf`."""
+    """`lora`, `dora`, `pissa`, `olora`, `loha`, `lokr`, `vera`, `trainable_tokens`, or a LoRA
+    layout with its own names: `kohya`, `gguf`."""
     config: Mapping[str, Any]
-    """Its adapter_config.json, or the settings of its header."""
+    """Its adapter_config.json, or the settings in its header."""
     modules: dict[str, dict[str, Part]]
     """Module path to its parts: "A" (R, I), "B" (O, R), "magnitude" (O), ..."""
     scalings: dict[str, float]
-    """Module path to the factor before B A; empty for kinds that have other parts."""
+    """Module path to the factor before B A; empty for kinds with other parts."""
     embeddings: frozenset[str]
-    """Modules that are embeddings, of which a base stores (tokens, dimensions)."""
+    """Modules that are embeddings; a base stores them as (tokens, dimensions)."""
     components: dict[str, str]
-    """Module path to the model it belongs to, in a pipeline of several ("unet", "text_encoder")."""
+    """Module path to its model, in a pipeline of several ("unet", "text_encoder")."""
     shared: dict[str, str]
     """Parts that all modules share (VeRA's projections)."""
     saved: dict[str, str]
-    """Name in the base model to the tensor, for weights trained in full."""
+    """Name in the base model to the tensor of a weight trained in full."""
     token_rows: dict[str, str]
     """Name of an embedding's weight in the base model to the tensor with its trained rows."""
     token_indices: dict[str, list[int]]
-    """Name of such a weight to the rows that were trained."""
+    """Name of an embedding's weight in the base model to the indices of its trained rows."""
     bias_updates: dict[str, tuple[str, float]]
     """Name of a bias in the base model to the tensor that is added to it, and its factor."""
     base_layers: dict[str, str]
     """Module path to the copy of its W0 that PEFT saved beside the factors."""
     assumed: tuple[str, ...]
-    """What the update depends on and the file doesn't say, one sentence each."""
+    """Assumptions about settings that the file lacks, one sentence each."""
     flags: tuple[str, ...]
-    """What else a report has to say."""
+    """Further remarks for the report."""
     left_out: tuple[LeftOut, ...]
-    """The tensors that aren't used."""
+    """The unused tensors."""
 
 
 class Reader(Protocol):
-    """Sorts the tensors of one format."""
+    """Reads the tensors of one format into `Content`."""
 
     def __call__(self, weights: Weights, config: Mapping[str, Any], where: str) -> Content:
-        """Return what an adapter holds.
+        """Return the contents of an adapter.
 
         Args:
             weights: its opened tensors.
-            config: its adapter_config.json; empty where the format has none.
-            where: opens the errors.
+            config: its adapter_config.json; empty for formats without one.
+            where: beginning of error messages.
 
         Raises:
-            InputError: nothing in it can be read exactly, or it contradicts itself.
+            InputError: no part of it can be read exactly, or its parts contradict each other.
         """
         ...
 
 
 class Sorter:
-    """Collects the parts of modules by name, and the tensors that can't be used."""
+    """Collects the parts of modules by name, and the unused tensors."""
 
     def __init__(self, weights: Weights, where: str, *, needed: Set[str]) -> None:
-        """Begin with nothing.
+        """Start without any tensors.
 
         Args:
             weights: the adapter's tensors.
-            where: opens the errors.
-            needed: the parts without which a module's update can't be computed.
+            where: beginning of error messages.
+            needed: parts that every module's update requires.
         """
         self._weights = weights
         self._where = where
@@ -118,10 +118,10 @@ class Sorter:
         self._copies: set[str] = set()
 
     def add(self, module: str, part: str, tensor: str, *, transposed: bool = False) -> None:
-        """Take a tensor as one part of a module.
+        """Add a tensor as one part of a module.
 
         Raises:
-            InputError: the module has this part already.
+            InputError: the module already has this part.
         """
         parts = self._modules.setdefault(module, {})
         if part in parts:
@@ -132,7 +132,7 @@ class Sorter:
         parts[part] = Part(tensor=tensor, transposed=transposed)
 
     def spoil(self, module: str, tensor: str, why: str, remedy: str) -> None:
-        """Leave a module out that a tensor changes in a way that isn't computed here."""
+        """Leave out a module that a tensor changes in a way not computed here."""
         self.leave_out(tensor, why)
         self._unclear.setdefault(module, (why, remedy))
 
@@ -141,14 +141,14 @@ class Sorter:
         self._unused.setdefault(why, []).append(tensor)
 
     def pass_over(self, tensor: str) -> None:
-        """Count a tensor in nothing, as it was never trained."""
+        """Exclude a tensor from all counts, because it was never trained."""
         self._copies.add(tensor)
 
     def whole_modules(self) -> dict[str, dict[str, Part]]:
-        """Return the modules whose update can be computed; the tensors of others are left out.
+        """Return the modules whose update can be computed; leave out the tensors of others.
 
         Raises:
-            InputError: there are modules, and none of them is whole.
+            InputError: there are modules, but no complete one.
         """
         whole: dict[str, dict[str, Part]] = {}
         refusals: list[str] = []
@@ -167,7 +167,7 @@ class Sorter:
                 why = "factors of a grouped convolution mix its groups"
                 refusals.append(
                     f"module {shown(module)} is a grouped convolution: its factors mix the groups, "
-                    "so that they are no update of the stored weight, and PEFT can't merge them; "
+                    "so they are no update of the stored weight, and PEFT can't merge them; "
                     "adapt other modules, or tune this one in full"
                 )
             else:
@@ -181,14 +181,14 @@ class Sorter:
         return whole
 
     def _is_grouped(self, parts: Mapping[str, Part]) -> bool:
-        """Whether B reads only its group's share of what A gives, as PEFT's does then."""
+        """Whether B reads only its own group of A's outputs, as in PEFT's grouped convolutions."""
         if not {"A", "B"} <= parts.keys():
             return False
         A, B = (stored_shape(self._weights, parts[part]) for part in ("A", "B"))
         return len(A) == len(B) > 2 and 0 < B[1] < A[0] and A[0] % B[1] == 0 and prod(B[2:]) == 1
 
     def left_out(self) -> tuple[LeftOut, ...]:
-        """Return the tensors that were left out, those of one reason together."""
+        """Return the tensors that were left out, grouped by reason."""
         names = [name for name in self._weights.names() if name not in self._copies]
         total = sum(prod(self._weights.shape(name)) for name in names)
         return tuple(
@@ -204,7 +204,7 @@ class Sorter:
 
 
 def stored_shape(weights: Weights, part: Part) -> tuple[int, ...]:
-    """Return the shape of a part as it is used: A (R, I, ...), B (O, R, ...)."""
+    """Return the shape of a part in use: A (R, I, ...), B (O, R, ...)."""
     shape = weights.shape(part.tensor)
     return shape[::-1] if part.transposed else shape
 
@@ -215,7 +215,7 @@ def checked_ranks(
     """Return the rank of every module with factors A and B.
 
     Raises:
-        InputError: factors that don't multiply.
+        InputError: the shapes of two factors do not fit.
     """
     ranks: dict[str, int] = {}
     for module, parts in modules.items():

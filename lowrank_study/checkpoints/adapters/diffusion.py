@@ -7,9 +7,9 @@ text_encoder.layers.0.q_proj.lora_linear_layer.down.weight    its text encoders
 lora_unet_down_blocks_0_to_q.lora_down.weight                 kohya: `_` for every dot
 lora_unet_down_blocks_0_to_q.alpha                            alpha of one module
 
-delta = alpha / rank * B A. Where a module has no alpha of its own it is the header's: diffusers'
-`lora_adapter_metadata`, kohya's `ss_network_alpha`. Where that is missing too, all these programs
-take the rank, so that the factor is 1; a report says so first.
+delta = alpha / rank * B A. A module without its own alpha uses the header's:
+`lora_adapter_metadata` (diffusers) or `ss_network_alpha` (kohya). If that is missing too, all these
+programs set alpha to the rank, so the factor is 1; the report begins by saying so.
 
 Sources: diffusers/loaders/lora_conversion_utils.py, ComfyUI's comfy/lora.py, networks/lora.py of
 kohya's sd-scripts.
@@ -47,7 +47,7 @@ _UNREAD = re.compile(
     r"(.+?)\.(?:lora_mid|dora_scale|hada_|lokr_|oft_|boft_|glora|ia3|diff|set_weight|reshape_weight"
     r"|a1|a2|b1|b2|w_norm|b_norm)"
 )
-"""Parts of LyCORIS's other methods, and what else can change a module."""
+"""Parts of LyCORIS's other methods, and other ways to change a module."""
 
 _COMPONENT = re.compile(
     r"lora_(unet|te\d?|transformer|prior)_"
@@ -57,12 +57,12 @@ _TEXTUAL_INVERSION = frozenset(("emb_params", "clip_l", "clip_g", "t5xxl", "*"))
 
 
 def read_diffusion(weights: Weights, config: Mapping[str, Any], where: str) -> Content:
-    """Sort the tensors of a LoRA that stands in a file alone."""
+    """Sort the tensors of a LoRA in a single file."""
     names = set(weights.names())
     if names and names <= _TEXTUAL_INVERSION:
         raise InputError(
-            f"{where}: is a textual inversion embedding, which changes no weight, so that there "
-            "is no update to measure; give a LoRA"
+            f"{where}: is a textual inversion embedding, which changes no weight; there is no "
+            "update to measure: give a LoRA"
         )
     sorter, alphas, has_magnitude = _sorted(weights, where)
     modules = sorter.whole_modules()
@@ -100,7 +100,7 @@ def read_diffusion(weights: Weights, config: Mapping[str, Any], where: str) -> C
 
 
 def _sorted(weights: Weights, where: str) -> tuple[Sorter, dict[str, float], bool]:
-    """Return the parts of modules, the alphas of modules, and whether there are magnitudes."""
+    """Return the parts and the alpha of each module, and whether there are magnitudes."""
     sorter = Sorter(weights, where, needed={"A", "B"})
     alphas: dict[str, float] = {}
     adapters: set[str] = set()
@@ -128,7 +128,7 @@ def _sorted(weights: Weights, where: str) -> tuple[Sorter, dict[str, float], boo
                 "merge it into the base in its own library and compare checkpoints",
             )
         else:
-            sorter.leave_out(name, "no part of an adapter that is known here")
+            sorter.leave_out(name, "not part of any known adapter format")
     if len(adapters) > 1:
         raise InputError(
             f"{where}: holds the adapters {', '.join(map(shown, sorted(adapters)))} in one file; "
@@ -138,7 +138,7 @@ def _sorted(weights: Weights, where: str) -> tuple[Sorter, dict[str, float], boo
 
 
 def _parsed(name: str) -> tuple[str, str, str]:
-    """Return the module, the part and the adapter's name of a tensor; empty where it has none."""
+    """Return a tensor's module, part and adapter name; empty texts for absent ones."""
     if found := _PROCESSOR.fullmatch(name):
         projection = "to_out.0" if found[2] == "to_out" else found[2]
         part = {"down": "A", "up": "B", "alpha": "alpha"}[found[3]]
@@ -150,13 +150,13 @@ def _parsed(name: str) -> tuple[str, str, str]:
 
 
 def _component(module: str) -> str:
-    """Return which model of a pipeline a module belongs to, or an empty text."""
+    """Return the pipeline model that a module belongs to, or an empty text."""
     found = _COMPONENT.match(module)
     return (found[1] or found[2]) if found else ""
 
 
 class _Scalings:
-    """Where the factor before a module's product is found, one place after the other."""
+    """Looks up the factor before a module's product in several places, in order."""
 
     def __init__(
         self,
@@ -171,7 +171,7 @@ class _Scalings:
         self._header = weights.metadata
 
     def resolve(self, alphas: Mapping[str, float]) -> tuple[dict[str, float], tuple[str, ...]]:
-        """Return every module's factor, and what was assumed for want of an alpha."""
+        """Return every module's factor, and the assumptions made for missing alphas."""
         scalings = {
             module: alphas[module] / rank
             for module, rank in self._ranks.items()
@@ -187,7 +187,7 @@ class _Scalings:
         return scalings, (
             f"no alpha for {'some modules' if len(rest) < len(self._ranks) else 'any module'} "
             f"({len(rest)} of {len(self._ranks)}): taken as their rank, as kohya, diffusers and "
-            "ComfyUI do; with another alpha every singular value would be alpha / rank as large",
+            "ComfyUI do; another alpha would scale every singular value by alpha / rank",
         )
 
     def _refuse_peft(self, modules: list[str]) -> None:
@@ -196,12 +196,12 @@ class _Scalings:
             if stored.startswith("base_model.model."):
                 raise InputError(
                     f"{self._where}: has PEFT's names ({shown(stored)}) but no {CONFIG_NAME}, "
-                    f"without which the scaling is unknown; put the config beside it and call "
+                    f"so its scaling is unknown; put the config beside it and call "
                     f"the file {WEIGHTS_NAME}"
                 )
 
     def _of_diffusers(self, modules: list[str]) -> dict[str, float]:
-        """Factors by diffusers' header, which holds a PEFT config for each model of a pipeline."""
+        """Read factors from diffusers' header, which has a PEFT config per model of a pipeline."""
         text = self._header.get("lora_adapter_metadata")
         if not isinstance(text, str) or not modules:
             return {}
@@ -224,7 +224,7 @@ class _Scalings:
         return scalings
 
     def _of_kohya(self, modules: list[str]) -> dict[str, float]:
-        """Factors by kohya's header; convolutions may have a rank and an alpha of their own."""
+        """Read factors from kohya's header; convolutions may have their own rank and alpha."""
         text = self._header.get("ss_network_args")
         args = (
             parse_json(text.encode(), f"{self._where}: ss_network_args")
@@ -244,16 +244,16 @@ class _Scalings:
             if rank is not None and rank != self._ranks[module]:
                 raise InputError(
                     f"{self._where}: module {shown(module)} has rank {self._ranks[module]}, the "
-                    f"header says {rank:g} and alpha {alpha:g}, so that its alpha is unclear; add "
+                    f"header says {rank:g} and alpha {alpha:g}, so its alpha is unclear; add "
                     f"a tensor {shown(module)}.alpha to the file"
                 )
-            # kohya's scripts take an alpha of 0 as the rank
+            # kohya's scripts replace an alpha of 0 by the rank
             scalings[module] = alpha / self._ranks[module] if alpha else 1.0
         return scalings
 
 
 def _number(value: Any) -> float | None:
-    """Return a number of a header, where all is text; None for what is no number ("Dynamic")."""
+    """Return a number from a header, whose values are texts; None for others ("Dynamic")."""
     try:
         number = float(value)
     except (TypeError, ValueError):

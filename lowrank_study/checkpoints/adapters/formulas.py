@@ -1,4 +1,4 @@
-"""The formulas of updates that are more than a product of two stored factors.
+"""Formulas of updates other than a product of two stored factors.
 
 Axis suffixes: O out features, I in features, R adapter rank.
 """
@@ -15,10 +15,10 @@ def product(B_OR: Array, A_RI: Array) -> Array:
 
 
 def initial_factors(kind: str, W0_OI: Array, rank: int, scaling: float) -> tuple[Array, Array]:
-    """Return B0 and A0 with which PEFT begins, and which it takes out of the base weight.
+    """Return PEFT's initial B0 and A0, which it subtracts from the base weight.
 
-    PiSSA: the leading singular triples, so that scaling B0 A0 is W0's best rank-r part (Meng et
-    al. 2024). OLoRA: B0 and A0 are the first columns of Q and rows of R of W0 = QR (Büyükakyüz
+    PiSSA: the leading singular triples; scaling B0 A0 is W0's best rank-r approximation (Meng et
+    al. 2024). OLoRA: the first columns of Q and the first rows of R of W0 = QR (Büyükakyüz
     2024).
     """
     if kind == "pissa":
@@ -30,12 +30,12 @@ def initial_factors(kind: str, W0_OI: Array, rank: int, scaling: float) -> tuple
 
 
 def dora_delta(W0_OI: Array, plain_OI: Array, magnitude_O: Array) -> Array:
-    """Return m (W0 + s B A) / ‖W0 + s B A‖ - W0, norms by rows (Liu et al. 2024, eq. 5).
+    """Return m (W0 + s B A) / ‖W0 + s B A‖ - W0, with norms of rows (Liu et al. 2024, eq. 5).
 
     Args:
         W0_OI: the base weight.
         plain_OI: s B A.
-        magnitude_O: m, one a row; no row of W0 + s B A may be zero.
+        magnitude_O: m, one per row; no row of W0 + s B A may be zero.
     """
     tuned_OI = W0_OI + plain_OI
     norm_O = np.linalg.norm(tuned_OI, axis=1, keepdims=True)
@@ -43,16 +43,16 @@ def dora_delta(W0_OI: Array, plain_OI: Array, magnitude_O: Array) -> Array:
 
 
 def rows_delta(rows: list[int], before: Array, after: Array, where: str) -> Array:
-    """Return W - W0 of a matrix of which only some rows were trained.
+    """Return W - W0 of a matrix with only some trained rows.
 
     Args:
         rows: their indices.
         before: W0.
         after: those rows of W.
-        where: opens the error.
+        where: beginning of the error message.
 
     Raises:
-        InputError: the rows aren't those of this W0.
+        InputError: the rows do not fit this W0.
     """
     if after.shape != (len(rows), *before.shape[1:]) or max(rows, default=0) >= len(before):
         raise InputError(

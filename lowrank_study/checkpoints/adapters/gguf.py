@@ -1,13 +1,13 @@
-"""LoRA converted for llama.cpp (`convert_lora_to_gguf.py`): one GGUF file of general.type adapter.
+"""LoRA converted for llama.cpp (`convert_lora_to_gguf.py`): a GGUF file, general.type adapter.
 
 blk.0.attn_q.weight.lora_a    A (rank, in)
 blk.0.attn_q.weight.lora_b    B (out, rank)
 token_embd.weight.lora_a      B of an embedding's update, stored (tokens, rank)
 token_embd.weight.lora_b      A of it, stored (dimensions, rank)
 
-llama.cpp's factor is adapter.lora.alpha / rank, and 1 where alpha is 0 or missing. Names and
-the order of rows (of Llama's query and key) are those of a converted base, so that only a base
-in GGUF can be compared with.
+llama.cpp's factor is adapter.lora.alpha / rank, or 1 if alpha is 0 or missing. Names and the order
+of rows (of Llama's query and key) are those of a converted base, so only a base in GGUF can be
+compared.
 
 Source: https://github.com/ggml-org/llama.cpp/blob/master/convert_lora_to_gguf.py, and
 llama-adapter.h.
@@ -26,7 +26,7 @@ _EMBEDDING = "token_embd"
 
 
 def read_gguf_lora(weights: Weights, config: Mapping[str, Any], where: str) -> Content:
-    """Sort the tensors of a LoRA in GGUF; its settings are in the file itself."""
+    """Sort the tensors of a LoRA in GGUF; the file itself contains the settings."""
     settings = weights.metadata
     if settings.get("general.type") != "adapter":
         raise InputError(
@@ -46,7 +46,7 @@ def read_gguf_lora(weights: Weights, config: Mapping[str, Any], where: str) -> C
     for name in weights.names():
         end = next((end for end in _PARTS if name.endswith(end)), None)
         if end is None:
-            sorter.leave_out(name, "no factor of a LoRA; llama.cpp ignores it too")
+            sorter.leave_out(name, "not a factor of a LoRA; llama.cpp ignores it too")
         elif len(weights.shape(name)) > 2:
             sorter.leave_out(name, "factors of a stack of experts")
         else:

@@ -4,8 +4,8 @@ model.layers.0.self_attn.q_proj.lora_a    A, stored (in, rank)
 model.layers.0.self_attn.q_proj.lora_b    B, stored (rank, out)
 model.layers.0.self_attn.q_proj.m         DoRA's magnitudes
 
-delta = scale * (lora_a @ lora_b)^T, and without the transpose for an embedding. Until 2024 the
-settings had an alpha besides, and the factor was scale * alpha / rank.
+delta = scale * (lora_a @ lora_b)^T, without the transpose for an embedding. Until 2024 the settings
+also had an alpha, and the factor was scale * alpha / rank.
 
 Source: https://github.com/ml-explore/mlx-lm/blob/main/mlx_lm/tuner/lora.py
 """
@@ -79,26 +79,26 @@ def read_mlx(weights: Weights, config: Mapping[str, Any], where: str) -> Content
 def _scalings(
     config: Mapping[str, Any], ranks: Mapping[str, int], where: str
 ) -> tuple[dict[str, float], list[str]]:
-    """Return the factor before every module's product, and what a report has to say of it."""
+    """Return every module's factor, and remarks for the report."""
     if not ranks:
         return {}, []
     settings = config.get("lora_parameters")
     if not isinstance(settings, dict):
         raise InputError(
-            f"{where}: {CONFIG_NAME}: lora_parameters is {shown(settings, 60)}, without which the "
-            "scale is unknown; save the adapter again with mlx_lm"
+            f"{where}: {CONFIG_NAME}: lora_parameters is {shown(settings, 60)}, so the scale "
+            "is unknown; save the adapter again with mlx_lm"
         )
     of_config = f"{where}: {CONFIG_NAME}: lora_parameters"
     scale, rank = (checked_number(settings, key, of_config) for key in ("scale", "rank"))
     for module, found in ranks.items():
         if found != rank:
             raise InputError(
-                f"{where}: module {shown(module)} has factors of rank {found}, its config says "
-                f"{rank:g}; config and weights are of different runs: save it again"
+                f"{where}: module {shown(module)} has factors of rank {found}, but its config says "
+                f"{rank:g}; config and weights are from different runs: save it again"
             )
     if settings.get("alpha") is None:
         return dict.fromkeys(ranks, scale), []
     scale *= checked_number(settings, "alpha", of_config) / rank
     return dict.fromkeys(ranks, scale), [
-        "its config has an alpha, as mlx_lm's had until 2024: read as scale * alpha / rank"
+        "its config has an alpha (mlx_lm until 2024): read as scale * alpha / rank"
     ]

@@ -1,7 +1,7 @@
-"""Which format an adapter has, told by its config, its first bytes and its names.
+"""Recognise the format of an adapter by its config, its first bytes and its names.
 
-A folder of PEFT or MLX has an adapter_config.json; a file of diffusers, ComfyUI or kohya's
-scripts stands alone; a LoRA converted for llama.cpp is a GGUF file.
+A folder of PEFT or MLX has an adapter_config.json. A file of diffusers, ComfyUI or kohya's scripts
+has no config. A LoRA converted for llama.cpp is a GGUF file.
 """
 
 import os
@@ -31,7 +31,7 @@ _FORMATS = (
 
 
 def open_adapter(path: str | Path, *, allow_pickle: bool = False) -> Adapter:
-    """Open an adapter of any format that is read here.
+    """Open an adapter of any supported format.
 
     Args:
         path: a folder with adapter_config.json (PEFT, MLX), or one file (diffusers, ComfyUI,
@@ -39,7 +39,7 @@ def open_adapter(path: str | Path, *, allow_pickle: bool = False) -> Adapter:
         allow_pickle: also open `adapter_model.bin`, through `torch.load(weights_only=True)`.
 
     Raises:
-        InputError: it can't be read exactly; the message names file, tensor and remedy.
+        InputError: it can't be read exactly; the message gives file, tensor and remedy.
     """
     path = Path(path)
     weights_path, config, reader = _recognised(path)
@@ -58,8 +58,8 @@ def open_adapter(path: str | Path, *, allow_pickle: bool = False) -> Adapter:
 
 
 def _recognised(path: Path) -> tuple[Path, Mapping[str, Any], Reader]:
-    """Return the file with the tensors, the config beside it, and the reader of the two."""
-    if os.path.isdir(path):  # unlike Path's, it takes any name
+    """Return the file with the tensors, its config, and the reader for both."""
+    if os.path.isdir(path):  # unlike Path.is_dir, accepts any name
         return _in_folder(path)
     if path.name == CONFIG_NAME and os.path.lexists(path):
         return _in_folder(path.parent)
@@ -104,7 +104,7 @@ def _in_folder(folder: Path) -> tuple[Path, Mapping[str, Any], Reader]:
 
 
 def _without_config(folder: Path) -> InputError:
-    """Say what a folder without adapter_config.json holds instead of an adapter."""
+    """Return the error for a folder without adapter_config.json, by what it contains."""
     refuse_several_adapters(folder)
     if os.path.lexists(folder / "config.json") or os.path.lexists(folder / "model_index.json"):
         return InputError(
@@ -114,8 +114,8 @@ def _without_config(folder: Path) -> InputError:
     files = _named(folder, (".safetensors", ".gguf"))
     if any(name.startswith("adapter_model.") for name in files):
         return InputError(
-            f"{shown(folder)}: no {CONFIG_NAME}, without which the scaling is unknown; put the one "
-            "that was saved with the weights beside them"
+            f"{shown(folder)}: no {CONFIG_NAME}, so the scaling is unknown; put the one that "
+            "was saved with the weights beside them"
         )
     if len(files) > 1:
         return InputError(

@@ -1,11 +1,11 @@
-"""PEFT's layout: which tensor is a factor, a magnitude, a full weight or a row of tokens.
+"""PEFT's layout: sort its tensors into factors, magnitudes, full weights and token rows.
 
 base_model.model.encoder.layer.0.query.lora_A.weight      module "encoder.layer.0.query", A
 base_model.model.encoder.layer.0.query.base_layer.weight  a copy of its W0
 base_model.model.classifier.weight                        a weight trained in full
 
 A training script that saves a state dict itself leaves the adapter's name in the keys
-(`lora_A.default.weight`); it is taken out.
+(`lora_A.default.weight`); it is removed.
 """
 
 import re
@@ -34,7 +34,7 @@ _PARTS = {
     "vera": dict.fromkeys(("vera_lambda_b", "vera_lambda_d"), ""),
     "trainable_tokens": {},
 }
-"""Names of a kind's parts and what follows them; an adapter's name may stand between the two."""
+"""Part names of each kind with their suffix; an adapter's name may come between the two."""
 
 _NEEDED = {
     "dora": {"A", "B", "magnitude"},
@@ -45,12 +45,12 @@ _NEEDED = {
 }
 _FACTORS = {"lora_A": "A", "lora_B": "B", "lora_magnitude_vector": "magnitude"}
 _EMBEDDING = {"lora_embedding_A": "B", "lora_embedding_B": "A"}
-"""An embedding's weight (tokens, dimensions) is (B A)^T, so its two factors change places."""
+"""An embedding's weight (tokens, dimensions) is (B A)^T, so its two factors swap roles."""
 
 _WRAPPED = ".base_layer.out_proj"
-"""End of the second matrix of a MultiheadAttention, which PEFT wraps within the wrapped module.
+"""Suffix of the second matrix of a MultiheadAttention, which PEFT wraps separately.
 
-Its forward pass and its merge both add that update twice (peft/tuners/lora/layer.py, up to 0.21).
+The forward pass and the merge add its update twice (peft/tuners/lora/layer.py, up to 0.21).
 """
 _TOKENS = re.compile(r"(.+?)(?:\.token_adapter)?\.trainable_tokens_delta(?:\.([^.]+))?")
 _BASE_LAYER = re.compile(r"(.+?)(?:\.token_adapter)?\.base_layer\.weight")
@@ -58,7 +58,7 @@ _BIAS = re.compile(r"(.+)\.lora_B(?:\.[^.]+)?\.bias")
 _METHOD = re.compile(
     r"(?:(.*?)[._])?(?:lora|hada|lokr|vera|oft|boft|ia3|dora|fourier|trainable_tokens)_"
 )
-"""Names with these words belong to a method; where they aren't understood, it isn't read."""
+"""Words in names of methods; a tensor with such a name is not read if it isn't understood."""
 
 
 def read_peft(weights: Weights, config: Mapping[str, Any], where: str) -> Content:
@@ -81,7 +81,7 @@ def read_peft(weights: Weights, config: Mapping[str, Any], where: str) -> Conten
         scalings, flags = settings.scalings(ranks, where)
     for module in names.doubled & scalings.keys():
         scalings[module] *= 2
-        flags.append(f"{shown(module)}: twice its factors' product, as PEFT's model adds it twice")
+        flags.append(f"{shown(module)}: measured as twice B A, as PEFT's model adds it twice")
     bias_updates: dict[str, tuple[str, float]] = {}
     for module, tensor in names.biases.items():
         if module in scalings and f"{module}.bias" not in names.saved:
@@ -108,7 +108,7 @@ def read_peft(weights: Weights, config: Mapping[str, Any], where: str) -> Conten
 
 
 class _Names:
-    """The names of one adapter, sorted."""
+    """Collects the names of one adapter."""
 
     def __init__(self, weights: Weights, settings: Settings, where: str) -> None:
         self._weights, self._where, self._kind = weights, where, settings.kind
@@ -151,7 +151,7 @@ class _Names:
                 )
 
     def _parsed(self, name: str) -> tuple[str, str, str | None] | None:
-        """Return what a name is a part of: the kind of part, the module, the adapter's name."""
+        """Return the part, the module and the adapter's name that a tensor name contains."""
         for stem, end in self._ends:
             if found := end.fullmatch(name):
                 return stem, found[1], found[2]
@@ -159,14 +159,14 @@ class _Names:
         return None if tokens is None else ("tokens", tokens[1], tokens[2])
 
     def _take_part(self, name: str, stem: str, module: str) -> None:
-        """Take a part of a module, or the rows of trained tokens."""
+        """Add a part of a module, or the rows of trained tokens."""
         if stem == "tokens":
             self.token_rows[f"{module}.weight"] = name
             return
         if stem == "lora_magnitude_vector" and self._kind != "dora":
             raise InputError(
                 f"{self._where}: module {shown(module)} has a DoRA magnitude, but the config "
-                "says use_dora false; config and weights are of different runs: save it again"
+                "says use_dora false; config and weights are from different runs: save it again"
             )
         if _WRAPPED in module:
             module = module.replace(_WRAPPED, _WRAPPED.removeprefix(".base_layer"))
@@ -192,16 +192,16 @@ class _Names:
             )
 
     def _take_other(self, name: str, wrapper: str) -> None:
-        """Take what is no part of a module: copies, biases, weights trained in full."""
+        """Add tensors that are not parts of a module: copies, biases, weights trained in full."""
         if self._kind == "vera" and name in ("base_model.vera_A", "base_model.vera_B"):
             self.shared[name.removeprefix("base_model.")] = name
             return
-        if copy := _BASE_LAYER.fullmatch(name):  # frozen, and saved only beside an embedding
+        if copy := _BASE_LAYER.fullmatch(name):  # frozen; PEFT saves it beside an embedding
             self.base_layers[copy[1]] = name
             self.sorter.pass_over(name)
             return
         if bias := _BIAS.fullmatch(name):
-            self.flags.append(f"{shown(name)} adds a bias that is no part of the weight's update")
+            self.flags.append(f"{shown(name)} adds a bias that is not part of the weight's update")
             self.biases[bias[1]] = name
             return
         method = _METHOD.match(name)
@@ -214,7 +214,7 @@ class _Names:
                 "merge it into the base in its own library and compare checkpoints",
             )
             return
-        # with bias="all" PEFT also writes its wrapper's own copies; it doesn't load them
+        # with bias="all" PEFT also saves its wrapper's own copies, but never loads them
         plain = name.replace(".base_layer.", ".").replace(wrapper, ".")
         plain = plain.replace(".modules_to_save.", ".")
         if ".original_module." in name or (".modules_to_save." in name and plain in self._weights):

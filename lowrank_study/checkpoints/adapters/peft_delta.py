@@ -77,7 +77,7 @@ def peft_delta(
 def _checked_numbers(
     config: Mapping[str, Any], parts: Mapping[str, Array], where: str
 ) -> dict[str, int | float | bool]:
-    """Return the settings that are part of the formula."""
+    """Return the settings that the formula uses."""
     if config.get("rank_pattern") or config.get("alpha_pattern"):
         raise InputError(
             f"{where}: rank_pattern or alpha_pattern of {config['peft_type']} can't be read "
@@ -89,9 +89,9 @@ def _checked_numbers(
     rank = {"LOHA": "hada_w1_a", "VERA": "vera_lambda_d"}.get(config["peft_type"])
     if rank is not None and parts[rank].shape[-1:] != (config["r"],):
         raise InputError(
-            f"{where}: {rank} has shape {list(parts[rank].shape)}, its config says rank "
+            f"{where}: {rank} has shape {list(parts[rank].shape)}, but its config says rank "
             f"{shown(config['r'])}; "
-            "config and weights are of different runs: save it again"
+            "config and weights are from different runs: save it again"
         )
     return numbers
 

@@ -87,22 +87,22 @@ _PROMPTS = (
     "CARTRIDGE",
     "ADAPTION_PROMPT",
 )
-"""Methods that train what is put before the input or the keys and values."""
+"""Methods that train a prefix of the input or of the keys and values."""
 
 _INPUT_DEPENDENT = ("XLORA", "POLY", "SHADOW")
-"""Methods that mix updates by input or by task, so that no one ΔW exists."""
+"""Methods that mix updates by input or by task, so there is no single ΔW."""
 
 _UNMERGEABLE = {
-    "alora_invocation_tokens": "applies the factors only after these tokens; they are plain LoRA "
-    "there: to measure them, remove the setting from a copy of the folder",
+    "alora_invocation_tokens": "applies the factors only after these tokens; there they are plain "
+    "LoRA: to measure them, remove the setting from a copy of the folder",
     "layer_replication": "repeats layers of the base, which then has no W0 of the same name; to "
     "measure the factors alone, remove the setting from a copy of the folder and give no base",
-    "use_qalora": "pools the inputs of a GPTQ-quantised base, so that no ΔW of a stored weight "
-    "exists; give an adapter of another method",
-    "arrow_config": "routes each token between adapters, so that no one ΔW exists; give the "
+    "use_qalora": "pools the inputs of a GPTQ-quantised base, so a stored weight has no ΔW; give "
+    "an adapter of another method",
+    "arrow_config": "routes each token between adapters, so there is no single ΔW; give the "
     "adapters one by one",
 }
-"""Settings with which PEFT can't merge, and what can be done instead."""
+"""Settings that PEFT can't merge, with the reason and the remedy."""
 
 KINDS = ("LORA", "LOHA", "LOKR", "VERA", "TRAINABLE_TOKENS")
 _STEPS = 5e6
@@ -125,13 +125,13 @@ class Settings:
         """Return alpha / rank, or alpha / sqrt(rank) for rsLoRA (Kalajdzievski 2023).
 
         Args:
-            ranks: module to the rank its factors have.
+            ranks: module to the rank of its factors.
             where: opens the errors.
 
         Returns:
-            The scalings, and what a report has to say: PEFT sorts the patterns when it saves
-            them, and takes the first to match when it loads them, so a module that patterns of
-            different alpha match may have been trained with another than it is loaded with.
+            The scalings, and remarks for the report. PEFT sorts the patterns when it saves them,
+            and uses the first match when it loads them. A module that matches patterns of
+            different alpha may thus have been trained with another alpha than it is loaded with.
 
         Raises:
             InputError: the config gives a module another rank.
@@ -140,8 +140,8 @@ class Settings:
         for module, rank in ranks.items():
             if rank != expected[module]:
                 raise InputError(
-                    f"{where}: module {shown(module)} has factors of rank {rank}, its config "
-                    f"says {expected[module]:g}; config and weights are of different runs: "
+                    f"{where}: module {shown(module)} has factors of rank {rank}, but its config "
+                    f"says {expected[module]:g}; config and weights are from different runs: "
                     "save it again"
                 )
         alphas, unclear = self._resolve("alpha_pattern", "lora_alpha", list(ranks), where)
@@ -242,10 +242,10 @@ class _Pattern:
 
 
 def checked_number(config: Mapping[str, Any], key: str, where: str) -> float:
-    """Return a setting that has to be a number other than 0.
+    """Return a setting that must be a number other than 0.
 
     Raises:
-        InputError: it isn't one.
+        InputError: it is not a number, or it is 0.
     """
     value = config.get(key)
     if not isinstance(value, int | float) or isinstance(value, bool) or not 1e-9 < abs(value) < 1e9:
@@ -256,7 +256,7 @@ def checked_number(config: Mapping[str, Any], key: str, where: str) -> float:
 
 
 def _unread_method(peft_type: Any, where: str) -> InputError:
-    """Say why a method isn't read, and what can be done: not all of them can be merged."""
+    """Return the error for an unsupported method; some methods can't be merged either."""
     if peft_type in _PROMPTS:
         return InputError(
             f"{where}: peft_type {peft_type} trains prompts and changes no weight, so there is no "
@@ -265,7 +265,7 @@ def _unread_method(peft_type: Any, where: str) -> InputError:
     if peft_type in _INPUT_DEPENDENT:
         return InputError(
             f"{where}: peft_type {peft_type} changes the weights differently for each input or "
-            "task, so no one update exists; give one adapter that it mixes, saved as LORA"
+            "task, so there is no single update; give one of the adapters that it mixes, as LORA"
         )
     return InputError(
         f"{where}: peft_type {shown(peft_type)} can't be read exactly (only "

@@ -119,7 +119,7 @@ def test_32_norms_and_experts_are_left_out_with_their_share(write_gguf: WriteGgu
     with open_adapter(write_gguf(LINEAR | others)) as adapter:
         found = {part.why.partition(" (")[0]: part.count for part in adapter.left_out}
     assert found == {
-        "no factor of a LoRA; llama.cpp ignores it too": 4,
+        "not a factor of a LoRA; llama.cpp ignores it too": 4,
         "factors of a stack of experts": 66,
     }
 

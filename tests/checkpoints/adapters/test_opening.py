@@ -62,7 +62,7 @@ def test_weights_without_their_config_are_refused_with_the_remedy(
     folder = write_adapter(FACTORS, PLAIN)
     (folder / "adapter_config.json").unlink()
     for path in (folder, folder / "adapter_model.safetensors"):
-        with pytest.raises(InputError, match=r"no adapter_config\.json, without which the scaling"):
+        with pytest.raises(InputError, match=r"no adapter_config\.json, so the scaling"):
             open_adapter(path)
 
 

@@ -548,7 +548,7 @@ def test_scalars_and_vectors_are_listed_and_never_fail(base: Path, tmp_path: Pat
     assert found.skipped == {
         "gate.bias": "1 NaN and 0 infinite values",
         "nothing": "empty, shape [0]",
-        "step": "int64, a counter or mask rather than weights",
+        "step": "int64, a counter or mask, not weights",
         "odd": "shape [3] before, [4] after",
     }
     assert len(found.matrices) == 16
