@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def train(configs: "Sequence[RunConfig]") -> None:
-    """Train the runs that were asked for, and say how they ended."""
+    """Train the requested runs, and print how they ended."""
     from lowrank_study.study.outcome import check_complete, in_words
     from lowrank_study.study.settings import difference
 

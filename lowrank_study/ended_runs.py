@@ -92,7 +92,7 @@ def read_run(folder: Path, run_id: str) -> TrainedRun | None:
     path = folder / "record.json"
     if not path.is_file():
         return None
-    remedy = "rerun its sweep, which moves it aside and trains the run again"
+    remedy = "run its sweep again, which moves it aside and trains the run anew"
     try:
         record = json_in(path)
         whole = isinstance(record, dict) and record.get("status") in STATUSES

@@ -66,7 +66,7 @@ def test_the_settings_of_another_choice_are_named() -> None:
         ("tuning=null", ["~tuning"]),
         ("task=mnli", ["did you mean glue_mnli?"]),
         ("method.options.r=4", ["method.options.r is not a setting of method=lora"]),
-        ("trainer.max_steps=5", ["there are", "trainer.epochs"]),
+        ("trainer.max_steps=5", ["valid are", "trainer.epochs"]),
         ("~method.rank", ["can't be left out", "tuning"]),
         ("~seed", ["can't be left out"]),
         ("~task", ["can't be left out", "tuning, experiment, scale"]),

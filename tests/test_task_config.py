@@ -33,8 +33,8 @@ def test_labels_that_yaml_reads_as_other_things_are_refused(words: str, tmp_path
     ("changes", "message"),
     [
         ({"labels": ["a"]}, "at least two labels"),
-        ({"labels": ["a", "a "]}, "none twice"),
-        ({"text_columns": ["text", "text"]}, "none twice"),
+        ({"labels": ["a", "a "]}, "each once"),
+        ({"text_columns": ["text", "text"]}, "two different ones"),
         ({"label_column": "text"}, "'text' is one of task.text_columns.*in the text"),
         ({"group_column": "label"}, "'label' is also task.label_column"),
         ({"encoding": "utf8-with-hats"}, "'utf8-with-hats' is not a known encoding.*cp1252"),

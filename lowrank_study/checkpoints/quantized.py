@@ -37,7 +37,7 @@ _PACKED = {
 }
 """Suffixes of tensor names that only packed formats use; the first match decides."""
 
-PACKED = "whole numbers, perhaps weights in an unknown packing"
+PACKED = "whole numbers, perhaps weights packed in an unknown way"
 _PACKED_DTYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32")
 
 _SCALE_ENDS = ("_scale_inv", "_scale")

@@ -133,9 +133,9 @@ def significant(number: float, digits: int) -> str:
 
 
 def percent(share: float) -> str:
-    """Write a share of one in per cent with three significant digits at most.
+    """Write a share between 0 and 1 as a percentage with at most three significant digits.
 
-    A share below 1e-9 is a rounding error of a difference, and written as zero.
+    A share below 1e-9 is a rounding error of a difference and is written as zero.
     """
     value = 100 * round(share, 9)
     text = f"{value:.0f}" if abs(value) >= 99.95 else significant(value, 2 if value < 10 else 3)
@@ -157,7 +157,7 @@ def points(difference: float) -> str:
 
 _METHODS = {
     "full": "full fine-tuning",
-    "head": "the head alone",
+    "head": "a linear probe",
     "lora": "LoRA",
     "peft_lora": "PEFT's LoRA",
     "dora": "DoRA",
@@ -168,7 +168,7 @@ _METHODS = {
 
 
 def method_name(method: str) -> str:
-    """Give a method's name as prose writes it: PEFT's kinds as PEFT does, with their options."""
+    """Return a method's name for prose: PEFT's kinds in PEFT's spelling, with their options."""
     name, *options = method.split(" ", 1)
     return " ".join([_METHODS.get(name, printable(name).upper()), *map(printable, options)])
 

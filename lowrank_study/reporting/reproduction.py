@@ -58,8 +58,8 @@ class Plan:
         Raises
         ------
         Unfinished
-            Runs failed or diverged, or rows of their data were left out: last, or at once if no run
-            of an experiment is done.
+            Runs failed or diverged, or rows of their data were left out. It is raised at the end,
+            or at once if an experiment has no done run.
         """
         missing: list[str] = []
         for name, configs in self.sweeps.items():

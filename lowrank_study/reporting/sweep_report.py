@@ -80,7 +80,7 @@ def study_tables(sweep: str, *, results: Path, margin: float | None = None) -> S
 
 
 def _left_out(store: RunStore, sweep: str, runs: list[TrainedRun], results: Path) -> Iterator[str]:
-    """Yield a sentence for each thing of the sweep that its report does not rest on."""
+    """Yield a sentence for everything in the sweep that its report does not include."""
     yield from dict.fromkeys(line for run in runs for line in run.record.get("left_out", []))
     unmeasured: dict[str, list[str]] = {}
     for run_id, reason in without_spectra(runs, results).items():
@@ -92,8 +92,8 @@ def _left_out(store: RunStore, sweep: str, runs: list[TrainedRun], results: Path
     if earlier := store.earlier(sweep):
         verb = "is" if len(earlier) == 1 else "are"
         yield (
-            f"{counted(len(earlier), 'run')} planned under the name {sweep} before {verb} not part "
-            "of it any more"
+            f"{counted(len(earlier), 'run')} planned earlier as sweep {sweep} {verb} no longer "
+            "part of it"
         )
 
 

@@ -261,7 +261,7 @@ def _not_measured(
     tensor = adapter.base_tensor(saved, base)
     shape = base.shape(tensor)
     if not adapter.fits(saved, base):
-        return f"shape {list(shape)} in the base, but {list(adapter.shape(saved))} here"
+        return f"shape {list(shape)} in the base, {list(adapter.shape(saved))} here"
     if tensor not in by_tensor:
         return unreadable.get(tensor, f"not a matrix: shape {list(shape)}")
     return ""

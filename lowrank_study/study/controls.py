@@ -106,8 +106,8 @@ def _measured(run: TrainedRun, control: str, results: Path) -> list[Row]:
     """What the sweep has measured of a run's updates."""
     if (spectra := read_spectra(run, results)) is None:
         raise InputError(
-            f"{run.spec.run_id} has no spectra: run its sweep again, which measures them or says "
-            "why not"
+            f"{run.spec.run_id} has no spectra: run its sweep again to measure them or see "
+            "the reason"
         )
     return [{**row(each), "control": control, "run_id": run.spec.run_id} for each in spectra]
 

@@ -64,7 +64,7 @@ class Effort:
         """Give the model's weights, and the sum of (in + out) over the maps that LoRA adapts."""
         key = folder, type(spec.method).__name__, getattr(spec.method, "target", ())
         if key not in self._maps:
-            if isinstance(spec.method, PeftMethod):  # some kinds can't be made without weights
+            if isinstance(spec.method, PeftMethod):  # PEFT can't build some kinds without weights
                 spec = replace(spec, method=HeadOnly(learning_rate=spec.method.learning_rate))
             model = model_without_weights(spec, folder, number_of_labels=labels)
             shapes = [linear_shape(module) for module in model.modules() if is_linear(module)]

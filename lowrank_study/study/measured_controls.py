@@ -84,7 +84,7 @@ def measure_controls(request: ControlsRequest) -> pd.DataFrame:
 
 
 def _along_training(run: TrainedRun, request: ControlsRequest) -> pd.DataFrame:
-    """Train a run once more and keep what was measured meanwhile, or read what was kept."""
+    """Train a run once more and store the measurements on the way, or read stored ones."""
     path = request.results / "controls" / f"training-{run.spec.run_id}.parquet"
     made_from = _made_from([run])
     kept = _table_in(path) if path.is_file() else None
@@ -124,7 +124,7 @@ def _on_shuffled_labels(
 
 
 def shuffled_sweep(sweep: str) -> str:
-    """Return the name of the sweep that trains on shuffled labels for another."""
+    """Return the name of the sweep that repeats another one on shuffled labels."""
     return f"{sweep}_shuffled"
 
 
@@ -134,12 +134,12 @@ def controls_file(sweep: str, results: Path) -> Path:
 
 
 def read_controls(sweep: str, results: Path) -> pd.DataFrame | None:
-    """Return the controls of a sweep, or None where they have not been measured.
+    """Return the controls of a sweep, or None if they have not been measured.
 
     Raises
     ------
     InputError
-        The file is damaged, or a run has another checkpoint by now.
+        The file is damaged, or a run's checkpoint has changed since.
     """
     path = controls_file(sweep, results)
     if not path.is_file():
@@ -147,7 +147,7 @@ def read_controls(sweep: str, results: Path) -> pd.DataFrame | None:
     remedy = f"run analysis/measure_controls.py sweep={sweep} again"
     if (table := _table_in(path)) is None:
         raise InputError(f"{path} can't be read as a table: {remedy}")
-    older = dict.fromkeys(table["run_id"].dropna())  # than these hashes
+    older = dict.fromkeys(table["run_id"].dropna())  # files without hashes
     made_from = table.attrs.get("made_from", older)
     for run in RunStore(results / "runs").ended(list(made_from)):
         if run.checkpoint_sha256 != made_from[run.spec.run_id]:

@@ -1,7 +1,7 @@
-"""The spectra of ended runs: where they are kept, and which checkpoint each file is of.
+"""The spectra of ended runs: where they are stored, and the checkpoint that each belongs to.
 
->>> read_spectra(run, Path("results"))          # None where they were not measured
->>> without_spectra(runs, Path("results"))      # run id → why
+>>> read_spectra(run, Path("results"))          # None if they were not measured
+>>> without_spectra(runs, Path("results"))      # run id → reason
 """
 
 from collections.abc import Sequence
@@ -16,50 +16,50 @@ from lowrank_study.spectra.spectrum import Spectrum
 
 
 def spectra_file(results: Path, run_id: str) -> Path:
-    """Return where the spectra of a run are kept."""
+    """Return the path of a run's spectra."""
     return results / "spectra" / f"{run_id}.parquet"
 
 
 def is_asked_for(run: TrainedRun) -> bool:
-    """Whether a run's spectra are asked for.
+    """Whether a run's spectra are to be measured.
 
-    Runs that don't read the test split are there to choose a rate by, and keep no checkpoint.
+    Runs that don't read the test split only help to choose a rate, and keep no checkpoint.
     """
     return run.status == "done" and run.spec.train.read_test
 
 
 def why_no_matrix(run: TrainedRun) -> str | None:
-    """Say why the updates of a run's method are no matrices that can be measured, if so."""
+    """Return why the updates of a run's method can't be measured; None if they can."""
     method = run.spec.method
     if not isinstance(method, PeftMethod) or method.peft_type in KINDS:
         return None
-    return f"the updates of peft_type={method.peft_type} are no matrices that can be read exactly"
+    return f"the updates of peft_type={method.peft_type} can't be read as exact matrices"
 
 
 def is_measured(run: TrainedRun, results: Path) -> bool:
-    """Whether there are spectra of the checkpoint that the run has now."""
+    """Whether the stored spectra belong to the run's current checkpoint."""
     path = spectra_file(results, run.spec.run_id)
     try:
         return path.is_file() and spectra_made_from(path) == run.checkpoint_sha256
-    except InputError:  # it is damaged: it is measured anew
+    except InputError:  # damaged, so measured again
         return False
 
 
 def read_spectra(run: TrainedRun, results: Path) -> list[Spectrum] | None:
-    """Return the spectra of a run's updates, or `None` where they were not measured.
+    """Return the spectra of a run's updates, or `None` if they were not measured.
 
     Raises
     ------
     InputError
-        The file is damaged, or of another checkpoint than the run has now.
+        The file is damaged, or the run's checkpoint has changed since.
     """
     path = spectra_file(results, run.spec.run_id)
     if not path.is_file():
         return None
     if spectra_made_from(path) != run.checkpoint_sha256:
         raise InputError(
-            f"{path} was measured on another checkpoint than the run has now: run the sweep again, "
-            "which measures it anew"
+            f"{path} was measured on another checkpoint than the run has now: run the sweep again "
+            "to measure it again"
         )
     return load_spectra(path)
 
@@ -67,9 +67,9 @@ def read_spectra(run: TrainedRun, results: Path) -> list[Spectrum] | None:
 def without_spectra(
     runs: Sequence[TrainedRun], results: Path, *, is_readable: bool = False
 ) -> dict[str, str]:
-    """Return the runs whose updates were not measured though they were trained, and why.
+    """Return the trained runs whose updates were not measured, with the reason.
 
-    With `is_readable`, only those of methods whose updates can be measured.
+    With `is_readable`, include only methods whose updates can be measured.
     """
     found = {}
     for run in runs:
@@ -88,4 +88,4 @@ def _why_unmeasured(run: TrainedRun) -> str:
         run.check_files("checkpoint/")
     except InputError as error:
         return str(error)
-    return "they were not measured: run the sweep again, which measures them or says why not"
+    return "they were not measured: run the sweep again to measure them or see the reason"

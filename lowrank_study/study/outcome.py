@@ -1,6 +1,6 @@
-"""How the runs of a sweep ended, for whoever asked for them: in words, and by the exit code.
+"""Report how the runs of a sweep ended, in words and by the exit code.
 
-require_sweeps(config)      # before anything slow: is there such a sweep?
+require_sweeps(config)      # before anything slow: does the sweep exist?
 check_sweeps(config)        # at the end: did any of its runs fail?
 """
 
@@ -19,7 +19,7 @@ from lowrank_study.study.measured_spectra import without_spectra
 
 
 def in_words(runs: Sequence[TrainedRun], *, sweep: str, results: Path) -> str:
-    """Say what became of runs, and where they are or how to go on with them."""
+    """Return how runs ended, with the path of one run or the command that reports several."""
     if len(runs) > 1:
         counts = Counter(run.status for run in runs)
         told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
@@ -35,7 +35,7 @@ def in_words(runs: Sequence[TrainedRun], *, sweep: str, results: Path) -> str:
 def incomplete(
     runs: Sequence[TrainedRun], *, planned: int, sweep: str, results: Path, allow_partial: bool
 ) -> list[str]:
-    """Say, a line each, which runs failed, diverged or have no spectra, and what was left out."""
+    """Return one line per run that failed, diverged or has no spectra, and per left-out part."""
     lost = [run for run in runs if run.status != "done"]
     lines = [f"{run.status}: {run.spec.run_id}: {run.record['message']}" for run in lost]
     if lost:
@@ -51,12 +51,12 @@ def incomplete(
 
 
 def check_complete(runs: Sequence[TrainedRun], config: RunConfig) -> None:
-    """Make a command end with exit code 1 where `incomplete` has something to say of its runs.
+    """Make a command end with exit code 1 if `incomplete` returns any line.
 
     Raises
     ------
     Unfinished
-        With those lines.
+        The message contains those lines.
     """
     lines = incomplete(
         runs,
@@ -75,7 +75,7 @@ def require_sweeps(config: Mapping[str, Any]) -> None:
     Raises
     ------
     InputError
-        There is no such sweep, or none of its runs is done.
+        The sweep does not exist, or none of its ended runs is done.
     """
     fields = Fields("", config)
     store = RunStore(fields.path_of("results") / "runs")
@@ -97,8 +97,8 @@ def check_sweeps(
 
     Args:
         config: The command's settings: `sweep`, `results` and `allow_partial`.
-        names: Sweeps that it has made beside those.
-        method: Reads runs of this method only; None reads all.
+        names: Further sweeps that the command has made.
+        method: Check only runs of this method; None checks all.
     """
     fields = Fields("", config)
     store = RunStore(fields.path_of("results") / "runs")

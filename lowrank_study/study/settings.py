@@ -26,13 +26,12 @@ def check_alike(runs: Sequence[TrainedRun], *, sweep: str) -> None:
     check_same_rows(runs)
     if told := difference(run.spec for run in runs):
         raise InputError(
-            f"sweep={sweep}: {told}, so that no mean can speak for them: give each a sweep=NAME of "
-            "its own"
+            f"sweep={sweep}: {told}, so they can't be averaged: give each its own sweep=NAME"
         )
 
 
 def difference(specs: Iterable[RunSpec]) -> str | None:
-    """Say in what the first runs of one task and model that are not alike differ, if any do."""
+    """Return the settings in which runs of one task and model differ; None if they agree."""
     firsts: dict[tuple[str, str], dict[str, Any]] = {}
     for spec in specs:
         task, model = spec.task.name, spec.model.name
@@ -49,23 +48,23 @@ def difference(specs: Iterable[RunSpec]) -> str | None:
 
 
 def check_same_rows(runs: Sequence[TrainedRun], splits: Mapping[str, str] | None = None) -> None:
-    """Refuse runs of one task and model whose splits hold other rows, in spite of equal settings.
+    """Refuse runs of one task and model that have equal settings but different rows.
 
-    An older version may have carved them by other rules, or a hub data set has changed.
+    An older version may have split them by other rules, or a hub data set has changed.
 
     Parameters
     ----------
     runs
-        Ended ones; those without a hash (failed, say) are passed over.
+        Ended runs; those without a hash, such as failed ones, are skipped.
     splits
-        The hash of the splits that further runs would be trained on, by `rows_key`.
+        The hash of the splits for further runs, by `rows_key`.
 
     Raises
     ------
     InputError
-        Two hashes differ: it names a run of each.
+        Two hashes differ; the message names a run of each.
     """
-    seen = {key: (digest, "are split off now") for key, digest in (splits or {}).items()}
+    seen = {key: (digest, "the task has now") for key, digest in (splits or {}).items()}
     for run in runs:
         digest = run.record.get("provenance", {}).get("data_sha256")
         if digest is None:
@@ -73,15 +72,15 @@ def check_same_rows(runs: Sequence[TrainedRun], splits: Mapping[str, str] | None
         first, where = seen.setdefault(rows_key(run.spec), (digest, run.spec.run_id))
         if digest != first:
             raise InputError(
-                f"{run.spec.run_id} was trained on other rows than {where}, in spite of equal "
-                f"settings (data_sha256 {digest[:12]}… and {first[:12]}…): another version split "
-                f"them, or the data set has changed since; delete {run.folder} and its like to "
-                "train them again, or start anew with another results=FOLDER"
+                f"{run.spec.run_id} was trained on other rows than {where}, although their "
+                f"settings are equal (data_sha256 {digest[:12]}… and {first[:12]}…): another "
+                "version split them, or the data set has changed since; delete "
+                f"{run.folder} and similar runs to train them again, or start anew with another results=FOLDER"
             )
 
 
 def rows_key(spec: RunSpec) -> str:
-    """Return what decides which tokens a run is trained on: its task, and whose tokenizer it is."""
+    """Return what determines the tokens of a run: its task and the owner of its tokenizer."""
     mapping = without_paths(spec)
     return json.dumps([mapping["task"], mapping["model"]["source"]], sort_keys=True)
 

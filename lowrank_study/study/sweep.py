@@ -26,9 +26,9 @@ _MEMORY_SHARE = 0.8
 
 
 def sweep_of(configs: Sequence[RunConfig]) -> list[TrainedRun]:
-    """Run the sweep that configurations ask for together; the first gives the sweep's settings.
+    """Run the sweep of several configurations; sweep-level settings come from the first one.
 
-    See `sweep` for what it raises.
+    For exceptions, see `sweep`.
     """
     first = configs[0]
     return sweep(
@@ -101,14 +101,14 @@ def sweep(
         cost=lambda spec: costs[spec.run_id],
     )
     run_ids = store.plan(name, planned, question=question)
-    if unique[0].train.read_test:  # those that choose a rate are planned a few at a time
+    if unique[0].train.read_test:  # runs that choose a rate are planned a few at a time
         _tell_what_was_replaced(store, name, run_ids)
     if len(store.ended(run_ids)) < len(run_ids):
         run_workers(store, costs, name, results, tracker, places[: len(planned)])
     runs = store.ended(ids)
     for run in runs:
         measure_run(run, results)
-        if run.status != "done" and not run.spec.train.read_test:  # others are the caller's to tell
+        if run.status != "done" and not run.spec.train.read_test:  # the caller reports other runs
             print(f"{run.status}: {run.spec.run_id}: {run.record['message']}", file=sys.stderr)
     return runs
 
@@ -116,8 +116,8 @@ def sweep(
 def _tell_what_was_replaced(store: RunStore, name: str, run_ids: Sequence[str]) -> None:
     if earlier := store.earlier(name):
         print(
-            f"sweep={name} now has these {len(run_ids)} runs; {len(earlier)} that were planned "
-            "under this name before are no longer part of it and of its report",
+            f"sweep={name} now has these {len(run_ids)} runs; {len(earlier)} runs planned earlier "
+            "under this name are no longer part of it and of its report",
             file=sys.stderr,
         )
 
@@ -136,16 +136,16 @@ def check_specs(
 ) -> None:
     """Fetch what the runs need and refuse what can't be trained, before anything is written.
 
-    What was read of their data is printed, what is left out of it first.
+    This prints what was read of their data, after the parts that are left out.
 
     Parameters
     ----------
     specs
-        The runs to be trained.
+        The runs to train.
     results
-        Where to.
+        Folder of the run store and of everything made from it.
     ended
-        Runs of the same sweep that have ended.
+        Ended runs of the same sweep.
     allow_partial
         Whether more than 5 % of the rows may be left out.
 

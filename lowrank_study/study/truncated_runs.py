@@ -132,7 +132,7 @@ def truncate_sweep(request: TruncateRequest) -> list[TrainedRun]:
                 for future in as_completed([pool.submit(truncate_run, *job) for job in jobs]):
                     ended(future.result())
             except BaseException:
-                for process in active_children():  # every file is whole: what it was at is redone
+                for process in active_children():  # files appear whole: none is damaged
                     process.terminate()
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -140,9 +140,9 @@ def truncate_sweep(request: TruncateRequest) -> list[TrainedRun]:
 
 
 def _begin(places: Any, parent: int) -> None:
-    """Keep a worker on its cores: one process a core computes more than one with two threads.
+    """Keep a worker on its cores: one process per core is faster than one with two threads.
 
-    It ends with its parent, which alone is told of Ctrl-C.
+    It ends with its parent, which alone receives Ctrl-C.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent(parent)
@@ -164,8 +164,8 @@ def truncate_run(
 ) -> str:
     """Evaluate the cuts of a run that its file lacks, and return its id.
 
-    A file that was made from another checkpoint of the run is replaced. The model with nothing cut
-    is evaluated first, and held against the run's record.
+    A file that was made from another checkpoint of the run is replaced. The model without any
+    truncation is evaluated first, and compared with the run's record.
     """
     path = truncation_file(results, run.spec.run_id)
     try:

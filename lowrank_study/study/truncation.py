@@ -135,7 +135,7 @@ def cuts_of(
 
 @contextmanager
 def tuned_matrices(run: TrainedRun) -> Iterator[tuple[Pairing, list[UpdatedMatrix]]]:
-    """Open a run's checkpoint beside the pretrained one, after a comparison with its hashes."""
+    """Open a run's checkpoint, after a check of its hashes, with the pretrained one."""
     run.check_files("checkpoint/")
     model = run.spec.model
     roles = model.roles_by_path

@@ -26,12 +26,12 @@ def truncation_file(results: Path, run_id: str) -> Path:
 
 
 def read_truncation(run: TrainedRun, results: Path) -> pd.DataFrame | None:
-    """Return the evaluations of a run's truncated updates, or `None` where there are none.
+    """Return the evaluations of a run's truncated updates, or `None` if there are none.
 
     Raises
     ------
     InputError
-        The file is damaged, or of another checkpoint than the run has now.
+        The file is damaged, or the run's checkpoint has changed since.
     """
     path = truncation_file(results, run.spec.run_id)
     if not path.is_file():

@@ -21,9 +21,10 @@ from lowrank_study.training.models import model_folder
 
 
 def measure_run(run: TrainedRun, results: Path) -> None:
-    """Measure the spectra of a run's updates, unless that has been done or nobody asks for them.
+    """Measure the spectra of a run's updates, unless they are there or not needed.
 
-    What can't be read is said on standard error and leaves no file, so that it is tried again.
+    Updates that can't be read are reported on standard error; no file is written, so the next call
+    tries again.
     """
     if not is_asked_for(run) or is_measured(run, results):
         return
@@ -50,7 +51,7 @@ def updates_of_run(run: TrainedRun) -> Iterator[UpdateMatrix]:
     Raises
     ------
     InputError
-        The checkpoint can't be read, or is not the one that the run wrote.
+        The checkpoint can't be read, or differs from the one that the run wrote.
     """
     if isinstance(run.spec.method, HeadOnly):
         return

@@ -1,4 +1,4 @@
-"""What a worker does: lease a pack of runs, train it, end each in the store, measure spectra.
+"""A worker: lease a pack of runs, train it, commit each run to the store, measure spectra.
 
     python -m lowrank_study.study.work --results results --sweep rank_sweep
 
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from lowrank_study.training.member import FitResult
 
 CANNOT_GO_ON = 3
-"""Exit code of a worker that another one could not do better than: the disk is full, say."""
+"""Exit code of a worker whose replacement would fail too, as on a full disk."""
 _STOPPED = 128 + signal.SIGTERM
-"""Exit code of a worker that was asked to end."""
+"""Exit code of a worker that was asked to stop."""
 _asked_to_end = threading.Event()
 
 
@@ -45,9 +45,9 @@ def work(
     parent: int | None = None,
     name: str | None = None,
 ) -> None:
-    """Train and measure runs of a planned sweep until none is free, or `parent` is gone.
+    """Train and measure runs of a planned sweep until none is free, or `parent` has ended.
 
-    `name` is the worker's in the store; `None` makes one.
+    `name` is the worker's name in the store; `None` makes one.
     """
     from lowrank_study.study.updates import measure_run
 
@@ -62,7 +62,7 @@ def work(
                 run_leased(leases, device=device, tracker=tracker, sweep=sweep, parent=parent)
             for run in store.ended([lease.run_id for lease in leases]):
                 measure_run(run, results)
-        elif store.in_doubt(run_ids):  # whoever has the rest: alive, or to be taken over from?
+        elif store.in_doubt(run_ids):  # are the other workers alive?
             time.sleep(HEARTBEAT_SECONDS)
         else:
             return
@@ -129,12 +129,12 @@ def _commit(lease: Lease, outcome: "FitResult | Exception") -> None:
             except Exception as error:
                 if isinstance(error, LeaseLost):
                     raise
-                # A failed run keeps no checkpoint: on a full disk that makes room for its record.
+                # A failed run keeps no checkpoint, which makes room on a full disk for its record.
                 lease.commit(status="failed", record={"message": _reason(error)})
 
 
 def _reason(error: Exception) -> str:
-    """Say why a run failed; a defect also leaves its traceback on standard error."""
+    """Return why a run failed; for a defect, also print the traceback to standard error."""
     if told := os_error_message(error):
         return told
     traceback.print_exception(error)
@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--tracker", default="none")
     parser.add_argument("--parent", type=int, help="the process to end with")
-    parser.add_argument("--name", help="the worker's name in the store, which no other has")
+    parser.add_argument("--name", help="unique name of the worker in the store")
     parser.add_argument("--cores", help="the cores to stay on, such as 0 or 2,3")
     arguments = parser.parse_args()
     with _told_in_one_line():
@@ -184,9 +184,9 @@ def _is_orphan(parent: int | None) -> bool:
 
 
 def _end(*_: Any) -> None:
-    """End in order, which gives the runs back; asked again, that is not broken off.
+    """Exit in order, which gives the runs back; further signals are ignored.
 
-    Python drops what is raised inside a destructor, so the next step looks at the event.
+    Python drops exceptions inside a destructor, so the next step also checks the event.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _asked_to_end.set()
@@ -198,7 +198,7 @@ def _told_in_one_line() -> Iterator[None]:
     try:
         yield
     except SystemExit:
-        if _asked_to_end.is_set():  # the runs are given back; taking torch apart takes seconds
+        if _asked_to_end.is_set():  # the runs are given back; a normal exit of torch takes seconds
             sys.stderr.flush()
             os._exit(_STOPPED)
         raise

@@ -1,4 +1,4 @@
-"""The workers of one command: started, watched, replaced when they crash, ended with it.
+"""The workers of one command: start them, watch them, replace crashed ones, end them with it.
 
 >>> run_workers(store, costs, "rank_sweep", results, "none", [("0", "cpu"), ("1", "cpu")])
 """
@@ -27,7 +27,7 @@ _POLL_SECONDS = 0.5
 _SECONDS_TO_END = 10.0
 _HOPELESS = (2, CANNOT_GO_ON)
 _MOST_FRUITLESS = 3
-"""Times that workers are started again though no run has ended since the last time."""
+"""How often workers are started again without any run having ended in between."""
 
 
 class WorkerProcess:
@@ -36,7 +36,7 @@ class WorkerProcess:
     def __init__(self, sweep: str, results: Path, tracker: str, cores: str, device: str) -> None:
         self.name = uuid.uuid4().hex
         command = [sys.executable, "-m", "lowrank_study.study.work", "--sweep", sweep]
-        where = str(results.absolute())  # a relative one may begin with a dash
+        where = str(results.absolute())  # a relative path may begin with a dash
         command += ["--results", where, "--device", device, "--tracker", tracker]
         command += ["--parent", str(os.getpid()), "--name", self.name]
         environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -45,7 +45,7 @@ class WorkerProcess:
             command += ["--cores", cores]
             for library in ("OMP", "MKL", "OPENBLAS"):
                 environment[f"{library}_NUM_THREADS"] = threads
-        # In a process group of its own Ctrl-C does not reach it: the driver ends it in order.
+        # Ctrl-C does not reach its own process group: the driver ends it in order.
         self._process = subprocess.Popen(command, env=environment, process_group=0)
 
     @property
@@ -55,12 +55,12 @@ class WorkerProcess:
 
     @property
     def has_crashed(self) -> bool:
-        """Whether it has ended, and not of its own accord."""
+        """Whether it ended without finishing its work."""
         return self.exit_code not in (None, 0, *_HOPELESS)
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether another worker in its place would end as it did."""
+        """Whether a replacement would end in the same way."""
         return self.exit_code in _HOPELESS
 
     @property
@@ -74,12 +74,12 @@ class WorkerProcess:
         return f"its worker process ended with exit code {code}"
 
     def ask_to_end(self) -> None:
-        """Let it give its runs back."""
+        """Ask it to give its runs back and end."""
         if self.exit_code is None:
             self._process.terminate()
 
     def end(self, *, until: float) -> None:
-        """Wait for its end until a time of the monotonic clock, and no longer."""
+        """Wait for its end, at most until a time of the monotonic clock."""
         try:
             self._process.wait(max(0.0, until - time.monotonic()))
         except subprocess.TimeoutExpired:
@@ -88,7 +88,7 @@ class WorkerProcess:
 
 
 class Crew:
-    """The workers on a sweep, one a place: replaced when they crash, ended with this process."""
+    """The workers of a sweep, one per place: replaced after a crash, ended with this process."""
 
     def __init__(
         self,
@@ -117,12 +117,12 @@ class Crew:
             self._store.give_back_runs_of(worker.name)
 
     def is_at_work(self, run_ids: Sequence[str]) -> bool:
-        """Replace workers that have ended where runs are left, and say whether anyone is at them.
+        """Replace ended workers while runs are left, and return whether any worker has them.
 
-        That may be the same command elsewhere too, or a worker that was started by hand.
+        This may also be a worker of another command, or one that was started by hand.
         """
         for number, worker in enumerate(self._workers):
-            # A worker that crashed has failed its run; another goes on with the rest.
+            # The run of a crashed worker has failed; another worker continues with the others.
             if worker.has_crashed and self._store.end_runs_of(worker.name, worker.why_ended):
                 self._workers[number] = self._start[number]()
         held = self._store.held(run_ids)
@@ -131,7 +131,7 @@ class Crew:
         free = self._store.free(run_ids)
         if not free or any(worker.is_hopeless for worker in self._workers):
             return held
-        # Whoever had these runs has died, or our workers ended before they had any.
+        # The workers that had these runs have died, or ours ended before they took any.
         self._fruitless = self._fruitless + 1 if len(free) >= self._left else 1
         self._left = len(free)
         if self._fruitless > _MOST_FRUITLESS:
@@ -153,22 +153,22 @@ def run_workers(
     Parameters
     ----------
     store
-        Where the sweep is planned.
+        The store with the plan of the sweep.
     costs
-        Run id → what the run costs in relation to the others.
+        Run id → cost of the run relative to the others.
     name
-        Of the sweep.
+        Name of the sweep.
     results
         Folder of the store and of everything made from it.
     tracker
-        Where the runs' curves go.
+        The tracker of the runs' curves.
     places
         The cores and the device of each worker.
 
     Raises
     ------
     Unfinished
-        No worker is left, and not all runs have ended.
+        No worker is left, but some runs have not ended.
     InputError
         The sweep's plan was removed meanwhile.
     """
@@ -182,20 +182,20 @@ def run_workers(
             time.sleep(_POLL_SECONDS)
             if not store.has_plan(name):
                 raise InputError(
-                    f"{store.folder}: the plan of sweep={name} is gone; was the folder removed "
-                    "while it ran? Run the command again to start anew"
+                    f"{store.folder}: the plan of sweep={name} no longer exists; check whether the "
+                    "folder was removed, then run the command again to start anew"
                 )
             progress.show(store.progress(run_ids))
     if left := len(run_ids) - len(store.ended(run_ids)):
         raise Unfinished(
-            f"{left} of {len(run_ids)} runs have not ended, and no worker is left: the lines above "
-            "say why; the same command resumes"
+            f"{left} of {len(run_ids)} runs have not ended, and no worker is left: see the lines "
+            "above for the reason; the same command resumes"
         )
 
 
 @contextmanager
 def _interrupted_by_sigterm() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C, so that workers are ended before this process ends."""
+    """Treat SIGTERM as Ctrl-C, so that workers end before this process does."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,15 +1,15 @@
-"""Attention within each text of a row of texts: what transformers calls in place of its own.
+"""Attention within each text of a row of concatenated texts, in place of transformers' own.
 
-transformers' models take any attention function by name. Ours computes what theirs would compute
-for each text alone: everything that a model hands over is applied, or refused by its name.
+transformers' models look up an attention function by name. Ours computes the same as theirs for
+each text alone. It applies every argument that a model passes, or refuses it by name.
 
     >>> name = register()
     >>> model.set_attn_implementation(name)
     >>> with texts_of(lengths=(5, 9, 3), runs=1):
     ...     model(input_ids=row_of_17_tokens)
 
-Masks (causal, sliding window, chunks) are made by transformers, for the longest text alone: a
-token's place in its text decides what it sees, so that a shorter text needs a corner of it.
+transformers makes the masks (causal, sliding window, chunks), but only for the longest text. What a
+token sees depends on its place in its own text, so a shorter text uses a corner of that mask.
 
 Letters: R runs, T tokens of all texts, L tokens of one, H heads, K features of a head.
 """
@@ -30,13 +30,13 @@ from lowrank_study.errors import InputError
 
 _NAME = "text_by_text"
 _WITHOUT_EFFECT = {"sliding_window", "position_ids", "deterministic", "output_attentions"}
-"""Arguments that the stock functions don't read either: a window is part of the mask."""
+"""Arguments that the stock functions ignore too, since the mask contains the window."""
 
 _texts: ContextVar[tuple[tuple[int, ...], int]] = ContextVar("texts")
 
 
 def register() -> str:
-    """Make the functions known to transformers, and return their name."""
+    """Register the functions with transformers, and return their name."""
     AttentionInterface.register(_NAME, attend)
     AttentionMaskInterface.register(_NAME, _mask_of_the_longest)
     return _NAME
@@ -44,10 +44,10 @@ def register() -> str:
 
 @contextmanager
 def texts_of(lengths: tuple[int, ...], runs: int) -> Iterator[None]:
-    """Say which texts lie in the row that is computed inside, and for how many runs.
+    """Set the texts of the row that is computed inside, and the number of runs.
 
-    Dropout drops the same entries in every run. A run then meets the masks that it would meet
-    alone, and runs differ by nothing else.
+    Dropout drops the same entries in every run, as it would in a run alone, so runs differ in
+    nothing else.
     """
     token = _texts.set((lengths, runs))
     try:
@@ -59,7 +59,7 @@ def texts_of(lengths: tuple[int, ...], runs: int) -> Iterator[None]:
 
 @contextmanager
 def one_run() -> Iterator[None]:
-    """Say that what is computed inside is of one run alone: its dropout is its own."""
+    """Mark the computation inside as that of one run, with its own dropout."""
     lengths, _ = _texts.get()
     token = _texts.set((lengths, 1))
     try:
@@ -69,12 +69,12 @@ def one_run() -> Iterator[None]:
 
 
 class _SharedDropout(TorchFunctionMode):
-    """Dropout with one mask for all runs, whether a module asks for it or a function."""
+    """Dropout with one mask for all runs, in modules and in functions."""
 
     def __torch_function__(
         self, function: Any, _: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Replace the one function."""
+        """Replace torch's dropout function."""
         if function is functional.dropout:
             return _dropped(*args, **(kwargs or {}))
         return function(*args, **(kwargs or {}))
@@ -103,25 +103,25 @@ def attend(
     s_aux: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Attend within each text; (R, T, H, K). One query a text where the layer is narrowed.
+    """Attend within each text; (R, T, H, K). A narrowed layer has one query per text.
 
     Parameters
     ----------
     module, query_RHTK, key_RHTK, value_RHTK, scaling, dropout, is_causal
-        As transformers calls its own attention functions.
+        As in transformers' own attention functions.
     attention_mask
-        Made by `_mask_of_the_longest`, (1, 1, L, L), true where a token is seen.
+        From `_mask_of_the_longest`, (1, 1, L, L); true where a token is seen.
     softcap
         Bound of the attention scores (Gemma 2): s → softcap · tanh(s / softcap).
     s_aux
-        A score of each head that takes part in the softmax alone (the sinks of GPT-OSS).
+        One score per head that takes part only in the softmax (the sinks of GPT-OSS).
     others
-        What else there is: refused unless it has no effect.
+        Other arguments; refused unless they have no effect.
 
     Raises
     ------
     InputError
-        The model hands over something else.
+        The model passes an argument that is not applied here.
     """
     _refuse(module, others)
     lengths, _ = _texts.get()
@@ -157,7 +157,7 @@ def _is_ours(mask: Tensor, longest: int) -> bool:
 
 
 def _refuse(module: nn.Module, arguments: dict[str, Any]) -> None:
-    """Refuse arguments that are neither applied here nor left unread by the stock functions."""
+    """Refuse arguments that are not applied here but read by the stock functions."""
     for name, value in arguments.items():
         if name not in _WITHOUT_EFFECT and value is not None and value is not False:
             raise _refusal(module, repr(name))
@@ -166,7 +166,7 @@ def _refuse(module: nn.Module, arguments: dict[str, Any]) -> None:
 def _refusal(module: nn.Module, what: str) -> InputError:
     return InputError(
         f"{type(module).__name__} hands {what} to its attention function, which can't be applied "
-        "to texts that are laid end to end: train it with trainer=reference, which pads them"
+        "to concatenated texts: train it with trainer=reference, which pads them"
     )
 
 
@@ -182,7 +182,7 @@ def _attend_one(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """Attend within one text, by torch's kernel where it can."""
+    """Attend within one text, with torch's kernel if it applies."""
     groups = query.shape[1] // key.shape[1]
     if dropout == 0.0 and softcap is None and sinks is None:
         return functional.scaled_dot_product_attention(
@@ -212,9 +212,9 @@ def _attend_one(
 
 
 def _mask_of_the_longest(**asked: Any) -> Tensor | None:
-    """Return the mask of the longest text of the row alone, None where none is needed.
+    """Return the mask of the row's longest text alone; None if no mask is needed.
 
-    What transformers asks for is the mask of the whole row: its pattern counts, not its size.
+    transformers asks for the mask of the whole row; only its pattern is used, not its size.
     """
     lengths, _ = _texts.get()
     longest = max(lengths)

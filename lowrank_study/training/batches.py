@@ -87,9 +87,9 @@ def steps_of(split: Split, *, batch_size: int, epochs: int) -> int:
 
 
 def extreme_texts(splits: Sequence[Split], count: int) -> Batch:
-    """Return a batch of the longest and the shortest texts of some splits, in turn.
+    """Return a batch that alternates the longest and the shortest texts of some splits.
 
-    Whatever depends on a text's length, or on padding, shows in them.
+    It reveals anything that depends on the length of a text, or on padding.
     """
     order = np.argsort(np.concatenate([split.lengths for split in splits]), kind="stable")
     owners = np.repeat(np.arange(len(splits)), [len(split) for split in splits])

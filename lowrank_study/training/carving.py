@@ -1,8 +1,8 @@
-"""Rows of a task → train, validation and test: whole groups, and no text in two carved splits.
+"""Split rows into train, validation and test: whole groups, and no text in two splits.
 
-Texts are equal if they differ only in case, white space or Unicode form. A row whose text stands
-in another split gives way to one that nobody uses. Where there is none, equal texts are grouped
-before anything is carved, together with `task.group_column`.
+Texts are equal if they differ only in case, white space or Unicode form. A row whose text is
+already in another split is replaced by an unused row. If no row is left, equal texts are grouped
+before the split, together with `task.group_column`.
 """
 
 from collections.abc import Mapping
@@ -19,12 +19,12 @@ Frames = Mapping[str, pd.DataFrame]
 
 
 def carve(task: Task, frames: Frames) -> dict[str, pd.DataFrame]:
-    """Return the rows of the three splits, those without rows of their own carved from train.
+    """Return the rows of the three splits; missing splits are drawn from the training rows.
 
     Raises
     ------
     InputError
-        Too few rows or groups.
+        There are too few rows or groups.
     """
     train = frames["train"]
     if task.group_column:
@@ -46,13 +46,13 @@ def _check_groups(task: Task, frames: Frames, groups: int) -> None:
     if groups < needed:
         raise InputError(
             f"task.group_column={task.group_column!r} has {groups} "
-            f"{'value' if groups == 1 else 'values'}: rows that share one stay in one split, and "
+            f"{'value' if groups == 1 else 'values'}: rows that share one stay in one split, but "
             f"{needed} splits are made of the training rows; name another column, or null"
         )
 
 
 def _drawn(task: Task, given: Frames, *, linked: bool) -> dict[str, pd.DataFrame] | None:
-    """Draw the splits by groups; None where rows would be lost because of their texts."""
+    """Draw the splits by groups; None if rows would be lost because of equal texts."""
     generator = np.random.default_rng(task.split_seed)
     frames = dict(given)
     carved = {
@@ -60,8 +60,8 @@ def _drawn(task: Task, given: Frames, *, linked: bool) -> dict[str, pd.DataFrame
         for name, size in (("test", task.test_size), ("validation", task.validation_size))
         if name not in frames
     }
-    # Rows that nobody uses are shared out too: each split is then drawn from as many groups
-    # (films, authors) as can be, and differs less from the others by chance.
+    # Unused rows are distributed too: each split is then drawn from as many groups (films,
+    # authors) as possible, and differs less from the others by chance.
     wanted = sum(carved.values()) + (task.train_size or len(frames["train"]))
     spare = max(1.0, len(frames["train"]) / wanted)
     for name, size in carved.items():
@@ -91,11 +91,11 @@ def _drawn(task: Task, given: Frames, *, linked: bool) -> dict[str, pd.DataFrame
 def _taken(
     frame: pd.DataFrame, size: int, generator: np.random.Generator, *, linked: bool
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Take at least `size` rows away, whole groups at a time: return them, and the rest."""
+    """Take at least `size` rows, in whole groups; return them, and the rest."""
     names, members = np.unique(frame["group"].to_numpy(), return_inverse=True)
     order = generator.permutation(len(names))
     counts = np.bincount(members, minlength=len(names))
-    if linked:  # a text that stands in more rows than are wanted would be the whole split
+    if linked:  # a text with more rows than wanted would be the whole split
         order = order[np.argsort(counts[order] > size, kind="stable")]
     taken = order[: int(np.searchsorted(np.cumsum(counts[order]), size)) + 1]
     inside = np.isin(members, taken)
@@ -110,7 +110,7 @@ def _order(rows: int, size: int | None, generator: np.random.Generator) -> npt.N
 
 
 def _linked_groups(frame: pd.DataFrame) -> npt.NDArray[np.int32]:
-    """Return one number for all rows that share a group or a text, directly or through others."""
+    """Return one number for all rows linked by a group or a text, directly or through others."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -130,5 +130,5 @@ def _why_empty(task: Task, train: pd.DataFrame) -> str:
     groups = f" in {train['group'].nunique():,} groups" if task.group_column else ""
     return (
         f"{task.name!r} has {rows:,} training rows ({texts:,} different texts{groups}): {asked} "
-        "leave a split with no rows; ask for smaller ones, or give more data"
+        "leave a split with no rows; reduce them, or give more data"
     )

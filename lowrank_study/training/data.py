@@ -33,7 +33,7 @@ from lowrank_study.training.labels import class_names, odd_labels, select
 from lowrank_study.training.learnable import check_learnable, described
 from lowrank_study.training.reading import named_files, read_rows
 
-_FORMAT = 2  # raised when what is cached changes its meaning
+_FORMAT = 2  # increase it when the meaning of cached data changes
 _NAMES = ("train", "validation", "test")
 
 
@@ -76,7 +76,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """What was read of a task's source, what was not used, and what is odd about it."""
+    """A task's source in words: what was read, what was left out, and warnings."""
 
     left_out: tuple[LeftOut, ...]
     read: tuple[str, ...]
@@ -85,7 +85,7 @@ class Account:
 
     @property
     def lines(self) -> list[str]:
-        """Everything in words: what was left out comes first."""
+        """All messages; the left-out parts come first."""
         warned = [f"warning: {warning}" for warning in self.warnings]
         return [*in_words(self.left_out), *self.read, *warned]
 
@@ -125,8 +125,8 @@ def load_splits(task: Task, model_folder: Path) -> Splits:
     Raises
     ------
     InputError
-        A missing column or label, a source that can't be reached or has changed, or splits from
-        which nothing can be learnt.
+        A column or label is missing, a source can't be reached or has changed, or the splits are
+        too small to learn from.
     """
     if not isinstance(task.source, HubRepo):
         assets.fetch(task.source, named_files(task))
@@ -139,7 +139,7 @@ def load_splits(task: Task, model_folder: Path) -> Splits:
 
 
 def _cache_key(task: Task, model_folder: Path) -> str:
-    """Hash what the tokens depend on: the rows, the tokenizer and the library that reads it.
+    """Hash the inputs of tokenisation: the rows, the tokenizer and its library.
 
     A hub set without a revision is not looked up again once it is cached: who wants another state
     of it names `task.source.revision`.
@@ -157,7 +157,7 @@ def split_rows(task: Task) -> SplitRows:
     Raises
     ------
     InputError
-        As `load_splits`.
+        As in `load_splits`.
     """
     files = {"train": task.train, "validation": task.validation, "test": task.test}
     rows = {n: read_rows(task, n, file) for n, file in files.items() if file is not None}
@@ -190,11 +190,11 @@ def with_shuffled_labels(splits: Splits, seed: int) -> Splits:
 
 
 def _tokenizer_hash(model_folder: Path) -> str:
-    """Hash the files that decide how a text is cut into tokens."""
+    """Hash the files that define the tokenizer."""
     names = _tokenizer_files(model_folder)
     if not names:
         needed = ", ".join(assets.TOKENIZER_FILES[:6])
-        raise InputError(f"{model_folder} holds no tokenizer: one of {needed} is needed")
+        raise InputError(f"{model_folder} has no tokenizer: add one of {needed}")
     return sha256_of_files(model_folder, names)
 
 
@@ -204,12 +204,12 @@ def _tokenizer_files(model_folder: Path) -> list[str]:
 
 
 def load_tokenizer(model_folder: Path) -> Any:
-    """Return the model's tokenizer, with a padding token even where the model has none.
+    """Return the model's tokenizer, with a padding token even if the model defines none.
 
     Raises
     ------
     InputError
-        It has no token to pad with.
+        It has no token that can be used for padding.
     """
     from transformers import AutoTokenizer
 
@@ -225,7 +225,7 @@ def load_tokenizer(model_folder: Path) -> Any:
 
 
 def padding_id(model_folder: Path) -> int | None:
-    """Return the number of the padding token; None where a folder has no tokenizer, as runs do."""
+    """Return the id of the padding token; None without a tokenizer, as in the folder of a run."""
     if not _tokenizer_files(model_folder):
         return None
     return int(load_tokenizer(model_folder).pad_token_id)
@@ -288,7 +288,7 @@ def _write_cache(folder: Path, key: str, splits: Splits) -> None:
 
 
 def _read_cache(path: Path) -> Splits:
-    """Return what is cached in a file whose content has been verified."""
+    """Return the cached content of a file that has been verified."""
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
         made = {
             name: Split(**{f.name: stored[f"{name}.{f.name}"] for f in dataclasses.fields(Split)})

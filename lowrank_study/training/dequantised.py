@@ -1,4 +1,4 @@
-"""GGUF file → a model folder in Hugging Face's layout, made once and verified at each use."""
+"""Convert a GGUF file to a model folder of Hugging Face, once; verify it at each use."""
 
 import shutil
 import tempfile
@@ -23,7 +23,7 @@ def dequantised(path: Path) -> Path:
     made = Path(tempfile.mkdtemp(dir=parent))
     try:
         model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **named)
-        # Its weights are plain fp32 by now; the library would not save them under GGUF's name.
+        # The weights are plain fp32 now, but the library refuses to save a model marked as GGUF.
         model.hf_quantizer = None
         model.config.quantization_config = None
         model.save_pretrained(made)

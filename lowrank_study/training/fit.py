@@ -94,7 +94,7 @@ def fit_together(jobs: Sequence[Job], *, device: str) -> list[FitResult | Except
     for job in jobs:
         members.append(Member(job.spec, job.tracker, splits, folder, steps, place))
         share_frozen(members[0].model, members[-1].model)
-    model_folder(spec.model)  # again: it was not edited while it was loaded
+    model_folder(spec.model)  # again: an edit during loading must not go unnoticed
     sample = extreme_texts((splits.train, splits.validation, splits.test), spec.train.batch_size)
     pack = Pack(
         [member.model for member in members],

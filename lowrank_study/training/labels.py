@@ -1,4 +1,4 @@
-"""Rows as they stand in a file → texts, class names and groups; empty ones are counted."""
+"""Turn the rows of a file into texts, class names and groups; count the empty ones."""
 
 import re
 import unicodedata
@@ -16,7 +16,7 @@ from lowrank_study.training.reading import Rows, as_texts
 
 _MISSING = {"nan", "none", "null", "n/a", "na", "<na>", "?"}
 _MOST_FRACTIONS = 10
-"""Distinct numbers that are not whole, and may still be class names (versions, half stars)."""
+"""Most distinct fractional numbers that are still class names (versions, half stars)."""
 _MOST_NUMBERS = 50
 _ROWS_OF_A_CLASS = 5
 
@@ -33,17 +33,17 @@ class Selected:
 
 
 def normal_form(text: str) -> str:
-    """Return a text without what a reader overlooks: case, white space, Unicode form."""
+    """Return a text in a form without case, extra white space and Unicode variants."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def select(task: Task, split: str, rows: Rows) -> Selected:
-    """Take the wanted columns and labels out of a split's rows.
+    """Select the columns and labels of a split that the task needs.
 
     Raises
     ------
     InputError
-        No row is left, a label that is asked for has no row, or a value is no text.
+        No row is left, a label in task.labels has no row, or a value is not a text.
     """
     whole = rows.frame
     columns = {name: as_texts(whole[name], name, rows.of) for name in task.text_columns}
@@ -74,7 +74,7 @@ def select(task: Task, split: str, rows: Rows) -> Selected:
 
 
 def _whole_numbers(column: pd.Series) -> pd.Series:
-    """Write 1.0 as 1 where a column holds both kinds: JSON's writers mix them."""
+    """Write 1.0 as 1 in a column that contains both kinds, as some JSON writers mix them."""
     kinds = {type(value) for value in column if not _is_none(value)}
     is_mixed = kinds <= {int, float, np.int64, np.float64} and len(kinds) > 1
     if is_mixed and all(_is_none(value) or float(value).is_integer() for value in column):
@@ -90,7 +90,7 @@ def _check_asked(task: Task, split: str, label: pd.Series) -> None:
     if absent := [name for name in task.labels if not (label == name).any()]:
         there = sorted(label.dropna().unique())
         raise InputError(
-            f"task.labels: no row of the {split} rows has the label {absent[0]!r}; "
+            f"task.labels: no {split} row has the label {absent[0]!r}; "
             f"{task.label_column!r} holds {', '.join(there[:20]) or 'nothing'}"
             f"{' …' if len(there) > 20 else ''}"
         )
@@ -99,7 +99,7 @@ def _check_asked(task: Task, split: str, label: pd.Series) -> None:
 def _filled(
     columns: dict[str, pd.Series], asked: pd.Series, of: str
 ) -> tuple[pd.Series, list[LeftOut]]:
-    """Return which rows are used, and what is left out of those that are asked for."""
+    """Return which rows are used, and which of the requested rows are left out."""
     kept, left_out = asked.copy(), []
     for name, column in columns.items():
         empty = kept & np.array([not (value and value.strip()) for value in column])
@@ -118,30 +118,30 @@ def _filled(
 
 
 def _odd_texts(task: Task, rows: Rows, kept: pd.Series) -> list[str]:
-    """Say where a column of texts holds numbers alone."""
+    """Warn if a column of texts contains only numbers."""
     odd = []
     for name in task.text_columns:
         values = rows.frame[name][kept]
         if all(
             isinstance(v, (int, float, np.number)) or _number(str(v)) is not None for v in values
         ):
-            odd.append(f"{rows.of}: {name!r} of task.text_columns holds numbers alone")
+            odd.append(f"{rows.of}: {name!r} of task.text_columns contains only numbers")
     return odd
 
 
 def class_names(task: Task, train: pd.DataFrame) -> tuple[str, ...]:
-    """Return the classes in their order: those asked for, or those of the training rows, sorted.
+    """Return the classes in order: `task.labels`, or the labels of the training rows, sorted.
 
     Raises
     ------
     InputError
-        One class, or numbers that look like the target of a regression.
+        There is only one class, or the labels look like the target of a regression.
     """
     labels = task.labels or tuple(sorted(train["label"].unique()))
     if len(labels) < 2:
         raise InputError(
             f"task.label_column={task.label_column!r}: the training rows have "
-            f"{len(labels)} label, {list(labels)}, and a classifier needs two"
+            f"{len(labels)} label, {list(labels)}, but a classifier needs at least two"
         )
     if not task.labels:
         _refuse_regression(task, labels, len(train))
@@ -159,8 +159,8 @@ def _refuse_regression(task: Task, labels: Sequence[str], rows: int) -> None:
         raise InputError(
             f"task.label_column={task.label_column!r} looks like the target of a regression: "
             f"{len(values)} different numbers in {rows:,} rows, from {min(values):g} to "
-            f"{max(values):g}; classifiers are trained here: put the numbers into a few bins in a "
-            "column of their own, or list them in task.labels if they are names of classes"
+            f"{max(values):g}. A classifier needs classes: put the numbers into a few bins in a "
+            "new column, or list them in task.labels if they are names of classes"
         )
 
 
@@ -171,7 +171,7 @@ def _number(text: str) -> float | None:
 
 
 def odd_labels(labels: Iterable[str]) -> list[str]:
-    """Say which classes look like one, and which are named like a missing value."""
+    """Warn about classes that look alike, or have the name of a missing value."""
     forms: dict[str | float, list[str]] = defaultdict(list)
     for label in labels:
         number = _number(label)
@@ -181,8 +181,8 @@ def odd_labels(labels: Iterable[str]) -> list[str]:
     if alike:
         more = f" (and {len(alike) - 1} more such sets)" if len(alike) > 1 else ""
         told.append(
-            f"{' and '.join(map(repr, alike[0]))}{more} are classes of their own, and differ only "
-            "in case, spacing or spelling: make them equal in the file if they are one"
+            f"{' and '.join(map(repr, alike[0]))}{more} are separate classes, but differ only "
+            "in case, spacing or spelling: make them equal in the file if they are the same class"
         )
     missing = [name for names in forms.values() for name in names if name.lower() in _MISSING]
     if missing:

@@ -1,4 +1,4 @@
-"""What the splits hold, in words, and a refusal where nothing can be learnt from them."""
+"""Describe the splits in words, and refuse those that are too small to learn from."""
 
 from collections import Counter
 
@@ -10,13 +10,13 @@ from lowrank_study.spec import Task
 
 _MANY_CLASSES = 50
 _LEAST_SHARE = 0.1
-"""Of the rows that validation and test are carved from: what has to be left for training."""
+"""Smallest share of the rows that must be left for training after the split."""
 _SHOWN_CLASSES = 8
 _FEW_ROWS = 2
 
 
 def described(frames: dict[str, pd.DataFrame]) -> list[str]:
-    """Return one line a split: its rows, and those of each class."""
+    """Return one line per split with its rows, and the rows of each class."""
     return [f"{name}: {len(frame):,} rows ({_counts(frame)})" for name, frame in frames.items()]
 
 
@@ -31,36 +31,36 @@ def _counts(frame: pd.DataFrame) -> str:
 def check_learnable(
     task: Task, frames: dict[str, pd.DataFrame], whole: dict[str, pd.DataFrame]
 ) -> list[str]:
-    """Return what is odd about the splits, one line each.
+    """Return warnings about the splits, one line each.
 
     Parameters
     ----------
     task
-        What was asked for.
+        The task as configured.
     frames
         The splits.
     whole
-        All rows that they were drawn from.
+        All rows that the splits were drawn from.
 
     Raises
     ------
     InputError
-        Too few training rows or classes are left.
+        There are too few training rows or classes.
     """
     train = frames["train"]
     classes = Counter(train["label"])
     if len(classes) < 2:
         raise InputError(
             f"the training split of {task.name!r} has {len(train):,} rows of one class, "
-            f"{next(iter(classes))!r}: a classifier needs two; give more rows of the others, ask "
-            "for a larger task.train_size, or another task.split_seed"
+            f"{next(iter(classes))!r}: a classifier needs at least two classes; give more rows of "
+            "others, set a larger task.train_size, or another task.split_seed"
         )
     _check_size(task, len(train), whole)
     once = sum(count == 1 for count in classes.values())
     if once > len(train) / 2:
         raise InputError(
             f"task.label_column={task.label_column!r}: {once:,} of {len(train):,} training rows "
-            "have a label of their own, so that nothing can be learnt: name the column of the "
+            "have a label that no other row has, so nothing can be learnt: name the column of the "
             "classes, or list those to keep in task.labels"
         )
     warnings = _unseen(frames)
@@ -70,7 +70,7 @@ def check_learnable(
 
 
 def _check_size(task: Task, left: int, whole: dict[str, pd.DataFrame]) -> None:
-    """Refuse a training split that carving has eaten."""
+    """Refuse a training split if too few rows are left for it."""
     rows = len(whole["train"])
     if left >= _LEAST_SHARE * rows or left == task.train_size:
         return
@@ -78,13 +78,13 @@ def _check_size(task: Task, left: int, whole: dict[str, pd.DataFrame]) -> None:
     taken = " and ".join(f"task.{n}_size={s}" for n, s in carved.items() if n not in whole)
     remedy = " ".join(f"task.{n}_size={max(1, rows // 5)}" for n in carved if n not in whole)
     raise InputError(
-        f"{task.name!r} has {rows:,} rows, of which {taken} leave {left:,} for training: ask for "
-        f"less, as in {remedy}"
+        f"{task.name!r} has {rows:,} rows, but {taken} leave {left:,} for training: set smaller "
+        f"sizes, as in {remedy}"
     )
 
 
 def _unseen(frames: dict[str, pd.DataFrame]) -> list[str]:
-    """Say which rows have a class that no training row has; refuse more than a few."""
+    """Warn about rows whose class has no training row; refuse more than a few of them."""
     warnings = []
     known = set(frames["train"]["label"])
     for name in ("validation", "test"):
@@ -99,8 +99,8 @@ def _unseen(frames: dict[str, pd.DataFrame]) -> list[str]:
         )
         if share > LARGEST_SHARE and len(unseen) > _FEW_ROWS:
             raise InputError(
-                f"{told}: give more rows, ask for a larger task.train_size, name the classes to "
-                "keep in task.labels, or choose another task.group_column or task.split_seed"
+                f"{told}: give more rows, set a larger task.train_size, list the classes to keep "
+                "in task.labels, or choose another task.group_column or task.split_seed"
             )
         warnings.append(told)
     return warnings
@@ -113,7 +113,7 @@ def _sizes_missed(task: Task, frames: dict[str, pd.DataFrame]) -> list[str]:
         "test": task.test_size,
     }
     return [
-        f"task.{name}_size={size} was asked for, and {len(frames[name]):,} rows are there"
+        f"task.{name}_size={size} was asked for, but only {len(frames[name]):,} rows are there"
         for name, size in asked.items()
         if size is not None and len(frames[name]) < size
     ]
@@ -122,7 +122,7 @@ def _sizes_missed(task: Task, frames: dict[str, pd.DataFrame]) -> list[str]:
 def _repeated(
     task: Task, frames: dict[str, pd.DataFrame], whole: dict[str, pd.DataFrame]
 ) -> list[str]:
-    """Say which texts stand in several rows or splits, and which of them have several labels."""
+    """Warn about texts in several rows or splits, and those with several labels."""
     told = []
     repeated = whole["train"][whole["train"]["key"].duplicated(keep=False)]
     if len(repeated):
@@ -140,7 +140,7 @@ def _repeated(
         if count := int(frames[name]["key"].isin(trained).sum()):
             told.append(
                 f"{count:,} of {len(frames[name]):,} {name} texts "
-                f"({100 * count / len(frames[name]):.2g} %) stand in the training split too, so "
-                f"that accuracy may be too high: the files of {task.name!r} share them"
+                f"({100 * count / len(frames[name]):.2g} %) are also in the training split, so "
+                f"accuracy may be too high: the files of {task.name!r} share them"
             )
     return told

@@ -187,7 +187,7 @@ def is_evaluated(step: int, steps: int, evaluations: int) -> bool:
 
 
 def _trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return copies of the trained parameters, to go back to later."""
+    """Return copies of the trained parameters, to restore later."""
     return {
         name: parameter.detach().clone()
         for name, parameter in model.named_parameters()
@@ -197,7 +197,7 @@ def _trained_state(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _restore(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Set parameters to copies taken by `_trained_state`."""
+    """Restore parameters from copies taken by `_trained_state`."""
     for name, parameter in model.named_parameters():
         if name in state:
             parameter.copy_(state[name])

@@ -1,4 +1,4 @@
-"""BaseModel + method → a model ready to train.
+"""Build a model that is ready to train from a base model and a method.
 
 >>> folder = model_folder(spec.model)
 >>> model = build_model(spec, folder, number_of_labels=2)
@@ -47,7 +47,7 @@ def model_folder(model: BaseModel) -> Path:
 
 
 def weights_sha256(model: BaseModel, folder: Path) -> str:
-    """Return one hash over the model's files; of a user's folder, over those that are read."""
+    """Return one hash over the files of a model that are read."""
     is_local = isinstance(model.source, LocalPath)
     return assets.sha256_of_source(folder) if is_local else sha256_of(folder)
 
@@ -119,7 +119,7 @@ def load_classifier(folder: Path, *, number_of_labels: int, dropout: float | Non
                 config=config,
                 dtype=torch.float32,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # a classifier of other classes gets a new head
+                ignore_mismatched_sizes=True,  # a classifier of other classes is replaced
             )
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(folder, error) from error
@@ -134,8 +134,8 @@ def load_classifier(folder: Path, *, number_of_labels: int, dropout: float | Non
     for name, stored, expected in sorted(loading["mismatched_keys"]):
         if not in_head(name, heads):
             raise InputError(
-                f"{folder}: {name} is stored as {tuple(stored)}, and config.json makes it "
-                f"{tuple(expected)}: they belong to different models; give the checkpoint whole"
+                f"{folder}: {name} is stored as {tuple(stored)}, but config.json makes it "
+                f"{tuple(expected)}: they belong to different models; give the complete checkpoint"
             )
     return model
 
@@ -155,9 +155,9 @@ def _configuration(folder: Path, number_of_labels: int, dropout: float | None) -
 
 
 def name_classes(model: nn.Module, labels: Sequence[str]) -> None:
-    """Write the classes' names into the configuration that is saved with the model.
+    """Write the class names into the configuration that is saved with the model.
 
-    Without names of our own, BART's two classes are loaded as three, its configuration's default.
+    Otherwise BART would load two classes as three, its configuration's default.
     """
     config: Any = model.config
     config.id2label = dict(enumerate(labels))
@@ -180,9 +180,9 @@ def _quiet_transformers() -> Iterator[None]:
 def head_names(model: nn.Module) -> list[str]:
     """Return the names of the modules outside the pretrained backbone: the new head.
 
-    `classifier` alone in BERT, `pooler` and `classifier` in DeBERTa, `head` and `classifier` in
-    ModernBERT. Every weight that a checkpoint lacks is in one of them: `load_classifier` refuses
-    any other gap. So a method that trains and saves these modules leaves nothing random.
+    This is `classifier` in BERT, `pooler` and `classifier` in DeBERTa, `head` and `classifier` in
+    ModernBERT. Every weight that a checkpoint lacks is in one of them, since `load_classifier`
+    refuses any other gap. A method that trains and saves these modules leaves no random weight.
     """
     backbone = str(model.base_model_prefix)
     return [
@@ -193,7 +193,7 @@ def head_names(model: nn.Module) -> list[str]:
 
 
 def in_head(name: str, heads: Sequence[str]) -> bool:
-    """Whether a module or a weight, named by its path in the model, is part of one of its heads."""
+    """Whether a module or weight, given by its path in the model, is part of a head."""
     return name.partition(".")[0] in heads
 
 
@@ -206,7 +206,7 @@ def head_parameters(model: nn.Module) -> set[nn.Parameter]:
 
 
 def train_head(model: nn.Module) -> None:
-    """Let the new head be trained."""
+    """Make the new head trainable."""
     for name in head_names(model):
         model.get_submodule(name).requires_grad_(True)
 
@@ -225,7 +225,7 @@ def target_modules(
     target
         Each a preset of the model, a role, or the end of module paths (`*` for the layer's number).
     setting
-        Where they stand, for the error.
+        Name of the setting that gave them, for the error.
 
     Raises
     ------
@@ -253,7 +253,7 @@ def _matching(linear: Sequence[str], base: BaseModel, role: str) -> list[str]:
 
 
 def _no_target(linear: Sequence[str], base: BaseModel, setting: str, role: str) -> InputError:
-    """Say which role failed, and what this model has: never a name that would fail again."""
+    """Return an error with the reason and the names that are valid for this model."""
     roles = [name for name in base.roles if _matching(linear, base, name)]
     presets = [name for name, of in base.target_presets.items() if set(of) <= set(roles)]
     endings = {
@@ -279,8 +279,8 @@ def check_fits(spec: RunSpec, folder: Path, splits: Splits) -> None:
     Raises
     ------
     InputError
-        As `build_model`, or the model can't read the texts (`check_reads`); all but PEFT's methods
-        are checked on a model without weights, which takes no time.
+        As in `build_model`, or the model can't read the texts (`check_reads`). Except for PEFT's
+        methods, a model without weights is checked, which is fast.
     """
     number_of_labels = len(splits.labels)
     model = _without_weights(folder, number_of_labels, spec.model.dropout)

@@ -51,7 +51,7 @@ def make_optimizer(model: nn.Module, spec: RunSpec) -> optim.Optimizer:
 
 @torch.no_grad()
 def _pull_to_starts(optimizer: optim.Optimizer, *_: Any) -> None:
-    """Decay towards the start: w ← w − rate · decay · (w − start)."""
+    """Decay towards the initial values: w ← w − rate · decay · (w − start)."""
     for group in optimizer.param_groups:
         for parameter, start in zip(group["params"], group.get("starts", ()), strict=False):
             parameter.lerp_(start, group["lr"] * group["pull"])

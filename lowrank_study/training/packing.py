@@ -54,15 +54,15 @@ class Pack:
     pad_id
         The tokenizer's padding token.
     sample
-        A batch as large as those of training, with the longest texts and the shortest ones, on
-        which the way of computing is tried out.
+        A batch of the size used in training, with the longest and the shortest texts, for a check
+        of the computation.
     reference
-        Whether to leave the (single) model as it is, and to fill texts up to the longest.
+        Whether to leave the (single) model unchanged, and to pad texts to the longest.
 
     Raises
     ------
     InputError
-        The model gives other scores or gradients for a text among others than for it alone.
+        The model gives other scores or gradients for a text in a batch than for the text alone.
     """
 
     def __init__(
@@ -79,8 +79,8 @@ class Pack:
         self._models, self._device, self._pad_id = models, device, pad_id
         self._plain = reference or not can_unpad(models[0])
         assert len(models) == 1 or not self._plain
-        # A run alone is a pack of one: it computes by the same operations, rounded at the same
-        # places, as in any other pack. In bf16 other ones would give other weights.
+        # A run alone is a pack of one: its operations round at the same places as in any other
+        # pack. In bf16, other operations would give other weights.
         is_lora = next(lora_modules(models[0]), None) is not None
         self._joint = models[0] if self._plain or not is_lora else _joint(models, self.active)
         alone = self._alone(sample)
@@ -114,7 +114,7 @@ class Pack:
         return padded_scores(model, batch, self._device, self._pad_id)
 
     def _alone(self, sample: Batch) -> Findings:
-        """Return what the first model, still the stock one, makes of each text alone."""
+        """Return scores and gradients of each text alone, from the first, still stock model."""
         first = self._models[0]
         alone = _tried(
             lambda: findings(
@@ -127,12 +127,12 @@ class Pack:
         if isinstance(alone, Findings):
             return alone
         raise InputError(
-            f"{type(first).__name__} {alone} in texts of {min(sample.lengths)} to "
-            f"{max(sample.lengths)} tokens: set task.max_length, or choose another model"
+            f"{type(first).__name__} {alone} on texts of {min(sample.lengths)} to "
+            f"{max(sample.lengths)} tokens: set a smaller task.max_length, or choose another model"
         )
 
     def _check_neighbours(self, sample: Batch, alone: Findings) -> None:
-        """Refuse a way of computing in which a text's neighbours or its padding count."""
+        """Refuse a computation in which other texts or padding change a text's result."""
         found = _tried(
             lambda: findings(
                 self._models[0],
@@ -147,17 +147,17 @@ class Pack:
         name = type(self._models[0]).__name__
         if self._plain:
             raise InputError(
-                f"{name} reads padding: {changed} when texts are padded. No number of it would "
-                "hold: choose another model"
+                f"{name} reads padding: {changed} when texts are padded, so its results would "
+                "be wrong: choose another model"
             )
         raise InputError(
             f"{name} can't take texts laid end to end: {changed}. Train it with "
-            "trainer=reference, which pads them, one run at a time"
+            "trainer=reference, which pads them and trains one run at a time"
         )
 
 
 def _tried(compute: Callable[[], Findings]) -> Findings | str:
-    """Return what is found, or what the model raises: texts and models come in all kinds."""
+    """Return the result, or a description of the model's exception, which may be of any type."""
     try:
         return compute()
     except (InputError, torch.OutOfMemoryError):

@@ -1,7 +1,7 @@
-"""What model and tokenizer have to agree on: padding, positions, vocabulary, end tokens.
+"""Check that model and tokenizer agree on padding, positions, vocabulary and end tokens.
 
-A classifier finds the last token of a text by its configuration's padding id, and texts are padded
-by the tokenizer's. Where the two differ, the tokenizer's counts: it made the texts.
+A classifier finds the last token of a text by its configuration's padding id, but the tokenizer
+pads the texts. If the two ids differ, the tokenizer's is used.
 
     >>> pad_by_tokenizer(model, folder)
     >>> check_reads(model, spec, splits)
@@ -22,13 +22,13 @@ from lowrank_study.training.unpadded import counts_from_padding, positions_of
 def pad_by_tokenizer(model: nn.Module, folder: Path) -> None:
     """Set the padding id of a freshly loaded model to its tokenizer's.
 
-    RoBERTa and its kin keep theirs: they count positions from it, as they were pretrained, and
-    read no other token by it. A checkpoint of a run has no tokenizer, and is set already.
+    RoBERTa and related models keep their own: they count positions from it and use it for nothing
+    else. A run's checkpoint has no tokenizer and is already set.
 
     Raises
     ------
     InputError
-        The model has no such word.
+        The padding id is not in the model's vocabulary.
     """
     found = padding_id(folder)
     if found is None or counts_from_padding(model):
@@ -37,12 +37,12 @@ def pad_by_tokenizer(model: nn.Module, folder: Path) -> None:
     words = _word_table(model)
     if words is not None and found >= words.num_embeddings:
         raise InputError(
-            f"{folder}: its tokenizer pads with token {found}, and the model has "
-            f"{words.num_embeddings} words: name one of them as pad_token in tokenizer_config.json"
+            f"{folder}: its tokenizer pads with token {found}, but the model has "
+            f"{words.num_embeddings} words: set pad_token in tokenizer_config.json to one of them"
         )
     config.get_text_config().pad_token_id = found
     if words is not None and words.padding_idx is not None:
-        words.padding_idx = found  # the row that gets no gradient
+        words.padding_idx = found  # this row gets no gradient
 
 
 def check_reads(model: nn.Module, spec: RunSpec, splits: Splits) -> None:
@@ -51,23 +51,23 @@ def check_reads(model: nn.Module, spec: RunSpec, splits: Splits) -> None:
     Parameters
     ----------
     model
-        With or without weights.
+        The model, with or without weights.
     spec
-        Its task and base are named.
+        The run; errors name its task and base.
     splits
         The texts.
 
     Raises
     ------
     InputError
-        A text is longer than there are positions, a token is not in the word table, or a model
-        that reads a text at its end token (T5, BART) finds none or several in one.
+        A text has more tokens than the model has positions, a token is not in the vocabulary, or a
+        model that reads a text at its end token (T5, BART) finds none or several in a text.
     """
     positions, longest = positions_of(model), splits.longest
     if positions is not None and longest > positions:
         raise InputError(
-            f"task.max_length={spec.task.max_length}: a text has {longest} tokens, and "
-            f"{spec.model.name} has positions for {positions}: set it to at most that"
+            f"task.max_length={spec.task.max_length}: a text has {longest} tokens, but "
+            f"{spec.model.name} has positions for {positions}: set it to at most {positions}"
         )
     texts = (splits.train, splits.validation, splits.test)
     config: Any = model.config
@@ -75,8 +75,8 @@ def check_reads(model: nn.Module, spec: RunSpec, splits: Splits) -> None:
     largest = max(int(split.ids.max()) for split in texts)
     if words is not None and largest >= words.num_embeddings:
         raise InputError(
-            f"the tokenizer of {spec.model.name} gives token {largest}, and the model has "
-            f"{words.num_embeddings} words: they belong to different models"
+            f"the tokenizer of {spec.model.name} gives token {largest}, but the model has "
+            f"{words.num_embeddings} words: they belong to different models; give a matching pair"
         )
     if hasattr(model, "classification_head"):
         is_end = np.concatenate([split.ids for split in texts]) == config.eos_token_id
@@ -85,8 +85,8 @@ def check_reads(model: nn.Module, spec: RunSpec, splits: Splits) -> None:
         if (ends != 1).any():
             raise InputError(
                 f"{spec.model.name} reads a text at its end token, number {config.eos_token_id}, "
-                f"and a text has {ends[ends != 1][0]} of them: its tokenizer has to end each text "
-                "with it, and no text may contain it"
+                f"but a text has {ends[ends != 1][0]} of them: use a tokenizer that ends each text "
+                "with it, and remove it from inside the texts"
             )
 
 

@@ -1,12 +1,12 @@
-"""PEFT's adapters on a classifier: those that train rightly here; the rest is refused by name.
+"""Put PEFT's adapters on a classifier; refuse kinds and options that would not work as named.
 
     adapted = add_peft(model, method, modules=["encoder.layer.0.attention.self.query"],
                        heads=["classifier"], find=lambda names: ...)
 
-A kind is refused where PEFT would train something else without a word: because it needs calls that
-this training loop doesn't make, or because it reads targets otherwise than `method.target` gives
-them. An option is refused where PEFT ignores it. Both were tried with PEFT 0.21, kind by kind and
-option by option (`tests/training/test_peft_methods.py`); a kind that is new there has to be tried.
+A kind is refused if PEFT would train something else without a warning: it needs calls that this
+training loop doesn't make, or it reads targets in another way than `method.target` gives them. An
+option is refused if PEFT ignores it. All kinds and options of PEFT 0.21 were tried
+(`tests/training/test_peft_methods.py`); a kind of a newer version must be tried first.
 """
 
 import dataclasses
@@ -33,41 +33,41 @@ TRAINED = (
 _PROMPTS = "trains virtual tokens in place of a target, which can't be done here"
 _REFUSED = {
     "ADALORA": "allocates ranks in calls after each step and adds a term to the loss; this "
-    "training loop does neither, so that no rank would ever change",
+    "training loop does neither, so no rank would ever change",
     "ADAPTION_PROMPT": _PROMPTS,
     "CARTRIDGE": _PROMPTS,
     "CPT": _PROMPTS,
-    "LILY": "shares its factors among modules of one name, and modules are given by their whole "
+    "LILY": "shares its factors among modules of one name, but modules are given by their full "
     "paths here: nothing would be shared",
-    "LN_TUNING": "trains the modules of method.target in full, and these are linear maps, no norms",
+    "LN_TUNING": "trains norms, but the modules of method.target are linear maps",
     "MULTITASK_PROMPT_TUNING": _PROMPTS,
-    "POLY": "needs the number of a task beside every text",
+    "POLY": "needs a task number with every text",
     "PREFIX_TUNING": _PROMPTS,
     "PROMPT_TUNING": _PROMPTS,
     "P_TUNING": _PROMPTS,
     "SHADOW": "runs a second network beside a decoder's layers; linear maps can't be its target",
-    "TRAINABLE_TOKENS": "trains rows of an embedding, never a linear map, and no new head",
+    "TRAINABLE_TOKENS": "trains only rows of an embedding, no linear map and no new head",
     "XLORA": "mixes adapters that are trained already",
 }
-_DATA_PASS = "needs a pass over the data before training, which isn't made here"
+_DATA_PASS = "needs a pass over the data before training, which this training loop doesn't make"
 _STARTS = {
     "eva": _DATA_PASS,
     "corda": _DATA_PASS,
     "lora_ga": _DATA_PASS,
-    "loftq": "starts from a quantised base model, and the base isn't quantised here",
+    "loftq": "starts from a quantised base model, but the base isn't quantised here",
     "false": "starts from a random update instead of the pretrained model",
 }
 _BY_PATH = "PEFT ignores it for modules given by their paths: name layers in method.target"
 _LOSS_TERM = "needs a term in the loss that this training loop doesn't add"
 _STEP_CALLS = "needs calls after each step that this training loop doesn't make"
 _IGNORED_BY_ALL = {
-    "target_modules": "method.target says it",
+    "target_modules": "set method.target instead",
     "exclude_modules": "leave the modules out of method.target",
     "layers_to_transform": _BY_PATH,
     "layers_pattern": _BY_PATH,
-    "fan_in_fan_out": "it follows from the model",
+    "fan_in_fan_out": "it is set from the model",
     "inference_mode": "nothing would be trained",
-    "use_effective_conv2d": "it concerns convolutions alone, and targets are linear maps",
+    "use_effective_conv2d": "it applies only to convolutions, and targets are linear maps",
 }
 _IGNORED = {
     "ADAMSS": dict.fromkeys(
@@ -80,13 +80,13 @@ _IGNORED = {
     "BOFT": {"boft_n_butterfly_factor": "PEFT sets it to 1 without its CUDA extension"},
     "HIRA": {"rank_pattern": "PEFT 0.21 ignores it"},
     "LORA": {
-        "alora_invocation_tokens": "it is for generating text",
+        "alora_invocation_tokens": "it is for text generation",
         "arrow_config": "it routes between adapters that are trained already",
         "corda_config": _DATA_PASS,
-        "ensure_weight_tying": "it concerns tied embeddings, which are no target here",
+        "ensure_weight_tying": "it is for tied embeddings, which are no targets here",
         "eva_config": _DATA_PASS,
         "kasa_config": _LOSS_TERM,
-        "layer_replication": "it makes another model of the base",
+        "layer_replication": "it changes the base model",
         "loftq_config": "the base isn't quantised here",
         "lora_ga_config": _DATA_PASS,
         "megatron_config": "it is for Megatron's layers",
@@ -94,17 +94,17 @@ _IGNORED = {
         "monteclora_config": _LOSS_TERM,
         "qalora_group_size": "the base isn't quantised here",
         "runtime_config": "it does nothing while training",
-        "target_parameters": "method.target says what is adapted",
+        "target_parameters": "set method.target instead",
         "trainable_token_indices": "rows of an embedding are no target here",
         "use_bdlora": "it shards factors over devices",
         "use_qalora": "the base isn't quantised here",
-        "velora_config": "it replaces gradients by approximations, which was never tried here",
+        "velora_config": "it approximates gradients, which was never tried here",
     },
     "OFT": {"module_dropout": "PEFT 0.21 never applies it"},
     "OSF": {"target_svd_config": "PEFT 0.21 ignores it"},
-    "PVERA": {"sample_at_inference": "predictions would change from reading to reading"},
+    "PVERA": {"sample_at_inference": "predictions would change from one evaluation to the next"},
 }
-"""Options by kind, and why they can't be given."""
+"""Refused options by kind, with the reason."""
 
 _ONLY_WITH: dict[str, dict[str, tuple[str, Any]]] = {
     "ADAMSS": {"svd_threshold": ("use_dynamic_rank", True)},
@@ -122,7 +122,7 @@ _ONLY_WITH: dict[str, dict[str, tuple[str, Any]]] = {
     },
     "TINYLORA": {"init_v_bound": ("init_weights", "uniform")},
 }
-"""Options that PEFT reads only where another one has a certain value."""
+"""Options that PEFT reads only if another option has a certain value."""
 
 
 def add_peft(
@@ -142,16 +142,16 @@ def add_peft(
     method
         Kind and options.
     modules
-        Paths of the linear maps that are adapted.
+        Paths of the linear maps to adapt.
     heads
-        Modules that are new: they join PEFT's `modules_to_save`.
+        The new modules; they are added to PEFT's `modules_to_save`.
     find
-        Gives the paths that names as in `method.target` stand for: IA3's feedforward modules.
+        Returns the paths for names as in `method.target`: IA3's feedforward modules.
 
     Raises
     ------
     InputError
-        A kind or an option that PEFT would not train as it says, or can't put onto this model.
+        PEFT would not train the kind or an option as it says, or can't put it on this model.
     """
     import peft
 
@@ -176,7 +176,7 @@ def add_peft(
                 }
             )
             adapted: nn.Module = peft.get_peft_model(model, config)
-    except Exception as error:  # what a user's options lead to inside the library, whatever it is
+    except Exception as error:  # a user's options may raise any type inside the library
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise InputError(
             f"PEFT can't put {method.peft_type} with method.options={dict(method.options)} on this "
@@ -197,7 +197,7 @@ def _feedforward(
 ) -> list[str]:
     """Return the paths of the modules whose input IA3 scales; it scales the others' output.
 
-    Left to PEFT, they would be saved as ends of names, which it refuses to load again.
+    PEFT itself would save them as suffixes of names, which it refuses to load.
     """
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING as KNOWN
 
@@ -207,22 +207,22 @@ def _feedforward(
     config: Any = model.config
     if config.model_type not in KNOWN:
         raise InputError(
-            f"method.options.feedforward_modules is missing, and PEFT knows none of "
-            f"{config.model_type}: name the targets whose input IA3 scales, or give [] for none"
+            f"method.options.feedforward_modules is missing, and PEFT has no default for "
+            f"{config.model_type}: list the targets whose input IA3 scales, or give [] for none"
         )
     endings = tuple(KNOWN[config.model_type])
     return [module for module in modules if module.endswith(endings)]
 
 
 def _check(method: PeftMethod, modules: Sequence[str], model: nn.Module) -> Mapping[str, Any]:
-    """Refuse a kind or options that would do other than they say; return the kind's defaults."""
+    """Refuse a kind or options that would not work as named; return the kind's defaults."""
     import peft
 
     kind = method.peft_type
     known = {each.value: config for each, config in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     if kind not in TRAINED:
         reason = (
-            _REFUSED.get(kind, "was never tried here") if kind in known else "is none of PEFT's"
+            _REFUSED.get(kind, "was never tried here") if kind in known else "is not a PEFT method"
         )
         raise InputError(f"method.peft_type={kind}: {kind} {reason}. Valid: {', '.join(TRAINED)}")
     settings = {field.name: field.default for field in dataclasses.fields(known[kind])}
@@ -233,13 +233,13 @@ def _check(method: PeftMethod, modules: Sequence[str], model: nn.Module) -> Mapp
     for option, value in method.options.items():
         name = f"method.options.{option}"
         if option not in settings:
-            raise InputError(f"{name} is no option of {kind}. Valid: {valid}")
+            raise InputError(f"{name} is not an option of {kind}. Valid: {valid}")
         if option in refused:
             raise InputError(f"{name}: {refused[option]}. Valid for {kind}: {valid}")
         other, needed = _ONLY_WITH.get(kind, {}).get(option, (option, value))
         if given[other] != needed:
             raise InputError(
-                f"{name}: {kind} reads it only where method.options.{other} is {needed!r}: set "
+                f"{name}: {kind} reads it only if method.options.{other} is {needed!r}: set "
                 "that too, or leave it out"
             )
         if not _is_like(value, settings[option]):
@@ -255,7 +255,7 @@ def _check(method: PeftMethod, modules: Sequence[str], model: nn.Module) -> Mapp
 
 
 def _is_like(value: Any, default: Any) -> bool:
-    """Whether a value may stand where a default does: PEFT would find out while training."""
+    """Whether a value has the default's type; PEFT would notice only during training."""
     if isinstance(default, bool):
         return isinstance(value, bool | str)
     if isinstance(default, int | float):
@@ -276,14 +276,14 @@ def _check_start(value: Any) -> None:
 
 
 def _check_patterns(name: str, patterns: Any, modules: Sequence[str]) -> None:
-    """Refuse a table with a key that matches no adapted module: PEFT would ignore it."""
+    """Refuse a table with a key that matches no adapted module, since PEFT would ignore it."""
     if not isinstance(patterns, Mapping):
         raise InputError(f"{name}={patterns!r}: a mapping from module names to values is needed")
     for pattern in patterns:
         try:
             matches = [module for module in modules if re.match(rf"(.*\.)?({pattern})$", module)]
         except re.error as error:
-            raise InputError(f"{name}: {pattern!r} is no regular expression: {error}") from error
+            raise InputError(f"{name}: {pattern!r} is not a regular expression: {error}") from error
         if not matches:
             raise InputError(
                 f"{name}: {pattern!r} matches none of the adapted modules, which end in "
@@ -292,7 +292,7 @@ def _check_patterns(name: str, patterns: Any, modules: Sequence[str]) -> None:
 
 
 def _check_trained(adapted: nn.Module, modules: Sequence[str], saved: Sequence[str]) -> None:
-    """Refuse a model of which PEFT, going by the ends of names, took more or less than meant."""
+    """Refuse a model if PEFT, which matches suffixes of names, adapted other modules than meant."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import ModulesToSaveWrapper
 
@@ -304,14 +304,14 @@ def _check_trained(adapted: nn.Module, modules: Sequence[str], saved: Sequence[s
         ]
 
     if missing := sorted(set(modules) - set(of(BaseTunerLayer))):
-        raise InputError(f"PEFT leaves {missing[0]} as it is: leave it out of method.target")
+        raise InputError(f"PEFT does not adapt {missing[0]}: leave it out of method.target")
     found = [f".{name}" for name in of(ModulesToSaveWrapper)]
     for name in saved:
         if not any(path.endswith(f".{name}") for path in found):
-            raise InputError(f"method.options.modules_to_save: {name!r} is no module of the model")
+            raise InputError(f"method.options.modules_to_save: the model has no module {name!r}")
     for path in found:
         if not any(path.endswith(f".{name}") for name in saved):
             raise InputError(
-                f"PEFT would train {path[1:]} in full beside the adapter, by its name: choose "
+                f"PEFT would also train {path[1:]} in full, because of its name: choose "
                 "method=lora or method=full for this model"
             )

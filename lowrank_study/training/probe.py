@@ -1,14 +1,14 @@
-"""Before training: a batch gives the scores and gradients that each of its texts gives alone.
+"""Check before training that a batch gives the same scores and gradients as its texts alone.
 
-The stock model on one text, without padding and neighbours, is what every path is held to: texts
+The stock model on one text, without padding or other texts, is the reference for every path: texts
 laid end to end, and padded ones (`trainer=reference`, and architectures that need it).
 
     >>> alone = findings(model, evaluate, train, batch.parts(1))
     >>> together = findings(model, evaluate, train, [batch])
-    >>> difference(together, alone)          # None: rounding explains it
+    >>> difference(together, alone)          # None if rounding explains it
     'scores in training change by 0.31'
 
-Dropout is switched off meanwhile: its code runs, and drops nothing.
+Meanwhile dropout runs, but drops nothing.
 """
 
 from collections.abc import Callable, Iterable
@@ -23,22 +23,22 @@ from torch.overrides import TorchFunctionMode
 from lowrank_study.training.batches import Batch
 
 _SCORES, _GRADIENTS = 1e-4, 1e-3
-"""Largest relative differences that rounding explains: more in a gradient, which has cancelled."""
+"""Largest relative differences that rounding explains; gradients cancel, so they have more."""
 _OF_ALL = 1e-5
-"""A parameter's gradient is taken for rounding below this share of the gradient of all."""
+"""Below this share of the total gradient, a parameter's gradient counts as rounding."""
 
 Scores = Callable[[Batch], Tensor]
-"""Gives the class scores of a batch, (N, C)."""
+"""A function that returns the class scores of a batch, (N, C)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """What a path makes of a batch."""
+    """Scores and gradients of a batch on one path."""
 
     scores: dict[str, Tensor]
     """Class scores, (N, C), in evaluation and in training."""
     gradients: dict[str, Tensor]
-    """Of the summed loss, by the name of the trained parameter."""
+    """Gradients of the summed loss, by the name of the trained parameter."""
 
 
 def findings(model: nn.Module, evaluate: Scores, train: Scores, parts: Iterable[Batch]) -> Findings:
@@ -47,11 +47,11 @@ def findings(model: nn.Module, evaluate: Scores, train: Scores, parts: Iterable[
     Parameters
     ----------
     model
-        Has the trained parameters.
+        The model with the trained parameters.
     evaluate, train
-        Compute the scores of a part in either mode.
+        Compute the scores of a part in each mode.
     parts
-        The batch.
+        The batch, in parts.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     evaluated, in_training = [], []
@@ -75,9 +75,9 @@ def findings(model: nn.Module, evaluate: Scores, train: Scores, parts: Iterable[
 
 
 def difference(found: Findings, expected: Findings) -> str | None:
-    """Say what differs by more than rounding; None where nothing does.
+    """Describe what differs by more than rounding; None if nothing does.
 
-    Scores that are not finite are the run's own matter: it diverges at once.
+    Scores that are not finite are ignored here: such a run diverges at once.
     """
     for mode, expected_NC in expected.scores.items():
         largest = float((found.scores[mode] - expected_NC).abs().max())
@@ -94,7 +94,7 @@ def difference(found: Findings, expected: Findings) -> str | None:
 
 
 class _WithoutDropout(TorchFunctionMode):
-    """Let dropout pass everything on, and keep every layer (layer drop asks `torch.rand`)."""
+    """Make dropout keep everything, also every layer (layer drop asks `torch.rand`)."""
 
     def __torch_function__(
         self, function: Any, _: Any, args: tuple[Any, ...] = (), kwargs: Any = None

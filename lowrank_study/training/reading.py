@@ -1,4 +1,4 @@
-"""A task's source → the rows of one split, as they stand in the file, and what was read.
+"""Read the rows of one split from a task's source, unchanged, and report what was read.
 
 >>> read_rows(task, "train", task.train).said
 'reviews.csv: 300 rows, UTF-8, separated by commas'
@@ -29,10 +29,10 @@ _SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json", ".parquet")
 _EXCEL = "save its sheet as CSV UTF-8 (in Excel: File, Save As, CSV UTF-8), and give that file"
 _FOREIGN = (
     (b"\xd0\xcf\x11\xe0", f"an Excel workbook: {_EXCEL}"),
-    (b"\x1f\x8b", "compressed by gzip: let its name end in .gz"),
-    (b"BZh", "compressed by bzip2: let its name end in .bz2"),
-    (b"\xfd7zXZ", "compressed by xz: let its name end in .xz"),
-    (b"PAR1", "a Parquet file: let its name end in .parquet"),
+    (b"\x1f\x8b", "compressed by gzip: rename it so that it ends in .gz"),
+    (b"BZh", "compressed by bzip2: rename it so that it ends in .bz2"),
+    (b"\xfd7zXZ", "compressed by xz: rename it so that it ends in .xz"),
+    (b"PAR1", "a Parquet file: rename it so that it ends in .parquet"),
     (b"%PDF", "a PDF: give a table"),
     (b"version https://git-lfs", "a pointer of git-lfs: fetch the file with git lfs pull"),
     (b"<!DOCTYPE", "a web page: download the table itself"),
@@ -42,17 +42,17 @@ _FOREIGN = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """The rows of one file or hub split, with the values as they stand there."""
+    """The rows of one file or hub split, with unchanged values."""
 
     frame: pd.DataFrame
     of: str
     """The file's name, or the hub's id and split."""
     said: str
-    """How many rows were read, and how, for people."""
+    """A message on how many rows were read, and how."""
 
 
 def named_files(task: Task) -> list[str]:
-    """Return the files that a task names in its source's folder."""
+    """Return the files of a task's source folder that the task reads."""
     return [file for file in (task.train, task.validation, task.test) if file]
 
 
@@ -62,7 +62,7 @@ def read_rows(task: Task, split: str, file: str) -> Rows:
     Raises
     ------
     InputError
-        A file that can't be read, that changed since it was hashed, or that lacks a column.
+        A file can't be read, has changed since it was hashed, or lacks a column.
     """
     if isinstance(task.source, HubRepo):
         of = f"{task.source.repo_id}/{file}"
@@ -108,14 +108,14 @@ def _read_hub(source: HubRepo, split: str) -> pd.DataFrame:
         rows = datasets.load_dataset(
             source.repo_id, source.subset, split=split, revision=source.revision
         )
-    except Exception as error:  # the library raises a score of types, none in common
+    except Exception as error:  # the library raises many types without a common base
         raise InputError(assets.why_hub_failed(source, error)) from error
-    # Without this, a column of whole numbers with a null among them becomes one of fractions.
+    # Without this, a null in a column of whole numbers turns the numbers into floats.
     frame: pd.DataFrame = rows.with_format("arrow")[:].to_pandas(integer_object_nulls=True)
     for name, feature in rows.features.items():
         if isinstance(feature, datasets.ClassLabel):
             names = dict(enumerate(feature.names))
-            frame[name] = frame[name].map(names)  # −1, a label that is not public, becomes none
+            frame[name] = frame[name].map(names)  # −1, a label that is not public, becomes missing
     return frame
 
 
@@ -140,7 +140,7 @@ def _read_file(path: Path, task: Task) -> tuple[pd.DataFrame, str]:
         ("separator", task.separator, is_grid),
     ):
         if value is not None and not is_read:
-            raise InputError(f"task.{setting}={value!r}: {path.name} has none, leave it null")
+            raise InputError(f"task.{setting}={value!r}: {path.name} has no {setting}; use null")
     if suffix == ".parquet":
         return _read_parquet(path, content), "Parquet"
     text, encoding = decoded(content, path.name, task.encoding)
@@ -168,7 +168,7 @@ def _grid_of(text: str, name: str, suffix: str, task: Task) -> Grid:
 
 
 def _refuse_foreign(path: Path, content: bytes, suffix: str) -> None:
-    """Refuse what is no table of the named kind by what it really is."""
+    """Refuse a file that is not the table its name says, with its real type."""
     for magic, what in _FOREIGN:
         if content.startswith(magic) and not (suffix == ".parquet" and magic == b"PAR1"):
             raise InputError(f"{path} is {what}")
@@ -193,8 +193,8 @@ def _read_parquet(path: Path, content: bytes) -> pd.DataFrame:
 
     try:
         table = pq.read_table(pa.BufferReader(content))
-        table.validate(full=True)  # invalid UTF-8 would be noticed when a value is read
-        # Without pandas' own notes, a column that was a table's index is a column like others.
+        table.validate(full=True)  # otherwise invalid UTF-8 shows only when a value is read
+        # Ignore pandas' metadata, which would hide a column that was a table's index.
         frame: pd.DataFrame = table.to_pandas(integer_object_nulls=True, ignore_metadata=True)
     except (ValueError, OSError, pa.ArrowException) as error:
         raise InputError(f"{path} can't be read as .parquet: {_first_line(error)}") from error
@@ -210,15 +210,15 @@ def _json_lines(text: str, path: Path) -> list[dict[str, Any]]:
 
 
 def _json_records(text: str, path: Path) -> list[dict[str, Any]]:
-    """Read a list of objects, or pandas' own layout: an object of columns."""
+    """Read a list of objects, or pandas' layout, an object of columns."""
     parsed = _parsed(text, path, 1)
     if isinstance(parsed, dict) and parsed and all(isinstance(v, dict) for v in parsed.values()):
         rows = list(dict.fromkeys(row for column in parsed.values() for row in column))
         return [{name: column.get(row) for name, column in parsed.items()} for row in rows]
     if not isinstance(parsed, list):
         raise InputError(
-            f"{path} can't be read as .json: it holds {_kind(parsed)}, and a list of objects is "
-            "needed, one a row"
+            f"{path} can't be read as .json: it holds {_kind(parsed)}; give a list of objects, one "
+            "per row"
         )
     return [_object(row, f"{path} row {number}") for number, row in enumerate(parsed, start=1)]
 
@@ -243,7 +243,7 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _object(value: Any, place: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise InputError(f"{place} holds {_kind(value)}: an object, {{column: value}}, is needed")
+        raise InputError(f"{place} holds {_kind(value)}: give an object, {{column: value}}")
     return value
 
 
@@ -258,12 +258,12 @@ def _first_line(error: Exception) -> str:
 
 
 def as_texts(column: pd.Series, name: str, of: str) -> pd.Series:
-    """Return a column's values as texts, with None where there is none.
+    """Return a column's values as texts, and missing ones as None.
 
     Raises
     ------
     InputError
-        A value that is a list, an object or bytes.
+        A value is a list, an object or bytes.
     """
     values = [
         _as_text(value, f"{of} row {row}: column {name!r}") for row, value in enumerate(column, 1)
@@ -274,11 +274,11 @@ def as_texts(column: pd.Series, name: str, of: str) -> pd.Series:
 def _as_text(value: Any, place: str) -> str | None:
     if isinstance(value, str):
         if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise InputError(f"{place} holds half a character (a lone surrogate): mend the file")
+            raise InputError(f"{place} holds half a character (a lone surrogate): repair the file")
         return value or None
     if isinstance(value, list | tuple | dict | set | bytes | np.ndarray):
         raise InputError(
-            f"{place} holds {str(value)[:60]}, of type {type(value).__name__}: one text or "
-            "number a row is needed"
+            f"{place} holds {str(value)[:60]}, of type {type(value).__name__}: give one text or "
+            "number per row"
         )
     return None if pd.isna(value) else str(value)

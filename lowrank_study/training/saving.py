@@ -1,4 +1,4 @@
-"""A trained model to files and back: the whole of it, or its adapter in PEFT's layout.
+"""Save and load a trained model: all of it, or its adapter in PEFT's layout.
 
 >>> save_model(model, spec, Path("checkpoint"), base=folder)
 >>> load_adapter(fresh, Path("checkpoint"))
@@ -20,19 +20,19 @@ from lowrank_study.training.models import head_names, in_head, train_head
 
 
 def save_model(model: nn.Module, spec: RunSpec, folder: Path, *, base: Path) -> None:
-    """Write what was trained: the whole model, or the adapter with its head in PEFT's layout.
+    """Save a trained model completely, or its adapter with the head in PEFT's layout.
 
     Parameters
     ----------
     model
         The trained model.
     spec
-        What it was trained by.
+        The specification of its run.
     folder
-        Where to.
+        The folder to write to.
     base
-        Folder of the pretrained model: the adapter keeps the hashes of its files, and is later
-        refused on another base.
+        Folder of the pretrained model: the adapter stores the hashes of its files, and is refused
+        on another base.
     """
     match spec.method:
         case Lora() as lora:
@@ -71,19 +71,19 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
     Raises
     ------
     InputError
-        An adapter of another kind, or one that names modules or shapes the model has not.
+        The adapter is of another kind, or contains modules or shapes that the model lacks.
     """
     with open_adapter(folder) as adapter:
         adapter.refuse_partial()
         if adapter.kind != "lora":
-            raise InputError(f"{folder}: a {adapter.kind} adapter; load it through PEFT")
+            raise InputError(f"{folder}: a {adapter.kind} adapter; load it with PEFT")
         linear = {name for name, module in model.named_modules() if is_linear(module)}
         if unknown := sorted(set(adapter.modules()) - linear):
-            raise InputError(f"{folder}: adapts {unknown[0]!r}, no linear map of the model")
+            raise InputError(f"{folder}: adapts {unknown[0]!r}, not a linear map of the model")
         factors = {name: adapter.factors(name) for name in adapter.modules()}
         saved = {name: torch.from_numpy(adapter.read(name)) for name in adapter.saved_weights()}
     if unknown := sorted(set(saved) - set(model.state_dict())):
-        raise InputError(f"{folder}: it saves {unknown[0]!r}, which the model has not")
+        raise InputError(f"{folder}: it saves {unknown[0]!r}, which the model lacks")
     model.load_state_dict(saved, strict=False)
     add_lora(model, {name: _lora_of(f.A_RI.shape[0], f.scaling) for name, f in factors.items()})
     with torch.no_grad():
@@ -94,7 +94,7 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
 
 
 def _lora_of(rank: int, scaling: float) -> Lora:
-    """What a saved adapter says of itself; how it was trained, it does not say."""
+    """The properties that a saved adapter states; it does not state how it was trained."""
     return Lora(
         learning_rate=math.nan,
         rank=rank,

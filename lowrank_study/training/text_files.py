@@ -1,10 +1,10 @@
-"""Bytes of a text file → the text, and the text → rows of equal length, or a refusal by line.
+"""Decode a text file, and split it into rows of equal length; refuse bad lines by number.
 
 >>> text, encoding = decoded("Müller".encode("utf-8"), "a.csv", None)
 >>> encoding
 'UTF-8'
 
-An encoding or a separator that nobody named is detected, and the caller says which it was.
+If no encoding or separator is given, it is detected, and the caller reports it.
 """
 
 import codecs
@@ -19,7 +19,7 @@ from lowrank_study.errors import InputError
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig", "UTF-8"),
-    (codecs.BOM_UTF32_LE, "utf-32", "UTF-32"),  # before UTF-16: its mark begins with that one's
+    (codecs.BOM_UTF32_LE, "utf-32", "UTF-32"),  # before UTF-16, whose mark is its beginning
     (codecs.BOM_UTF32_BE, "utf-32", "UTF-32"),
     (codecs.BOM_UTF16_LE, "utf-16", "UTF-16"),
     (codecs.BOM_UTF16_BE, "utf-16", "UTF-16"),
@@ -32,8 +32,8 @@ _NOT_WESTERN = re.compile(
     rb"|[a-z][\x8a\x8c\x8e\x9f]"
     rb"|[\x80-\xff]{4}|[\xc0-\xff]{3}"
 )
-"""What text in Windows-1252 hardly has: signs between letters (all but ’ š œ ž ·), capitals Š Œ Ž Ÿ
-after small letters, and three letters with accents in a row."""
+"""Patterns that are rare in text in Windows-1252: signs between letters (all but ’ š œ ž ·),
+capitals Š Œ Ž Ÿ after small letters, and three accented letters in a row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,18 +43,18 @@ class Grid:
     header: list[str]
     rows: list[list[str]]
     said: str
-    """What was detected, for people."""
+    """A message on what was detected."""
 
 
 def decoded(content: bytes, name: str, encoding: str | None) -> tuple[str, str]:
-    """Return a file's text, and the name of its encoding for people.
+    """Return a file's text, and the name of its encoding for messages.
 
-    UTF-8 and byte-order marks decide; then zeros show UTF-16. What looks like Western text is read
-    as Windows-1252, which is a guess, and said to be one.
+    UTF-8 and byte-order marks are checked first; then zero bytes indicate UTF-16. Text that looks
+    Western is read as Windows-1252, and the message says that this is a guess.
 
     Raises
     ------
-    InputError
+    The given encoding does not fit, or none can be detected.
         The encoding that was named does not fit, or none can be told.
     """
     if encoding is not None:
@@ -79,7 +79,7 @@ def _decoded_by_guess(
             return _decode(content, name, codec), "UTF-16"
     if error is None or b"\0" in content:
         raise InputError(
-            f"{name} holds zero bytes, so that it is no text in a known encoding: name it with "
+            f"{name} contains zero bytes, so it is not text in a known encoding: set "
             "task.encoding=ENCODING, or save the table as CSV in UTF-8"
         )
     line = content.count(b"\n", 0, error.start) + 1
@@ -90,7 +90,7 @@ def _decoded_by_guess(
     if text is None:
         raise InputError(
             f"{name} is not UTF-8 (byte 0x{content[error.start]:02x} in line {line}), and its "
-            "encoding can't be told: name it with task.encoding=ENCODING (cp1252, cp1250, cp1251, "
+            "encoding can't be detected: set task.encoding=ENCODING (cp1252, cp1250, cp1251, "
             "mac_roman, gb18030, shift_jis …), or save the file as UTF-8"
         )
     found = re.search(r"\w*[^\x00-\x7f]\w*", text)
@@ -104,11 +104,11 @@ def _decode(content: bytes, name: str, encoding: str) -> str:
         line = content.count(b"\n", 0, error.start) + 1
         raise InputError(
             f"{name} is not {encoding}: byte 0x{content[error.start]:02x} in line {line} "
-            f"({error.reason}); name the right one with task.encoding=ENCODING"
+            f"({error.reason}); set the right one with task.encoding=ENCODING"
         ) from error
     except UnicodeError as error:
         raise InputError(
-            f"{name} is not {encoding} ({error}); name the right one with task.encoding=ENCODING"
+            f"{name} is not {encoding} ({error}); set the right one with task.encoding=ENCODING"
         ) from error
 
 
@@ -117,29 +117,29 @@ def grid(
 ) -> Grid:
     """Return a delimited text's rows; each has as many fields as the header.
 
-    Quotation marks are read as in RFC 4180. Where all lines are of one length without them, they
-    are letters like others if they don't close, or if rows in a text with tabs would be joined.
+    Quotation marks follow RFC 4180. If all lines have equal length when the marks are taken as
+    letters, they are letters if they don't close, or if they would join rows in a file with tabs.
 
     Parameters
     ----------
     text
-        The whole file's.
+        Content of the file.
     name
-        Of the file, for messages.
+        Name of the file, for messages.
     separator
-        Between the fields; None detects it from the header and the columns that are wanted.
+        Between the fields; None detects it from the header and the required columns.
     usual
-        The separator to take where the header leaves it open.
+        The separator to use if the header does not decide.
     columns
-        The columns that are wanted.
+        The required columns.
     label
-        The column of labels: it tells rows that an open quotation mark has swallowed.
+        The column of labels; it shows rows that an open quotation mark has swallowed.
 
     Raises
     ------
     InputError
-        A line whose fields are more or fewer than the header's, or quotation marks that don't
-        close: with the line's number.
+        A line has more or fewer fields than the header, or quotation marks don't close; the message
+        gives the line number.
     """
     csv.field_size_limit(sys.maxsize)
     if hint := re.match(r"sep=(.)(?=[\r\n])", text):  # Excel's own first line
@@ -147,7 +147,7 @@ def grid(
     used = separator or _detected(text, usual, columns)
     lines = _records(text, used, name, quoted=False)
     if not lines:
-        raise InputError(f"{name} is empty: a header and rows are needed")
+        raise InputError(f"{name} is empty: give a header and rows")
     if '"' not in text:
         return _grid(lines, used, name, "")
     try:
@@ -157,13 +157,13 @@ def grid(
             raise
         return _grid(lines, used, name, ", quotation marks kept")
     is_joined = used == "\t" and len(records) < len(lines) and _are_equal(lines)
-    # Lines of one text in quotation marks would bring what are no labels.
+    # Otherwise joined lines would produce values that are no labels.
     if is_joined and len(_values(lines, label)) <= len(_values(records, label)):
         return _grid(lines, used, name, ", quotation marks kept")
     if swallowed := _swallowed(text, records, used, label):
         raise InputError(
             f"{name} line {swallowed}: a quotation mark opens a cell that runs over the next lines "
-            "and takes in what reads as rows of their own: double the quotation marks inside "
+            "and contains what looks like rows of their own: double the quotation marks inside "
             "cells, or save the table as JSONL or Parquet"
         )
     breaks = len(lines) - len(records)
@@ -173,7 +173,7 @@ def grid(
 def orange_grid(text: str, name: str) -> Grid | None:
     """Return the rows of Orange's format, or None for another table with tabs.
 
-    Its second line has the columns' types, its third their roles; quotation marks mean nothing.
+    Its second line contains the types, its third the roles; quotation marks are letters.
     """
     kinds = [line.split("\t") for line in text.splitlines()[:3]]
     if len(kinds) < 3 or not set(kinds[1]) <= _ORANGE_TYPES or not set(kinds[2]) <= _ORANGE_ROLES:
@@ -184,7 +184,7 @@ def orange_grid(text: str, name: str) -> Grid | None:
 
 
 def _detected(text: str, usual: str, columns: Sequence[str]) -> str:
-    """Return the separator whose header has the wanted columns, or else the most fields."""
+    """Return the separator whose header has the required columns, or else the most fields."""
 
     def fitness(separator: str) -> tuple[int, int, bool]:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
@@ -217,7 +217,7 @@ def _records(text: str, separator: str, name: str, *, quoted: bool) -> list[tupl
 
 
 def _values(records: Sequence[tuple[int, list[str]]], column: str) -> set[str]:
-    """Return the different values of a column, none if the header lacks it."""
+    """Return the distinct values of a column; empty if the header lacks it."""
     header = [field.strip() for field in records[0][1]]
     place = header.index(column) if column in header else len(header)
     return {fields[place].strip() for _, fields in records[1:] if len(fields) > place}
@@ -230,7 +230,7 @@ def _are_equal(records: Sequence[tuple[int, list[str]]]) -> bool:
 def _swallowed(
     text: str, records: Sequence[tuple[int, list[str]]], separator: str, label: str
 ) -> int | None:
-    """Return the line where a cell begins that holds lines which read as labelled rows."""
+    """Return the line of a cell that contains lines which look like labelled rows."""
     header = [field.strip() for field in records[0][1]]
     if label not in header:
         return None
@@ -245,7 +245,7 @@ def _swallowed(
     lines = list(io.StringIO(text, newline="")) if spread else []
     for first, last, fields in spread:
         cells = [number for number, field in enumerate(fields) if _spans_lines(field)]
-        # The first line may begin with this row's own label, and the last may end with it.
+        # The first line may start with this row's own label, and the last may end with it.
         begin = first if place >= cells[0] else first + 1
         end = last if place <= cells[-1] else last - 1
         for line in lines[begin - 1 : end]:
@@ -276,5 +276,5 @@ def _grid(records: Sequence[tuple[int, list[str]]], separator: str, name: str, m
 
 
 def shown(separator: str) -> str:
-    """Return a separator's name for people."""
+    """Return a separator's name for messages."""
     return _SEPARATORS.get(separator, repr(separator))

@@ -72,10 +72,10 @@ class JsonLinesTracker:
 
 
 class WandbTracker:
-    """One wandb run a run, which never stops training nor makes it wait for more than seconds.
+    """One wandb run per run; it never stops training, and delays it by a few seconds at most.
 
-    It is online where there is a key for the server, and the server answers. Otherwise wandb keeps
-    it in the run's folder, and a line on standard error says why.
+    It is online if there is a key for the server and the server answers. Otherwise wandb writes to
+    the run's folder, and a line on standard error says why.
     """
 
     def __init__(self, spec: RunSpec, folder: Path, group: str) -> None:
@@ -94,7 +94,7 @@ class WandbTracker:
         while self._run is None:
             try:
                 self._run = _started(arguments)
-            except Exception as error:  # of many kinds: a key that is refused, a server that fails
+            except Exception as error:  # of any type, such as a refused key or a failing server
                 if os.environ.get("WANDB_MODE") == "offline":
                     _tell(f"the curve of {spec.run_id} is lost: {_first_line(error)}")
                     break
@@ -120,14 +120,14 @@ class WandbTracker:
             try:
                 run.finish(exit_code=int(failed))
             except Exception as error:
-                _tell(f"the run did not end well: {_first_line(error)}")
+                _tell(f"wandb could not finish the run: {_first_line(error)}")
 
         if run is not None and not within(_FINISH_SECONDS, finish):
             _tell("the server takes too long: `wandb sync` sends the rest of the run later")
 
 
 def why_offline() -> str | None:
-    """Say why wandb can't be used online: no key for its server, or no answer; None if it can."""
+    """Return why wandb can't be used online (no key, or no answer); None if it can."""
     server = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
     host = urlsplit(server).hostname or server
     if not os.environ.get("WANDB_API_KEY") and not _has_netrc_entry(host):
@@ -137,7 +137,7 @@ def why_offline() -> str | None:
     def ask() -> None:
         try:
             urlopen(server, timeout=_ANSWER_SECONDS).close()
-        except HTTPError:  # any answer is one
+        except HTTPError:  # the server has answered
             pass
         except (OSError, ValueError, HTTPException) as error:
             failed.append(f"{server} can't be reached ({getattr(error, 'reason', error)})")
@@ -156,7 +156,7 @@ def _has_netrc_entry(host: str) -> bool:
 
 
 def within(seconds: float, call: Callable[[], None]) -> bool:
-    """Call a function that may hang, and tell whether it came back in time."""
+    """Call a function that may hang, and return whether it came back in time."""
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
     thread.join(seconds)
@@ -164,7 +164,7 @@ def within(seconds: float, call: Callable[[], None]) -> bool:
 
 
 def _started(arguments: Mapping[str, Any]) -> Any:
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # the process's end would wait for it
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it would delay the process's end
     import wandb
 
     settings = wandb.Settings(init_timeout=_FINISH_SECONDS)
@@ -173,8 +173,8 @@ def _started(arguments: Mapping[str, Any]) -> Any:
 
 
 def _go_offline(why: str) -> None:
-    os.environ["WANDB_MODE"] = "offline"  # for the process's other runs too
-    _tell(f"{why}: curves are kept in the runs' folders, and `wandb sync` sends them later")
+    os.environ["WANDB_MODE"] = "offline"  # also for the other runs of this process
+    _tell(f"{why}: curves are kept in the runs' folders; send them later with `wandb sync`")
 
 
 def _tell(message: str) -> None:

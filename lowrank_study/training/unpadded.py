@@ -5,8 +5,8 @@ something else: the run (`packing.py`). Three things differ from the stock forwa
 leave the scores as they are, up to the rounding of sums in another order:
 
 1. attention goes text by text (`attention.py`);
-2. the head gets what it reads of each text, picked out of the row: the first token (encoders), the
-   last one that is no padding (decoders), or the mean of all;
+2. the head gets the vector that it reads for each text: that of the first token (encoders), that of
+   the last token that is not padding (decoders), or the mean of all;
 3. BERT's and RoBERTa's last layer is computed for these tokens alone, since nothing else of it
    is read. Its keys and values are still needed everywhere.
 
@@ -40,16 +40,16 @@ _NARROWED = ("bert", "roberta", "xlm-roberta")
 _READ_AT_THE_END = ("modernbert-decoder", "ctrl")
 """Decoders whose head is not called `score`."""
 _POSITION_TABLES = ("position_embeddings", "wpe", "embed_positions", "positions_embed")
-"""What architectures call the module, or the buffer, that has a row for each position."""
+"""Names of the module, or the buffer, with one row for each position."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Reading:
-    """What the backbone takes, and what the head reads of its result."""
+    """The inputs of the backbone, and which of its outputs the head reads."""
 
     inputs: dict[str, Tensor]
     read_N: Tensor | None
-    """Position in the row of the token that is read of each text; `None`: the mean of all."""
+    """Position in the row of the token that is read for each text; `None`: the mean of all."""
     lengths: tuple[int, ...]
 
 
@@ -57,9 +57,9 @@ _reading: ContextVar[_Reading] = ContextVar("reading")
 
 
 def can_unpad(model: nn.Module) -> bool:
-    """Whether a model is transformers' own, of one stack, and takes an attention function by name.
+    """Whether a model is from transformers, has one stack, and accepts an attention function.
 
-    The others (T5 and BART, DeBERTa, MPNet, BLOOM, Falcon …) are computed with padded texts.
+    Others (T5 and BART, DeBERTa, MPNet, BLOOM, Falcon …) are computed with padded texts.
     """
     if not (isinstance(model, PreTrainedModel) and model._supports_attention_backend):
         return False
@@ -107,7 +107,7 @@ def unpadded_scores(model: nn.Module, batch: Batch, device: torch.device, runs: 
     row = {
         "input_ids": batch.ids_T,
         "position_ids": _positions(_backbone(model), batch),
-        # No token is padding. Without it, decoders would look for texts in the positions.
+        # No token is padding. Without this mask, decoders would infer texts from the positions.
         "attention_mask": torch.ones_like(batch.ids_T),
     }
     if _has_types(model):
@@ -122,7 +122,7 @@ def unpadded_scores(model: nn.Module, batch: Batch, device: torch.device, runs: 
     token = _reading.set(reading)
     try:
         with texts_of(batch.lengths, runs):
-            # The head sees as many texts of one token as there are texts in all runs.
+            # The head sees as many texts of one token as all runs have texts.
             one_token_each = torch.zeros(runs * texts, 1, dtype=torch.long, device=device)
             logits: Tensor = model(input_ids=one_token_each).logits
     finally:
@@ -152,7 +152,7 @@ def _backbone(model: nn.Module) -> nn.Module:
 
 
 def _texts_T(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return the number of each token's text, and each text's first token in the row."""
+    """Return for each token the number of its text, and for each text its first token's place."""
     lengths = torch.tensor(batch.lengths)
     return torch.arange(len(lengths)).repeat_interleave(lengths), lengths.cumsum(0) - lengths
 
@@ -163,41 +163,41 @@ def _positions(backbone: nn.Module, batch: Batch) -> Tensor:
     padding = _padding_index(backbone)
     if padding is None:
         return torch.arange(len(text_T)) - starts_N[text_T]
-    counted_T = (batch.ids_T != padding).long()  # a text may have the padding token inside
+    counted_T = (batch.ids_T != padding).long()  # a text may contain the padding token
     until_T = counted_T.cumsum(0)
     before_N = (until_T - counted_T)[starts_N]
     return (until_T - before_N[text_T]) * counted_T + padding
 
 
 def _padding_index(backbone: nn.Module) -> int | None:
-    """Return the number from which RoBERTa and its kin count positions; None for the others."""
+    """Return the number from which RoBERTa and related models count positions; else None."""
     embeddings = getattr(backbone, "embeddings", None)
     found = getattr(embeddings, "padding_idx", None)
-    # XLM's is the word table itself, whose padding_idx says nothing of positions.
+    # XLM returns its word table, whose padding_idx does not affect positions.
     return None if found is None or isinstance(embeddings, nn.Embedding) else int(found)
 
 
 def _read_tokens(model: nn.Module, batch: Batch) -> Tensor | None:
-    """Return where the head reads each text, as the stock model chooses it; None: everywhere."""
+    """Return where the head reads each text, chosen as in the stock model; None: everywhere."""
     config: Any = model.config
     if getattr(config, "classifier_pooling", "") == "mean":  # ModernBERT
         return None
     text_T, starts_N = _texts_T(batch)
     if not (hasattr(model, "score") or config.model_type in _READ_AT_THE_END):
         return starts_N
-    # Decoders have seen all at the last token that is no padding.
+    # In decoders, the last token that is not padding has seen all others.
     there_T = batch.ids_T != config.pad_token_id
     place_T = torch.where(there_T, torch.arange(len(text_T)), starts_N[text_T])
     return starts_N.scatter_reduce(0, text_T, place_T, "amax")
 
 
 def counts_from_padding(model: nn.Module) -> bool:
-    """Whether a model's positions begin after the number of its padding token, as RoBERTa's do."""
+    """Whether a model counts positions from its padding id, as RoBERTa does."""
     return _padding_index(_backbone(model)) is not None
 
 
 def positions_of(model: nn.Module) -> int | None:
-    """Return how many tokens the model has positions for; None where it computes them."""
+    """Return for how many tokens the model has positions; None if it computes them."""
     padding = _padding_index(_backbone(model))
     found = []
     for name, table in [*model.named_modules(), *model.named_buffers()]:
@@ -212,7 +212,7 @@ def positions_of(model: nn.Module) -> int | None:
 
 
 def _read_of_each_text(self: Any, *_: Any, **__: Any) -> BackboneOutput:
-    """Run the stock backbone on the row; give its head what it reads of each text, (R N, 1, D)."""
+    """Run the stock backbone on the row; pass the head its vector of each text, (R N, 1, D)."""
     reading = _reading.get()
     hidden = type(self).forward(self, **reading.inputs, use_cache=False).last_hidden_state
     if reading.read_N is None:
@@ -225,7 +225,7 @@ def _read_of_each_text(self: Any, *_: Any, **__: Any) -> BackboneOutput:
 
 def _pooled(backbone: Any, hidden_N1D: Tensor) -> Tensor | None:
     pooler = getattr(backbone, "pooler", None)
-    if isinstance(pooler, nn.Linear):  # ALBERT keeps the activation beside it
+    if isinstance(pooler, nn.Linear):  # ALBERT has the activation beside the pooler
         pooled: Tensor = backbone.pooler_activation(pooler(hidden_N1D[:, 0]))
         return pooled
     return None if pooler is None else pooler(hidden_N1D)

@@ -176,7 +176,7 @@ def test_the_head_alone_is_what_the_others_are_read_against(
     runs = pd.concat([study.runs, head], ignore_index=True)
     assert "The head alone" not in texts(study)
     text = texts(replace(study, runs=runs, planned=len(runs)))["The head alone"]
-    assert text.startswith(f"Without any ΔW, the head alone reaches a test accuracy of {accuracy}")
+    assert text.startswith(f"Without any ΔW, a linear probe reaches a test accuracy of {accuracy}")
     assert then in text
     assert ("configurations" in text) == (accuracy == 0.99)
 

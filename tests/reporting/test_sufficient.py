@@ -126,7 +126,7 @@ def test_the_head_alone_is_tested_too(small_study: StudyTables, sign: str, words
     both = pd.concat([head.comparison, study.comparison], ignore_index=True)
     said = told(replace(study, comparison=both))
     assert said["The head alone, tested"] == (
-        "At a margin of 2.0 points, the head alone, without any ΔW, "
+        "At a margin of 2.0 points, a linear probe, without any ΔW, "
         f"{words} (6 seeds, 2,588 test examples)."
     )
     assert "one of these 4 at most 20\u202f%" in said["Noise"]

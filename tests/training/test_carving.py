@@ -147,7 +147,7 @@ def test_test_texts_that_a_given_training_file_has_are_counted(tmp_path: Path) -
     test["text"] = [f"Text  {n}" if n < 4 else f"other {n}" for n in range(40)]
     rows = given(tmp_path, table(100), test, validation_size=2, test_size=None)
     trained = texts_of(rows)["train"] & texts_of(rows)["test"]
-    told = rf"{len(trained)} of 40 test texts \(.* %\) stand in the training split too"
+    told = rf"{len(trained)} of 40 test texts \(.* %\) are also in the training split"
     assert len(trained) >= 2
     assert re.search(told, warnings_of(rows))
 
@@ -193,8 +193,8 @@ def test_sizes_that_are_not_there_are_said(tmp_path: Path) -> None:
         train_size=500,
         test_size=50,
     )
-    assert "task.train_size=500 was asked for, and 90 rows are there" in warnings_of(rows)
-    assert "task.test_size=50 was asked for, and 40 rows are there" in warnings_of(rows)
+    assert "task.train_size=500 was asked for, but only 90 rows are there" in warnings_of(rows)
+    assert "task.test_size=50 was asked for, but only 40 rows are there" in warnings_of(rows)
 
 
 def test_a_training_split_of_one_class_is_refused(tmp_path: Path) -> None:

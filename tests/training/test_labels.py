@@ -56,7 +56,7 @@ def test_white_space_around_labels_makes_no_classes(tmp_path: Path) -> None:
 def test_labels_that_look_alike_are_said(alike: tuple[str, str], tmp_path: Path) -> None:
     rows = split(tmp_path, [*alike, "pos"] * 40)
     assert len(rows.labels) == 3
-    assert "are classes of their own, and differ only in case" in warnings_of(rows)
+    assert "are separate classes, but differ only in case" in warnings_of(rows)
     assert all(repr(name) in warnings_of(rows) for name in alike)
 
 
@@ -119,7 +119,7 @@ def test_many_numbered_classes_are_no_regression(tmp_path: Path) -> None:
 
 
 def test_labels_of_their_own_are_refused_and_rare_ones_said(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"have a label of their own.*task\.labels"):
+    with pytest.raises(InputError, match=r"have a label that no other row has.*task\.labels"):
         split(tmp_path, [f"id {n}" for n in range(100)])
     rows = split(
         tmp_path,
@@ -133,4 +133,4 @@ def test_texts_that_are_numbers_are_said(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     pd.DataFrame({"text": range(100), "label": ["a", "b"] * 50}).to_csv(path, index=False)
     rows = split_rows(task_of(path))
-    assert "'text' of task.text_columns holds numbers alone" in warnings_of(rows)
+    assert "'text' of task.text_columns contains only numbers" in warnings_of(rows)

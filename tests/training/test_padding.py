@@ -146,7 +146,7 @@ def test_a_padding_token_that_the_model_has_no_word_for_is_refused(
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_special_tokens({"pad_token": "<new>"})
     tokenizer.save_pretrained(folder)
-    with pytest.raises(InputError, match=r"pads with token 48, and the model has 48 words: name"):
+    with pytest.raises(InputError, match=r"pads with token 48, but the model has 48 words: set"):
         fitting(spec_on(tiny_overrides, "gpt2", folder))
 
 
@@ -156,7 +156,7 @@ def test_tokens_beyond_the_models_words_are_refused(
     folder = sized_model("gpt2", n_embd=16, n_layer=2, n_head=2)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 20}))
-    with pytest.raises(InputError, match=r"gives token 47, and the model has 20 words"):
+    with pytest.raises(InputError, match=r"gives token 47, but the model has 20 words"):
         fitting(spec_on(tiny_overrides, "gpt2", folder))
 
 
@@ -164,7 +164,7 @@ def test_texts_beyond_opts_positions_are_refused(
     tiny_overrides: list[str], sized_model: Callable[..., Path], edited: Callable[..., Path]
 ) -> None:
     folder = edited(sized_model("opt", **OPT), "config.json", max_position_embeddings=9)
-    with pytest.raises(InputError, match=r"a text has 14 tokens, and tiny has positions for 9"):
+    with pytest.raises(InputError, match=r"a text has 14 tokens, but tiny has positions for 9"):
         fitting(spec_on(tiny_overrides, "opt", folder))
 
 
@@ -174,5 +174,5 @@ def test_t5_needs_one_end_token_in_each_text(
     model = sized_model("t5", **T5, decoder_start_token_id=0)
     fitting(spec_on(tiny_overrides, "t5", model))
     folder = edited(model, "config.json", eos_token_id=8)  # a word, in some texts
-    with pytest.raises(InputError, match=r"its end token, number 8, and a text has 0 of them"):
+    with pytest.raises(InputError, match=r"its end token, number 8, but a text has 0 of them"):
         fitting(spec_on(tiny_overrides, "t5", folder))

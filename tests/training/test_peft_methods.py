@@ -223,12 +223,12 @@ def test_a_kind_that_would_not_train_as_it_says_is_refused(kind: str, bert: Path
 
 
 def test_a_kind_that_peft_has_not_is_refused(bert: Path) -> None:
-    with pytest.raises(InputError, match=r"LORRA is none of PEFT's. Valid: .*LOHA"):
+    with pytest.raises(InputError, match=r"LORRA is not a PEFT method. Valid: .*LOHA"):
         build_model(spec_of("LORRA", {}), bert, number_of_labels=3)
 
 
 REFUSED_OPTIONS = [
-    ("LOHA", {"q": 2}, r"method.options.q is no option of LOHA. Valid: alpha, .*, r, "),
+    ("LOHA", {"q": 2}, r"method.options.q is not an option of LOHA. Valid: alpha, .*, r, "),
     ("LORA", {"init_lora_weights": "eva"}, "'eva': it needs a pass over the data.*Valid: true"),
     ("LORA", {"init_lora_weights": "lora_ga"}, "'lora_ga': it needs a pass over the data"),
     ("LORA", {"init_lora_weights": "corda"}, "'corda': it needs a pass over the data"),
@@ -238,18 +238,18 @@ REFUSED_OPTIONS = [
     ("LORA", {"eva_config": {}}, "needs a pass over the data"),
     ("LORA", {"kasa_config": {}}, "needs a term in the loss"),
     ("LORA", {"rank_pattern": {"q_proj": 4}}, "'q_proj' matches none .* end in query, value"),
-    ("LORA", {"rank_pattern": {"(": 4}}, r"'\(' is no regular expression"),
+    ("LORA", {"rank_pattern": {"(": 4}}, r"'\(' is not a regular expression"),
     ("LORA", {"rank_pattern": 4}, "a mapping from module names"),
     ("LORA", {"r": 17}, "query maps 16 to 16 features"),
-    ("LORA", {"target_modules": ["key"]}, "method.target says it"),
+    ("LORA", {"target_modules": ["key"]}, "set method.target instead"),
     ("LORA", {"layers_to_transform": [0]}, "PEFT ignores it for modules given by their paths"),
     ("LORA", {"inference_mode": True}, "it is set here|nothing would be trained"),
     ("LORA", {"task_type": "CAUSAL_LM"}, "it is set here"),
-    ("LORA", {"modules_to_save": ["norm"]}, "modules_to_save: 'norm' is no module"),
+    ("LORA", {"modules_to_save": ["norm"]}, "modules_to_save: the model has no module 'norm'"),
     ("LOHA", {"use_effective_conv2d": True}, "convolutions alone"),
     ("LOHA", {"rank_dropout": "much"}, "rank_dropout='much': a value like 0.0"),
     ("GRALORA", {"r": 3}, "PEFT can't put GRALORA with .*3.* on this model: "),
-    ("OFT", {"oft_block_size": 4, "r": 0, "eps": 0.1}, "only where method.options.coft is True"),
+    ("OFT", {"oft_block_size": 4, "r": 0, "eps": 0.1}, "only if method.options.coft is True"),
     ("OFT", {"oft_block_size": 4, "r": 0, "module_dropout": 0.5}, "never applies it"),
     ("IA3", {"feedforward_modules": ["q_proj"]}, "feedforward_modules='q_proj' matches no linear"),
     ("IA3", {"feedforward_modules": ["mlp_up"]}, "should be a subset of `target_modules`"),
@@ -280,9 +280,7 @@ def test_every_option_in_the_tables_is_refused(bert: Path) -> None:
     for kind, conditions in peft_methods._ONLY_WITH.items():
         for option, (other, value) in conditions.items():
             unmet = not value if isinstance(value, bool) else "full"
-            check(
-                kind, {option: 3, other: unmet}, f"{option}: .* only where method.options.{other}"
-            )
+            check(kind, {option: 3, other: unmet}, f"{option}: .* only if method.options.{other}")
 
 
 def test_feedforward_modules_are_named_as_targets_are(bert: Path) -> None:

@@ -89,9 +89,9 @@ def test_compressed_files(suffix: str, tmp_path: Path) -> None:
         ("a.csv", b"\xef\xbb\xbf\n", "is empty"),
         ("a.json", b"", "is empty"),
         ("a.jsonl", b'{"text": "a", "label": 0}\n{"text": \n', "line 2 can't be read as .jsonl"),
-        ("a.jsonl", b'{"text": "a"}\n["b"]\n', "line 2 holds a list: an object"),
+        ("a.jsonl", b'{"text": "a"}\n["b"]\n', "line 2 holds a list: give an object"),
         ("a.jsonl", b'{"text": "a", "label": 1, "label": 2}\n', "names 'label' twice"),
-        ("a.json", b'{"text": "a", "label": 1}', "holds an object, and a list of objects"),
+        ("a.json", b'{"text": "a", "label": 1}', "holds an object; give a list of objects"),
         ("a.json", b"7", "holds the value 7"),
         ("a.csv", b"text,text,label\na,b,up\n", r"text_columns: a\.csv has 2 columns .*'text'"),
         ("a.csv", b"text,lable\na,b\n", "label_column: .*no column 'label'.* text, lable"),
@@ -129,7 +129,7 @@ def test_a_null_among_whole_numbers_leaves_them_whole(name: str, tmp_path: Path)
 def test_a_nested_value_is_refused_with_its_row(value: object, tmp_path: Path) -> None:
     rows = [{"text": "a", "label": "up"}, {"text": value, "label": "up"}]
     found = read(tmp_path / "a.json", json.dumps(rows)).frame
-    with pytest.raises(InputError, match=r"a\.json row 2: column 'text' holds .*a.*: one text"):
+    with pytest.raises(InputError, match=r"a\.json row 2: column 'text' holds .*a.*: give one"):
         as_texts(found["text"], "text", "a.json")
 
 
@@ -167,7 +167,7 @@ def test_a_file_that_is_edited_while_it_is_read_is_refused(
 
 
 def test_a_setting_that_would_not_be_read_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"task\.separator=';': a\.json has none"):
+    with pytest.raises(InputError, match=r"task\.separator=';': a\.json has no separator"):
         read(tmp_path / "a.json", '[{"text": "a", "label": 1}]', "task.separator=semicolon")
 
 

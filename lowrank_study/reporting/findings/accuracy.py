@@ -53,7 +53,7 @@ def head_alone(data: SettingData) -> list[Finding]:
     rows, found = data.chosen, []
     for head in records(rows[rows["method"] == "head"]):
         others = rows[rows["method"] != "head"]
-        text = f"Without any ΔW, the head alone reaches {_reached(head)}."
+        text = f"Without any ΔW, a linear probe reaches {_reached(head)}."
         behind = int((others["mean_test_accuracy"] < head["test_low_95"]).sum())
         if behind:
             text += (

@@ -1,11 +1,10 @@
-"""How much of the plan is done, and what the report does not rest on.
+"""How much of the plan is done, and what is missing from the report.
 
     completeness(study).text      # "2 of 2 planned runs are done."
 
-Every planned run has ended, or there is no report. Runs that are lost are counted first: every
-mean is over those that are not. Then comes what else a reader has to know before any number:
-data or updates that were left out, and runs that are averaged although something about them
-differs.
+A report requires that every planned run has ended. Lost runs are counted first, because every mean
+is over the other runs. Then come the facts that a reader needs before any number: data or updates
+that were left out, and averages over runs that differ in some respect.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,18 +18,18 @@ VERSIONS = (
     *("commit", "lowrank_study", "python", "torch", "transformers", "datasets"),
     *("numpy", "scipy", "pandas", "peft", "safetensors"),
 )
-"""What of the provenance can change a run's numbers without being part of its name."""
+"""Provenance that can change a run's numbers without being part of its name."""
 
 
 def completeness(study: StudyTables) -> Finding:
-    """Say how many planned runs are done, and everything that the means do not rest on."""
+    """State how many planned runs are done, and everything that is missing from the means."""
     return Finding(
         topic="Completeness", text=" ".join([_counts(study), *gaps(study)]), source="runs"
     )
 
 
 def gaps(study: StudyTables) -> list[str]:
-    """Give a sentence for each thing that was left out, or differs between runs."""
+    """Return a sentence for everything that was left out, or differs between runs."""
     return [
         *map(_sentence, study.left_out),
         *_unevaluated(study),
@@ -65,7 +64,7 @@ def _unevaluated(study: StudyTables) -> list[str]:
 
 
 def _versions(study: StudyTables) -> list[str]:
-    """Runs of one report that other code or other libraries have trained."""
+    """Warn if the runs of one report were trained by different code or libraries."""
     differing = [
         f"{name} {enumeration([f'{_short(value)} ({runs})' for value, runs in values.items()])}"
         for name in VERSIONS
@@ -82,7 +81,7 @@ def _short(value: str) -> str:
 
 
 def _packs(study: StudyTables) -> Iterator[str]:
-    """Configurations some of whose runs shared a pack, and some did not."""
+    """Warn if some runs of a configuration shared a pack and others did not."""
     done = study.runs[study.runs["status"] == "done"]
     alone = 0
     for _, rows in groups(done, [*CONFIGURATION, *TUNING]):

@@ -61,7 +61,7 @@ def _of_head(row: dict[str, Any]) -> str:
             shown = "is shown to lose more"
         case _:
             shown = "is not shown to lose less, nor more"
-    return f"At a margin of {margin}, the head alone, without any ΔW, {shown} ({_basis([row])})."
+    return f"At a margin of {margin}, a linear probe, without any ΔW, {shown} ({_basis([row])})."
 
 
 def _text(name: str, rows: list[dict[str, Any]]) -> str:

@@ -35,7 +35,7 @@ def summary_of(found: Measurement) -> str:
 
 
 def left_out_of(found: Measurement) -> list[str]:
-    """Give the sentences on what was assumed and left out, with which every page begins."""
+    """Return the sentences on assumptions and left-out parts that begin every page."""
     told = [*found.assumed, *in_words(found.left_out)]
     sentences = (printable(sentence) for sentence in told)
     return [f"{sentence[:1].upper()}{sentence[1:]}." for sentence in sentences]

@@ -40,7 +40,7 @@ def progress_shown() -> Iterator[OnProgress]:
 
 
 def tell_left_out(sentences: list[str]) -> None:
-    """Print what is left out, above the progress that follows."""
+    """Print the left-out parts above the progress bar."""
     for sentence in sentences:
         print(printable(sentence), flush=True)
 

@@ -139,7 +139,7 @@ _COMMON_NAMES = ("checkpoint", "model.safetensors", "pytorch_model.bin")
 
 
 def vectors_table(found: Measurement) -> pd.DataFrame:
-    """Give one row a tensor that is no matrix."""
+    """Return one row per tensor that is not a matrix."""
     columns = [
         "name", "length", "storage_dtype", "norm_before", "norm_of_change", "relative_change",
         "largest_change", "rounding_norm", "status",

@@ -218,7 +218,7 @@ _IN_LATEX = (
 
 
 def _latex(found: Measurement) -> str:
-    """Give the table, and before it what was left out."""
+    """Write the table, after the sentences on what was left out."""
     told = "".join(rf"\noindent {escaped(each)}\par" + "\n" for each in left_out_of(found))
     return told + latex_table(_latex_table(found))
 

@@ -97,7 +97,7 @@ class StudyTables:
     controls: pd.DataFrame | None = None
     """one row a matrix or pair under a control; see `CONTROL_COLUMNS`"""
     left_out: tuple[str, ...] = ()
-    """what was not used of the runs' data, of their updates or of the plan, a sentence each"""
+    """everything in the runs' data, updates or plan that was not used, one sentence each"""
 
 
 def checked(study: StudyTables) -> StudyTables:

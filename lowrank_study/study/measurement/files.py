@@ -46,7 +46,7 @@ class AdapterOnBase:
     """An adapter: the update is what it adds."""
 
     adapter: Path
-    """Folder of PEFT or MLX, or one file (diffusers, ComfyUI, kohya, GGUF)."""
+    """A folder (PEFT, MLX), or one file (diffusers, ComfyUI, kohya, GGUF)."""
     base: Path | None
     """The model it was trained on; None where that isn't at hand."""
 
@@ -56,7 +56,7 @@ Subject = CheckpointPair | AdapterOnBase
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VectorChange:
-    """The change of one bias, norm weight or other tensor that is no matrix."""
+    """The change of one bias, norm weight or other tensor that is not a matrix."""
 
     name: str
     """Name of the tensor."""
@@ -110,15 +110,15 @@ class OpenedSubject:
     flags: list[str]
     """What has to be said of its files."""
     assumed: list[str]
-    """What the numbers depend on and its files don't say, a sentence each."""
+    """Assumptions that the numbers depend on, one sentence each."""
     skipped: dict[str, str]
     """What is left out, with the reason; grows while updates are read."""
     left_out: Callable[[], list[LeftOut]]
-    """Tells the shares that are left out, as far as they are known by then."""
+    """Returns the left-out shares that are known so far."""
     left_out_matrices: Callable[[], int]
-    """Counts the matrices that are left out, as far as they are known by then."""
+    """Returns how many matrices are known to be left out so far."""
     vectors: Callable[[], Iterator[VectorChange]]
-    """Reads its tensors that are no matrices."""
+    """Reads the tensors that are not matrices."""
     files: list[tuple[str, SourceFile]]
     """The part each file plays, and the file."""
 
@@ -201,14 +201,14 @@ def _under(prefix: str, parts: list[LeftOut]) -> list[LeftOut]:
 
 
 def left_out_of_adapter(adapter: Adapter, base: Weights | None) -> list[LeftOut]:
-    """Return what share of an adapter can't be read, or has no W0 to be compared with.
+    """Return the shares of an adapter that can't be read, or have no W0 to compare with.
 
-    A module that the base does not have, such as a new head, is held against the parameters of
-    the whole adapted model: beside a small adapter it would always be the larger part.
+    The share of a module that the base does not have, such as a new head, is relative to the
+    whole adapted model: relative to a small adapter, it would always be large.
 
     Args:
         adapter: The opened adapter.
-        base: The base model, or None where it isn't given.
+        base: The base model, or None if it is not given.
     """
     if base is None:
         lost = [
@@ -275,15 +275,15 @@ def _dtype(weights: Weights, tensor: str) -> str:
 
 
 def second_subject(subject: Subject, other: Path, *, allow_pickle: bool) -> Subject:
-    """Tell what a second path is, an adapter or a second tuned checkpoint, by what it holds.
+    """Return whether a second path is an adapter or a second tuned checkpoint.
 
     Args:
-        subject: What is measured.
+        subject: The first update, which is measured.
         other: A folder or a file.
         allow_pickle: Whether PyTorch's own files are opened too.
 
     Raises:
-        InputError: It can't be read, or is a whole model without a base to take it against.
+        InputError: It can't be read, or it is a whole model and there is no base to compare with.
     """
     base = subject.before if isinstance(subject, CheckpointPair) else subject.base
     if _is_adapter(other, allow_pickle=allow_pickle):

@@ -1,4 +1,4 @@
-"""What has to be said of a measurement as a whole, a sentence each."""
+"""Remarks on a measurement as a whole, one sentence each."""
 
 from lowrank_study.checkpoints.pairing import coarser
 from lowrank_study.study.measurement.comparison import LARGEST_COMPARED, is_too_large
@@ -7,17 +7,17 @@ from lowrank_study.study.measurement.records import MeasuredMatrix, MeasureSetti
 
 
 def flags_of(matrices: list[MeasuredMatrix], settings: MeasureSettings, *, total: int) -> list[str]:
-    """Say what is the same in many matrices, and what could not be compared with W0.
+    """Return remarks on many matrices at once, and on those not compared with W0.
 
     Args:
-        matrices: Those that were measured.
-        settings: How.
-        total: How many there are, those that were left out included.
+        matrices: The measured matrices.
+        settings: How they were measured.
+        total: The number of all matrices, including left-out ones.
     """
     states = [matrix.state for matrix in matrices]
     flags = []
     if settings.compare_with_base and all(not m.intruder_cosines for m in matrices):
-        flags.append("nothing could be compared with W0: it isn't known, or nothing changed")
+        flags.append("nothing could be compared with W0: it is unknown, or nothing changed")
     if set(states) == {"identical"}:
         dtypes = sorted({matrix.spectrum.storage_dtype for matrix in matrices})
         compared = "every matrix"
@@ -31,19 +31,19 @@ def flags_of(matrices: list[MeasuredMatrix], settings: MeasureSettings, *, total
     if untrained:
         flags.append(
             f"{untrained} of {len(states)} adapted matrices are untrained: B = 0, "
-            "as LoRA begins, so that the adapter adds nothing there"
+            "the initial value of LoRA, so the adapter adds nothing there"
         )
     large = [m.spectrum.module for m in matrices if is_too_large(m.spectrum.shape)]
     if settings.compare_with_base and large:
         flags.append(
             f"too large for a comparison with W0 ({LARGEST_COMPARED:,} entries at most): "
-            f"{', '.join(large)}; their singular values are measured all the same"
+            f"{', '.join(large)}; their singular values are still measured"
         )
     return flags
 
 
 def flags_of_start(main: OpenedSubject, matrices: list[MeasuredMatrix]) -> list[str]:
-    """Say of which matrices a coarsely stored W0 is exactly where training began."""
+    """Return remarks on matrices whose training began exactly from a coarsely stored W0."""
     if main.pairing is None:
         return []
     stored = {match.name: match.before.storage_dtype for match in main.pairing.matches}
@@ -54,8 +54,8 @@ def flags_of_start(main: OpenedSubject, matrices: list[MeasuredMatrix]) -> list[
         if coarser(before, dtype) != dtype:
             exact[before, dtype] = exact.get((before, dtype), 0) + 1
     return [
-        f"the {before} rounding of before is not in the differences of {count} matrices: training "
-        f"began from its weights as they are stored, so that the noise floor is that of {dtype}"
+        f"the {before} rounding of before does not affect the differences of {count} matrices: "
+        f"training began from the stored weights, so the noise floor is that of {dtype}"
         for (before, dtype), count in exact.items()
     ]
 
@@ -63,7 +63,7 @@ def flags_of_start(main: OpenedSubject, matrices: list[MeasuredMatrix]) -> list[
 def flags_of_two(
     matrices: list[MeasuredMatrix], others: list[MeasuredMatrix], used: set[str]
 ) -> list[str]:
-    """Say how many matrices only one of two updates has."""
+    """Return how many matrices are in only one of two updates."""
     if len(used) == len(matrices) == len(others):
         return []
     return [

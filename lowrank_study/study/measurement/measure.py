@@ -64,15 +64,15 @@ def measure_spectra(
             checkpoint. It is taken against the model that `subject` starts from.
         settings: How to measure.
         on_progress: Called after each matrix.
-        on_left_out: Called before the first one with what has to be assumed and with what is
-            left out, if anything is; once more for what turns out to be NaN or infinite.
+        on_left_out: Called before the first matrix with the assumptions and the left-out parts,
+        if any; called again for parts that turn out to be NaN or infinite.
 
     Returns:
         The measurement, all in memory; singular values are the largest part of it.
 
     Raises:
-        InputError: What is at a path can't be read exactly, is of another model, has no matrix
-            that could be measured, or more is left out than `settings` allow.
+        InputError: A path can't be read exactly, belongs to another model or has no matrix to
+        measure, or more is left out than `settings` allow.
     """
     pickle = settings.allow_pickle
     second = None if other is None else second_subject(subject, other, allow_pickle=pickle)
@@ -128,7 +128,7 @@ def _told(
     settings: MeasureSettings,
     tell: OnLeftOut,
 ) -> list[LeftOut]:
-    """Return what is left out by now, and tell what is new of it.
+    """Return the parts that are left out so far, and report the new ones.
 
     Raises:
         InputError: It is more than the settings allow.
@@ -143,7 +143,7 @@ def _told(
 def _all_matrices(
     opened: list[OpenedSubject], settings: MeasureSettings, tracker: "_Tracker"
 ) -> tuple[list[MeasuredMatrix], list[MeasuredMatrix], set[str]]:
-    """Measure the matrices of both updates; the last part names those of the other in both."""
+    """Measure the matrices of both updates; the last part lists the other update's matched ones."""
     *others, main = opened
     vectors = settings.compare_with_base or bool(others)
     partners: dict[str, Directions | None] = {}

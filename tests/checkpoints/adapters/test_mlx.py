@@ -110,7 +110,7 @@ def test_32_experts_are_left_out_with_their_share(write_mlx: WriteMlx) -> None:
     [
         (LINEAR, {"lora_parameters": None}, "lora_parameters is None, so the scale"),
         (LINEAR, {"lora_parameters": {"rank": 2}}, "scale is None, not a number"),
-        (LINEAR, {"lora_parameters": {"rank": 4, "scale": 1.0}}, "rank 2, its config says 4"),
+        (LINEAR, {"lora_parameters": {"rank": 4, "scale": 1.0}}, "rank 2, but its config says 4"),
         (LINEAR, {"fine_tune_type": "bitfit"}, "fine_tune_type bitfit .*mlx_lm.fuse"),
         ({"layers.0.q.lora_a": LORA_A}, {}, "has A but no B"),
         (LINEAR, {"fine_tune_type": "dora"}, "has A, B but no magnitude"),
