@@ -37,7 +37,7 @@ TINY = {
 def make_tiny_model(family: str, folder: Path, **sizes: object) -> Path:
     """Write a randomly initialised model of a family, with a word-level tokenizer.
 
-    Its sizes are those of `TINY` where none are given.
+    Its sizes are those of `TINY` unless given.
     """
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -85,7 +85,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
 @pytest.fixture(scope="session")
 def sized_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Make a tiny model of any family by its sizes, and give its folder."""
+    """Make a tiny model of any family with given sizes, and return its folder."""
 
     def give(family: str, **sizes: object) -> Path:
         return make_tiny_model(family, tmp_path_factory.mktemp(family), **sizes)
@@ -150,7 +150,7 @@ RunCommand = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunCommand:
-    """Give a function that runs a command's main in this process: code, output, errors."""
+    """Return a function that runs a command's main in this process: code, output, errors."""
 
     def run(script: str, *arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [script, *arguments])

@@ -1,4 +1,4 @@
-"""One line and an exit code for whatever happens to a command; a traceback only for a defect."""
+"""Every outcome of a command is one line and an exit code; only a defect has a traceback."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ from lowrank_study.errors import InputError, Unfinished
 
 
 def ended(happens: Callable[[], object]) -> int:
-    """Return the exit code of a command in which something happens."""
+    """Return the exit code of a command that raises an exception."""
     with pytest.raises(SystemExit) as exit, told_to_people():
         happens()
     assert isinstance(exit.value.code, int)

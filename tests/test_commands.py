@@ -65,7 +65,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 
 
 def test_a_typo_costs_no_import_of_torch() -> None:
-    """A fresh process, since this one has torch: what it would import is what makes it slow."""
+    """Use a fresh process, because this one has already imported torch and other slow modules."""
     for script in ("experiments/train.py", "analysis/measure_spectra.py", "analysis/report.py"):
         code = (
             "import runpy, sys; sys.argv = ['it', 'zzz=1']\n"
@@ -90,7 +90,7 @@ def test_a_sweep_in_a_file_is_refused_before_anything_is_read(
 def test_lost_runs_are_listed_and_end_with_code_1(
     tiny_overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a folder with an awkward name, and on a terminal that knows ASCII only."""
+    """Use a folder with an awkward name, and a terminal that supports only ASCII."""
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     place = tmp_path / "lr=1e-4,r=8 [Bücher] 模型 (copy) ${x}"
     results = ["--results", str(place)]

@@ -1,4 +1,4 @@
-"""Hashes follow the content, and a derived file that is damaged is not found."""
+"""Hashes depend on the content, and a damaged derived file is not found."""
 
 import os
 import time

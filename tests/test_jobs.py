@@ -1,4 +1,4 @@
-"""The runs of a sweep are those that Hydra itself would compose, only sooner."""
+"""A sweep has the runs that Hydra itself would compose, but composes them faster."""
 
 import pytest
 from hydra import compose as hydra_compose

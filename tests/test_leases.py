@@ -1,4 +1,4 @@
-"""A lease is one worker's, until its heart is silent; who wakes up after that changes nothing."""
+"""A lease belongs to one worker until its heartbeat stops; later that worker changes nothing."""
 
 import errno
 import json
@@ -31,7 +31,7 @@ def store(tmp_path: Path, spec: RunSpec) -> RunStore:
 
 @pytest.fixture
 def elsewhere(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> RunStore:
-    """Give the store as seen by another machine, whose clock is apart and whose lease is short."""
+    """Return the store as another machine sees it, with another clock and a short lease."""
     monkeypatch.setattr(leases, "STALE_SECONDS", 0.15)
     return RunStore(store.folder)
 
@@ -43,7 +43,7 @@ def taken(store: RunStore) -> Lease:
 
 
 def silence(lease: Lease) -> None:
-    """Stop its heart, as SIGSTOP does."""
+    """Stop a lease's heartbeat, as SIGSTOP does."""
     lease._over.set()
     lease._heart.join()
     lease._over.clear()
@@ -234,7 +234,7 @@ def test_a_removed_store_ends_its_workers_and_does_not_come_back(
 def test_a_rename_whose_answer_was_lost_has_happened(
     store: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """NFS repeats a request that was carried out, and is told that there is nothing to rename."""
+    """NFS repeats a request that was carried out; the second one finds nothing to rename."""
     rename = os.rename
 
     def twice(source: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""What was left out is said with its share, and refused above 5 %."""
+"""The share that was left out is reported, and refused above 5 %."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A task's settings are refused by name before anything is read."""
+"""A task's settings are checked before anything is read."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Every path that a file system allows is an argument of every command, as a person types it.
+"""Every command accepts every path that the file system allows, as it is typed.
 
 The commands run in this process up to where they have read the path; `test_commands.py` trains in
 such a folder.
@@ -35,13 +35,13 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def typed(key: str, path: str, turn: int) -> list[str]:
-    """Give a setting in one of the three ways, in turn."""
+    """Return a setting in one of three spellings, in turn."""
     return [[f"{key}={path}"], [f"--{key}={path}"], [f"--{key}", path]][turn % 3]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_results_folder(name: str, run_command: RunCommand) -> None:
-    """The folder is made beforehand: only then is `~` a name, and no home."""
+    """The folder must exist: otherwise `~` is read as the home folder."""
     Path(name).mkdir()
     shown = (os.path.abspath(name) if name.startswith("~") else name).replace("\n", "\\n")
     for turn, script in enumerate(SCRIPTS, NAMES.index(name)):
@@ -51,7 +51,7 @@ def test_a_results_folder(name: str, run_command: RunCommand) -> None:
 
 
 def caught(monkeypatch: pytest.MonkeyPatch, target: str) -> list[Any]:
-    """Replace a function by one that keeps its arguments, and refuses."""
+    """Replace a function by one that stores its arguments and raises an error."""
     kept: list[Any] = []
 
     def stop(*arguments: Any, **named: Any) -> None:
@@ -101,7 +101,7 @@ def test_reproducing(name: str, run_command: RunCommand, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def pair_of() -> Callable[[str], None]:
-    """Give a function that writes a checkpoint of that name, and a second one in `tuned`."""
+    """Return a function that writes a checkpoint of that name, and another one in `tuned`."""
     weight = np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)
 
     def write(name: str) -> None:

@@ -1,4 +1,4 @@
-"""`--help` is one screen: what a command does, examples, settings with their meaning, codes."""
+"""`--help` fits on one screen: purpose, examples, settings with comments, exit codes."""
 
 from pathlib import Path
 

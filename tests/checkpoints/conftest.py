@@ -199,13 +199,13 @@ def _random_model(name: str) -> Any:
 
 @pytest.fixture
 def random_model() -> Callable[[str], Any]:
-    """Make a model of transformers, by its class: one layer, its weights drawn at random."""
+    """Make a transformers model of a class, with one layer and random weights."""
     return _random_model
 
 
 @pytest.fixture
 def own_state() -> Callable[[Any], dict[str, torch.Tensor]]:
-    """Give a model's weights under the names that the code has today; a tied tensor once."""
+    """Return a model's weights under the current names of the code; a tied tensor only once."""
 
     def state_of(model: Any) -> dict[str, torch.Tensor]:
         found: dict[int, tuple[str, torch.Tensor]] = {}

@@ -1,4 +1,4 @@
-"""How query, key and value, and experts, lie in their tensors, held against the models' code."""
+"""The layouts of query, key, value and experts agree with the models' own code."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -100,7 +100,7 @@ def test_qwen3_vl_experts_are_out_by_in_whichever_way_they_are_stored(
     own_state: Callable[[Any], dict[str, torch.Tensor]],
     stored: str,
 ) -> None:
-    """Files of the hub hold (experts, in, out), and transformers 5 (experts, out, in)."""
+    """Hub files store (experts, in, out); transformers 5 stores (experts, out, in)."""
     model = random_model("Qwen3VLMoeForConditionalGeneration")
     model.save_pretrained(tmp_path)
     state = own_state(model)
@@ -125,7 +125,7 @@ def test_qwen3_vl_experts_are_out_by_in_whichever_way_they_are_stored(
 
 
 def test_gate_and_up_that_take_turns_are_told_apart(write_model: Any) -> None:
-    """GPT-OSS stores (experts, in, out), with columns of gate and up in turns."""
+    """GPT-OSS stores (experts, in, out), with alternating columns of gate and up."""
     stack = np.random.default_rng(0).standard_normal((2, 4, 6)).astype(np.float32)
     single = {
         f"mlp.experts.{expert}.{part}.weight": np.ascontiguousarray(stack[expert, :, first::2].T)

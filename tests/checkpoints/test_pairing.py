@@ -1,4 +1,4 @@
-"""Two checkpoints of one model pair whole, whichever version of the code wrote them."""
+"""Every matrix of two checkpoints of one model pairs, whichever code version wrote them."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ StateOf = Callable[[Any], dict[str, torch.Tensor]]
 
 
 def saved_twice(model: Any, folder: Path, own_state: StateOf) -> tuple[Path, Path]:
-    """Save a model by save_pretrained, and, with one added to every weight, by its own names."""
+    """Save a model with save_pretrained; add one to every weight and save it by its own names."""
     before, after = folder / "before", folder / "after"
     model.save_pretrained(before)
     with torch.no_grad():
@@ -35,7 +35,7 @@ def saved_twice(model: Any, folder: Path, own_state: StateOf) -> tuple[Path, Pat
 
 
 def changes_of(pairing: Pairing) -> list[float]:
-    """How far each matrix is from having grown by one everywhere, as every one of them has."""
+    """Return how far each matrix is from an increase by one everywhere."""
     return [float(np.abs(W - W0 - 1).max()) for _, W0, W in pairing.read_matrices()]
 
 

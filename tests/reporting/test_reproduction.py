@@ -16,7 +16,7 @@ from lowrank_study.study.papers import load_paper
 
 
 def ended(configs: Sequence[RunConfig], *statuses: str) -> list[TrainedRun]:
-    """The first runs of a sweep, ended in these ways."""
+    """Return the first runs of a sweep, which ended in these ways."""
     return [
         TrainedRun(spec=config.spec, status=status, record={"message": "why"}, folder=Path())
         for config, status in zip(configs, statuses, strict=False)

@@ -288,7 +288,7 @@ def test_the_command_measures_and_says_what_it_found(
 
 
 def measured_by_the_command(**settings: Any) -> None:
-    """Do what the command does, inside its handling of errors."""
+    """Run the command's function with the command's error handling."""
     spec = importlib.util.spec_from_file_location("main", ROOT / "analysis" / "measure_spectra.py")
     assert spec is not None
     assert spec.loader is not None

@@ -1,4 +1,4 @@
-"""The rounding floor of float8 with scales, held against the error that rounding really made."""
+"""The rounding floor of scaled float8 agrees with the real rounding error."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ BLOCK = 64
 
 
 def quantised(W: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Store W in float8 by one scale, one a row, or one a block of 64 x 64."""
+    """Store W in float8 with one scale, one per row, or one per block of 64 x 64."""
     if kind == "block":
         grid = W.reshape(W.shape[0] // BLOCK, BLOCK, W.shape[1] // BLOCK, BLOCK)
         scale = grid.abs().amax(dim=(1, 3)) / 448
@@ -48,7 +48,7 @@ def written(folder: Path, W: torch.Tensor, kind: str) -> Path:
 
 
 def weights_before_and_after() -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights of the usual size, in rows of various size, and a change of rank 4 to them."""
+    """Return weights of usual size, with rows of different size, and a change of rank 4."""
     random = torch.Generator().manual_seed(0)
     W0 = 0.02 * torch.randn(192, 256, generator=random) * torch.linspace(0.2, 1, 192)[:, None]
     change = torch.randn(192, 4, generator=random) @ torch.randn(4, 256, generator=random)

@@ -1,4 +1,4 @@
-"""Spectra, cuts and controls are of the checkpoint that a run has now, or they are not read."""
+"""Spectra, truncations and controls are read only for a run's current checkpoint."""
 
 import json
 import shutil
@@ -29,13 +29,13 @@ FULL = ["method=full", "method.learning_rate=5e-3"]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give the folder that `results` trains into once."""
+    """Return the folder that `results` trains into, once."""
     return tmp_path_factory.mktemp("trained")
 
 
 @pytest.fixture
 def results(trained: Path, tiny_overrides: list[str], tmp_path: Path) -> Path:
-    """Give a folder with two seeds of full fine-tuning, measured."""
+    """Return a folder with two seeds of full fine-tuning, measured."""
     if not (trained / "runs").is_dir():
         specs = [compose(*tiny_overrides, *FULL, f"seed={seed}") for seed in (0, 1)]
         RunStore(trained / "runs").plan("two", [[spec] for spec in specs], question="")
@@ -50,7 +50,7 @@ def runs_of(results: Path) -> list[TrainedRun]:
 
 
 def exchange_checkpoints(results: Path) -> None:
-    """Make the first run's checkpoint another one, as training it again with other code does."""
+    """Replace the first run's checkpoint, as training it again with other code would."""
     first, second = runs_of(results)
     shutil.rmtree(first.checkpoint)
     shutil.copytree(second.checkpoint, first.checkpoint)
@@ -69,7 +69,7 @@ def test_spectra_are_measured_anew_when_the_run_was_trained_anew(results: Path) 
     again, _ = runs_of(results)
     with pytest.raises(InputError, match="was measured on another checkpoint than the run has now"):
         read_spectra(again, results)
-    with pytest.raises(InputError, match="run the sweep again, which measures it anew"):
+    with pytest.raises(InputError, match="run the sweep again to measure it again"):
         study_tables("two", results=results)
     measure_run(again, results)
     norms = [

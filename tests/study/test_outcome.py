@@ -1,4 +1,4 @@
-"""What failed, diverged or was left out is listed, and makes the exit code 1."""
+"""Failed and diverged runs and left-out parts are listed, and the exit code is 1."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ def settings(results: Path, *more: str) -> dict[str, Any]:
 
 
 def plan(results: Path, *statuses: str, left_out: tuple[str, ...] = ()) -> None:
-    """End a sweep of LoRA runs in these ways; an empty one stays planned."""
+    """End the runs of a sweep with these statuses; a run with an empty one stays planned."""
     specs = [
         compose("method=lora", "trainer.precision=fp32", f"seed={n}") for n in range(len(statuses))
     ]

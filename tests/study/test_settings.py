@@ -92,5 +92,5 @@ def test_runs_of_other_rows_are_refused_although_their_settings_are_equal() -> N
     with pytest.raises(InputError, match=r"other rows than .*-s0-.*\(data_sha256 b+… and a+…\)"):
         check_alike([*alike, with_rows("b" * 64, "seed=3")], sweep="s")
     check_same_rows(alike, {rows_key(alike[0].spec): "a" * 64})
-    with pytest.raises(InputError, match=r"other rows than are split off now.*delete"):
+    with pytest.raises(InputError, match=r"other rows than the task has now.*delete"):
         check_same_rows(alike, {rows_key(alike[0].spec): "b" * 64})

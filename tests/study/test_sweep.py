@@ -160,7 +160,7 @@ def test_an_adapter_whose_update_can_not_be_read_is_still_a_run(
     _, found = report_sweep("ia3", results=tmp_path)
     assert found.startswith(
         f"2 of 2 planned runs are done. 1 run has no spectra ({specs[0].run_id}): the updates of "
-        "peft_type=IA3 are no matrices that can be read exactly."
+        "peft_type=IA3 can't be read as exact matrices."
     )
 
 

@@ -1,4 +1,4 @@
-"""What a sweep says of its rows, warm or cold, and that no run is trained on others."""
+"""A sweep reports its rows, cached or not, and trains no run on other rows."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ FIRST = "left out: 6 of 246 rows of holes.csv (2.4 %): 'verdict' is empty (first
 
 @pytest.fixture
 def specs(tiny_overrides: list[str], review_file: Path, tmp_path: Path) -> Callable[..., RunSpec]:
-    """Give specifications of runs on reviews, some of which have no verdict."""
+    """Return specifications of runs on reviews, some of which lack a verdict."""
 
     def give(holes: int, *overrides: str) -> RunSpec:
         path = tmp_path / "holes.csv"
@@ -78,7 +78,7 @@ def test_a_run_refuses_a_base_model_that_was_edited(
 
 
 def ended(spec: RunSpec, results: Path, digest: str) -> None:
-    """Make up a run that is done; one that reads no test split has no spectra either."""
+    """Make up a done run; one that does not read the test split has no spectra."""
     store = RunStore(results / "runs")
     store.plan("mine", [[spec]], question="")
     claim = store.claim([spec.run_id])
@@ -102,7 +102,7 @@ def test_new_runs_do_not_join_those_whose_rows_were_split_otherwise(
 ) -> None:
     old, new = specs(6, "trainer.read_test=false"), specs(6, "trainer.read_test=false", "seed=1")
     ended(old, tmp_path, "a" * 64)
-    with pytest.raises(InputError, match="was trained on other rows than are split off now"):
+    with pytest.raises(InputError, match="was trained on other rows than the task has now"):
         sweep([old, new], name="mine", results=tmp_path)
     now = load_splits(new.task, model_folder(new.model)).sha256
     others = tmp_path / "others"

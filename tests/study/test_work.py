@@ -1,4 +1,4 @@
-"""A worker ends each run with its reason, and says what it can't do in one line."""
+"""A worker ends each run with its reason, and reports its own failures in one line."""
 
 import errno
 import os
@@ -30,7 +30,7 @@ def results(tmp_path: Path) -> Path:
 
 
 def train(results: Path, fits: Fit, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Work with made-up training, and return each run's status or message."""
+    """Work with simulated training, and return each run's status or message."""
     monkeypatch.setattr(fit, "fit_together", lambda jobs, *, device: fits(jobs))
     work(results, "s", device="cpu", tracker="none")
     store = RunStore(results / "runs")

@@ -40,7 +40,7 @@ def run(store: RunStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> "Ru
 
 
 class Run:
-    """Runs the sweep with workers that are a line of Python, and counts them."""
+    """Runs the sweep with workers that each run one line of Python, and counts them."""
 
     def __init__(self, store: RunStore, patch: pytest.MonkeyPatch, results: Path) -> None:
         self.store, self.patch, self.results, self.started = store, patch, results, 0
@@ -79,7 +79,7 @@ def test_runs_that_are_left_get_workers_again(run: "Run", store: RunStore) -> No
 
 def test_a_removed_folder_ends_the_sweep_at_once(run: "Run") -> None:
     began = time.monotonic()
-    with pytest.raises(InputError, match="the plan of sweep=s is gone; was the folder removed"):
+    with pytest.raises(InputError, match="the plan of sweep=s no longer exists; check"):
         run(f"import shutil; shutil.rmtree({str(run.store.folder)!r}); time.sleep(60)")
     assert time.monotonic() - began < 20
 

@@ -1,4 +1,4 @@
-"""Every architecture: trained fast and plain, saved, and loaded by transformers or PEFT alone."""
+"""Every architecture trains on both paths, and loads with transformers or PEFT alone."""
 
 import random
 from collections.abc import Callable
@@ -82,13 +82,13 @@ EVERY = {**FAST, **PADDED}
 
 @pytest.fixture(autouse=True)
 def _keep_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Collecting the garbage of a process that holds many tests takes longer than these runs."""
+    """Avoid garbage collection, which takes longer than these runs in a process with many tests."""
     monkeypatch.setattr(memory, "_give_back", lambda: None)
 
 
 @pytest.fixture(scope="module")
 def texts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a CSV of texts of 1 to 40 words, far beyond the models' windows."""
+    """Return a CSV with texts of 1 to 40 words, much longer than the models' windows."""
     generator = random.Random(0)
     lines = ["text,verdict"]
     for row in range(72):
@@ -103,7 +103,7 @@ def texts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def spec_of(texts_file: Path, sized_model: Callable[..., Path]) -> Callable[..., RunSpec]:
-    """Give a run on a small random model of a family, made once."""
+    """Return a run on a small random model of a family, made once."""
 
     @cache
     def folder_of(family: str) -> Path:
@@ -138,7 +138,7 @@ def trained(spec: RunSpec, folder: Path) -> FitResult:
 
 @torch.no_grad()
 def losses_alone(model: nn.Module, spec: RunSpec) -> np.ndarray:
-    """Read the test split as a user of transformers would: in one batch, padded."""
+    """Read the test split as a user of transformers would: in one padded batch."""
     base = Path(spec.model.source.path)  # type: ignore[union-attr]
     split = load_splits(spec.task, base).test
     texts = [split.tokens(row).tolist() for row in range(len(split))]

@@ -1,4 +1,4 @@
-"""What a model hands to its attention function is applied, or refused by its name."""
+"""Every argument that a model passes to its attention function is applied or refused."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def handed(heads: int = 4, key_heads: int = 2) -> tuple[Tensor, Tensor, Tensor]:
 def by_the_formula(
     *, causal: bool, window: int | None, softcap: float | None, sinks: Tensor | None
 ) -> Tensor:
-    """Attention of each text alone, written out."""
+    """Compute attention within each text, written out."""
     query, key, value = handed()
     key, value = key.repeat_interleave(2, 1), value.repeat_interleave(2, 1)
     attended = []

@@ -1,4 +1,4 @@
-"""Carved splits share no text and no group, hold two classes, and say what is odd about them."""
+"""Carved splits share no text and no group and hold two classes; oddities are reported."""
 
 import dataclasses
 import functools
@@ -20,12 +20,12 @@ from lowrank_study.training.reading import named_files
 
 @functools.cache
 def configured() -> Task:
-    """Give the settings to start from; to compose them takes longer than to split."""
+    """Return the default settings; composing them takes longer than splitting."""
     return compose("task=file", f"task.source={__file__}").task
 
 
 def task_of(source: Path, **changes: Any) -> Task:
-    """Give a task of which validation gets 10 rows and test 20, unless it is said otherwise."""
+    """Return a task with 10 rows for validation and 20 for test, unless given otherwise."""
     sizes = {"validation_size": 10, "test_size": 20}
     task = dataclasses.replace(configured(), **{**sizes, **changes})
     return dataclasses.replace(task, source=assets.local(str(source), named_files(task)))
@@ -121,7 +121,7 @@ def test_groups_that_differ_in_spelling_alone_are_one(tmp_path: Path) -> None:
 
 
 def test_a_row_that_nobody_uses_stands_in_for_a_text_of_the_test_split(tmp_path: Path) -> None:
-    """So that other rows stay where they were before anyone looked for equal texts."""
+    """Other rows keep the splits of earlier versions, which did not look for equal texts."""
     frame = table(400)
     before = split(tmp_path, frame, train_size=100)
     twin = frame["text"] == before.frames["train"]["text"].iloc[0]

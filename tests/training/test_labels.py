@@ -1,4 +1,4 @@
-"""Labels are compared without white space, and what is no set of classes is refused or said."""
+"""Labels are compared without white space; other columns are refused or reported."""
 
 import dataclasses
 import functools
@@ -25,12 +25,12 @@ def split(folder: Path, values: list[object], **changes: Any) -> SplitRows:
 
 @functools.cache
 def configured() -> Task:
-    """Give the settings to start from; to compose them takes longer than to split."""
+    """Return the default settings; composing them takes longer than splitting."""
     return compose("task=file", f"task.source={__file__}").task
 
 
 def task_of(source: Path, **changes: Any) -> Task:
-    """Give a task of which validation gets 10 rows and test 20, unless it is said otherwise."""
+    """Return a task with 10 rows for validation and 20 for test, unless given otherwise."""
     sizes = {"validation_size": 10, "test_size": 20}
     changes = {**sizes, "source": assets.local(str(source)), **changes}
     return dataclasses.replace(configured(), **changes)

@@ -69,7 +69,7 @@ def losses(curve: list[str]) -> np.ndarray:
 
 
 def check_weights(run: Path, other: Path, *, tolerance: float) -> None:
-    """Hold the saved weights of two runs together, as shares of each tensor's largest entry."""
+    """Compare the saved weights of two runs, relative to each tensor's largest entry."""
     mine, theirs = (
         load_file(place / "checkpoint" / "adapter_model.safetensors") for place in (run, other)
     )
@@ -98,7 +98,7 @@ def test_each_run_of_a_pack_is_the_run_alone(
     tiny_model: Callable[[str], Path],
     tmp_path: Path,
 ) -> None:
-    """In bf16 operations that round elsewhere would change weights by up to 2 % of the largest."""
+    """In bf16, operations that round elsewhere change weights by up to 2 % of the largest."""
     model = [f"model={family}", f"model.source={tiny_model(family)}", *options]
     specs = specs_of(tiny_overrides, *model, f"trainer.precision={precision}")
     together = trained(specs, tmp_path / "together")

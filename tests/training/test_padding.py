@@ -1,4 +1,4 @@
-"""Model and tokenizer agree on padding, or the run is refused before it begins."""
+"""Model and tokenizer must agree on padding, or the run is refused before it begins."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ T5 = {"d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_heads": 4}
 
 @pytest.fixture
 def edited(tmp_path: Path) -> Callable[..., Path]:
-    """Copy a model's folder, with other values in one of its JSON files."""
+    """Copy a model's folder with changed values in one of its JSON files."""
 
     def give(model: Path, file: str, **values: Any) -> Path:
         folder = tmp_path / "edited"
@@ -66,7 +66,7 @@ def test_the_tokenizers_padding_counts(
     edited: Callable[..., Path],
     tmp_path: Path,
 ) -> None:
-    """The configuration says 7, a word; decoders would read the score of a padding token."""
+    """The configuration's padding id is 7, a word; decoders would read a padding token's score."""
     own = {"opt": OPT, "bloom": BLOOM}.get(family)
     model = sized_model(family, **own) if own else tiny_model(family)
     folder = edited(model, "config.json", pad_token_id=7)
@@ -109,7 +109,7 @@ def test_positions_that_are_counted_from_padding_stay_where_they_were_learnt(
 def test_a_padding_token_inside_a_text_is_read_as_the_stock_model_reads_it(
     reference: bool, tiny_overrides: list[str], tiny_model: Callable[[str], Path]
 ) -> None:
-    """Where a text ends in the end token, and padding is the end token: the last other counts."""
+    """If the end token is also the padding token, the last other token of a text is read."""
     spec = spec_on(tiny_overrides, "gpt2", tiny_model("gpt2"))
     model = build_model(spec, tiny_model("gpt2"), number_of_labels=2)
     model.config.pad_token_id = 3

@@ -1,4 +1,4 @@
-"""PEFT's kinds: each trains, is saved and read back as it says, or is refused by name."""
+"""Each PEFT kind trains, saves and loads correctly, or is refused by name."""
 
 import dataclasses
 import functools
@@ -49,7 +49,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "VERA": {"r": 4},
     "WAVEFT": {"n_frequency": 20},
 }
-"""Options that fit a map from 16 to 16 features."""
+"""Return options that fit a map from 16 to 16 features."""
 VARIANTS: list[dict[str, Any]] = [
     {"r": 2, "use_dora": True},
     {"r": 2, "use_rslora": True, "lora_alpha": 3},
@@ -66,7 +66,7 @@ NAMES = [kind if options == SMALL[kind] else f"{kind} {options}" for kind, optio
 
 @pytest.fixture(autouse=True)
 def _libraries_of_one_kind(recwarn: pytest.WarningsRecorder) -> Iterator[None]:
-    """Let BOFT miss its CUDA extension, and FROD use torch's sparse tensors, in peace."""
+    """Ignore warnings on BOFT's missing CUDA extension and FROD's sparse tensors."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Failed to load the CUDA extension|Setting boft")
         warnings.filterwarnings("ignore", "Sparse invariant checks")
@@ -75,7 +75,7 @@ def _libraries_of_one_kind(recwarn: pytest.WarningsRecorder) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def bert(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[[str], Path]) -> Path:
-    """Give a tiny BERT without a bias of zero, which would hide what is done to biases."""
+    """Return a tiny BERT with nonzero biases, since zeros would hide changes to biases."""
     from transformers import AutoModel
 
     model = AutoModel.from_pretrained(tiny_model("bert"))
@@ -122,7 +122,7 @@ def train(model: nn.Module, spec: RunSpec, *, steps: int) -> None:
 
 
 def reloaded(folder: Path, adapter: Path) -> nn.Module:
-    """Load the base by transformers with another random head, and the adapter by PEFT alone."""
+    """Load the base with transformers and a new random head, and the adapter with PEFT alone."""
     torch.manual_seed(5)
     base = load_classifier(folder, number_of_labels=3, dropout=0.0)
     return peft.PeftModel.from_pretrained(base, adapter).eval()
@@ -146,7 +146,7 @@ def test_a_kind_trains_what_it_should_and_is_read_back(
 
 
 def check_updates(model: nn.Module, base: Path, adapter: Path) -> None:
-    """Hold ΔW as it is read from files against the live model's answer to an identity."""
+    """Compare ΔW as read from files with the live model's output for an identity matrix."""
     live = model.get_submodule("base_model.model")
     pretrained = load_classifier(base, number_of_labels=3, dropout=0.0)
     with open_adapter(adapter) as opened, open_weights(base) as weights, torch.no_grad():
@@ -304,7 +304,7 @@ def test_the_examples_in_the_configuration_can_be_trained(bert: Path) -> None:
 def test_kinds_that_read_the_weights_can_be_counted_for_a_sweep(
     kind: str, tiny_overrides: list[str]
 ) -> None:
-    """Their adapters can't be made on the meta device."""
+    """PEFT can't make these adapters on the meta device."""
     lora = compose(*tiny_overrides, "method.rank=2")
     assert (
         0

@@ -1,4 +1,4 @@
-"""The check before training sees every difference, and nothing else."""
+"""The check before training detects every difference beyond rounding, and nothing else."""
 
 import numpy as np
 import pytest

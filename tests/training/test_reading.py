@@ -1,4 +1,4 @@
-"""Every source gives the same rows, whole, and what is no table is refused by what it is."""
+"""Every source gives the same rows, complete; other files are refused with their real type."""
 
 import dataclasses
 import io

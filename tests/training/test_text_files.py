@@ -1,4 +1,4 @@
-"""Any encoding and separator is read or refused by name, and no row is lost or shifted."""
+"""Every encoding and separator is read or refused, and no row is lost or shifted."""
 
 import re
 
@@ -112,7 +112,7 @@ def test_an_open_quotation_mark_is_refused_with_its_line() -> None:
 
 
 def test_cells_of_a_tsv_that_begin_with_a_quotation_mark_keep_their_rows() -> None:
-    """300 rows, of which pandas kept 160."""
+    """Pandas kept only 160 of these 300 rows."""
     rows = [
         (f'"quoted {n}' if n % 2 else f'plain {n}"', "up" if n % 3 else "down") for n in range(300)
     ]

@@ -1,4 +1,4 @@
-"""The tracker never stops training, nor makes it wait for more than seconds."""
+"""The tracker never stops training, and delays it by a few seconds at most."""
 
 import socket
 import sys
@@ -19,7 +19,7 @@ KEY = "a" * 40
 
 @pytest.fixture(autouse=True)
 def _nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user who has told wandb nothing; no request leaves the machine."""
+    """Set up a user without wandb settings; no request leaves the machine."""
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_ERROR_REPORTING", "WANDB_SILENT", "NETRC"):
         monkeypatch.setenv(name, "")  # so that what is set meanwhile is undone
         monkeypatch.delenv(name)
@@ -29,7 +29,7 @@ def _nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def silent_server() -> Iterator[str]:
-    """Give the address of a server that takes connections and never answers."""
+    """Return the address of a server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
@@ -61,7 +61,7 @@ def test_a_silent_server_is_offline_within_seconds(
 
 
 class FakeRun:
-    """A run of wandb that fails wherever it is used."""
+    """A wandb run that fails at every use."""
 
     def log(self, *_: Any, **__: Any) -> None:
         raise RuntimeError("the service is gone")
@@ -71,7 +71,7 @@ class FakeRun:
 
 
 def fake_wandb(fails: set[str]) -> tuple[types.ModuleType, list[str]]:
-    """Return a stand-in for wandb that fails in some modes, and the modes it was started in."""
+    """Return a stand-in for wandb that fails in some modes, and the modes that were tried."""
     modes: list[str] = []
     module = types.ModuleType("wandb")
 

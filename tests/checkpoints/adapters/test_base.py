@@ -1,7 +1,7 @@
-"""Adapters against their own base: tied models and renamed ones, by what the live model computes.
+"""Updates read from adapters on tied and renamed models equal those of the live model.
 
-A probe with the identity reads a live module's weight: the embedding of every token, and the
-head of every unit vector. Whatever PEFT wrote, the update read from disk is that less W0.
+An identity matrix as input reads a live module's weight: the embedding of every token, and the
+head of every unit vector. The update read from disk must be that weight minus W0.
 """
 
 import copy
@@ -39,7 +39,7 @@ def _quiet() -> None:
 
 
 def dense(update: UpdateMatrix) -> np.ndarray:
-    """Form an update that may be given by factors."""
+    """Return an update as a matrix, also if it is given by factors."""
     if update.factors is None:
         assert update.delta_OI is not None
         return update.delta_OI
@@ -58,7 +58,7 @@ def read_updates(adapter: Path, base: Path) -> tuple[dict[str, UpdateMatrix], di
 
 @pytest.fixture
 def train(tmp_path: Path) -> Callable[..., Any]:
-    """Save a base, put an adapter on it by PEFT, give it other values and save it."""
+    """Save a base, add an adapter with PEFT, change its values and save it."""
 
     def make(
         model: Any, config: peft.PeftConfig, *, tokens: int | None = None

@@ -1,4 +1,4 @@
-"""LoRA of diffusers, ComfyUI and kohya's scripts, each against scaling * B @ A."""
+"""LoRA of diffusers, ComfyUI and kohya's scripts equals scaling * B @ A."""
 
 import json
 from collections.abc import Callable

@@ -20,7 +20,7 @@ LINEAR = {"blk.0.attn_q.weight.lora_a": A, "blk.0.attn_q.weight.lora_b": B}
 
 @pytest.fixture
 def write_gguf(tmp_path: Path) -> WriteGguf:
-    """Write a GGUF file, as a rule of an adapter."""
+    """Write a GGUF file, by default of an adapter."""
 
     def write(
         tensors: dict[str, np.ndarray],

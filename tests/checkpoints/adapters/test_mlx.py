@@ -1,4 +1,4 @@
-"""Adapters of MLX, against the products that mlx_lm's own `fuse` forms."""
+"""Adapters of MLX equal the products that mlx_lm's own `fuse` forms."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What a path is: an adapter of some format, several of them, or something else by its name."""
+"""A path is recognised as an adapter of some format, several adapters, or something else."""
 
 import json
 from pathlib import Path

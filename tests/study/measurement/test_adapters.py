@@ -1,4 +1,4 @@
-"""Adapters of all formats, measured as the command does."""
+"""Adapters of all formats are measured in the same way as by the command."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a measurement leaves out is told before it begins, counted in parameters."""
+"""A measurement reports what it leaves out before it begins, counted in parameters."""
 
 import json
 from pathlib import Path
