@@ -1,4 +1,4 @@
-"""Hold what documents and papers claim of LoRA against arithmetic and against trained runs.
+"""Compare claims of documents and papers on LoRA with arithmetic and with trained runs.
 
 python analysis/check_claims.py
 python analysis/check_claims.py sweep=rank_sweep live=true
@@ -14,7 +14,7 @@ from lowrank_study.files import require_folder
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Check every claim, write the ledger, and say where it is and how the verdicts fell."""
+    """Check every claim, write the ledger, and print its path and the verdicts."""
     from lowrank_study.study.outcome import check_sweeps, require_sweeps
 
     require_folder(Fields("", config).path_of("out"))

@@ -1,4 +1,4 @@
-"""Measure what rank measures read where there is nothing to find: noise, decay, shuffled labels.
+"""Apply the rank measures to controls: noise, weight decay, shuffled labels and other seeds.
 
 python analysis/measure_controls.py sweep=rank_sweep
 python analysis/measure_controls.py sweep=rank_sweep along_training=false
@@ -13,7 +13,7 @@ from lowrank_study.spec import FullFineTuning
 
 
 def controls(config: Mapping[str, Any]) -> None:
-    """Measure the controls, and say where they are."""
+    """Measure the controls, and print their path."""
     from lowrank_study.study.outcome import check_sweeps, require_sweeps
 
     require_sweeps(config)

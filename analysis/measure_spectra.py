@@ -15,7 +15,7 @@ from lowrank_study.left_out import in_words
 
 
 def measure(config: Mapping[str, Any]) -> None:
-    """Measure, write the report, and say where it is and what it found."""
+    """Measure, write the report, and print its path and main finding."""
     from lowrank_study.sources import require_sources
 
     require_sources(Fields("", config), ("before", "after", "adapter", "base", "other"))

@@ -13,7 +13,7 @@ from lowrank_study.fields import Fields
 
 
 def record(config: Mapping[str, Any]) -> None:
-    """Write the record and say where it is."""
+    """Write the record and print its path."""
     from lowrank_study.study.outcome import check_sweeps, require_sweeps
 
     require_sweeps(config)

@@ -1,4 +1,4 @@
-"""Write the report of a sweep from what the run store holds of it.
+"""Write the report of a sweep from the run store.
 
 python analysis/report.py sweep=rank_sweep
 python analysis/report.py sweep=rank_sweep margin=0.01
@@ -12,7 +12,7 @@ from lowrank_study.command import command
 
 
 def report(config: Mapping[str, Any]) -> None:
-    """Write the report and say where it is and what it found."""
+    """Write the report and print its path and main finding."""
     from lowrank_study.study.outcome import check_sweeps, require_sweeps
 
     require_sweeps(config)

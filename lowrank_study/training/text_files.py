@@ -54,8 +54,8 @@ def decoded(content: bytes, name: str, encoding: str | None) -> tuple[str, str]:
 
     Raises
     ------
-    The given encoding does not fit, or none can be detected.
-        The encoding that was named does not fit, or none can be told.
+    InputError
+        The given encoding does not fit, or none can be detected.
     """
     if encoding is not None:
         return _decode(content, name, encoding), encoding

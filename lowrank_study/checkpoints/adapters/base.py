@@ -87,13 +87,14 @@ class Places:
         in_gguf = "general.architecture" in self.base.metadata
         if in_gguf and self._content.kind != "gguf":
             remedy = (
-                "a GGUF file has names and row orders of its own: give the base in the format it "
+                "a GGUF file has its own names and row orders: give the base in the format it "
                 "was trained in"
             )
         elif self._content.kind == "gguf" and not in_gguf:
             remedy = "give the base in GGUF, converted by llama.cpp as the adapter was"
+        fits = f"fits {len(found)} tensors of" if found else "is not in"
         raise InputError(
-            f"{self._where}: module {shown(name)} is {len(found)} times in the base model "
+            f"{self._where}: module {shown(name)} {fits} the base model "
             f"{shown(self.base.path)} (which has {some}); {remedy}"
         )
 

@@ -68,8 +68,8 @@ def read_diffusion(weights: Weights, config: Mapping[str, Any], where: str) -> C
     modules = sorter.whole_modules()
     if not modules:
         raise InputError(
-            f"{where}: is no adapter that can be read (no lora_A and lora_B, no lora_down and "
-            "lora_up in it); compare a whole model with its base as two checkpoints"
+            f"{where}: contains no factors of an adapter (neither lora_A and lora_B nor lora_down "
+            "and lora_up); compare a whole model with its base as two checkpoints"
         )
     components = {module: found for module in modules if (found := _component(module))}
     ranks = checked_ranks(weights, modules, where)
@@ -132,7 +132,7 @@ def _sorted(weights: Weights, where: str) -> tuple[Sorter, dict[str, float], boo
     if len(adapters) > 1:
         raise InputError(
             f"{where}: holds the adapters {', '.join(map(shown, sorted(adapters)))} in one file; "
-            "save each in a file of its own"
+            "save each in a separate file"
         )
     return sorter, alphas, has_magnitude
 

@@ -105,7 +105,7 @@ def test_32_a_base_in_gguf_is_compared_with_and_another_refused(
     with (
         open_adapter(folder) as adapter,
         open_weights(base) as weights,
-        pytest.raises(InputError, match="a GGUF file has names and row orders of its own"),
+        pytest.raises(InputError, match="a GGUF file has its own names and row orders"),
     ):
         adapter.check_base(weights)
 
