@@ -86,7 +86,7 @@ def require_sweeps(config: Mapping[str, Any]) -> None:
             [(reason, count)] = reasons.most_common(1)
             raise InputError(
                 f"sweep={name}: none of its {len(runs)} ended runs is done; {count} ended with: "
-                f"{reason}"
+                f"{reason}. Fix this and run the sweep again"
             )
 
 

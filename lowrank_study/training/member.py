@@ -204,7 +204,7 @@ def _restore(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def _parameter_counts(model: nn.Module, method: Method) -> dict[str, int]:
-    """Count parameters; those of an adapter, for LoRA Σ r(d + k), apart from the head."""
+    """Count all, trained and adapter parameters (LoRA: Σ r(d + k), without the head)."""
     trained = {p for p in model.parameters() if p.requires_grad}
     is_adapter = isinstance(method, Lora | PeftMethod)
     adapter = trained - head_parameters(model) if is_adapter else set()

@@ -144,7 +144,7 @@ def _configuration(folder: Path, number_of_labels: int, dropout: float | None) -
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder)
-    config.num_labels = number_of_labels  # and as many names, whatever the base was trained for
+    config.num_labels = number_of_labels  # also sets the number of class names
     if dropout is not None:
         for name, value in config.to_dict().items():
             if re.search(r"drop(out)?$|_dropout|dropout_", name) and isinstance(value, float):
@@ -262,8 +262,8 @@ def _no_target(linear: Sequence[str], base: BaseModel, setting: str, role: str) 
     }
     valid = ", ".join([*presets, *roles, *sorted(endings)[:16]])
     why = (
-        f": the role {role} is at {base.roles[role]!r} by the chosen model configuration, which is "
-        "another architecture's"
+        f": the model configuration places the role {role} at {base.roles[role]!r}, which fits "
+        "another architecture"
         if role in base.roles
         else ""
     )

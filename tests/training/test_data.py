@@ -122,7 +122,7 @@ def test_rows_without_text_or_label_are_left_out_and_counted(tmp_path: Path) -> 
             "a.csv has no column 'body'.*text, label, group",
         ),
         (["task.label_column=stars"], "no column 'stars'.*text, label, group"),
-        (["task.labels=[up,sideways]"], "no row .* has the label 'sideways'.* holds down, up"),
+        (["task.labels=[up,sideways]"], "no train row has the label 'sideways'.* holds down, up"),
         (["task.validation_size=90"], "leave a split with no rows"),
         (["task.train=other.csv"], "no file 'other.csv'"),
     ],

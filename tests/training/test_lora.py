@@ -161,10 +161,15 @@ def test_a_target_that_matches_nothing_is_refused(tiny_model: Callable[[str], Pa
 @pytest.mark.parametrize(
     ("family", "chosen", "wanted", "why"),
     [
-        ("albert", "bert", "attention_qv", r"the role query is at '\*\.attention\.self\.query' by"),
-        ("bloom", "llama", "all_linear", r"the role query is at '\*\.self_attn\.q_proj' by"),
+        (
+            "albert",
+            "bert",
+            "attention_qv",
+            r"role query at '\*\.attention\.self\.query', which",
+        ),
+        ("bloom", "llama", "all_linear", r"the role query at '\*\.self_attn\.q_proj', which"),
         ("bloom", "bloom", "typo", r"of NAME\. Valid are attention_qv"),
-        ("bloom", "gpt2", "mlp_up", r"the role mlp_up is at '\*\.mlp\.c_fc' by"),
+        ("bloom", "gpt2", "mlp_up", r"the role mlp_up at '\*\.mlp\.c_fc', which"),
     ],
 )
 def test_a_refused_target_names_what_this_model_has(

@@ -246,7 +246,7 @@ REFUSED_OPTIONS = [
     ("LORA", {"inference_mode": True}, "it is set here|nothing would be trained"),
     ("LORA", {"task_type": "CAUSAL_LM"}, "it is set here"),
     ("LORA", {"modules_to_save": ["norm"]}, "modules_to_save: the model has no module 'norm'"),
-    ("LOHA", {"use_effective_conv2d": True}, "convolutions alone"),
+    ("LOHA", {"use_effective_conv2d": True}, "only to convolutions"),
     ("LOHA", {"rank_dropout": "much"}, "rank_dropout='much': a value like 0.0"),
     ("GRALORA", {"r": 3}, "PEFT can't put GRALORA with .*3.* on this model: "),
     ("OFT", {"oft_block_size": 4, "r": 0, "eps": 0.1}, "only if method.options.coft is True"),
