@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lowrank_study.config import CONF_FOLDER
+from lowrank_study.composition import CONF_FOLDER
 from lowrank_study.errors import InputError
 from lowrank_study.fields import Fields
 from lowrank_study.spec import LocalPath, Task
