@@ -12,6 +12,7 @@ from lowrank_study.reporting import reproduction
 from lowrank_study.reporting.papers import record_papers, write_paper
 from lowrank_study.reporting.reproduction import plan_of
 from lowrank_study.runs import TrainedRun
+from lowrank_study.study import outcome
 from lowrank_study.study.papers import load_paper
 
 
@@ -32,6 +33,9 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         calls.append(f"train {configs[0].sweep}")
         return ended(configs, "done")
 
+    def unmeasured(*_: object, **__: object) -> dict[str, str]:
+        return {}
+
     def report(name: str, *, margin: float, folder: Path, **_: object) -> tuple[Path, str]:
         calls.append(f"report {name} at {margin} in {folder.name}")
         return folder / "report.html", "found"
@@ -40,6 +44,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         calls.append(f"record {name}")
         return Path(name)
 
+    monkeypatch.setattr(outcome, "without_spectra", unmeasured)
     monkeypatch.setattr(reproduction, "sweep_of", train)
     monkeypatch.setattr(reproduction, "report_sweep", report)
     monkeypatch.setattr(reproduction, "record_sweep", record)

@@ -21,9 +21,9 @@ def settings(results: Path, *more: str) -> dict[str, Any]:
 
 
 def plan(results: Path, *statuses: str, left_out: tuple[str, ...] = ()) -> None:
-    """End the runs of a sweep with these statuses; a run with an empty one stays planned."""
+    """End linear probes, which have no spectra, with these statuses; "" stays planned."""
     specs = [
-        compose("method=lora", "trainer.precision=fp32", f"seed={n}") for n in range(len(statuses))
+        compose("method=head", "trainer.precision=fp32", f"seed={n}") for n in range(len(statuses))
     ]
     store = RunStore(results / "runs")
     store.plan("mine", [[spec] for spec in specs], question="Why?")
@@ -46,7 +46,7 @@ def test_each_lost_run_is_listed_with_its_reason(tmp_path: Path) -> None:
     with pytest.raises(Unfinished) as told:
         check_sweeps(settings(tmp_path))
     failed, diverged, counted, waiting = str(told.value).splitlines()
-    assert failed.startswith("failed: rotten_tomatoes-minilm-lora")
+    assert failed.startswith("failed: rotten_tomatoes-minilm-head")
     assert failed.endswith(": no memory")
     assert diverged.startswith("diverged: ")
     assert counted == "sweep mine: 2 of 4 runs failed or diverged"

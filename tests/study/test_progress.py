@@ -1,16 +1,9 @@
 """What a sweep shows while it runs."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-from lowrank_study.config import compose
 from lowrank_study.study import progress as progress_module
-from lowrank_study.study import sweep as sweep_module
 from lowrank_study.study.progress import SweepProgress
-from lowrank_study.study.sweep import sweep
 
 
 def test_a_log_gets_one_line_an_ended_run_and_the_time_left(
@@ -39,18 +32,3 @@ def test_the_time_left_is_known_before_the_first_run_has_ended(
     assert "first steps" in progress._time_left({"a": 0.0})
     now[0] = 30.0
     assert progress._time_left({"a": 0.25, "b": 0.25}) == "1:30 left"
-
-
-def test_workers_that_can_not_start_are_not_started_for_ever(
-    tiny_overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    started = []
-
-    def start(*_: object) -> "subprocess.Popen[bytes]":
-        started.append(subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"]))
-        return started[-1]
-
-    monkeypatch.setattr(sweep_module, "_start", start)
-    with pytest.raises(RuntimeError, match="1 of 1 runs have not ended"):
-        sweep([compose(*tiny_overrides, "method.rank=2")], name="x", results=tmp_path)
-    assert len(started) == 1

@@ -113,7 +113,8 @@ WORKER = (
     "exec('with lease: time.sleep(120)')"
 )
 DRIVER = """
-import subprocess, sys
+import signal, subprocess, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 from pathlib import Path
 from lowrank_study.runs import RunStore
 from lowrank_study.study import worker_processes

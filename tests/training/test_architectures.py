@@ -48,7 +48,10 @@ FAST: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("bert", SIZES),
     "roberta": ("roberta", SIZES),
     "xlm-roberta": ("roberta", SIZES),
-    "distilbert": ("distilbert", {"dim": 16, "n_layers": 2, "n_heads": 4, "hidden_dim": 24}),
+    "distilbert": (
+        "distilbert",
+        {"dim": 16, "n_layers": 2, "n_heads": 4, "hidden_dim": 24, "initializer_range": 0.3},
+    ),
     "albert": ("albert", {**SIZES, "embedding_size": 8}),
     "electra": ("electra", {**SIZES, "embedding_size": 8}),
     "modernbert": ("modernbert", {**SIZES, "local_attention": 6, "global_attn_every_n_layers": 2}),
