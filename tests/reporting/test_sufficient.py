@@ -158,13 +158,13 @@ def test_the_table_is_written_and_the_page_says_what_was_tested(
     monkeypatch.setattr(contents, "FIGURES", ())
     path = write_report(compared(thin_study, {1: "i", 4: "s"}), tmp_path)
     page = path.read_text(encoding="utf-8")
-    assert "Nothing in this report is tested" not in page
+    assert "contains no significance test" not in page
     assert "-1.94" in page
     table = pd.read_csv(tmp_path / "tables" / "sufficient_rank.csv")
     assert list(table["decision"]) == ["inferior", "sufficient"]
     assert list(table["lower_limit"]) == [-0.0194] * 2
     assert "sufficient" in (tmp_path / "tables" / "sufficient_rank.tex").read_text()
-    assert "Nothing in this report is tested" in write_report(thin_study, tmp_path).read_text()
+    assert "contains no significance test" in write_report(thin_study, tmp_path).read_text()
     assert not (tmp_path / "tables" / "sufficient_rank.csv").exists()
 
 
