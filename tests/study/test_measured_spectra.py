@@ -13,7 +13,7 @@ from lowrank_study.errors import InputError, Unfinished
 from lowrank_study.jobs import planned_configs
 from lowrank_study.reporting.sweep_report import study_tables
 from lowrank_study.runs import RunStore, TrainedRun
-from lowrank_study.spectra.spectra_file import load_spectra, spectra_made_from
+from lowrank_study.spectra.spectra_file import load_spectra, save_spectra, spectra_made_from
 from lowrank_study.study import updates
 from lowrank_study.study.measured_controls import controls_file, measure_controls, read_controls
 from lowrank_study.study.measured_controls import read_request as controls_request
@@ -89,6 +89,18 @@ def test_spectra_of_before_the_hashes_stay_readable(results: Path) -> None:
     measure_run(run, results)
     assert spectra_made_from(spectra_file(results, run.spec.run_id)) is None
     assert read_spectra(run, results)
+
+
+def test_an_empty_file_of_an_older_version_counts_as_not_measured(results: Path) -> None:
+    run, _ = runs_of(results)
+    path = spectra_file(results, run.spec.run_id)
+    whole = path.read_bytes()
+    save_spectra(path, [], made_from=run.checkpoint_sha256)
+    [reason] = without_spectra([run], results).values()
+    assert reason.startswith("they were not measured")
+    measure_run(run, results)
+    assert load_spectra(path)[0].frobenius_norm > 0
+    path.write_bytes(whole)
 
 
 def flip_bits(path: Path) -> None:
