@@ -206,6 +206,18 @@ def test_cuts_are_evaluated_anew_on_another_checkpoint(results: Path) -> None:
         read_truncation(again, results)
 
 
+def test_a_report_names_the_runs_that_the_others_truncations_lack(results: Path) -> None:
+    first, second = truncate_sweep(truncate_request(results))
+    assert study_tables("two", results=results).left_out == ()
+    truncation_file(results, first.spec.run_id).unlink()
+    [said] = study_tables("two", results=results).left_out
+    assert said.startswith(
+        f"1 of 2 runs of full fine-tuning has not been truncated ({first.spec.run_id})"
+    )
+    truncation_file(results, second.spec.run_id).unlink()
+    assert study_tables("two", results=results).left_out == ()
+
+
 def test_controls_of_another_checkpoint_are_refused(results: Path) -> None:
     settings = {
         "sweep": "two", "results": str(results), "device": "cpu", "shuffled_seeds": 0,
