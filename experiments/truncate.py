@@ -14,7 +14,7 @@ from lowrank_study.spec import FullFineTuning
 
 def truncate(config: Mapping[str, Any]) -> None:
     """Evaluate what is not there yet, and say where it is."""
-    from lowrank_study.study.outcome import check_sweeps, require_sweeps
+    from lowrank_study.study.outcome import check_sweeps, report_command, require_sweeps
 
     require_sweeps(config)
     from lowrank_study.study.truncated_runs import read_request, truncate_sweep
@@ -22,7 +22,8 @@ def truncate(config: Mapping[str, Any]) -> None:
     request = read_request(config)
     runs = truncate_sweep(request)
     folder = request.results / "truncation"
-    print(f"{folder}: {len(runs)} runs; python analysis/report.py sweep={request.sweep} draws them")
+    command = report_command(request.sweep, request.results)
+    print(f"{folder}: {len(runs)} runs; {command} draws them")
     check_sweeps(config, method=FullFineTuning)
 
 

@@ -121,16 +121,21 @@ def spec_in(path: Path, run_id: str, *, remedy: str) -> RunSpec:
     Raises
     ------
     DamagedRun
-        The specification is missing or gives another id.
+        The specification is missing or gives another id, as an older version may have written.
     """
     try:
         spec = from_mapping(json_in(path))
-        whole = spec.run_id == run_id
+        name = spec.run_id
     except (ValueError, TypeError, KeyError, AttributeError):
-        whole = False
-    if not whole:
-        raise DamagedRun(f"{path} is damaged: {remedy}")
-    return spec
+        raise DamagedRun(f"{path} is damaged: {remedy}") from None
+    if name == run_id:
+        return spec
+    if name.rpartition("-")[2] == run_id.rpartition("-")[2]:  # the digests
+        raise DamagedRun(
+            f"{run_id} is not read: an older version trained it, under a name that did not tell "
+            f"it from other methods; start its command again, which trains it as {name}"
+        )
+    raise DamagedRun(f"{path} is damaged: {remedy}")
 
 
 def json_in(path: Path) -> Any:

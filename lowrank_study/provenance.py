@@ -7,6 +7,7 @@ import platform
 import subprocess
 from pathlib import Path
 
+from lowrank_study.hashing import sha256_of_files
 from lowrank_study.machine import processor
 
 _LIBRARIES = (
@@ -38,9 +39,14 @@ def provenance() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """The checkout's commit, marked `+changes` where tracked files differ from it."""
-    root = Path(__file__).resolve().parents[1]
-    git = ["git", "-C", str(root)]
+    """The checkout's commit; where that does not say what the code is, with the code's hash.
+
+    It is marked `+changes` where tracked files differ from it.
+    """
+    package = Path(__file__).resolve().parent
+    git = ["git", "-C", str(package.parent)]
+    files = [str(file.relative_to(package)) for file in package.rglob("*.py")]
+    code = f"code {sha256_of_files(package, files)[:8]}"
     try:
         commit = subprocess.run(
             [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
@@ -49,8 +55,8 @@ def _commit() -> str:
             [*git, "diff", "--quiet", "HEAD"], capture_output=True, check=False
         )
     except (OSError, subprocess.CalledProcessError):
-        return "unknown (not a git checkout)"
-    return commit.stdout.strip() + ("+changes" if changes.returncode else "")
+        return f"unknown (not a git checkout, {code})"
+    return commit.stdout.strip() + (f"+changes ({code})" if changes.returncode else "")
 
 
 def _processor() -> str:

@@ -127,6 +127,13 @@ class RunStore:
         """Whether the sweep is planned; false if the folder was removed while it ran."""
         return (self._sweeps / f"{name}.json").is_file()
 
+    def planned_spec(self, run_id: str) -> RunSpec | None:
+        """Return the specification by which a run is planned; `None` if there is no whole one."""
+        try:
+            return spec_in(self._planned / f"{run_id}.json", run_id, remedy="")
+        except DamagedRun:
+            return None
+
     def claim(self, run_ids: Iterable[str]) -> Lease | None:
         """Lease the first of these runs that is free; `None` if no run is free.
 

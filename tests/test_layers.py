@@ -20,7 +20,7 @@ ALLOWED = {
     "spec": set(),
     "hashing": set(),
     "assets": {"errors", "hashing", "spec"},
-    "provenance": {"errors", "machine"},
+    "provenance": {"errors", "hashing", "machine"},
     "native": {"assets", "hashing", "machine"},
     "fields": {"errors"},
     "sources": {"errors", "spec", "assets", "fields"},

@@ -239,6 +239,20 @@ def test_a_damaged_run_has_not_ended_and_is_moved_aside(
     assert [run.status for run in store.ended([run_id])] == ["done"]
 
 
+def test_a_run_under_the_name_of_an_older_version_is_not_called_damaged(
+    store: RunStore, specs: list[RunSpec], capsys: pytest.CaptureFixture[str]
+) -> None:
+    [run_id] = plan(store, specs[:1])
+    commit(store, run_id)
+    older = f"older-{run_id.rpartition('-')[2]}"
+    (store.folder / run_id).rename(store.folder / older)
+    assert store.ended([older]) == []
+    told = capsys.readouterr().err
+    assert "an older version trained it" in told
+    assert f"trains it as {run_id}" in told
+    assert "damaged" not in told
+
+
 @pytest.mark.parametrize("file", ["record.json", "spec.json", ".sweeps/s.json", ".planned/"])
 def test_no_damage_is_a_traceback(file: str, store: RunStore, specs: list[RunSpec]) -> None:
     run_ids = plan(store, specs[:2])

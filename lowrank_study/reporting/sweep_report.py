@@ -22,12 +22,13 @@ from lowrank_study.reporting.tables import (
 )
 from lowrank_study.runs import RunStore, TrainedRun
 from lowrank_study.study.against_full import COLUMNS, against_full
+from lowrank_study.study.full_runs import chosen_full_runs
 from lowrank_study.study.measured_controls import read_controls
 from lowrank_study.study.measured_spectra import without_spectra
 from lowrank_study.study.settings import check_alike
 from lowrank_study.study.sweep import rates_sweep
 from lowrank_study.study.tables import runs_table, spectra_tables, without_folders
-from lowrank_study.study.truncation_tables import truncation_table
+from lowrank_study.study.truncation_tables import truncation_file, truncation_table
 from lowrank_study.study.tuning import at_any_rate
 
 CAVEATS = ("Learning rates", "Cost", "Noise")
@@ -89,12 +90,27 @@ def _left_out(store: RunStore, sweep: str, runs: list[TrainedRun], results: Path
         named = ", ".join(run_ids[:3]) + (" …" if len(run_ids) > 3 else "")
         verb = "has" if len(run_ids) == 1 else "have"
         yield f"{counted(len(run_ids), 'run')} {verb} no spectra ({named}): {reason}"
+    yield from _not_truncated(runs, results)
     if earlier := store.earlier(sweep):
         verb = "is" if len(earlier) == 1 else "are"
         yield (
             f"{counted(len(earlier), 'run')} planned earlier as sweep {sweep} {verb} no longer "
             "part of it"
         )
+
+
+def _not_truncated(runs: list[TrainedRun], results: Path) -> Iterator[str]:
+    """Say which runs came after the others had been truncated."""
+    for chosen in chosen_full_runs(runs):
+        ids = [run.spec.run_id for run in chosen]
+        missing = [run_id for run_id in ids if not truncation_file(results, run_id).is_file()]
+        if missing and len(missing) < len(ids):
+            verb = "has" if len(missing) == 1 else "have"
+            yield (
+                f"{len(missing)} of {counted(len(ids), 'run')} of full fine-tuning {verb} not been "
+                f"truncated ({', '.join(missing[:3])}{' …' if missing[3:] else ''}): run "
+                "experiments/truncate.py on the sweep again"
+            )
 
 
 def _rates(store: RunStore, sweep: str, runs: list[TrainedRun]) -> pd.DataFrame | None:

@@ -100,6 +100,15 @@ def spectra_made_from(path: Path) -> str | None:
     return None if made_from is None else str(made_from)
 
 
+def count_spectra(path: Path) -> int:
+    """Return how many spectra a file holds.
+
+    Raises:
+        InputError: As `load_spectra`.
+    """
+    return int(_read(path, pq.read_table, columns=["module"]).num_rows)
+
+
 def _read(path: Path, read: Callable[..., Any], **options: Any) -> Any:
     if not path.is_file():
         raise InputError(f"no file of spectra at {path}; give one that save_spectra wrote")

@@ -11,7 +11,11 @@ from lowrank_study.checkpoints.adapters.peft_settings import KINDS
 from lowrank_study.errors import InputError
 from lowrank_study.runs import TrainedRun
 from lowrank_study.spec import HeadOnly, PeftMethod
-from lowrank_study.spectra.spectra_file import load_spectra, spectra_made_from
+from lowrank_study.spectra.spectra_file import (
+    count_spectra,
+    load_spectra,
+    spectra_made_from,
+)
 from lowrank_study.spectra.spectrum import Spectrum
 
 
@@ -37,10 +41,15 @@ def why_no_matrix(run: TrainedRun) -> str | None:
 
 
 def is_measured(run: TrainedRun, results: Path) -> bool:
-    """Whether the stored spectra belong to the run's current checkpoint."""
+    """Whether the stored spectra belong to the run's current checkpoint.
+
+    Older versions left an empty file where a checkpoint could not be read.
+    """
     path = spectra_file(results, run.spec.run_id)
+    has_none = isinstance(run.spec.method, HeadOnly) or why_no_matrix(run) is not None
     try:
-        return path.is_file() and spectra_made_from(path) == run.checkpoint_sha256
+        of_now = path.is_file() and spectra_made_from(path) == run.checkpoint_sha256
+        return of_now and (has_none or count_spectra(path) > 0)
     except InputError:  # damaged, so measured again
         return False
 

@@ -23,13 +23,17 @@ def in_words(runs: Sequence[TrainedRun], *, sweep: str, results: Path) -> str:
     if len(runs) > 1:
         counts = Counter(run.status for run in runs)
         told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-        where = "" if results == Path("results") else " " + shlex.quote(f"results={results}")
-        command = f"python analysis/report.py sweep={sweep}{where}"
-        return f"{len(runs)} runs: {told}; {command} reports them"
+        return f"{len(runs)} runs: {told}; {report_command(sweep, results)} reports them"
     [run] = runs
     split = "test" if run.spec.train.read_test else "validation"
     outcome = run.record.get("message") or f"{split} accuracy {run.record[split]['accuracy']:.3f}"
     return f"{run.status}: {outcome}; everything is in {run.folder}"
+
+
+def report_command(sweep: str, results: Path) -> str:
+    """Return what has to be typed for the report of a sweep."""
+    where = "" if results == Path("results") else " " + shlex.quote(f"results={results}")
+    return f"python analysis/report.py sweep={sweep}{where}"
 
 
 def incomplete(
@@ -108,7 +112,7 @@ def check_sweeps(
         run_ids = store.sweep(name)
         runs = store.ended(run_ids)
         read = [run for run in runs if method is None or isinstance(run.spec.method, method)]
-        waiting = len(run_ids) - len(runs) if method is None else 0
+        waiting = len(_waiting(store, {*run_ids} - {run.spec.run_id for run in runs}, method))
         allow_partial = fields.flag("allow_partial")
         lines += incomplete(
             read,
@@ -119,3 +123,11 @@ def check_sweeps(
         )
     if lines:
         raise Unfinished("\n".join(lines))
+
+
+def _waiting(store: RunStore, run_ids: set[str], method: type[Method] | None) -> list[str]:
+    """Return those of the runs that are, or are to be, trained by a method; all if it is None."""
+    if method is None:
+        return list(run_ids)
+    specs = {run_id: store.planned_spec(run_id) for run_id in run_ids}
+    return [run_id for run_id, spec in specs.items() if spec and isinstance(spec.method, method)]

@@ -145,7 +145,7 @@ def _cache_key(task: Task, model_folder: Path) -> str:
     of it names `task.source.revision`.
     """
     described = to_mapping(task)
-    described["source"].pop("path", None)
+    described["source"]["path"] = Path(described["source"].get("path", "")).name  # it is shown
     libraries = [metadata.version(name) for name in ("tokenizers", "transformers")]
     parts = [_FORMAT, described, _tokenizer_hash(model_folder), libraries]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]

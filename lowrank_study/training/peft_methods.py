@@ -225,7 +225,9 @@ def _check(method: PeftMethod, modules: Sequence[str], model: nn.Module) -> Mapp
             _REFUSED.get(kind, "was never tried here") if kind in known else "is not a PEFT method"
         )
         raise InputError(f"method.peft_type={kind}: {kind} {reason}. Valid: {', '.join(TRAINED)}")
-    settings = {field.name: field.default for field in dataclasses.fields(known[kind])}
+    fields = dataclasses.fields(known[kind])
+    settings = {field.name: field.default for field in fields}
+    flags = {field.name for field in fields if field.type in (bool, "bool")}
     of_every_kind = {field.name: "it is set here" for field in dataclasses.fields(peft.PeftConfig)}
     refused = {**of_every_kind, **_IGNORED_BY_ALL, **_IGNORED.get(kind, {})}
     valid = ", ".join(sorted(set(settings) - set(refused)))
@@ -242,7 +244,9 @@ def _check(method: PeftMethod, modules: Sequence[str], model: nn.Module) -> Mapp
                 f"{name}: {kind} reads it only if method.options.{other} is {needed!r}: set "
                 "that too, or leave it out"
             )
-        if not _is_like(value, settings[option]):
+        # YAML's `no` is a text to Hydra, which Python and PEFT take for true.
+        is_like = isinstance(value, bool) if option in flags else _is_like(value, settings[option])
+        if not is_like:
             raise InputError(f"{name}={value!r}: a value like {settings[option]!r} is needed")
         if option.endswith("_pattern"):
             _check_patterns(name, value, modules)

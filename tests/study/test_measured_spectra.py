@@ -13,7 +13,7 @@ from lowrank_study.errors import InputError, Unfinished
 from lowrank_study.jobs import planned_configs
 from lowrank_study.reporting.sweep_report import study_tables
 from lowrank_study.runs import RunStore, TrainedRun
-from lowrank_study.spectra.spectra_file import load_spectra, spectra_made_from
+from lowrank_study.spectra.spectra_file import load_spectra, save_spectra, spectra_made_from
 from lowrank_study.study import updates
 from lowrank_study.study.measured_controls import controls_file, measure_controls, read_controls
 from lowrank_study.study.measured_controls import read_request as controls_request
@@ -89,6 +89,18 @@ def test_spectra_of_before_the_hashes_stay_readable(results: Path) -> None:
     measure_run(run, results)
     assert spectra_made_from(spectra_file(results, run.spec.run_id)) is None
     assert read_spectra(run, results)
+
+
+def test_an_empty_file_of_an_older_version_counts_as_not_measured(results: Path) -> None:
+    run, _ = runs_of(results)
+    path = spectra_file(results, run.spec.run_id)
+    whole = path.read_bytes()
+    save_spectra(path, [], made_from=run.checkpoint_sha256)
+    [reason] = without_spectra([run], results).values()
+    assert reason.startswith("they were not measured")
+    measure_run(run, results)
+    assert load_spectra(path)[0].frobenius_norm > 0
+    path.write_bytes(whole)
 
 
 def flip_bits(path: Path) -> None:
@@ -192,6 +204,18 @@ def test_cuts_are_evaluated_anew_on_another_checkpoint(results: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(InputError, match="can't be read as a table: remove it and run"):
         read_truncation(again, results)
+
+
+def test_a_report_names_the_runs_that_the_others_truncations_lack(results: Path) -> None:
+    first, second = truncate_sweep(truncate_request(results))
+    assert study_tables("two", results=results).left_out == ()
+    truncation_file(results, first.spec.run_id).unlink()
+    [said] = study_tables("two", results=results).left_out
+    assert said.startswith(
+        f"1 of 2 runs of full fine-tuning has not been truncated ({first.spec.run_id})"
+    )
+    truncation_file(results, second.spec.run_id).unlink()
+    assert study_tables("two", results=results).left_out == ()
 
 
 def test_controls_of_another_checkpoint_are_refused(results: Path) -> None:

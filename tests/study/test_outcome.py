@@ -21,10 +21,9 @@ def settings(results: Path, *more: str) -> dict[str, Any]:
 
 
 def plan(results: Path, *statuses: str, left_out: tuple[str, ...] = ()) -> None:
-    """End linear probes, which have no spectra, with these statuses; "" stays planned."""
-    specs = [
-        compose("method=head", "trainer.precision=fp32", f"seed={n}") for n in range(len(statuses))
-    ]
+    """End LoRA runs, which have no spectra here, with these statuses; "" stays planned."""
+    fixed = ("method=lora", "trainer.precision=fp32", "trainer.read_test=false")  # no spectra
+    specs = [compose(*fixed, f"seed={n}") for n in range(len(statuses))]
     store = RunStore(results / "runs")
     store.plan("mine", [[spec] for spec in specs], question="Why?")
     for spec, status in zip(specs, statuses, strict=True):
@@ -52,6 +51,13 @@ def test_each_lost_run_is_listed_with_its_reason(tmp_path: Path) -> None:
     assert counted == "sweep mine: 2 of 4 runs failed or diverged"
     assert waiting == "sweep mine: 1 of 4 runs have not ended"
     check_sweeps(settings(tmp_path), method=FullFineTuning)  # it reads none of them
+
+
+def test_runs_of_one_method_that_have_not_ended_are_counted(tmp_path: Path) -> None:
+    specs = [compose(f"method={name}", "trainer.precision=fp32") for name in ("full", "lora")]
+    RunStore(tmp_path / "runs").plan("mine", [[spec] for spec in specs], question="Why?")
+    with pytest.raises(Unfinished, match="sweep mine: 1 of 1 runs have not ended"):
+        check_sweeps(settings(tmp_path), method=FullFineTuning)
 
 
 def test_rows_that_were_left_out_are_told_once_unless_that_was_asked_for(tmp_path: Path) -> None:

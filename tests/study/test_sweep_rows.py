@@ -51,6 +51,18 @@ def test_more_than_five_percent_left_out_is_refused_unless_it_is_asked_for(
     assert capsys.readouterr().out.startswith("left out: 20 of 260 rows of holes.csv (7.7 %)")
 
 
+def test_files_of_one_name_are_judged_one_by_one(
+    specs: Callable[..., RunSpec], tmp_path: Path
+) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder, holes in ((one, 8), (other, 9)):
+        folder.mkdir()
+        specs(holes)
+        (tmp_path / "holes.csv").rename(folder / "holes.csv")
+    asked = [f"task.source={folder / 'holes.csv'}" for folder in (one, other)]
+    check_specs([specs(0, asked[0]), specs(0, asked[1], "task.name=other")], tmp_path)
+
+
 def test_a_run_keeps_what_was_left_out_and_refuses_an_edited_file(
     specs: Callable[..., RunSpec], tmp_path: Path
 ) -> None:

@@ -244,6 +244,19 @@ def test_what_was_read_and_left_out_is_known_from_the_cache_too(
     assert warm.lines[0].startswith("left out: 1 of 100 rows of a.csv (1 %)")
 
 
+def test_a_copy_under_another_name_is_read_by_that_name(
+    tmp_path: Path, tiny_model: Callable[[str], Path]
+) -> None:
+    first = write(tmp_path / "a.csv", ROWS)
+    load_splits(task_of(first), tiny_model("bert"))
+    for name in ("b.csv", "a.txt"):
+        (tmp_path / name).write_bytes(first.read_bytes())
+    account = load_splits(task_of(tmp_path / "b.csv"), tiny_model("bert")).account
+    assert account.lines[0].startswith("b.csv: 100 rows read")
+    with pytest.raises(InputError, match=r"the suffix '\.txt' is none of"):
+        load_splits(task_of(tmp_path / "a.txt"), tiny_model("bert"))
+
+
 def test_swapped_and_damaged_caches_are_made_again(
     tmp_path: Path, tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -235,6 +235,7 @@ REFUSED_OPTIONS = [
     ("LORA", {"init_lora_weights": "loftq"}, "'loftq': it starts from a quantised base"),
     ("LORA", {"init_lora_weights": "pissa_niter_4"}, "random decomposition"),
     ("LORA", {"init_lora_weights": False}, "random update"),
+    ("LORA", {"use_dora": "no"}, "use_dora='no': a value like False is needed"),
     ("LORA", {"eva_config": {}}, "needs a pass over the data"),
     ("LORA", {"kasa_config": {}}, "needs a term in the loss"),
     ("LORA", {"rank_pattern": {"q_proj": 4}}, "'q_proj' matches none .* end in query, value"),
