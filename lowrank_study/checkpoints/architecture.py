@@ -65,15 +65,34 @@ def is_adapter(weights: Weights) -> bool:
 
 
 def _check_sizes(before: Weights, after: Weights) -> None:
-    left, right = _same_part(before.config, after.config)
-    for key in ("model_type", *_SIZES):
-        values = left.get(key), right.get(key)
-        plain = all(isinstance(value, str | int) for value in values)
-        if plain and values[0] != values[1]:
-            raise InputError(
-                f"{key} is {shown(values[0])} in {shown(before.path)} and {shown(values[1])} in "
-                f"{shown(after.path)}; compare two checkpoints of one architecture"
-            )
+    outer = _same_part(before.config, after.config)
+    _check_size("model_type", before, after, outer)
+    for pair in (outer, *_inner_parts(*outer)):
+        for key in _SIZES:
+            _check_size(key, before, after, pair)
+
+
+def _check_size(
+    key: str, before: Weights, after: Weights, configs: tuple[Mapping[str, Any], Mapping[str, Any]]
+) -> None:
+    left, right = (config.get(key) for config in configs)
+    if isinstance(left, str | int) and isinstance(right, str | int) and left != right:
+        raise InputError(
+            f"{key} is {shown(left)} in {shown(before.path)} and {shown(right)} in "
+            f"{shown(after.path)}; compare two checkpoints of one architecture"
+        )
+
+
+def _inner_parts(
+    before: Mapping[str, Any], after: Mapping[str, Any]
+) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Return the configs of the models inside two others, such as both vision towers."""
+    both = [(inner, after.get(key)) for key, inner in before.items()]
+    return [
+        (left, right)
+        for left, right in both
+        if isinstance(left, dict) and isinstance(right, dict) and "model_type" in left
+    ]
 
 
 def _same_part(

@@ -21,6 +21,7 @@ from lowrank_study.checkpoints.match import Match, coarser, is_vocabulary
 from lowrank_study.checkpoints.paths import shown
 from lowrank_study.checkpoints.renames import PairedNames, paired_names
 from lowrank_study.checkpoints.sides import (
+    ALONE,
     Side,
     matched,
     matched_others,
@@ -115,6 +116,14 @@ class Pairing:
         W0_OI, W_OI = match.read()
         return (W0_OI, W_OI) if self._finite(match.name, W0_OI, W_OI) else None
 
+    def refuse_partial(self) -> None:
+        """Refuse a run's own checkpoint where a matrix of the base has another shape now."""
+        for item in self._unpaired:
+            if item.is_matrix and item.side == "after" and item.why not in ALONE.values():
+                raise InputError(
+                    f"{shown(self.after.path)}: {shown(item.name)}: {item.why}; train the run again"
+                )
+
     def leave_out(self, name: str, reason: str) -> None:
         """Leave out a matched matrix or vector whose numbers can't be used."""
         self.skipped[name] = reason
@@ -129,7 +138,7 @@ class Pairing:
 
 
 _ROWS = "rows that only this checkpoint has"
-_BROKEN = "NaN or infinite values"
+_BROKEN = "NaN or infinite values in one checkpoint or both"
 
 
 def pair(before: Weights, after: Weights) -> Pairing:
@@ -229,7 +238,8 @@ def _renamed(matches: list[Match], names: PairedNames) -> list[str]:
         return []
     before, after = renamed[0].before.name, renamed[0].after.name
     return [
-        f"{len(renamed)} matrices have another name in the tuned checkpoint, such as "
+        f"{len(renamed)} {'matrix has' if len(renamed) == 1 else 'matrices have'} another name in "
+        "the tuned checkpoint, such as "
         f"{shown(before)}, which is {shown(after)} there"
     ]
 

@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 
 from lowrank_study.checkpoints.fused import models_within
-from lowrank_study.checkpoints.match import Match, is_vocabulary, match_of
+from lowrank_study.checkpoints.match import (
+    Match,
+    is_head,
+    is_vocabulary,
+    match_of,
+    may_be_tied,
+)
 from lowrank_study.checkpoints.matrices import Matrix, find_matrices, module_of, split_expert
 from lowrank_study.checkpoints.paths import shown
 from lowrank_study.checkpoints.quantized import PACKED
@@ -18,7 +24,7 @@ from lowrank_study.checkpoints.renames import canonical
 from lowrank_study.checkpoints.unpaired import SIDES, Unpaired, is_buffer, whole
 from lowrank_study.checkpoints.weights import Weights
 
-_ALONE = {
+ALONE = {
     "before": "only in the pretrained checkpoint",
     "after": "only in the tuned checkpoint",
 }
@@ -75,11 +81,11 @@ class Side:
         """Yield what has not been paired."""
         for matrix in self.matrices.values():
             yield whole(
-                self.side, self.shown(matrix.name), matrix.shape, _ALONE[self.side], is_matrix=True
+                self.side, self.shown(matrix.name), matrix.shape, ALONE[self.side], is_matrix=True
             )
         for name in self.others.values():
             shape = (0,) if is_buffer(name, ()) else self.weights.shape(name)
-            yield whole(self.side, self.shown(name), shape, _ALONE[self.side], is_matrix=False)
+            yield whole(self.side, self.shown(name), shape, ALONE[self.side], is_matrix=False)
         for name, reason in self.ignored.items():
             if reason == PACKED:
                 shape = self.weights.stored_shape(name)
@@ -120,6 +126,7 @@ def matched(left: Side, right: Side) -> tuple[list[Match], list[Unpaired]]:
                 match = match_of(right.shown(after.name), before, after)
                 assert match is not None
                 matches.append(match)
+    matches += _matched_tied(left, right, matches)
     order = {name: place for place, name in enumerate(right.weights.names())}
     matches.sort(key=lambda match: order[match.after.tensor])
     return matches, differing
@@ -139,6 +146,26 @@ def _split_alike(stacked: Side, single: Side) -> Iterator[list[tuple[Matrix, Mat
                 assert name is not None
                 del single.matrices[name]
             yield list(zip(pieces, found, strict=True))
+
+
+def _matched_tied(left: Side, right: Side, matches: list[Match]) -> list[Match]:
+    """Match the only vocabularies of both, where one is stored as the head and one as embedding.
+
+    In a tied model the two are one matrix, and a file has it under either name.
+    """
+    keys = [
+        [key for key, matrix in side.matrices.items() if is_vocabulary(matrix.name)]
+        for side in (left, right)
+    ]
+    if [len(found) for found in keys] != [1, 1] or any(is_vocabulary(m.name) for m in matches):
+        return []
+    before, after = left.matrices[keys[0][0]], right.matrices[keys[1][0]]
+    one_is_head = is_head(before.name) != is_head(after.name)
+    match = match_of(right.shown(after.name), before, after) if one_is_head else None
+    if match is None or not all(may_be_tied(side.weights.config) for side in (left, right)):
+        return []
+    del left.matrices[keys[0][0]], right.matrices[keys[1][0]]
+    return [match]
 
 
 def matched_others(left: Side, right: Side) -> tuple[dict[str, tuple[str, str]], list[Unpaired]]:

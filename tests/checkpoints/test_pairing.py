@@ -301,3 +301,48 @@ def test_an_adapter_is_told_from_a_model_by_its_names(
 ) -> None:
     with open_weights(write_model({name: torch.ones(2, 2) for name in names})) as weights:
         assert is_adapter(weights) == expected
+
+
+@pytest.mark.parametrize(("tie", "compared"), [(True, 1), (None, 1), (False, 0)])
+def test_a_tied_vocabulary_is_compared_under_either_name(
+    write_model: Any, tie: bool | None, compared: int
+) -> None:
+    W = torch.arange(320.0).reshape(40, 8)
+    config = {"model_type": "llama"} | ({} if tie is None else {"tie_word_embeddings": tie})
+    layer = {"model.layers.0.q.weight": torch.eye(8)}
+    before = {"model.embed_tokens.weight": W} | layer
+    after = {"lm_head.weight": W + 1} | layer
+    left = open_weights(write_model(before, config, folder="before"))
+    right = open_weights(write_model(after, config, folder="after"))
+    pairing = pair(left, right)
+    assert len(pairing.matches) == 1 + compared
+    assert bool(pairing.left_out()) != bool(compared)
+    if compared:
+        assert sorted(changes_of(pairing)) == [0.0, 1.0]
+
+
+def test_a_parameter_beside_a_module_of_its_name_is_not_lost(write_model: Any) -> None:
+    W = torch.ones(4, 4)
+    state = {"q.weight": W, "scale.weight": W}
+    left = open_weights(write_model(state, folder="before"))
+    right = open_weights(write_model(state | {"scale": W}, folder="after"))
+    pairing = pair(left, right)
+    assert {match.name for match in pairing.matches} == {"q", "scale"}
+    assert [(part.of, part.count) for part in pairing.left_out()] == [("after", 16)]
+
+
+def test_models_inside_of_other_sizes_are_refused(write_model: Any) -> None:
+    state = {"language_model.h.0.self_attention.query_key_value.weight": torch.ones(48, 16)}
+    inner = {"model_type": "bloom", "hidden_size": 16}
+    left, right = (
+        open_weights(
+            write_model(
+                state,
+                {"model_type": "llava", "text_config": inner | {"n_head": heads}},
+                folder=f"heads_{heads}",
+            )
+        )
+        for heads in (2, 4)
+    )
+    with pytest.raises(InputError, match=r"n_head is 2 in .* and 4 in"):
+        pair(left, right)
