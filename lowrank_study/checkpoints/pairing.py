@@ -17,7 +17,8 @@ from math import prod
 import numpy as np
 
 from lowrank_study.checkpoints.architecture import shared_config
-from lowrank_study.checkpoints.match import Match, coarser, is_vocabulary
+from lowrank_study.checkpoints.match import Match, coarser, is_head, is_vocabulary
+from lowrank_study.checkpoints.matrices import Matrix
 from lowrank_study.checkpoints.paths import shown
 from lowrank_study.checkpoints.renames import PairedNames, paired_names
 from lowrank_study.checkpoints.sides import (
@@ -25,6 +26,7 @@ from lowrank_study.checkpoints.sides import (
     Side,
     matched,
     matched_others,
+    matched_tied,
     take_out_tied,
     without_tied,
 )
@@ -81,8 +83,13 @@ class Pairing:
         for index, side in enumerate(SIDES):
             lost = [item for item in self._unpaired if item.side == side]
             compared = 0
-            for match in self.matches:
-                rows, columns = (match.before, match.after)[index].shape
+            counted: set[Matrix] = set()
+            for match in sorted(self.matches, key=lambda match: match.name in self._broken):
+                matrix = (match.before, match.after)[index]
+                if matrix in counted:  # a tied embedding is the W0 of the head too
+                    continue
+                counted.add(matrix)
+                rows, columns = matrix.shape
                 more = (rows - match.shape[0], columns)
                 lost.append(whole(side, match.name, more, _ROWS, is_matrix=False))
                 if match.name in self._broken:
@@ -161,6 +168,9 @@ def pair(before: Weights, after: Weights) -> Pairing:
     matches, tied = without_tied(matches)
     for side in (left, right):
         tied |= take_out_tied(side, matches)
+    matches += matched_tied(left, right, matches)
+    order = {name: place for place, name in enumerate(after.names())}
+    matches.sort(key=lambda match: order[match.after.tensor])
     vectors, differing_vectors = matched_others(left, right)
     unpaired = [*left.alone(), *right.alone(), *differing, *differing_vectors]
     skipped = {item.name: item.why for item in unpaired} | tied
@@ -205,7 +215,16 @@ def _flags(before: Weights, after: Weights, names: PairedNames, matches: list[Ma
         shorter = "pretrained" if names.prefix_before else "tuned"
         prefix = names.prefix_before or names.prefix_after
         flags.append(f"names of the {shorter} checkpoint read with the prefix {shown(prefix)}")
-    flags += _renamed(matches, names)
+    flags += _renamed([match for match in matches if not _is_tied(match)], names)
+    for match in matches:
+        if _is_tied(match):
+            there = ("tuned", match.after.name)
+            if match.name == names.prefix_after + match.after.name:
+                there = ("pretrained", match.before.name)
+            flags.append(
+                f"{shown(match.name)} is tied in the {there[0]} checkpoint, where it is "
+                f"{shown(there[1])}"
+            )
     flags += _notes(matches)
     pairs = {(match.before.storage_dtype, match.after.storage_dtype) for match in matches}
     fine = {"float32", "float64"}
@@ -226,6 +245,10 @@ def _flags(before: Weights, after: Weights, names: PairedNames, matches: list[Ma
     if not any(weights.config.get(key) for weights in (before, after) for key in known):
         flags.append("no config.json: orientation as stored, fused tensors not split")
     return flags
+
+
+def _is_tied(match: Match) -> bool:
+    return is_head(match.before.name) != is_head(match.after.name)
 
 
 def _renamed(matches: list[Match], names: PairedNames) -> list[str]:

@@ -101,7 +101,7 @@ def _key(matrix: Matrix, keys: Mapping[str, str]) -> str:
 
 
 def matched(left: Side, right: Side) -> tuple[list[Match], list[Unpaired]]:
-    """Return the matrices that both have, in the order of the tuned checkpoint, and what differs.
+    """Return the matrices that both have, and what differs.
 
     What is in either of the two is taken out of both sides.
     """
@@ -126,9 +126,6 @@ def matched(left: Side, right: Side) -> tuple[list[Match], list[Unpaired]]:
                 match = match_of(right.shown(after.name), before, after)
                 assert match is not None
                 matches.append(match)
-    matches += _matched_tied(left, right, matches)
-    order = {name: place for place, name in enumerate(right.weights.names())}
-    matches.sort(key=lambda match: order[match.after.tensor])
     return matches, differing
 
 
@@ -148,24 +145,36 @@ def _split_alike(stacked: Side, single: Side) -> Iterator[list[tuple[Matrix, Mat
             yield list(zip(pieces, found, strict=True))
 
 
-def _matched_tied(left: Side, right: Side, matches: list[Match]) -> list[Match]:
-    """Match the only vocabularies of both, where one is stored as the head and one as embedding.
+def matched_tied(left: Side, right: Side, matches: list[Match]) -> list[Match]:
+    """Match a vocabulary that one side lacks, as it is tied there, with the only one stored there.
 
-    In a tied model the two are one matrix, and a file has it under either name.
+    A tied model stores head and embedding once, under either name. Where a tuned model's head
+    was untied, its W0 is the embedding.
     """
-    keys = [
-        [key for key, matrix in side.matrices.items() if is_vocabulary(matrix.name)]
-        for side in (left, right)
-    ]
-    if [len(found) for found in keys] != [1, 1] or any(is_vocabulary(m.name) for m in matches):
-        return []
-    before, after = left.matrices[keys[0][0]], right.matrices[keys[1][0]]
-    one_is_head = is_head(before.name) != is_head(after.name)
-    match = match_of(right.shown(after.name), before, after) if one_is_head else None
-    if match is None or not all(may_be_tied(side.weights.config) for side in (left, right)):
-        return []
-    del left.matrices[keys[0][0]], right.matrices[keys[1][0]]
-    return [match]
+    for side, other in ((left, right), (right, left)):
+        config = other.weights.config
+        stored = [m for m in other.matrices.values() if is_vocabulary(m.name)]
+        compared = [match.before for match in matches if is_vocabulary(match.before.name)]
+        if side is right:
+            stored += compared
+        elif compared:
+            continue
+        if len(stored) != 1 or not config or not may_be_tied(config):
+            continue
+        missing = [
+            matrix
+            for matrix in side.matrices.values()
+            if is_vocabulary(matrix.name) and is_head(matrix.name) != is_head(stored[0].name)
+        ]
+        if len(missing) != 1:
+            continue
+        pair = (missing[0], stored[0]) if side is left else (stored[0], missing[0])
+        match = match_of(side.shown(missing[0].name), *pair)
+        if match is not None:
+            for each in (left, right):
+                each.matrices = {k: m for k, m in each.matrices.items() if m not in pair}
+            return [match]
+    return []
 
 
 def matched_others(left: Side, right: Side) -> tuple[dict[str, tuple[str, str]], list[Unpaired]]:

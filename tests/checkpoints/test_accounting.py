@@ -124,7 +124,8 @@ def accounted(pairing: Pairing, index: int, weights: Weights) -> int:
     broken = {name for name, why in pairing.skipped.items() if "NaN" in why}
     matches = [match for match in pairing.matches if match.name not in broken]
     vectors = [pair[index] for name, pair in pairing.vectors.items() if name not in broken]
-    compared = sum(prod(match.shape) for match in matches)
+    by_matrix = {(match.before, match.after)[index]: prod(match.shape) for match in matches}
+    compared = sum(by_matrix.values())
     compared += sum(prod(weights.shape(name)) for name in vectors)
     twins = {name for name, why in pairing.skipped.items() if "(tied)" in why}
     own = [name for name in weights.names() if name.removesuffix(".weight") in twins]

@@ -154,8 +154,10 @@ def test_a_tied_head_that_one_file_stores_is_not_left_out(
         open_weights(tmp_path / "once") as left,
         open_weights(tmp_path / "untied.safetensors") as right,
     ):
-        (part,) = pair(left, right).left_out()
-        assert (part.of, part.count) == ("after", 32 * 16)
+        pairing = pair(left, right)
+        assert pairing.left_out() == []
+        (change,) = (W - W0 for match, W0, W in pairing.read_matrices() if match.name == "lm_head")
+        assert np.flatnonzero(change).tolist() == [0]
 
 
 def test_buffers_and_counters_are_not_left_out(write_model: Any) -> None:
@@ -319,6 +321,34 @@ def test_a_tied_vocabulary_is_compared_under_either_name(
     assert bool(pairing.left_out()) != bool(compared)
     if compared:
         assert sorted(changes_of(pairing)) == [0.0, 1.0]
+        assert "embed_tokens is tied in the tuned checkpoint, where it is lm_head" in str(
+            pairing.flags
+        )
+
+
+def test_the_head_of_an_untied_model_is_compared_with_the_embedding(write_model: Any) -> None:
+    W0 = torch.arange(320.0).reshape(40, 8)
+    config = {"model_type": "llama", "tie_word_embeddings": True}
+    before = {"model.embed_tokens.weight": W0}
+    after = {"model.embed_tokens.weight": W0 + 1, "lm_head.weight": torch.cat([W0 + 3, W0[:2]])}
+    left = open_weights(write_model(before, config, folder="before"))
+    untied = config | {"tie_word_embeddings": False}
+    right = open_weights(write_model(after, untied, folder="after"))
+    pairing = pair(left, right)
+    assert {m.name: float((W - W0).mean()) for m, W0, W in pairing.read_matrices()} == {
+        "model.embed_tokens": 1.0,
+        "lm_head": 3.0,
+    }
+    assert [(part.of, part.count, part.total) for part in pairing.left_out()] == [
+        ("after", 16, 320 + 336)
+    ]
+    assert (
+        "lm_head is tied in the pretrained checkpoint, where it is model.embed_tokens"
+        in pairing.flags
+    )
+    # Without its own head, an untied base has no W0 for one.
+    headless = open_weights(write_model(before, untied, folder="headless"))
+    assert [m.name for m in pair(headless, right).matches] == ["model.embed_tokens"]
 
 
 def test_a_parameter_beside_a_module_of_its_name_is_not_lost(write_model: Any) -> None:
