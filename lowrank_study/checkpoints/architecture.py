@@ -29,7 +29,7 @@ _SIZES = (
 _ADAPTER_PART = re.compile(
     r"(?:^|\.)(lora_(?:A|B|a|b|down|up|embedding_A|embedding_B|magnitude_vector)|modules_to_save|"
     r"(?:\w+_)?lora(?=\.(?:down|up)\.)|lora_linear_layer|"
-    r"original_module|hada_w\d_[ab]|lokr_w\d(?:_[ab])?|vera_lambda_[bd]|boft_R|oft_[rR]|ia3_l)"
+    r"original_module|trainable_tokens_(?:delta|original)|hada_w\d_[ab]|lokr_w\d(?:_[ab])?|vera_lambda_[bd]|boft_R|oft_[rR]|ia3_l)"
     r"(?:\.|$)"
 )
 """Parts of names that only an adapter's wrapper puts into a model."""
@@ -111,7 +111,7 @@ def _same_part(
 def _refuse_adapter(weights: Weights, configs: tuple[Mapping[str, Any], ...]) -> None:
     """Refuse a model that was saved with its adapter beside the weights it changes.
 
-    How strongly the adapter counts (alpha) is nowhere in such a file.
+    How it is merged, such as alpha, is nowhere in such a file.
     """
     if any(config.get("model_type") in _WITH_ADAPTERS for config in configs):
         return
@@ -125,7 +125,7 @@ def _refuse_adapter(weights: Weights, configs: tuple[Mapping[str, Any], ...]) ->
             "give adapter=PATH base=PATH"
         )
     raise InputError(
-        f"{shown(weights.path)}: was saved with its adapter unmerged (tensor {shown(found)}), and "
-        "holds no alpha to scale it by; save model.merge_and_unload() from PEFT, or save the "
-        "adapter with model.save_pretrained() and give adapter=PATH base=PATH"
+        f"{shown(weights.path)}: was saved with its adapter unmerged (tensor {shown(found)}), but "
+        "without the adapter's settings, such as alpha; save model.merge_and_unload() from PEFT, "
+        "or save the adapter with model.save_pretrained() and give adapter=PATH base=PATH"
     )

@@ -91,7 +91,7 @@ class Side:
                 shape = self.weights.stored_shape(name)
                 yield whole(self.side, self.shown(name), shape, reason, is_matrix=True)
         for name, count in self.weights.beside.items():
-            yield whole(self.side, name, (count,), _BESIDE, is_matrix=False)
+            yield whole(self.side, name, (count,), _BESIDE, is_matrix=True)
 
 
 def _key(matrix: Matrix, keys: Mapping[str, str]) -> str:

@@ -280,9 +280,11 @@ def test_modules_beside_a_transformer_are_left_out_and_counted(
     (left / "1_Pooling").mkdir()
     (left / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
     with open_weights(left) as before, open_weights(right) as after:
-        (part,) = pair(before, after).left_out()
+        pairing = pair(before, after)
+        (part,) = pairing.left_out()
     assert (part.of, part.count, part.total) == ("after", 34, 290)
     assert "2_Dense" in part.why
+    assert pairing.left_out_matrices() == 1
 
 
 @pytest.mark.parametrize(
@@ -375,4 +377,40 @@ def test_models_inside_of_other_sizes_are_refused(write_model: Any) -> None:
         for heads in (2, 4)
     )
     with pytest.raises(InputError, match=r"n_head is 2 in .* and 4 in"):
+        pair(left, right)
+
+
+@pytest.mark.parametrize(
+    ("name", "packed", "left_out"),
+    [
+        ("mlp.down_proj.w4", torch.ones(12, dtype=torch.uint8), 12),
+        ("mlp.down_proj.words", torch.ones(3, 4, dtype=torch.int64), 12),
+        ("attn.relative_position_index", torch.ones(3, 4, dtype=torch.int64), 0),
+        ("attn.attention_bias_idxs", torch.ones(3, 4, dtype=torch.int64), 0),
+        ("embeddings.position_ids", torch.ones(1, 12, dtype=torch.int64), 0),
+        ("bn.num_batches_tracked", torch.tensor(3), 0),
+        ("attn.mask", torch.ones(3, 4, dtype=torch.bool), 0),
+    ],
+)
+def test_whole_numbers_that_may_be_packed_weights_are_left_out(
+    write_model: Any, name: str, packed: torch.Tensor, left_out: int
+) -> None:
+    state = {"q.weight": torch.ones(4, 4), name: packed}
+    left = open_weights(write_model(state, folder="before"))
+    right = open_weights(write_model(state, folder="after"))
+    pairing = pair(left, right)
+    assert [part.count for part in pairing.left_out()] == ([left_out] * 2 if left_out else [])
+    assert pairing.left_out_matrices() == (1 if left_out else 0)
+
+
+def test_trained_tokens_that_were_not_merged_are_refused_by_name(write_model: Any) -> None:
+    plain = {"embed_tokens.weight": torch.ones(8, 4), "q.weight": torch.ones(4, 4)}
+    wrapped = {
+        "q.weight": torch.ones(4, 4),
+        "embed_tokens.token_adapter.base_layer.weight": torch.ones(8, 4),
+        "embed_tokens.token_adapter.trainable_tokens_delta.default": torch.ones(2, 4),
+    }
+    left = open_weights(write_model(plain, folder="before"))
+    right = open_weights(write_model(wrapped, folder="after"))
+    with pytest.raises(InputError, match=r"adapter unmerged .*trainable_tokens_delta"):
         pair(left, right)
