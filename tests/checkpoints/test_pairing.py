@@ -260,6 +260,14 @@ def test_modules_beside_a_transformer_are_left_out_and_counted(
     assert pairing.left_out_matrices() == 1
 
 
+def test_weights_in_files_beside_the_model_are_told(write_model: Any) -> None:
+    folder = write_model({"q.weight": torch.ones(4, 4)})
+    for name in ("mm_projector.bin", "pytorch_model.bin", "optimizer.pt"):
+        (folder / name).write_bytes(b"x")
+    with open_weights(folder) as weights:
+        assert weights.flags == ("not read, though it lies beside: mm_projector.bin",)
+
+
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
