@@ -231,6 +231,12 @@ def _fetch_hub_model(asset: HubRepo) -> Path:
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise InputError(why_hub_failed(asset, error)) from error
+    if not any(folder.rglob("*.safetensors")):
+        raise InputError(
+            f"{asset.repo_id!r} has no .safetensors on the hub, and weights in other formats "
+            f"(.bin, .gguf) aren't fetched: run `hf download {asset.repo_id}`, and give the path "
+            "of the file"
+        )
     _check_blobs(folder)
     return folder
 

@@ -10,7 +10,7 @@ import pytest
 from lowrank_study import assets
 from lowrank_study.errors import InputError
 from lowrank_study.hashing import sha256_of
-from lowrank_study.spec import LocalPath, WheelMember
+from lowrank_study.spec import HubRepo, LocalPath, WheelMember
 
 WHEEL = "tinydata-1.0-py3-none-any.whl"
 
@@ -156,3 +156,13 @@ def test_damaged_weights_in_the_hubs_cache_are_refused(tmp_path: Path) -> None:
     blob.write_bytes(b"wejghts")
     with pytest.raises(InputError, match=r"model\.safetensors is damaged: .*delete .*blobs"):
         assets._check_blobs(tmp_path)
+
+
+def test_a_hub_model_without_safetensors_is_refused_with_a_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
+    asset = HubRepo(repo_id="acme/lora", revision="c" * 40, subset=None)
+    with pytest.raises(InputError, match=r"'acme/lora' has no \.safetensors .*hf download acme"):
+        assets.fetch(asset)

@@ -29,7 +29,7 @@ _SIZES = (
 _ADAPTER_PART = re.compile(
     r"(?:^|\.)(lora_(?:A|B|a|b|down|up|embedding_A|embedding_B|magnitude_vector)|modules_to_save|"
     r"(?:\w+_)?lora(?=\.(?:down|up)\.)|lora_linear_layer|"
-    r"original_module|hada_w\d_[ab]|lokr_w\d(?:_[ab])?|vera_lambda_[bd]|boft_R|oft_[rR]|ia3_l)"
+    r"original_module|trainable_tokens_(?:delta|original)|hada_w\d_[ab]|lokr_w\d(?:_[ab])?|vera_lambda_[bd]|boft_R|oft_[rR]|ia3_l)"
     r"(?:\.|$)"
 )
 """Parts of names that only an adapter's wrapper puts into a model."""
@@ -65,15 +65,34 @@ def is_adapter(weights: Weights) -> bool:
 
 
 def _check_sizes(before: Weights, after: Weights) -> None:
-    left, right = _same_part(before.config, after.config)
-    for key in ("model_type", *_SIZES):
-        values = left.get(key), right.get(key)
-        plain = all(isinstance(value, str | int) for value in values)
-        if plain and values[0] != values[1]:
-            raise InputError(
-                f"{key} is {shown(values[0])} in {shown(before.path)} and {shown(values[1])} in "
-                f"{shown(after.path)}; compare two checkpoints of one architecture"
-            )
+    outer = _same_part(before.config, after.config)
+    _check_size("model_type", before, after, outer)
+    for pair in (outer, *_inner_parts(*outer)):
+        for key in _SIZES:
+            _check_size(key, before, after, pair)
+
+
+def _check_size(
+    key: str, before: Weights, after: Weights, configs: tuple[Mapping[str, Any], Mapping[str, Any]]
+) -> None:
+    left, right = (config.get(key) for config in configs)
+    if isinstance(left, str | int) and isinstance(right, str | int) and left != right:
+        raise InputError(
+            f"{key} is {shown(left)} in {shown(before.path)} and {shown(right)} in "
+            f"{shown(after.path)}; compare two checkpoints of one architecture"
+        )
+
+
+def _inner_parts(
+    before: Mapping[str, Any], after: Mapping[str, Any]
+) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Return the configs of the models inside two others, such as both vision towers."""
+    both = [(inner, after.get(key)) for key, inner in before.items()]
+    return [
+        (left, right)
+        for left, right in both
+        if isinstance(left, dict) and isinstance(right, dict) and "model_type" in left
+    ]
 
 
 def _same_part(
@@ -92,7 +111,7 @@ def _same_part(
 def _refuse_adapter(weights: Weights, configs: tuple[Mapping[str, Any], ...]) -> None:
     """Refuse a model that was saved with its adapter beside the weights it changes.
 
-    Such a file does not contain the alpha that scales the adapter.
+    Such a file does not contain the settings that merge it, such as alpha.
     """
     if any(config.get("model_type") in _WITH_ADAPTERS for config in configs):
         return
@@ -106,7 +125,7 @@ def _refuse_adapter(weights: Weights, configs: tuple[Mapping[str, Any], ...]) ->
             "give adapter=PATH base=PATH"
         )
     raise InputError(
-        f"{shown(weights.path)}: was saved with its adapter unmerged (tensor {shown(found)}), and "
-        "contains no alpha to scale it; save model.merge_and_unload() from PEFT, or save the "
-        "adapter with model.save_pretrained() and give adapter=PATH base=PATH"
+        f"{shown(weights.path)}: was saved with its adapter unmerged (tensor {shown(found)}), but "
+        "without the adapter's settings, such as alpha; save model.merge_and_unload() from PEFT, "
+        "or save the adapter with model.save_pretrained() and give adapter=PATH base=PATH"
     )

@@ -5,8 +5,9 @@
 Axis suffixes: O out features, I in features.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from lowrank_study.checkpoints.matrices import Matrix
 from lowrank_study.checkpoints.tensors import Array
@@ -111,3 +112,17 @@ def is_vocabulary(module: str) -> bool:
         module: its path; GGUF and Llama's own files call the head just "output".
     """
     return module == "output" or module.rpartition(".")[2] in _VOCABULARY
+
+
+def is_head(module: str) -> bool:
+    """Whether a module turns hidden states into scores of tokens; Whisper's is `proj_out`."""
+    heads = ("lm_head", "embed_out", "output", "decoder")
+    return module == "proj_out" or (is_vocabulary(module) and module.rpartition(".")[2] in heads)
+
+
+def may_be_tied(config: Mapping[str, Any]) -> bool:
+    """Whether a model may tie its head: its config, or its language model's, doesn't deny it."""
+    inner = config.get("text_config")
+    configs = [config, inner if isinstance(inner, dict) else {}]
+    said = [each["tie_word_embeddings"] for each in configs if "tie_word_embeddings" in each]
+    return True in said or not said

@@ -191,6 +191,8 @@ def _matrices_of(tensor: str, weights: Weights, models: Models) -> list[Matrix] 
     if len(shape) == 3 and holds_experts(module):
         whole = _whole(tensor, weights, shape[1:], transposed=transposed, note="")
         return [replace(whole, name=f"{module}.{index}", expert=index) for index in range(shape[0])]
+    if f"{tensor}.weight" in weights:
+        return f"shape {list(shape)}, beside a module of the same name"
     if len(shape) > 2 and (shape[0] == 1 or module == tensor):
         return f"{len(shape)} axes, shape {list(shape)}: neither a matrix nor a convolution"
     note = _note(module, shape, models)
@@ -303,6 +305,8 @@ def _note(module: str, shape: tuple[int, ...], models: Models) -> str:
         stacked = models[0].get("model_type") == "dbrx" and ".experts." in module
         return "all experts stacked in one tensor, measured as one matrix" if stacked else ""
     groups = models[0].get("num_conv_pos_embedding_groups", 1) if "pos_conv" in module else 1
-    if shape[1] == 1 or groups != 1:
+    if groups != 1:
         return "a grouped convolution, whose rows read different inputs, measured as one matrix"
+    if shape[1] == 1:  # the shape is the same for a depthwise convolution and for one channel
+        return "a convolution in groups, or of one input channel, measured as one matrix"
     return ""

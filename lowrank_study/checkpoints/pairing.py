@@ -17,13 +17,16 @@ from math import prod
 import numpy as np
 
 from lowrank_study.checkpoints.architecture import shared_config
-from lowrank_study.checkpoints.match import Match, coarser, is_vocabulary
+from lowrank_study.checkpoints.match import Match, coarser, is_head, is_vocabulary
+from lowrank_study.checkpoints.matrices import Matrix
 from lowrank_study.checkpoints.paths import shown
 from lowrank_study.checkpoints.renames import PairedNames, paired_names
 from lowrank_study.checkpoints.sides import (
+    ALONE,
     Side,
     matched,
     matched_others,
+    matched_tied,
     take_out_tied,
     without_tied,
 )
@@ -80,8 +83,13 @@ class Pairing:
         for index, side in enumerate(SIDES):
             lost = [item for item in self._unpaired if item.side == side]
             compared = 0
-            for match in self.matches:
-                rows, columns = (match.before, match.after)[index].shape
+            counted: set[Matrix] = set()
+            for match in sorted(self.matches, key=lambda match: match.name in self._broken):
+                matrix = (match.before, match.after)[index]
+                if matrix in counted:  # a tied embedding is the W0 of the head too
+                    continue
+                counted.add(matrix)
+                rows, columns = matrix.shape
                 more = (rows - match.shape[0], columns)
                 lost.append(whole(side, match.name, more, _ROWS, is_matrix=False))
                 if match.name in self._broken:
@@ -115,6 +123,14 @@ class Pairing:
         W0_OI, W_OI = match.read()
         return (W0_OI, W_OI) if self._finite(match.name, W0_OI, W_OI) else None
 
+    def refuse_partial(self) -> None:
+        """Refuse a run's own checkpoint where a matrix of the base has another shape now."""
+        for item in self._unpaired:
+            if item.is_matrix and item.side == "after" and item.why not in ALONE.values():
+                raise InputError(
+                    f"{shown(self.after.path)}: {shown(item.name)}: {item.why}; train the run again"
+                )
+
     def leave_out(self, name: str, reason: str) -> None:
         """Leave out a matched matrix or vector with unusable numbers."""
         self.skipped[name] = reason
@@ -129,7 +145,7 @@ class Pairing:
 
 
 _ROWS = "rows that only this checkpoint has"
-_BROKEN = "NaN or infinite values"
+_BROKEN = "NaN or infinite values in one checkpoint or both"
 
 
 def pair(before: Weights, after: Weights) -> Pairing:
@@ -152,6 +168,9 @@ def pair(before: Weights, after: Weights) -> Pairing:
     matches, tied = without_tied(matches)
     for side in (left, right):
         tied |= take_out_tied(side, matches)
+    matches += matched_tied(left, right, matches)
+    order = {name: place for place, name in enumerate(after.names())}
+    matches.sort(key=lambda match: order[match.after.tensor])
     vectors, differing_vectors = matched_others(left, right)
     unpaired = [*left.alone(), *right.alone(), *differing, *differing_vectors]
     skipped = {item.name: item.why for item in unpaired} | tied
@@ -196,7 +215,16 @@ def _flags(before: Weights, after: Weights, names: PairedNames, matches: list[Ma
         shorter = "pretrained" if names.prefix_before else "tuned"
         prefix = names.prefix_before or names.prefix_after
         flags.append(f"names of the {shorter} checkpoint read with the prefix {shown(prefix)}")
-    flags += _renamed(matches, names)
+    flags += _renamed([match for match in matches if not _is_tied(match)], names)
+    for match in matches:
+        if _is_tied(match):
+            there = ("tuned", match.after.name)
+            if match.name == names.prefix_after + match.after.name:
+                there = ("pretrained", match.before.name)
+            flags.append(
+                f"{shown(match.name)} is tied in the {there[0]} checkpoint, where it is "
+                f"{shown(there[1])}"
+            )
     flags += _notes(matches)
     pairs = {(match.before.storage_dtype, match.after.storage_dtype) for match in matches}
     fine = {"float32", "float64"}
@@ -219,6 +247,10 @@ def _flags(before: Weights, after: Weights, names: PairedNames, matches: list[Ma
     return flags
 
 
+def _is_tied(match: Match) -> bool:
+    return is_head(match.before.name) != is_head(match.after.name)
+
+
 def _renamed(matches: list[Match], names: PairedNames) -> list[str]:
     renamed = [
         match
@@ -229,7 +261,8 @@ def _renamed(matches: list[Match], names: PairedNames) -> list[str]:
         return []
     before, after = renamed[0].before.name, renamed[0].after.name
     return [
-        f"{len(renamed)} matrices have another name in the tuned checkpoint, such as "
+        f"{len(renamed)} {'matrix has' if len(renamed) == 1 else 'matrices have'} another name in "
+        "the tuned checkpoint, such as "
         f"{shown(before)}, which is {shown(after)} there"
     ]
 

@@ -39,6 +39,9 @@ _PACKED = {
 
 PACKED = "whole numbers, perhaps weights packed in an unknown way"
 _PACKED_DTYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32")
+"""Dtypes that a vector of packed weights may have."""
+_COUNTERS = ("_index", "_indices", "_idx", "_idxs", "_ids", "_mask")
+"""Ends of names of tables and positions."""
 
 _SCALE_ENDS = ("_scale_inv", "_scale")
 _OTHER_ENDS = (".input_scale", ".activation_scale", ".k_scale", ".v_scale", ".output_scale")
@@ -203,8 +206,16 @@ def skip_reasons(
                     f"{where}: tensor {shown(name)} holds weights as {tensor.dtype} without scales "
                     "that are understood; save the model in bfloat16 or float32"
                 )
-            counts = tensor.dtype not in _PACKED_DTYPES or len(tensor.shape) < 2
-            counts = counts or tensor.shape[0] == 1 or name.endswith("_index")
             counter = f"{tensor.dtype}, a counter or mask, not weights"
-            reasons[name] = counter if counts else PACKED
+            reasons[name] = counter if _is_counter(tensor) else PACKED
     return reasons
+
+
+def _is_counter(tensor: TensorInfo) -> bool:
+    """Whether whole numbers hold no weights, as far as shape, dtype and name tell."""
+    return (
+        tensor.dtype == "bool"
+        or tensor.shape[:1] in ((), (1,))
+        or tensor.name.endswith(_COUNTERS)
+        or (len(tensor.shape) == 1 and tensor.dtype not in _PACKED_DTYPES)
+    )

@@ -96,8 +96,11 @@ def canonical(name: str) -> str:
 def canonical_names(names: Iterable[str]) -> dict[str, str]:
     """Map names to their common form; names that would coincide stay as they are."""
     keys = {name: canonical(name) for name in names}
-    counts = Counter(keys.values())
-    return {name: key if counts[key] == 1 else name for name, key in keys.items()}
+    counts = Counter(key.removesuffix(".weight") for key in keys.values())
+    return {
+        name: key if counts[key.removesuffix(".weight")] == 1 else name
+        for name, key in keys.items()
+    }
 
 
 def paired_names(before: list[str], after: list[str]) -> PairedNames:

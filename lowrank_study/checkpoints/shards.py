@@ -19,6 +19,8 @@ from lowrank_study.errors import InputError
 
 _SHARD = re.compile(r"(.{0,200})-(\d{5})-of-(\d{5})(\.\w{1,20})")
 _NOT_WEIGHTS = ("adapter_model.", "optimizer.", "scheduler.", "rng_state", "training_args.")
+_COPIES = ("model", "pytorch_model", "consolidated", "tf_model", "flax_model")
+"""How the names of the model itself begin, in any format."""
 _FORMATS = ((".safetensors",), (".gguf",), (".bin", ".pt", ".pth"))
 """Suffixes of weight files, the preferred format first."""
 _MAX_SHARDS = 5000
@@ -178,6 +180,23 @@ def modules_beside(folder: Path) -> dict[str, int]:
                     found[inside.name] = file.size // 4 if is_pickle else count
                 break
     return found
+
+
+def unread_flags(folder: Path, read: Sequence[Path]) -> list[str]:
+    """Say which weight files of a folder aren't read and are no copy of the model.
+
+    LLaVA keeps what it trained in full (`non_lora_trainables.bin`, `mm_projector.bin`) so.
+    """
+    suffixes = tuple(suffix for group in _FORMATS for suffix in group)
+    known = {path.name for path in read}
+    found = [
+        shown(path.name, 60)
+        for path in sorted(folder.iterdir())
+        if path.name.endswith(suffixes)
+        and path.name not in known
+        and not path.name.startswith((*_NOT_WEIGHTS, *_COPIES))
+    ]
+    return [f"not read, though it lies beside: {', '.join(found[:4])}"] if found else []
 
 
 def refuse_lone_shard(path: Path) -> None:

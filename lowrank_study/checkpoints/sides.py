@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 
 from lowrank_study.checkpoints.fused import models_within
-from lowrank_study.checkpoints.match import Match, is_vocabulary, match_of
+from lowrank_study.checkpoints.match import (
+    Match,
+    is_head,
+    is_vocabulary,
+    match_of,
+    may_be_tied,
+)
 from lowrank_study.checkpoints.matrices import Matrix, find_matrices, module_of, split_expert
 from lowrank_study.checkpoints.paths import shown
 from lowrank_study.checkpoints.quantized import PACKED
@@ -18,7 +24,7 @@ from lowrank_study.checkpoints.renames import canonical
 from lowrank_study.checkpoints.unpaired import SIDES, Unpaired, is_buffer, whole
 from lowrank_study.checkpoints.weights import Weights
 
-_ALONE = {
+ALONE = {
     "before": "only in the pretrained checkpoint",
     "after": "only in the tuned checkpoint",
 }
@@ -75,17 +81,17 @@ class Side:
         """Yield the tensors that have not been paired."""
         for matrix in self.matrices.values():
             yield whole(
-                self.side, self.shown(matrix.name), matrix.shape, _ALONE[self.side], is_matrix=True
+                self.side, self.shown(matrix.name), matrix.shape, ALONE[self.side], is_matrix=True
             )
         for name in self.others.values():
             shape = (0,) if is_buffer(name, ()) else self.weights.shape(name)
-            yield whole(self.side, self.shown(name), shape, _ALONE[self.side], is_matrix=False)
+            yield whole(self.side, self.shown(name), shape, ALONE[self.side], is_matrix=False)
         for name, reason in self.ignored.items():
             if reason == PACKED:
                 shape = self.weights.stored_shape(name)
                 yield whole(self.side, self.shown(name), shape, reason, is_matrix=True)
         for name, count in self.weights.beside.items():
-            yield whole(self.side, name, (count,), _BESIDE, is_matrix=False)
+            yield whole(self.side, name, (count,), _BESIDE, is_matrix=True)
 
 
 def _key(matrix: Matrix, keys: Mapping[str, str]) -> str:
@@ -95,7 +101,7 @@ def _key(matrix: Matrix, keys: Mapping[str, str]) -> str:
 
 
 def matched(left: Side, right: Side) -> tuple[list[Match], list[Unpaired]]:
-    """Return the matrices that both have, in the tuned checkpoint's order, and those that differ.
+    """Return the matrices that both have, and those that differ.
 
     Both kinds are removed from both sides.
     """
@@ -120,8 +126,6 @@ def matched(left: Side, right: Side) -> tuple[list[Match], list[Unpaired]]:
                 match = match_of(right.shown(after.name), before, after)
                 assert match is not None
                 matches.append(match)
-    order = {name: place for place, name in enumerate(right.weights.names())}
-    matches.sort(key=lambda match: order[match.after.tensor])
     return matches, differing
 
 
@@ -139,6 +143,38 @@ def _split_alike(stacked: Side, single: Side) -> Iterator[list[tuple[Matrix, Mat
                 assert name is not None
                 del single.matrices[name]
             yield list(zip(pieces, found, strict=True))
+
+
+def matched_tied(left: Side, right: Side, matches: list[Match]) -> list[Match]:
+    """Match a vocabulary that one side lacks, as it is tied there, with the only one stored there.
+
+    A tied model stores head and embedding once, under either name. Where a tuned model's head
+    was untied, its W0 is the embedding.
+    """
+    for side, other in ((left, right), (right, left)):
+        config = other.weights.config
+        stored = [m for m in other.matrices.values() if is_vocabulary(m.name)]
+        compared = [match.before for match in matches if is_vocabulary(match.before.name)]
+        if side is right:
+            stored += compared
+        elif compared:
+            continue
+        if len(stored) != 1 or not config or not may_be_tied(config):
+            continue
+        missing = [
+            matrix
+            for matrix in side.matrices.values()
+            if is_vocabulary(matrix.name) and is_head(matrix.name) != is_head(stored[0].name)
+        ]
+        if len(missing) != 1:
+            continue
+        pair = (missing[0], stored[0]) if side is left else (stored[0], missing[0])
+        match = match_of(side.shown(missing[0].name), *pair)
+        if match is not None:
+            for each in (left, right):
+                each.matrices = {k: m for k, m in each.matrices.items() if m not in pair}
+            return [match]
+    return []
 
 
 def matched_others(left: Side, right: Side) -> tuple[dict[str, tuple[str, str]], list[Unpaired]]:

@@ -43,6 +43,7 @@ from lowrank_study.checkpoints.shards import (
     index_files,
     modules_beside,
     refuse_lone_shard,
+    unread_flags,
 )
 from lowrank_study.checkpoints.tensors import FLOATS, ITEM_BYTES, Array, TensorInfo, decode
 from lowrank_study.checkpoints.torch_file import load_torch, refuse_pickle
@@ -259,6 +260,7 @@ def open_weights(path: str | Path, *, allow_pickle: bool = False) -> Weights:
                 weights = _open_safetensors(path, files, config, weight_map)
         if os.path.isdir(path):
             weights.beside.update(modules_beside(path))
+            weights.flags += tuple(unread_flags(path, paths))
         return weights
     except BaseException:
         close_all(files)

@@ -141,6 +141,7 @@ def tuned_matrices(run: TrainedRun) -> Iterator[tuple[Pairing, list[UpdatedMatri
     roles = model.roles_by_path
     with open_weights(model_folder(model)) as base, open_weights(run.checkpoint) as tuned:
         pairing = pair(base, tuned)
+        pairing.refuse_partial()
         yield pairing, [_placed(match, roles) for match in pairing.matches]
 
 

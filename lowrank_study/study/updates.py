@@ -1,16 +1,17 @@
 """The updates of an ended run, from what it saved, and their spectra."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from lowrank_study.checkpoints import open_adapter, open_weights, pair
+from lowrank_study.checkpoints import Pairing, open_adapter, open_weights, pair
+from lowrank_study.checkpoints.paths import shown
 from lowrank_study.errors import InputError
 from lowrank_study.runs import TrainedRun
 from lowrank_study.spec import FullFineTuning, HeadOnly
 from lowrank_study.spectra.spectra_file import save_spectra
 from lowrank_study.spectra.spectrum import Spectrum, measure
-from lowrank_study.spectra.updates import UpdateMatrix, updates_of_adapter, updates_of_pair
+from lowrank_study.spectra.updates import UpdateMatrix, update_of_match, updates_of_adapter
 from lowrank_study.study.measured_spectra import (
     is_asked_for,
     is_measured,
@@ -51,7 +52,8 @@ def updates_of_run(run: TrainedRun) -> Iterator[UpdateMatrix]:
     Raises
     ------
     InputError
-        The checkpoint can't be read, or differs from the one that the run wrote.
+        The checkpoint can't be read, differs from the one that the run wrote, or has a matrix that
+        can't be compared.
     """
     if isinstance(run.spec.method, HeadOnly):
         return
@@ -61,8 +63,19 @@ def updates_of_run(run: TrainedRun) -> Iterator[UpdateMatrix]:
     with open_weights(model_folder(model)) as base:
         if isinstance(run.spec.method, FullFineTuning):
             with open_weights(run.checkpoint) as tuned:
-                yield from updates_of_pair(pair(base, tuned), roles=roles)
+                yield from _updates_of_pair(pair(base, tuned), roles)
         else:
             with open_adapter(run.checkpoint) as adapter:
                 adapter.refuse_partial()
                 yield from updates_of_adapter(adapter, base=base, roles=roles, skipped={})
+
+
+def _updates_of_pair(pairing: Pairing, roles: Mapping[str, str]) -> Iterator[UpdateMatrix]:
+    """Yield every update of a run that was tuned in full, where none may be left out."""
+    pairing.refuse_partial()
+    for match in pairing.matches:
+        if (both := pairing.read(match)) is None:
+            where = shown(pairing.after.path)
+            why = pairing.skipped[match.name]
+            raise InputError(f"{where}: {shown(match.name)}: {why}; train the run again")
+        yield update_of_match(match, *both, roles=roles)

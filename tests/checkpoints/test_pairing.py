@@ -133,31 +133,6 @@ def test_the_language_model_of_a_vision_language_model_is_one_with_the_text_mode
         assert part.count == in_tower
 
 
-def test_a_tied_head_that_one_file_stores_is_not_left_out(
-    tmp_path: Path, random_model: MakeModel
-) -> None:
-    model = random_model("Qwen2ForCausalLM")
-    model.save_pretrained(tmp_path / "once")
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert {"lm_head.weight", "model.embed_tokens.weight"} <= state.keys()
-    save_file(state, tmp_path / "twice.safetensors")
-    with (
-        open_weights(tmp_path / "once") as left,
-        open_weights(tmp_path / "twice.safetensors") as right,
-    ):
-        for pairing in (pair(left, right), pair(right, left)):
-            assert pairing.left_out() == []
-            assert "(tied), counted there" in pairing.skipped["lm_head"]
-    state["lm_head.weight"][0, 0] += 1.0
-    save_file(state, tmp_path / "untied.safetensors")
-    with (
-        open_weights(tmp_path / "once") as left,
-        open_weights(tmp_path / "untied.safetensors") as right,
-    ):
-        (part,) = pair(left, right).left_out()
-        assert (part.of, part.count) == ("after", 32 * 16)
-
-
 def test_buffers_and_counters_are_not_left_out(write_model: Any) -> None:
     same = {"h.0.attn.q.weight": torch.ones(4, 4)}
     more = {
@@ -278,9 +253,19 @@ def test_modules_beside_a_transformer_are_left_out_and_counted(
     (left / "1_Pooling").mkdir()
     (left / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
     with open_weights(left) as before, open_weights(right) as after:
-        (part,) = pair(before, after).left_out()
+        pairing = pair(before, after)
+        (part,) = pairing.left_out()
     assert (part.of, part.count, part.total) == ("after", 34, 290)
     assert "2_Dense" in part.why
+    assert pairing.left_out_matrices() == 1
+
+
+def test_weights_in_files_beside_the_model_are_told(write_model: Any) -> None:
+    folder = write_model({"q.weight": torch.ones(4, 4)})
+    for name in ("mm_projector.bin", "pytorch_model.bin", "optimizer.pt"):
+        (folder / name).write_bytes(b"x")
+    with open_weights(folder) as weights:
+        assert weights.flags == ("not read, though it lies beside: mm_projector.bin",)
 
 
 @pytest.mark.parametrize(
@@ -301,3 +286,66 @@ def test_an_adapter_is_told_from_a_model_by_its_names(
 ) -> None:
     with open_weights(write_model({name: torch.ones(2, 2) for name in names})) as weights:
         assert is_adapter(weights) == expected
+
+
+def test_a_parameter_beside_a_module_of_its_name_is_not_lost(write_model: Any) -> None:
+    W = torch.ones(4, 4)
+    state = {"q.weight": W, "scale.weight": W}
+    left = open_weights(write_model(state, folder="before"))
+    right = open_weights(write_model(state | {"scale": W}, folder="after"))
+    pairing = pair(left, right)
+    assert {match.name for match in pairing.matches} == {"q", "scale"}
+    assert [(part.of, part.count) for part in pairing.left_out()] == [("after", 16)]
+
+
+def test_models_inside_of_other_sizes_are_refused(write_model: Any) -> None:
+    state = {"language_model.h.0.self_attention.query_key_value.weight": torch.ones(48, 16)}
+    inner = {"model_type": "bloom", "hidden_size": 16}
+    left, right = (
+        open_weights(
+            write_model(
+                state,
+                {"model_type": "llava", "text_config": inner | {"n_head": heads}},
+                folder=f"heads_{heads}",
+            )
+        )
+        for heads in (2, 4)
+    )
+    with pytest.raises(InputError, match=r"n_head is 2 in .* and 4 in"):
+        pair(left, right)
+
+
+@pytest.mark.parametrize(
+    ("name", "packed", "left_out"),
+    [
+        ("mlp.down_proj.w4", torch.ones(12, dtype=torch.uint8), 12),
+        ("mlp.down_proj.words", torch.ones(3, 4, dtype=torch.int64), 12),
+        ("attn.relative_position_index", torch.ones(3, 4, dtype=torch.int64), 0),
+        ("attn.attention_bias_idxs", torch.ones(3, 4, dtype=torch.int64), 0),
+        ("embeddings.position_ids", torch.ones(1, 12, dtype=torch.int64), 0),
+        ("bn.num_batches_tracked", torch.tensor(3), 0),
+        ("attn.mask", torch.ones(3, 4, dtype=torch.bool), 0),
+    ],
+)
+def test_whole_numbers_that_may_be_packed_weights_are_left_out(
+    write_model: Any, name: str, packed: torch.Tensor, left_out: int
+) -> None:
+    state = {"q.weight": torch.ones(4, 4), name: packed}
+    left = open_weights(write_model(state, folder="before"))
+    right = open_weights(write_model(state, folder="after"))
+    pairing = pair(left, right)
+    assert [part.count for part in pairing.left_out()] == ([left_out] * 2 if left_out else [])
+    assert pairing.left_out_matrices() == (1 if left_out else 0)
+
+
+def test_trained_tokens_that_were_not_merged_are_refused_by_name(write_model: Any) -> None:
+    plain = {"embed_tokens.weight": torch.ones(8, 4), "q.weight": torch.ones(4, 4)}
+    wrapped = {
+        "q.weight": torch.ones(4, 4),
+        "embed_tokens.token_adapter.base_layer.weight": torch.ones(8, 4),
+        "embed_tokens.token_adapter.trainable_tokens_delta.default": torch.ones(2, 4),
+    }
+    left = open_weights(write_model(plain, folder="before"))
+    right = open_weights(write_model(wrapped, folder="after"))
+    with pytest.raises(InputError, match=r"adapter unmerged .*trainable_tokens_delta"):
+        pair(left, right)

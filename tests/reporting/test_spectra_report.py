@@ -323,6 +323,21 @@ def test_what_is_left_out_comes_first_everywhere(
     assert capsys.readouterr().out.splitlines()[0] == f"l{told}"
 
 
+def test_no_matrix_changed_does_not_hide_that_a_vector_did(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, bias in (("before", 0.0), ("after", 1.0)):
+        state = {"q.weight": torch.ones(4, 4), "q.bias": torch.full((4,), bias)}
+        save_file(state, tmp_path / f"{name}.safetensors")
+    before, after = (tmp_path / f"{name}.safetensors" for name in ("before", "after"))
+    measured_by_the_command(before=before, after=after, out=tmp_path / "out")
+    assert (
+        capsys.readouterr()
+        .out.rstrip()
+        .endswith("No matrix changed: rank 0, ratios undefined; 1 vector changed.")
+    )
+
+
 def test_bad_input_is_one_line_exit_code_2_and_nothing_written(
     models: dict[str, Path], tmp_path: Path
 ) -> None:

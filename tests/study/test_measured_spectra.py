@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from lowrank_study import checkpoints
 from lowrank_study.config import compose
@@ -148,6 +150,31 @@ def test_a_read_error_leaves_no_spectra_behind(
     measure_run(run, results)
     assert load_spectra(path)
     assert without_spectra([run], results) == {}
+
+
+@pytest.mark.parametrize("fault", ["nan", "shape"])
+def test_a_matrix_that_cannot_be_compared_leaves_no_spectra(
+    results: Path, tiny_overrides: list[str], capsys: pytest.CaptureFixture[str], fault: str
+) -> None:
+    [config] = planned_configs(*tiny_overrides, f"results={results}")
+    run, _ = runs_of(results)
+    file = run.checkpoint / "model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith("query.weight"))
+    broken = torch.full_like(tensors[name], torch.nan) if fault == "nan" else tensors[name][1:]
+    save_file(tensors | {name: broken}, file)
+    spectra_file(results, run.spec.run_id).unlink()
+    older = {key: value for key, value in run.record.items() if key != "sha256"}
+    (run.folder / "record.json").write_text(json.dumps(older))
+    runs = runs_of(results)
+    measure_run(runs[0], results)
+    told = capsys.readouterr().err
+    assert f"{name.removesuffix('.weight')}: " in told
+    assert "NaN" in told if fault == "nan" else "shape [" in told
+    assert "train the run again" in told
+    assert list(without_spectra(runs, results)) == [run.spec.run_id]
+    with pytest.raises(Unfinished, match="no spectra: "):
+        check_complete(runs, config)
 
 
 def test_a_sweep_without_some_spectra_is_unfinished(

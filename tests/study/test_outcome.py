@@ -45,7 +45,7 @@ def test_each_lost_run_is_listed_with_its_reason(tmp_path: Path) -> None:
     with pytest.raises(Unfinished) as told:
         check_sweeps(settings(tmp_path))
     failed, diverged, counted, waiting = str(told.value).splitlines()
-    assert failed.startswith("failed: rotten_tomatoes-minilm-head")
+    assert failed.startswith("failed: rotten_tomatoes-minilm-lora")
     assert failed.endswith(": no memory")
     assert diverged.startswith("diverged: ")
     assert counted == "sweep mine: 2 of 4 runs failed or diverged"

@@ -13,8 +13,8 @@ from math import prod
 import numpy as np
 
 from lowrank_study.checkpoints.adapters.content import Content, stored_shape
+from lowrank_study.checkpoints.match import is_head, is_vocabulary, may_be_tied
 from lowrank_study.checkpoints.matrices import module_of
-from lowrank_study.checkpoints.pairing import is_vocabulary
 from lowrank_study.checkpoints.paths import shown
 from lowrank_study.checkpoints.renames import canonical
 from lowrank_study.checkpoints.tensors import Array
@@ -147,7 +147,7 @@ class Places:
     def _tied(self, name: str) -> list[str]:
         """Return a base's only vocabulary, if it stores just one, as tied models do."""
         module = module_of(name)
-        if not (is_vocabulary(module) or _is_head(module)) or not _may_be_tied(self.base):
+        if not (is_vocabulary(module) or is_head(module)) or not may_be_tied(self.base.config):
             return []
         stored = [
             other
@@ -159,7 +159,7 @@ class Places:
         other = module_of(stored[0])
         # T5 and BART share one embedding between encoder and decoder
         shares = any(each.rpartition(".")[2] == "shared" for each in (module, other))
-        return stored if shares or _is_head(module) != _is_head(other) else []
+        return stored if shares or is_head(module) != is_head(other) else []
 
     def _check_modules(self) -> None:
         """Refuse a base that lacks modules, unless they belong to another model of a pipeline."""
@@ -225,20 +225,6 @@ def factors_shape(content: Content, weights: Weights, module: str) -> tuple[int,
         return None
     A, B = (stored_shape(weights, parts[part]) for part in ("A", "B"))
     return B[0], prod(A[1:])
-
-
-def _may_be_tied(base: Weights) -> bool:
-    """Whether a base may tie its head, unless its (language model's) config denies it."""
-    inner = base.config.get("text_config")
-    configs = [base.config, inner if isinstance(inner, dict) else {}]
-    said = [config["tie_word_embeddings"] for config in configs if "tie_word_embeddings" in config]
-    return True in said or not said
-
-
-def _is_head(module: str) -> bool:
-    """Whether a module maps hidden states to token scores; Whisper calls it `proj_out`."""
-    heads = ("lm_head", "embed_out", "output", "decoder")
-    return module == "proj_out" or (is_vocabulary(module) and module.rpartition(".")[2] in heads)
 
 
 def _flat(module: str) -> str:

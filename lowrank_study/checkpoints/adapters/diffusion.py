@@ -234,6 +234,8 @@ class _Scalings:
         linear = _number(self._header.get("ss_network_alpha"))
         dim = _number(self._header.get("ss_network_dim"))
         kernel, kernel_dim = _number(args.get("conv_alpha")), _number(args.get("conv_dim"))
+        if kernel is None and kernel_dim is not None:
+            kernel = 1.0  # as kohya's scripts take it then
         scalings: dict[str, float] = {}
         for module in modules:
             shape = self._weights.shape(self._modules[module]["A"].tensor)

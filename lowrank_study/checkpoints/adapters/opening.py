@@ -18,7 +18,11 @@ from lowrank_study.checkpoints.adapters.mlx import read_mlx
 from lowrank_study.checkpoints.adapters.peft import read_peft
 from lowrank_study.checkpoints.paths import SourceFile, read_json, shown
 from lowrank_study.checkpoints.save import CONFIG_NAME, WEIGHTS_NAME
-from lowrank_study.checkpoints.shards import adapters_inside, refuse_several_adapters
+from lowrank_study.checkpoints.shards import (
+    adapters_inside,
+    refuse_several_adapters,
+    unread_flags,
+)
 from lowrank_study.checkpoints.weights import open_weights
 from lowrank_study.errors import InputError
 
@@ -51,6 +55,9 @@ def open_adapter(path: str | Path, *, allow_pickle: bool = False) -> Adapter:
             named = ", ".join(shown(name, 60) for name in more[:8])
             flag = f"{len(more)} more adapters in its subfolders aren't read: {named}"
             content = replace(content, flags=(*content.flags, flag))
+        if os.path.isdir(path):
+            unread = unread_flags(path, [weights_path])
+            content = replace(content, flags=(*content.flags, *unread))
         return Adapter(path, content, weights)
     except BaseException:
         weights.close()

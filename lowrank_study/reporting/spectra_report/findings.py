@@ -76,7 +76,9 @@ def _rank(found: Measurement) -> str:
         compared = f"{len(found.matrices)} of {found.total} matrices were compared"
         return f"Only {compared}, and none of these changed."
     if not changed:
-        return "No matrix changed: rank 0, ratios undefined."
+        text = "No matrix changed: rank 0, ratios undefined"
+        vectors = sum(vector.norm_of_change > 0 for vector in found.vectors)
+        return f"{text}; {counted(vectors, 'vector')} changed." if vectors else f"{text}."
     ranks = _values(changed, RANK)
     hidden = sum(matrix.readings[RANK].status == "not resolvable" for matrix in changed)
     matrices_word = counted(len(changed), "changed matrix", "changed matrices")

@@ -227,7 +227,7 @@ def left_out_of_adapter(adapter: Adapter, base: Weights | None) -> list[LeftOut]
             rows = max(adapter.extra_rows(saved, base), 0)
             shape, why = (rows, *adapter.shape(saved)[1:]), "rows that only the adapter has"
             lost.append(whole("adapter", module_of(saved), shape, why, is_matrix=False))
-    theirs = adapter.parameters - sum(item.parameters for item in (*new, *lost))
+    theirs = adapter.parameters - sum(item.parameters for item in lost)
     ours = sum(prod(base.shape(name)) for name in base.names())
     return [
         *adapter.left_out,

@@ -134,6 +134,19 @@ def test_26_a_convolution_has_an_alpha_of_its_own_in_the_header(write_file: Writ
         np.testing.assert_allclose(adapter.delta("lora_unet_conv"), expected, rtol=1e-13)
 
 
+def test_26_a_convolution_with_a_rank_but_no_alpha_of_its_own_has_kohyas_default_of_1(
+    write_file: WriteFile,
+) -> None:
+    down, up = torch.randn(4, 3, 3, 3), torch.randn(5, 4, 1, 1)
+    tensors = {"lora_unet_conv.lora_down.weight": down, "lora_unet_conv.lora_up.weight": up}
+    header = {"ss_network_dim": "4", "ss_network_alpha": "2"}
+    with open_adapter(write_file(tensors, header)) as adapter:
+        assert adapter.factors("lora_unet_conv").scaling == 0.5
+    header["ss_network_args"] = json.dumps({"conv_dim": "4"})
+    with open_adapter(write_file(tensors, header)) as adapter:
+        assert adapter.factors("lora_unet_conv").scaling == 0.25
+
+
 @pytest.mark.parametrize("alpha", ["Dynamic", "None", "", "nan", "-1", "1e999"])
 def test_26_an_alpha_that_is_no_number_is_said_to_be_missing(
     write_file: WriteFile, alpha: str

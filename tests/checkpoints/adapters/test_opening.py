@@ -37,6 +37,13 @@ def test_32_an_adapter_beside_the_one_that_is_read_is_mentioned(
         assert "1 more adapters in its subfolders aren't read: critic" in adapter.flags
 
 
+def test_weights_beside_an_adapter_are_mentioned(write_adapter: Any) -> None:
+    folder = write_adapter(FACTORS, PLAIN)
+    (folder / "non_lora_trainables.bin").write_bytes(b"x")
+    with open_adapter(folder) as adapter:
+        assert "not read, though it lies beside: non_lora_trainables.bin" in adapter.flags
+
+
 def test_31_the_only_file_of_a_folder_is_read(tmp_path: Path) -> None:
     save_file(FACTORS, tmp_path / "pytorch_lora_weights.safetensors")
     with open_adapter(tmp_path) as adapter:

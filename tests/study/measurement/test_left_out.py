@@ -123,6 +123,15 @@ def adapter(folder: Path, more: dict[str, torch.Tensor]) -> Path:
     return folder
 
 
+def test_shares_of_an_adapter_are_of_all_its_parameters(tmp_path: Path) -> None:
+    base = tmp_path / "base.safetensors"
+    save_file(encoder(0.0) | {"embed_tokens.weight": torch.ones(40, 16)}, base)
+    folder = adapter(tmp_path / "adapter", HEAD | {"embed_tokens.weight": torch.ones(41, 16)})
+    found = measured([], adapter=folder, base=base)
+    parts = {part.of: (part.count, part.total) for part in found.left_out}
+    assert parts == {"adapter": (16, 128 + 34 + 656), "the adapted model": (34, 2048 + 640 + 34)}
+
+
 def test_another_update_may_be_a_single_file_of_either_kind(base: Path, tmp_path: Path) -> None:
     save_file(encoder(1.0), tmp_path / "tuned.safetensors")
     first = adapter(tmp_path / "first", {})
