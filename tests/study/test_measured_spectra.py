@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lowrank_study import checkpoints
-from lowrank_study.config import compose
 from lowrank_study.errors import InputError, Unfinished
 from lowrank_study.jobs import planned_configs
 from lowrank_study.reporting.sweep_report import study_tables
@@ -24,26 +23,6 @@ from lowrank_study.study.outcome import check_complete
 from lowrank_study.study.truncated_runs import TruncateRequest, read_request, truncate_sweep
 from lowrank_study.study.truncation_tables import read_truncation, truncation_file
 from lowrank_study.study.updates import measure_run
-from lowrank_study.study.work import work
-
-FULL = ["method=full", "method.learning_rate=5e-3"]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder that `results` trains into, once."""
-    return tmp_path_factory.mktemp("trained")
-
-
-@pytest.fixture
-def results(trained: Path, tiny_overrides: list[str], tmp_path: Path) -> Path:
-    """Return a folder with two seeds of full fine-tuning, measured."""
-    if not (trained / "runs").is_dir():
-        specs = [compose(*tiny_overrides, *FULL, f"seed={seed}") for seed in (0, 1)]
-        RunStore(trained / "runs").plan("two", [[spec] for spec in specs], question="")
-        work(trained, "two", device="cpu", tracker="none")
-    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    return tmp_path
 
 
 def runs_of(results: Path) -> list[TrainedRun]:

@@ -42,26 +42,6 @@ from lowrank_study.study.truncation_tables import (
     truncation_table,
 )
 from lowrank_study.study.updates import spectra_of_run
-from lowrank_study.study.work import work
-
-FULL = ["method=full", "method.learning_rate=5e-3"]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give the folder that `results` trains into once."""
-    return tmp_path_factory.mktemp("trained")
-
-
-@pytest.fixture
-def results(trained: Path, tiny_overrides: list[str], tmp_path: Path) -> Path:
-    """Give a folder with a sweep of two seeds of full fine-tuning on the tiny model."""
-    if not (trained / "runs").is_dir():
-        specs = [compose(*tiny_overrides, *FULL, f"seed={seed}") for seed in (0, 1)]
-        RunStore(trained / "runs").plan("two", [[spec] for spec in specs], question="")
-        work(trained, "two", device="cpu", tracker="none")
-    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    return tmp_path
 
 
 def runs_of(results: Path) -> list[TrainedRun]:
