@@ -166,3 +166,9 @@ def test_a_hub_model_without_safetensors_is_refused_with_a_way_out(
     asset = HubRepo(repo_id="acme/lora", revision="c" * 40, subset=None)
     with pytest.raises(InputError, match=r"'acme/lora' has no \.safetensors .*hf download acme"):
         assets.fetch(asset)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="asks for a folder that is no disk")
+def test_a_place_that_cannot_be_written_is_not_called_full() -> None:
+    with pytest.raises(InputError, match=r"^/proc/results: nothing can be written in /proc;"):
+        assets.require_free_space(Path("/proc/results"), 0)

@@ -116,7 +116,7 @@ def sweep(
 def _tell_what_was_replaced(store: RunStore, name: str, run_ids: Sequence[str]) -> None:
     if earlier := store.earlier(name):
         print(
-            f"sweep={name} now has these {len(run_ids)} runs; {len(earlier)} runs planned earlier "
+            f"sweep={name} now consists of {len(run_ids)} run(s); {len(earlier)} planned earlier "
             "under this name are no longer part of it and of its report",
             file=sys.stderr,
         )
