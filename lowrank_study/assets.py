@@ -139,12 +139,14 @@ def require_free_space(folder: Path, needed_bytes: int) -> None:
     disk = shutil.disk_usage(present)
     if disk.total == 0 or not os.access(present, os.W_OK):  # 0: no disk at all, such as /proc
         raise InputError(
-            f"{folder}: nothing can be written in {present}; choose another folder with results=PATH"
+            f"{folder}: nothing can be written in {present}; "
+            "choose another folder with results=PATH"
         )
     if disk.free < needed_bytes:
         raise InputError(
             f"not enough disk space at {present}: {needed_bytes / 1e9:.2f} GB are needed and "
-            f"{disk.free / 1e9:.2f} GB are free; make room, or choose another folder with results=PATH"
+            f"{disk.free / 1e9:.2f} GB are free; make room, or choose another folder with "
+            "results=PATH"
         )
 
 
