@@ -27,6 +27,7 @@ def train(*overrides: str) -> "subprocess.CompletedProcess[str]":
     return run(str(ROOT / "experiments" / "train.py"), *overrides)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

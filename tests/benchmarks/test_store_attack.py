@@ -19,6 +19,7 @@ def store_attack(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("store_attack")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc which processes are stopped")
 def test_stops_kills_clocks_and_equal_host_names_leave_only_whole_runs(
     store_attack: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -268,6 +268,7 @@ def command(*overrides: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_command_measures_and_says_what_it_found(
     models: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -338,6 +339,7 @@ def test_no_matrix_changed_does_not_hide_that_a_vector_did(
     )
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line_exit_code_2_and_nothing_written(
     models: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -184,6 +184,7 @@ def test_the_run_is_trained_once_more_to_the_same_weights(
     pd.testing.assert_frame_equal(measure_controls(request(results)), table)
 
 
+@pytest.mark.slow
 def test_shuffled_labels_are_a_control_and_no_answer(results: Path) -> None:
     [chosen] = chosen_full_runs(ended(results))
     table = measure_controls(request(results, along_training=False, shuffled_seeds=2))

@@ -41,6 +41,7 @@ UNCLIPPED = "trainer.max_grad_norm=1e38"
 NO_MLP = "method.options.feedforward_modules=[]"
 
 
+@pytest.mark.slow
 def test_a_sweep_with_a_run_that_diverges(tiny_overrides: list[str], tmp_path: Path) -> None:
     specs = specs_of([*tiny_overrides, UNCLIPPED], LORA, HOT, FULL, LORA)
     runs = sweep(specs, name="three", results=tmp_path, question="What?")
@@ -138,6 +139,7 @@ def test_texts_longer_than_the_models_positions_are_refused(
     check_specs(specs_of(tiny_overrides, FULL, [bad[0], "task.max_length=64"]), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_not_whole_is_no_answer(
     tiny_overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +151,7 @@ def test_a_sweep_that_is_not_whole_is_no_answer(
         sweep(specs, name="x", results=tmp_path)
 
 
+@pytest.mark.slow
 def test_an_adapter_whose_update_can_not_be_read_is_still_a_run(
     tiny_overrides: list[str], tmp_path: Path
 ) -> None:
@@ -164,6 +167,7 @@ def test_an_adapter_whose_update_can_not_be_read_is_still_a_run(
     )
 
 
+@pytest.mark.slow
 def test_the_head_alone_is_trained_and_nothing_else(
     tiny_overrides: list[str], tmp_path: Path
 ) -> None:

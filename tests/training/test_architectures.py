@@ -157,6 +157,7 @@ def assert_same(found: np.ndarray, expected: np.ndarray) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", EVERY)
 def test_full_fine_tuning_is_what_transformers_loads(
     family: str, spec_of: Callable[..., RunSpec], tmp_path: Path
@@ -168,6 +169,7 @@ def test_full_fine_tuning_is_what_transformers_loads(
     assert_same(losses_alone(alone, spec), result.test.losses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", EVERY)
 def test_lora_is_what_peft_loads_and_fast_is_plain(
     family: str, spec_of: Callable[..., RunSpec], tmp_path: Path

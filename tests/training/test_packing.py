@@ -79,6 +79,7 @@ def check_weights(run: Path, other: Path, *, tolerance: float) -> None:
         assert difference < tolerance, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "precision", "options"),
     [
