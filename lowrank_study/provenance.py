@@ -39,9 +39,9 @@ def provenance() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """The checkout's commit; where that does not say what the code is, with the code's hash.
+    """Return the checkout's commit, with a hash of the code if the commit does not identify it.
 
-    It is marked `+changes` where tracked files differ from it.
+    The commit is marked `+changes` if tracked files differ from it.
     """
     package = Path(__file__).resolve().parent
     git = ["git", "-C", str(package.parent)]

@@ -265,10 +265,9 @@ class RunStore:
     def _read_sweep(self, name: str) -> dict[str, Any]:
         path = self._sweeps / f"{name}.json"
         if not path.is_file():
-            known = self.sweeps() or ["none yet"]
-            raise InputError(
-                f"no sweep {name!r} in {self.folder}: planned ones are {', '.join(known)}"
-            )
+            known = self.sweeps()
+            told = f"planned sweeps: {', '.join(known)}" if known else "no sweep is planned there"
+            raise InputError(f"no sweep {name!r} in {self.folder}: {told}")
         planned = json_in(path)
         try:
             whole = all(type(run_id) is str for pack in planned["packs"] for run_id in pack)

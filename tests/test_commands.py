@@ -154,7 +154,7 @@ def test_train_then_report(tiny_overrides: list[str], tmp_path: Path) -> None:
     assert [path.name for path in kept.parent.iterdir()] == ["kept"]
     missing = run(str(ROOT / "analysis" / "report.py"), results, "sweep=theirs")
     assert missing.returncode == 2
-    assert "planned ones are default, mine" in missing.stderr
+    assert "planned sweeps: default, mine" in missing.stderr
 
 
 @pytest.mark.slow

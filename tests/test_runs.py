@@ -186,7 +186,7 @@ def test_an_unknown_sweep_is_refused_with_the_known_ones(
     store: RunStore, specs: list[RunSpec]
 ) -> None:
     plan(store, specs)
-    with pytest.raises(InputError, match=r"'t'.*planned ones are s"):
+    with pytest.raises(InputError, match=r"'t'.*planned sweeps: s"):
         store.sweep("t")
 
 

@@ -47,7 +47,7 @@ def test_a_results_folder(name: str, run_command: RunCommand) -> None:
     for turn, script in enumerate(SCRIPTS, NAMES.index(name)):
         code, _, told = run_command(f"{script}.py", "sweep=mine", *typed("results", name, turn))
         assert code == 2
-        assert told == f"error: no sweep 'mine' in {shown}/runs: planned ones are none yet\n"
+        assert told == f"error: no sweep 'mine' in {shown}/runs: no sweep is planned there\n"
 
 
 def caught(monkeypatch: pytest.MonkeyPatch, target: str) -> list[Any]:
