@@ -9,18 +9,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from lowrank_study.command import command
-from lowrank_study.fields import Fields
+from lowrank_study.config.fields import Fields
 from lowrank_study.files import require_folder
 
 
 def check(config: Mapping[str, Any]) -> None:
     """Check every claim, write the ledger, and print its path and the verdicts."""
-    from lowrank_study.study.outcome import check_sweeps, require_sweeps
+    from lowrank_study.sweeps.outcome import check_sweeps, require_sweeps
 
     require_folder(Fields("", config).path_of("out"))
     require_sweeps(config)
+    from lowrank_study.claims.request import check_request, read_claim_request
     from lowrank_study.reporting.claims_ledger import summary_of, write_ledger
-    from lowrank_study.study.claims.request import check_request, read_claim_request
 
     request = read_claim_request(config)
     entries = check_request(request)

@@ -14,10 +14,10 @@ from lowrank_study.spec import FullFineTuning
 
 def controls(config: Mapping[str, Any]) -> None:
     """Measure the controls, and print their path."""
-    from lowrank_study.study.outcome import check_sweeps, require_sweeps
+    from lowrank_study.sweeps.outcome import check_sweeps, require_sweeps
 
     require_sweeps(config)
-    from lowrank_study.study.measured_controls import (
+    from lowrank_study.answers.measured_controls import (
         controls_file,
         measure_controls,
         read_request,

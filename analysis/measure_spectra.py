@@ -9,18 +9,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from lowrank_study.command import command
+from lowrank_study.config.fields import Fields
 from lowrank_study.errors import Unfinished
-from lowrank_study.fields import Fields
 from lowrank_study.left_out import in_words
 
 
 def measure(config: Mapping[str, Any]) -> None:
     """Measure, write the report, and print its path and main finding."""
-    from lowrank_study.sources import require_sources
+    from lowrank_study.config.sources import require_sources
 
     require_sources(Fields("", config), ("before", "after", "adapter", "base", "other"))
+    from lowrank_study.measurement.request import measure_request, read_request
     from lowrank_study.reporting import spectra_report
-    from lowrank_study.study.measurement.request import measure_request, read_request
 
     request = read_request(config)
     with spectra_report.progress_shown() as on_progress:

@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from lowrank_study.command import command
-from lowrank_study.fields import Fields
+from lowrank_study.config.fields import Fields
 
 
 def record(config: Mapping[str, Any]) -> None:
     """Write the record and print its path."""
-    from lowrank_study.study.outcome import check_sweeps, require_sweeps
+    from lowrank_study.sweeps.outcome import check_sweeps, require_sweeps
 
     require_sweeps(config)
-    from lowrank_study.config import read_report_request
+    from lowrank_study.config.run import read_report_request
     from lowrank_study.reporting.record import record_sweep
 
     asked = read_report_request(config)

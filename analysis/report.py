@@ -13,10 +13,10 @@ from lowrank_study.command import command
 
 def report(config: Mapping[str, Any]) -> None:
     """Write the report and print its path and main finding."""
-    from lowrank_study.study.outcome import check_sweeps, require_sweeps
+    from lowrank_study.sweeps.outcome import check_sweeps, require_sweeps
 
     require_sweeps(config)
-    from lowrank_study.config import read_report_request
+    from lowrank_study.config.run import read_report_request
     from lowrank_study.reporting.sweep_report import report_sweep
 
     asked = read_report_request(config)

@@ -18,9 +18,9 @@ import pandas as pd
 import timing
 from processes import peft_loop, train_here
 
-from lowrank_study.config import compose, fast_precision
+from lowrank_study.answers.statistics import interval_of_mean
+from lowrank_study.config.run import compose, fast_precision
 from lowrank_study.spec import Lora, RunSpec
-from lowrank_study.study.accuracy import interval_of_mean
 
 SEEDS, RANKS = range(5), (2, 8, 32)
 TASKS = {

@@ -13,7 +13,7 @@ import timing
 from matplotlib.axes import Axes
 from processes import train_here
 
-from lowrank_study.config import compose
+from lowrank_study.config.run import compose
 from lowrank_study.reporting.figures.drawing import INK, Paper, draw_figure, line
 from lowrank_study.reporting.figures.rank_axis import series_colour
 from lowrank_study.reporting.svg import LIGHT, file_svg

@@ -32,12 +32,12 @@ from transformers import (
     set_seed,
 )
 
-from lowrank_study.config import fast_precision
+from lowrank_study.config.run import fast_precision
+from lowrank_study.data.splits import Split, load_splits, load_tokenizer
 from lowrank_study.machine import status_bytes
+from lowrank_study.methods.lora_layers import lora_modules
 from lowrank_study.spec import Lora, RunSpec, from_mapping
 from lowrank_study.training.batches import training_order
-from lowrank_study.training.data import Split, load_splits, load_tokenizer
-from lowrank_study.training.lora import lora_modules
 from lowrank_study.training.models import (
     build_model,
     head_names,

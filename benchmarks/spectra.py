@@ -24,7 +24,10 @@ from rich.console import Console
 from rich.table import Table
 from timing import HEADINGS, Figure, facts, figure, interleaved, ratio, table, write_results
 
-from lowrank_study.config import composed
+from lowrank_study.config.run import composed
+from lowrank_study.measurement.files import AdapterOnBase
+from lowrank_study.measurement.measure import measure_spectra
+from lowrank_study.measurement.request import read_request
 from lowrank_study.reporting.spectra_report import report_spectra
 from lowrank_study.spectra.ranks import energy_rank
 from lowrank_study.spectra.svd import (
@@ -33,9 +36,6 @@ from lowrank_study.spectra.svd import (
     svd_of_matrix,
     svd_of_product,
 )
-from lowrank_study.study.measurement.files import AdapterOnBase
-from lowrank_study.study.measurement.measure import measure_spectra
-from lowrank_study.study.measurement.request import read_request
 
 Array = npt.NDArray[np.float64]
 RESULTS = Path(__file__).parent / "results"

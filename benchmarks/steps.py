@@ -14,8 +14,10 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from lowrank_study.config import compose
+from lowrank_study.config.run import compose
+from lowrank_study.data.splits import load_splits, load_tokenizer
 from lowrank_study.machine import free_cores
+from lowrank_study.methods.lora_layers import merged
 from lowrank_study.spec import RunSpec
 from lowrank_study.training.batches import (
     Batch,
@@ -23,9 +25,7 @@ from lowrank_study.training.batches import (
     extreme_texts,
     training_batches,
 )
-from lowrank_study.training.data import load_splits, load_tokenizer
 from lowrank_study.training.fit import backward
-from lowrank_study.training.lora import merged
 from lowrank_study.training.models import build_model, model_folder
 from lowrank_study.training.optim import make_optimizer
 from lowrank_study.training.packing import Pack, share_frozen

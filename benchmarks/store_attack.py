@@ -27,9 +27,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lowrank_study import leases, runs
-from lowrank_study.leases import Lease, LeaseLost
-from lowrank_study.runs import RunStore
+from lowrank_study.runs import leases
+from lowrank_study.runs import store as runs
+from lowrank_study.runs.leases import Lease, LeaseLost
+from lowrank_study.runs.store import RunStore
 from lowrank_study.spec import RunSpec
 
 HERE = Path(__file__).parent
@@ -276,7 +277,7 @@ def main() -> None:
 
 def write(asked: argparse.Namespace) -> None:
     """Attack stores and write the counts."""
-    from lowrank_study.config import compose
+    from lowrank_study.config.run import compose
     from lowrank_study.provenance import provenance
 
     specs = [compose(f"seed={seed}") for seed in range(RUNS)]

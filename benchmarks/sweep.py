@@ -23,14 +23,14 @@ from growth import growth
 from processes import peft_loop, train_here, written
 from steps import least_seconds, steps
 
-from lowrank_study.config import compose, fast_precision
-from lowrank_study.runs import RunStore
+from lowrank_study.config.run import compose, fast_precision
+from lowrank_study.runs.store import RunStore
 from lowrank_study.spec import RunSpec
 
 HERE = Path(__file__).parent
 OURS = (
     "import json, sys; from pathlib import Path; from lowrank_study.spec import from_mapping;"
-    "from lowrank_study.study.sweep import sweep;"
+    "from lowrank_study.sweeps.sweep import sweep;"
     "specs = [from_mapping(m) for m in json.loads(Path(sys.argv[1]).read_text())];"
     "sweep(specs, name='bench', results=Path(sys.argv[2]))"
 )

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
+from lowrank_study.data.splits import load_splits
 from lowrank_study.machine import status_bytes
 from lowrank_study.spec import from_mapping
-from lowrank_study.training.data import load_splits
 from lowrank_study.training.fit import Job, fit_together
 from lowrank_study.training.memory import predict_peak
 from lowrank_study.training.models import model_folder

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from lowrank_study.command import command
-from lowrank_study.fields import Fields
+from lowrank_study.config.fields import Fields
 
 
 def reproduce(config: Mapping[str, Any]) -> None:
     """Forecast, then train and report each experiment."""
+    from lowrank_study.papers.tables import load_paper
     from lowrank_study.reporting.reproduction import plan_of
-    from lowrank_study.study.papers import load_paper
 
     asked = Fields("", config)
     plan = plan_of(

@@ -14,19 +14,19 @@ from lowrank_study.files import require_folder
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lowrank_study.config import RunConfig
+    from lowrank_study.config.run import RunConfig
 
 
 def train(configs: "Sequence[RunConfig]") -> None:
     """Train the requested runs, and print how they ended."""
-    from lowrank_study.study.outcome import check_complete, in_words
-    from lowrank_study.study.settings import difference
+    from lowrank_study.sweeps.outcome import check_complete, in_words
+    from lowrank_study.sweeps.settings import difference
 
     name, results = configs[0].sweep, configs[0].results
     require_folder(results)
     if told := difference(config.spec for config in configs):
         print(f"sweep={name} will have no report: {told}", file=sys.stderr)
-    from lowrank_study.study.sweep import sweep_of
+    from lowrank_study.sweeps.sweep import sweep_of
 
     runs = sweep_of(configs)
     print(in_words(runs, sweep=name, results=results), flush=True)

@@ -14,10 +14,10 @@ from lowrank_study.spec import FullFineTuning
 
 def truncate(config: Mapping[str, Any]) -> None:
     """Evaluate what is not there yet, and say where it is."""
-    from lowrank_study.study.outcome import check_sweeps, report_command, require_sweeps
+    from lowrank_study.sweeps.outcome import check_sweeps, report_command, require_sweeps
 
     require_sweeps(config)
-    from lowrank_study.study.truncated_runs import read_request, truncate_sweep
+    from lowrank_study.answers.truncated_runs import read_request, truncate_sweep
 
     request = read_request(config)
     runs = truncate_sweep(request)

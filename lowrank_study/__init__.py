@@ -12,27 +12,27 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lowrank_study.config import compose
+    from lowrank_study.answers.tables import runs_table, spectra_tables
+    from lowrank_study.config.run import compose
     from lowrank_study.errors import InputError
     from lowrank_study.reporting.spectra_report import report_spectra
     from lowrank_study.reporting.sweep_report import report_sweep, study_tables
-    from lowrank_study.runs import RunStore, TrainedRun
+    from lowrank_study.runs.store import RunStore, TrainedRun
     from lowrank_study.spec import RunSpec
-    from lowrank_study.study.sweep import sweep
-    from lowrank_study.study.tables import runs_table, spectra_tables
+    from lowrank_study.sweeps.sweep import sweep
 
 _HOMES = {
     "InputError": "errors",
     "RunSpec": "spec",
-    "RunStore": "runs",
-    "TrainedRun": "runs",
-    "compose": "config",
+    "RunStore": "runs.store",
+    "TrainedRun": "runs.store",
+    "compose": "config.run",
     "report_spectra": "reporting.spectra_report",
     "report_sweep": "reporting.sweep_report",
-    "runs_table": "study.tables",
-    "spectra_tables": "study.tables",
+    "runs_table": "answers.tables",
+    "spectra_tables": "answers.tables",
     "study_tables": "reporting.sweep_report",
-    "sweep": "study.sweep",
+    "sweep": "sweeps.sweep",
 }
 
 __all__ = [

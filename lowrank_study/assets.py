@@ -43,7 +43,7 @@ def cache_folder() -> Path:
 def fetch(asset: Asset, named: Sequence[str] = ()) -> Path:
     """Return the local path of a model folder, a data file or a data folder, verified.
 
-    Hub data sets are not fetched here: `training/reading.py` hands their id to the `datasets`
+    Hub data sets are not fetched here: `data/reading.py` hands their id to the `datasets`
     library.
 
     Parameters

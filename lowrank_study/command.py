@@ -22,8 +22,8 @@ from lowrank_study.errors import InputError, Unfinished
 from lowrank_study.files import os_error_message
 
 if TYPE_CHECKING:
-    from lowrank_study.arguments import Arguments
-    from lowrank_study.config import RunConfig
+    from lowrank_study.config.arguments import Arguments
+    from lowrank_study.config.run import RunConfig
 
 
 def command(task: Callable[[Mapping[str, Any]], None], *, config_name: str) -> Callable[[], None]:
@@ -35,7 +35,7 @@ def command(task: Callable[[Mapping[str, Any]], None], *, config_name: str) -> C
     """
 
     def once(arguments: "Arguments") -> None:
-        from lowrank_study.config import composed
+        from lowrank_study.config.run import composed
 
         if arguments.is_grid or any(each.startswith("experiment=") for each in arguments.overrides):
             raise InputError("this command starts no sweep: name one, as in sweep=NAME")
@@ -48,7 +48,7 @@ def sweep_command(task: Callable[[Sequence["RunConfig"]], None]) -> Callable[[],
     """Wrap a function of all runs that a command line plans into a `main()`; see `command`."""
 
     def planned(arguments: "Arguments") -> None:
-        from lowrank_study.jobs import planned_configs
+        from lowrank_study.config.jobs import planned_configs
 
         task(planned_configs(*arguments.overrides, is_grid=arguments.is_grid))
 
@@ -60,18 +60,18 @@ def _main(
 ) -> Callable[[], None]:
     def main() -> None:
         with told_to_people():
-            from lowrank_study.arguments import read_arguments
+            from lowrank_study.config.arguments import read_arguments
 
             arguments = read_arguments(sys.argv[1:])
             if arguments.wants_help:
-                from lowrank_study.usage import usage
+                from lowrank_study.config.usage import usage
 
                 about = sys.modules[task.__module__].__doc__ or ""
                 print(usage(about, config_name, arguments.overrides))
             elif arguments.wants_settings:
                 from omegaconf import OmegaConf
 
-                from lowrank_study.composition import composer_of
+                from lowrank_study.config.composition import composer_of
 
                 config = composer_of(config_name).config(arguments.overrides)
                 print(OmegaConf.to_yaml(config), end="")

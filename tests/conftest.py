@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import random
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -177,3 +178,27 @@ def main_of(script: str) -> Callable[[], None]:
         place.loader.exec_module(sys.modules[name])
     main: Callable[[], None] = sys.modules[name].main
     return main
+
+
+_FULL = ("method=full", "method.learning_rate=5e-3")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder that `results` trains into once."""
+    return tmp_path_factory.mktemp("trained")
+
+
+@pytest.fixture
+def results(trained: Path, tiny_overrides: list[str], tmp_path: Path) -> Path:
+    """Return a copy of a folder with the sweep `two`: two seeds of full fine-tuning, measured."""
+    from lowrank_study.config.run import compose
+    from lowrank_study.runs.store import RunStore
+    from lowrank_study.sweeps.worker import work
+
+    if not (trained / "runs").is_dir():
+        specs = [compose(*tiny_overrides, *_FULL, f"seed={seed}") for seed in (0, 1)]
+        RunStore(trained / "runs").plan("two", [[spec] for spec in specs], question="")
+        work(trained, "two", device="cpu", tracker="none")
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    return tmp_path

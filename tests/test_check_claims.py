@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from lowrank_study.study.claims.measures.serving import measure_serving
+from lowrank_study.claims.measures.serving import measure_serving
 
 ROOT = Path(__file__).parents[1]
 

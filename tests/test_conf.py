@@ -6,8 +6,8 @@ import pytest
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 
-from lowrank_study.composition import CONF_FOLDER, plain
-from lowrank_study.config import read_config
+from lowrank_study.config.composition import CONF_FOLDER, plain
+from lowrank_study.config.run import read_config
 from lowrank_study.spec import RunSpec
 
 NEEDS = {

@@ -8,39 +8,35 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lowrank_study"
 
 # What each part may import of the project, besides itself; a name stands for all below it.
-BOTTOM = {"errors", "files", "hashing", "left_out", "machine", "provenance", "native"}
-READ = {"spec", "assets", "fields", "sources", "task_config", "config"}
-COMPOSING = {"arguments", "composition"}
-BASE = BOTTOM | COMPOSING | READ | {"leases", "ended_runs", "runs", "checkpoints"}
+BOTTOM = {"errors", "files", "hashing", "left_out", "machine", "provenance", "native", "spec"}
+BASE = BOTTOM | {"assets", "config", "runs", "checkpoints"}
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
     "left_out": {"errors"},
     "machine": set(),
-    "spec": set(),
     "hashing": set(),
-    "assets": {"errors", "hashing", "spec"},
     "provenance": {"errors", "hashing", "machine"},
+    "spec": set(),
+    "assets": {"errors", "hashing", "spec"},
     "native": {"assets", "hashing", "machine"},
-    "fields": {"errors"},
-    "sources": {"errors", "spec", "assets", "fields"},
-    "task_config": {"errors", "spec", "fields", "sources"},
-    "arguments": {"errors"},
-    "suggestions": set(),
-    "composition": {"errors", "arguments", "suggestions"},
-    "usage": {"composition"},
-    "config": {"errors", "machine", "spec", "fields", "sources", "task_config", "composition"},
-    "jobs": {"errors", "spec", "composition", "config"},
-    "leases": {"files", "hashing", "machine", "spec"},
-    "ended_runs": {"errors", "hashing", "spec"},
-    "runs": {"errors", "files", "leases", "ended_runs", "left_out", "spec"},
+    "config": {"errors", "machine", "spec", "assets"},
+    "runs": {"errors", "files", "hashing", "left_out", "machine", "spec"},
     "checkpoints": {"errors", "files", "left_out"},
-    "training": BASE,
     "spectra": BASE,
-    "study": BASE | {"jobs", "training", "spectra"},
-    "reporting": BASE | {"jobs", "training", "spectra", "study"},
-    "command": {"errors", "files", "arguments", "composition", "usage", "config", "jobs"},
-    "__init__": BASE | {"training", "spectra", "study", "reporting"},
+    "data": BASE,
+    "methods": BASE,
+    "training": BASE | {"data", "methods"},
+    "sweeps": BASE | {"data", "methods", "training", "spectra"},
+    "answers": BASE | {"data", "methods", "training", "spectra", "sweeps"},
+    "measurement": BASE | {"spectra"},
+    "papers": BASE | {"data", "methods", "training", "spectra", "sweeps", "answers"},
+    "claims": BASE | {"data", "methods", "training", "spectra", "sweeps", "answers", "papers"},
+    "reporting": BASE
+    | {"data", "methods", "training", "spectra", "sweeps", "answers"}
+    | {"measurement", "papers", "claims"},
+    "command": {"errors", "files", "config"},
+    "__init__": BASE | {"spectra", "sweeps", "answers", "reporting"},
 }
 
 

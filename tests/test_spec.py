@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lowrank_study.config import compose
+from lowrank_study.config.run import compose
 from lowrank_study.spec import (
     LocalPath,
     Lora,

@@ -66,7 +66,7 @@ def caught(monkeypatch: pytest.MonkeyPatch, target: str) -> list[Any]:
 def test_training_and_its_sources(
     name: str, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = caught(monkeypatch, "lowrank_study.study.sweep.sweep_of")
+    kept = caught(monkeypatch, "lowrank_study.sweeps.sweep.sweep_of")
     Path(name).mkdir()
     (Path(name) / f"{name}.csv").write_text("text,label\na,b\n")
     turn = [*NAMES, NOT_UTF8].index(name)
@@ -123,7 +123,7 @@ def test_measured_checkpoints(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pair_of(name)
-    kept = caught(monkeypatch, "lowrank_study.study.measurement.request.measure_request")
+    kept = caught(monkeypatch, "lowrank_study.measurement.request.measure_request")
     turn = [*NAMES, NOT_UTF8].index(name)
     given = [*typed("before", name, turn), f"after=tuned/{name}", f"out=./{name}"]
     run_command("analysis/measure_spectra.py", *given)

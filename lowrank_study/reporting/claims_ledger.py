@@ -12,18 +12,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from lowrank_study.files import require_folder, write_whole
-from lowrank_study.reporting.display import Column, Table, csv_text, printable, significant
-from lowrank_study.reporting.web_page import packaged, web_page
-from lowrank_study.study.claims.measures import MEASURES
-from lowrank_study.study.claims.measures.outcome import (
+from lowrank_study.claims.measures import MEASURES
+from lowrank_study.claims.measures.outcome import (
     Interval,
     Measured,
     Observed,
     Outcome,
     Unmeasured,
 )
-from lowrank_study.study.claims.verdicts import (
+from lowrank_study.claims.verdicts import (
     ROUNDING,
     UNITS,
     VERDICTS,
@@ -31,6 +28,9 @@ from lowrank_study.study.claims.verdicts import (
     Entry,
     needs_evidence,
 )
+from lowrank_study.files import require_folder, write_whole
+from lowrank_study.reporting.display import Column, Table, csv_text, printable, significant
+from lowrank_study.reporting.web_page import packaged, web_page
 
 COLUMNS = (
     ("id", "Id", "the claim's name"),

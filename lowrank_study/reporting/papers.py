@@ -14,10 +14,10 @@ from typing import Any
 import pandas as pd
 
 from lowrank_study.files import write_whole
+from lowrank_study.papers.tables import Paper, beside, runs_of
 from lowrank_study.reporting.display import csv_text, is_missing, printable, significant
 from lowrank_study.reporting.tables import flat_provenance, shared_provenance
-from lowrank_study.runs import TrainedRun
-from lowrank_study.study.papers import Paper, beside, runs_of
+from lowrank_study.runs.store import TrainedRun
 
 HEADINGS = {"own": "here", "low": "95 % from", "high": "to", "of_noise": "of noise"}
 HERE = "Here: "

@@ -9,20 +9,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lowrank_study.arguments import quoted
-from lowrank_study.config import RunConfig, composed
+from lowrank_study.answers import measured_controls, truncated_runs
+from lowrank_study.answers.measured_controls import measure_controls
+from lowrank_study.answers.truncated_runs import truncate_sweep
+from lowrank_study.config.arguments import quoted
+from lowrank_study.config.jobs import planned_configs
+from lowrank_study.config.run import RunConfig, composed
 from lowrank_study.errors import Unfinished
-from lowrank_study.jobs import planned_configs
+from lowrank_study.papers.tables import Paper, at_scale, runs_of
 from lowrank_study.reporting.papers import record_papers, write_paper
 from lowrank_study.reporting.record import record_sweep
 from lowrank_study.reporting.sweep_report import report_sweep
-from lowrank_study.study import measured_controls, truncated_runs
-from lowrank_study.study.forecast import forecasts, in_words
-from lowrank_study.study.measured_controls import measure_controls
-from lowrank_study.study.outcome import incomplete
-from lowrank_study.study.papers import Paper, at_scale, runs_of
-from lowrank_study.study.sweep import sweep_of
-from lowrank_study.study.truncated_runs import truncate_sweep
+from lowrank_study.sweeps.forecast import forecasts, in_words
+from lowrank_study.sweeps.outcome import incomplete
+from lowrank_study.sweeps.sweep import sweep_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

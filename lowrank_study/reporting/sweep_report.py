@@ -10,6 +10,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from lowrank_study.answers.against_full import COLUMNS, against_full
+from lowrank_study.answers.full_runs import chosen_full_runs
+from lowrank_study.answers.measured_controls import read_controls
+from lowrank_study.answers.tables import runs_table, spectra_tables, without_folders
+from lowrank_study.answers.truncation_tables import truncation_file, truncation_table
 from lowrank_study.errors import InputError
 from lowrank_study.reporting.contents import compose
 from lowrank_study.reporting.display import counted
@@ -20,16 +25,11 @@ from lowrank_study.reporting.tables import (
     chosen_runs,
     shared_provenance,
 )
-from lowrank_study.runs import RunStore, TrainedRun
-from lowrank_study.study.against_full import COLUMNS, against_full
-from lowrank_study.study.full_runs import chosen_full_runs
-from lowrank_study.study.measured_controls import read_controls
-from lowrank_study.study.measured_spectra import without_spectra
-from lowrank_study.study.settings import check_alike
-from lowrank_study.study.sweep import rates_sweep
-from lowrank_study.study.tables import runs_table, spectra_tables, without_folders
-from lowrank_study.study.truncation_tables import truncation_file, truncation_table
-from lowrank_study.study.tuning import at_any_rate
+from lowrank_study.runs.store import RunStore, TrainedRun
+from lowrank_study.sweeps.measured_spectra import without_spectra
+from lowrank_study.sweeps.settings import check_alike
+from lowrank_study.sweeps.sweep import rates_sweep
+from lowrank_study.sweeps.tuning import at_any_rate
 
 CAVEATS = ("Learning rates", "Cost", "Noise")
 """Topics that end what a report answers in one line."""

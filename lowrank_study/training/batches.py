@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lowrank_study.training.data import Split
+from lowrank_study.data.splits import Split
 
 _EVALUATION_TOKENS = 1024  # larger batches leave the caches and gain nothing
 

@@ -9,8 +9,8 @@ import torch
 from sklearn.metrics import f1_score
 from torch import Tensor, nn
 
+from lowrank_study.data.splits import Split
 from lowrank_study.training.batches import Batch, evaluation_batches
-from lowrank_study.training.data import Split
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

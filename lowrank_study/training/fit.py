@@ -15,17 +15,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowrank_study.errors import InputError
-from lowrank_study.left_out import in_words
-from lowrank_study.provenance import provenance
-from lowrank_study.spec import Lora, RunSpec
-from lowrank_study.training.batches import Batch, extreme_texts, steps_of, training_batches
-from lowrank_study.training.data import (
+from lowrank_study.data.splits import (
     Splits,
     load_splits,
     load_tokenizer,
     with_shuffled_labels,
 )
+from lowrank_study.errors import InputError
+from lowrank_study.left_out import in_words
+from lowrank_study.provenance import provenance
+from lowrank_study.spec import Lora, RunSpec
+from lowrank_study.training.batches import Batch, extreme_texts, steps_of, training_batches
 from lowrank_study.training.evaluate import autocast
 from lowrank_study.training.member import FitResult, Member, Stopwatch, is_evaluated
 from lowrank_study.training.memory import peak_memory_bytes, reset_peak_memory

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowrank_study.data.splits import Split, Splits
+from lowrank_study.methods.lora_layers import lora_modules, merged
 from lowrank_study.spec import Lora, Method, PeftMethod, RunSpec
 from lowrank_study.training.batches import Batch
-from lowrank_study.training.data import Split, Splits
 from lowrank_study.training.evaluate import Predictions, predict
-from lowrank_study.training.lora import lora_modules, merged
 from lowrank_study.training.models import (
     build_model,
     head_parameters,

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lowrank_study.data.splits import Split, Splits
 from lowrank_study.machine import has_status, status_bytes
 from lowrank_study.spec import RunSpec
 from lowrank_study.training.batches import Batch, training_batches
-from lowrank_study.training.data import Split, Splits
 from lowrank_study.training.models import model_without_weights
 from lowrank_study.training.unpadded import part_tokens, unpad, unpadded_scores
 

@@ -18,8 +18,11 @@ import torch
 from torch import nn
 
 from lowrank_study import assets
+from lowrank_study.data.splits import Splits, padding_id
 from lowrank_study.errors import InputError
 from lowrank_study.hashing import sha256_of
+from lowrank_study.methods.lora_layers import add_lora, check_rank, is_linear
+from lowrank_study.methods.peft import add_peft
 from lowrank_study.spec import (
     BaseModel,
     FullFineTuning,
@@ -30,11 +33,8 @@ from lowrank_study.spec import (
     RunSpec,
     path_matches,
 )
-from lowrank_study.training.data import Splits, padding_id
 from lowrank_study.training.dequantised import dequantised
-from lowrank_study.training.lora import add_lora, check_rank, is_linear
 from lowrank_study.training.padding import check_reads, pad_by_tokenizer
-from lowrank_study.training.peft_methods import add_peft
 
 
 def model_folder(model: BaseModel) -> Path:

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lowrank_study.errors import InputError
+from lowrank_study.methods.lora_layers import LoraLinear, lora_modules
 from lowrank_study.training.attention import one_run
 from lowrank_study.training.batches import Batch
-from lowrank_study.training.lora import LoraLinear, lora_modules
 from lowrank_study.training.models import head_names
 from lowrank_study.training.probe import Findings, difference, findings
 from lowrank_study.training.unpadded import (

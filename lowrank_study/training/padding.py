@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from lowrank_study.data.splits import Splits, padding_id
 from lowrank_study.errors import InputError
 from lowrank_study.spec import RunSpec
-from lowrank_study.training.data import Splits, padding_id
 from lowrank_study.training.unpadded import counts_from_padding, positions_of
 
 

@@ -14,8 +14,8 @@ from transformers.pytorch_utils import Conv1D
 from lowrank_study.checkpoints import open_adapter, save_adapter
 from lowrank_study.errors import InputError
 from lowrank_study.hashing import sha256_of_file
+from lowrank_study.methods.lora_layers import add_lora, is_linear, lora_modules
 from lowrank_study.spec import Lora, RunSpec
-from lowrank_study.training.lora import add_lora, is_linear, lora_modules
 from lowrank_study.training.models import head_names, in_head, train_head
 
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from lowrank_study.checkpoints import open_weights
-from lowrank_study.config import composed
-from lowrank_study.study.measurement import updates
-from lowrank_study.study.measurement.files import CheckpointPair
-from lowrank_study.study.measurement.measure import measure_spectra
-from lowrank_study.study.measurement.request import read_request
+from lowrank_study.config.run import composed
+from lowrank_study.measurement import updates
+from lowrank_study.measurement.files import CheckpointPair
+from lowrank_study.measurement.measure import measure_spectra
+from lowrank_study.measurement.request import read_request
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -7,8 +7,8 @@ from types import ModuleType
 
 import pytest
 
-from lowrank_study import leases
-from lowrank_study.config import compose
+from lowrank_study.config.run import compose
+from lowrank_study.runs import leases
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

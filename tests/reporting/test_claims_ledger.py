@@ -7,7 +7,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from lowrank_study.composition import CONF_FOLDER
+from lowrank_study.claims.measures.outcome import (
+    Interval,
+    Measured,
+    Observed,
+    Outcome,
+    Unmeasured,
+)
+from lowrank_study.claims.request import read_claim_request
+from lowrank_study.claims.verdicts import Claim, Entry, verdict_of
+from lowrank_study.config.composition import CONF_FOLDER
 from lowrank_study.errors import InputError
 from lowrank_study.reporting.claims_ledger import (
     markdown_of,
@@ -17,15 +26,6 @@ from lowrank_study.reporting.claims_ledger import (
     summary_of,
     write_ledger,
 )
-from lowrank_study.study.claims.measures.outcome import (
-    Interval,
-    Measured,
-    Observed,
-    Outcome,
-    Unmeasured,
-)
-from lowrank_study.study.claims.request import read_claim_request
-from lowrank_study.study.claims.verdicts import Claim, Entry, verdict_of
 
 PLAIN = Claim(
     id="memory", source="A paper", section="Table 1", claim="It takes 500 GB.", published=(500.0,),

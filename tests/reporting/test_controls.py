@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lowrank_study.answers.controls import CONTROL_COLUMNS
+from lowrank_study.answers.truncation_tables import TRUNCATION_COLUMNS
 from lowrank_study.errors import InputError
 from lowrank_study.reporting.figures import drawing, functional_rank, rank_along_training
 from lowrank_study.reporting.findings import findings
@@ -18,8 +20,6 @@ from lowrank_study.reporting.tables.controls import (
     training_ranks,
 )
 from lowrank_study.reporting.tables.truncation import accuracy_by_kept_rank
-from lowrank_study.study.controls import CONTROL_COLUMNS
-from lowrank_study.study.truncation_tables import TRUNCATION_COLUMNS
 
 LOSS = {0: 0.20, 1: 0.10, 4: 0.05, 16: 0.001, 384: 0.0}
 """Kept rank → what is lost of the run's accuracy."""

@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
+from lowrank_study.measurement.records import Step
 from lowrank_study.reporting.spectra_report import progress
 from lowrank_study.reporting.spectra_report.progress import bar_on, progress_shown, update
-from lowrank_study.study.measurement.records import Step
 
 NAME = "model.layers.31.self_attn.[red]q_proj"
 

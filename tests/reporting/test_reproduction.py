@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from lowrank_study.config import RunConfig, compose
+from lowrank_study.config.run import RunConfig, compose
 from lowrank_study.errors import InputError, Unfinished
+from lowrank_study.papers.tables import load_paper
 from lowrank_study.reporting import papers as papers_module
 from lowrank_study.reporting import reproduction
 from lowrank_study.reporting.papers import record_papers, write_paper
 from lowrank_study.reporting.reproduction import plan_of
-from lowrank_study.runs import TrainedRun
-from lowrank_study.study import outcome
-from lowrank_study.study.papers import load_paper
+from lowrank_study.runs.store import TrainedRun
+from lowrank_study.sweeps import outcome
 
 
 def ended(configs: Sequence[RunConfig], *statuses: str) -> list[TrainedRun]:

@@ -23,11 +23,11 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from lowrank_study.config import composed
+from lowrank_study.config.run import composed
 from lowrank_study.errors import InputError, Unfinished
+from lowrank_study.measurement.records import Measurement, Step
 from lowrank_study.reporting.spectra_report import report_spectra, write
 from lowrank_study.reporting.spectra_report.progress import line_of
-from lowrank_study.study.measurement.records import Measurement, Step
 
 ROOT = Path(__file__).parents[2]
 FILES = {

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from lowrank_study.config import compose
+from lowrank_study.answers.statistics import interval_of_mean
+from lowrank_study.config.run import compose
 from lowrank_study.errors import InputError
 from lowrank_study.reporting.tables import (
     ROLES,
@@ -27,9 +28,8 @@ from lowrank_study.reporting.tables import (
     shared_provenance,
     spectra_of_chosen,
 )
-from lowrank_study.runs import TrainedRun
+from lowrank_study.runs.store import TrainedRun
 from lowrank_study.spectra.noise import noise_energy_rank
-from lowrank_study.study.accuracy import interval_of_mean
 
 MakeStudy = Callable[..., StudyTables]
 

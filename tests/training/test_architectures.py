@@ -14,11 +14,11 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from lowrank_study.config import compose
+from lowrank_study.config.run import compose
+from lowrank_study.data.splits import load_splits, load_tokenizer
 from lowrank_study.errors import InputError
 from lowrank_study.spec import RunSpec
 from lowrank_study.training import memory
-from lowrank_study.training.data import load_splits, load_tokenizer
 from lowrank_study.training.fit import fit
 from lowrank_study.training.member import FitResult
 from lowrank_study.training.models import model_without_weights

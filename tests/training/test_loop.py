@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lowrank_study.config import compose
+from lowrank_study.config.run import compose
+from lowrank_study.data.splits import Split, load_splits
 from lowrank_study.errors import InputError
 from lowrank_study.training import batches, member
 from lowrank_study.training.batches import evaluation_batches, steps_of, training_batches
-from lowrank_study.training.data import Split, load_splits
 from lowrank_study.training.evaluate import predict
 from lowrank_study.training.fit import Job, fit, fit_together, torch_device
 from lowrank_study.training.member import Diverged, FitResult

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from lowrank_study.config import compose
-from lowrank_study.training.data import load_splits
+from lowrank_study.config.run import compose
+from lowrank_study.data.splits import load_splits
 from lowrank_study.training.memory import PeakPrediction, predict_peak
 
 CHILD = """
 import json, sys, tempfile
 from pathlib import Path
-from lowrank_study.config import compose
-from lowrank_study.training.data import load_splits
+from lowrank_study.config.run import compose
+from lowrank_study.data.splits import load_splits
 from lowrank_study.training.fit import Job, fit_together
 from lowrank_study.training.memory import predict_peak
 from lowrank_study.training.models import model_folder

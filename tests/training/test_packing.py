@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lowrank_study.config import compose
+from lowrank_study.config.run import compose
+from lowrank_study.data.splits import load_splits
 from lowrank_study.errors import InputError
 from lowrank_study.spec import RunSpec
 from lowrank_study.training import packing
 from lowrank_study.training.batches import extreme_texts
-from lowrank_study.training.data import load_splits
 from lowrank_study.training.fit import Job, fit_together
 from lowrank_study.training.member import Diverged, FitResult
 from lowrank_study.training.models import build_model, model_folder

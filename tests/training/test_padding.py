@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from lowrank_study.config import compose
+from lowrank_study.config.run import compose
+from lowrank_study.data.splits import load_splits, load_tokenizer
 from lowrank_study.errors import InputError
 from lowrank_study.spec import RunSpec
 from lowrank_study.training.batches import Batch, extreme_texts
-from lowrank_study.training.data import load_splits, load_tokenizer
 from lowrank_study.training.fit import fit
 from lowrank_study.training.models import build_model, check_fits
 from lowrank_study.training.packing import Pack

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from lowrank_study.config import compose
+from lowrank_study.config.run import compose
+from lowrank_study.data.splits import Split, load_splits, load_tokenizer
 from lowrank_study.training import unpadded
 from lowrank_study.training.batches import batch_of
-from lowrank_study.training.data import Split, load_splits, load_tokenizer
 from lowrank_study.training.fit import backward
 from lowrank_study.training.models import build_model, model_folder
 from lowrank_study.training.packing import Pack

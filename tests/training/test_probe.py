@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lowrank_study.data.splits import Split
 from lowrank_study.training.batches import Batch, extreme_texts
-from lowrank_study.training.data import Split
 from lowrank_study.training.probe import Findings, difference, findings
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lowrank_study.config import compose
+from lowrank_study.config.run import compose
 from lowrank_study.training import tracking
 from lowrank_study.training.tracking import make_tracker, why_offline
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from lowrank_study.answers.statistics import ERROR
 from lowrank_study.reporting.display import (
     NARROW_SPACE,
     adapter_name,
@@ -32,7 +33,6 @@ from lowrank_study.reporting.tables import (
     groups,
     records,
 )
-from lowrank_study.study.accuracy import ERROR
 
 FEW_SEEDS = 5
 """Below this the report warns that small differences can’t be told."""

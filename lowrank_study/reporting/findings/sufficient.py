@@ -2,11 +2,12 @@
 
     [finding.text for finding in sufficient(data)]     # one a method and target
 
-These are the only statements of the summary that rest on a test; see `study/accuracy.py`.
+These are the only statements of the summary that rest on a test; see `answers/statistics.py`.
 """
 
 from typing import Any
 
+from lowrank_study.answers.correctness import CUT
 from lowrank_study.reporting.display import (
     NARROW_SPACE,
     adapter_name,
@@ -18,7 +19,6 @@ from lowrank_study.reporting.display import (
 )
 from lowrank_study.reporting.findings.finding import Finding
 from lowrank_study.reporting.tables import SettingData, groups, records
-from lowrank_study.study.correctness import CUT
 
 
 def sufficient(data: SettingData) -> list[Finding]:

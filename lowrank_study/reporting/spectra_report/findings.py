@@ -10,9 +10,9 @@ import math
 from statistics import median
 
 from lowrank_study.left_out import in_words
+from lowrank_study.measurement.records import MeasuredMatrix, Measurement
 from lowrank_study.reporting.display import counted, enumeration, percent, printable, written
 from lowrank_study.spectra.noise import noise_energy_rank
-from lowrank_study.study.measurement.records import MeasuredMatrix, Measurement
 
 RANK = "energy_rank_90"
 

@@ -14,6 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
+from lowrank_study.measurement.files import AdapterOnBase, Subject
+from lowrank_study.measurement.readings import Measure, Reading
+from lowrank_study.measurement.records import MeasuredMatrix, Measurement
 from lowrank_study.provenance import provenance
 from lowrank_study.reporting.display import counted, in_bytes, printable
 from lowrank_study.reporting.spectra_report.findings import findings_of, left_out_of
@@ -31,9 +34,6 @@ from lowrank_study.reporting.spectra_report.tables import (
 )
 from lowrank_study.reporting.web_page import packaged, web_page
 from lowrank_study.spectra.noise import noise_energy_rank
-from lowrank_study.study.measurement.files import AdapterOnBase, Subject
-from lowrank_study.study.measurement.readings import Measure, Reading
-from lowrank_study.study.measurement.records import MeasuredMatrix, Measurement
 
 ROWS_SHOWN = 2000
 """A page with more rows in a table is slow to open; the CSV files hold all."""

@@ -18,9 +18,9 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
 
+from lowrank_study.measurement.records import OnProgress, Step
 from lowrank_study.reporting.display import printable
-from lowrank_study.study.measurement.records import OnProgress, Step
-from lowrank_study.study.progress import clock
+from lowrank_study.sweeps.progress import clock
 
 
 @contextmanager

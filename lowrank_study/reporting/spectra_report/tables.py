@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from lowrank_study.measurement.readings import MEASURES, Measure, Reading
+from lowrank_study.measurement.records import MeasuredMatrix, Measurement
 from lowrank_study.reporting.display import MISSING, printable, written
 from lowrank_study.spectra.noise import noise_energy_rank
 from lowrank_study.spectra.spectrum import singular_values_table
-from lowrank_study.study.measurement.readings import MEASURES, Measure, Reading
-from lowrank_study.study.measurement.records import MeasuredMatrix, Measurement
 
 FIRST, OTHER = "first", "other"
 NOISE_RANK = "noise_energy_rank_90"

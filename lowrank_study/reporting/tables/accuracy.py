@@ -4,7 +4,7 @@
     accuracy[accuracy["chosen"]]              # one row a configuration
 
 Where a configuration was run with several learning rates (or alphas), the one that **validation**
-prefers is `chosen` (`study.tuning.preference`). Test accuracy never chooses.
+prefers is `chosen` (`sweeps.tuning.preference`). Test accuracy never chooses.
 """
 
 import math
@@ -12,6 +12,7 @@ import math
 import numpy as np
 import pandas as pd
 
+from lowrank_study.answers.statistics import interval_of_mean
 from lowrank_study.reporting.tables.rates import preferred
 from lowrank_study.reporting.tables.rows import (
     CONFIGURATION,
@@ -23,7 +24,6 @@ from lowrank_study.reporting.tables.rows import (
     whole,
 )
 from lowrank_study.reporting.tables.study import RUN_COLUMNS, typed_table
-from lowrank_study.study.accuracy import interval_of_mean
 
 
 def accuracy_by_rank(runs: pd.DataFrame) -> pd.DataFrame:

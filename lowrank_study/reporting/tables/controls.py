@@ -13,9 +13,9 @@ from typing import Any
 
 import pandas as pd
 
+from lowrank_study.answers.controls import SIMILARITIES
 from lowrank_study.reporting.tables.rows import extreme_of, groups, median_of
 from lowrank_study.reporting.tables.setting import SettingData
-from lowrank_study.study.controls import SIMILARITIES
 
 CONTROLS = ("trained", "shuffled_labels", "noise", "weight_decay")
 PAIRS = ("seeds", "noise_pair")

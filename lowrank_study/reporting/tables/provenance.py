@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 
 from lowrank_study.reporting.display import counted
-from lowrank_study.runs import TrainedRun
-from lowrank_study.study.settings import shared_settings
+from lowrank_study.runs.store import TrainedRun
+from lowrank_study.sweeps.settings import shared_settings
 
 
 def shared_provenance(runs: Sequence[TrainedRun]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
     rates = rates_by_configuration(study.rates)    # one row a configuration and rate
     best_rates(rates)                              # one row a configuration
 
-Made of the runs that choose rates (`study/tuning.py`): none of them read the test split.
+Made of the runs that choose rates (`sweeps/tuning.py`): none of them read the test split.
 """
 
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from lowrank_study.answers.statistics import interval_of_mean
 from lowrank_study.reporting.tables.rows import CONFIGURATION, groups, mean_of, over_full
-from lowrank_study.study.accuracy import interval_of_mean
-from lowrank_study.study.tuning import preference
+from lowrank_study.sweeps.tuning import preference
 
 BEHIND = ["behind", "behind_low_95", "behind_high_95"]
 RATE_COLUMNS = [
@@ -27,7 +27,7 @@ def rates_by_configuration(rates: pd.DataFrame) -> pd.DataFrame:
     """Give validation accuracy over the choosing runs, one row a configuration and rate.
 
     `rule` is what α and the scaling are as a function of the rank; `chosen` marks the rate that
-    `study.tuning.preference` prefers; one that lost a run is never chosen. `behind` is by how much
+    `sweeps.tuning.preference` prefers; one that lost a run is never chosen. `behind` is by how much
     its accuracy lies below the chosen one's, over the seeds that both have, with its t interval.
     """
     if not len(rates):

@@ -14,7 +14,7 @@ import pandas as pd
 
 from lowrank_study.errors import InputError
 from lowrank_study.reporting.tables.rows import CONFIGURATION, TUNING
-from lowrank_study.runs import STATUSES
+from lowrank_study.runs.store import STATUSES
 
 RUN_COLUMNS = {
     **dict.fromkeys(["run_id", "task", "model", "method", "target", "status", "message"], "text"),

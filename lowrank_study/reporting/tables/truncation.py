@@ -2,18 +2,18 @@
 
     accuracy_by_kept_rank(data)     # one row a cut; no rows where nothing was truncated
 
-A cut says how much of every matrix's update is kept (`study/truncation.py`).
+A cut says how much of every matrix's update is kept (`answers/truncation.py`).
 """
 
 import numpy as np
 import pandas as pd
 
+from lowrank_study.answers.statistics import interval_of_mean
+from lowrank_study.answers.truncation import SCOPES
+from lowrank_study.answers.truncation_tables import CUT_KEY
 from lowrank_study.reporting.tables.roles import in_order
 from lowrank_study.reporting.tables.rows import mean_of
 from lowrank_study.reporting.tables.setting import SettingData
-from lowrank_study.study.accuracy import interval_of_mean
-from lowrank_study.study.truncation import SCOPES
-from lowrank_study.study.truncation_tables import CUT_KEY
 
 _COLUMNS = (
     *CUT_KEY, "n", "mean_test_accuracy", "test_low_95", "test_high_95", "mean_difference",

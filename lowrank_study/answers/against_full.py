@@ -1,0 +1,104 @@
+"""Every rank against full fine-tuning, as a tidy table: one row a target and rank.
+
+    >>> against_full(runs, margin=0.02)[["adapter_rank", "difference", "decision"]]
+
+What the numbers mean is said in `answers/statistics.py`.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+import pandas as pd
+
+from lowrank_study.answers.correctness import PairedRuns, cut_beside_whole, paired_with_full
+from lowrank_study.answers.statistics import RankTest, mean_accuracy, retention, sufficient_rank
+from lowrank_study.runs.store import TrainedRun
+
+COLUMNS = (
+    *("task", "model", "method", "target", "adapter_rank"),
+    *("seeds", "lost", "examples", "accuracy", "accuracy_low_95", "accuracy_high_95"),
+    *("margin", "difference", "standard_error", "degrees_of_freedom"),
+    *("low_95", "high_95", "lower_limit", "upper_limit", "decision"),
+    *("chance", "retention", "retention_low_95", "retention_high_95", "retention_bounded"),
+)
+
+
+def against_full(
+    runs: Sequence[TrainedRun], *, margin: float, results: Path | None = None
+) -> pd.DataFrame:
+    """Test every rank of every target for non-inferiority to full fine-tuning.
+
+    Cuts of full fine-tuning's own update are tested in the same way: their sufficient rank is the
+    functional rank.
+
+    Parameters
+    ----------
+    runs
+        At each configuration's chosen learning rate, whatever became of them.
+    margin
+        Largest loss of accuracy, as a share of one, that still counts as none.
+    results
+        Where evaluations of truncated updates are; `None` tests none of these.
+
+    Returns
+    -------
+    The columns `COLUMNS`: `accuracy` is the adapter's; differences and limits are shares of one;
+    intervals are over seeds and test examples; that of the retention is NaN where it is unbounded.
+    The head alone, which has no ΔW, has rank 0.
+
+    Raises
+    ------
+    InputError
+        The margin is no share, predictions can't be read, or the runs' test splits differ.
+    """
+    rows = []
+    cuts = [] if results is None else cut_beside_whole(runs, results)
+    for _, group in groupby([*paired_with_full(runs), *cuts], key=_target):
+        by_rank = {pairs.adapter_rank: pairs for pairs in group}
+        found = sufficient_rank(
+            {rank: pairs.difference_SE for rank, pairs in by_rank.items()},
+            margin=margin,
+            lost=[rank for rank, pairs in by_rank.items() if pairs.lost],
+        )
+        rows += [_row(by_rank[test.rank], test, margin) for test in found.tests]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _target(pairs: PairedRuns) -> tuple[str, str, str, str]:
+    return pairs.task, pairs.model, pairs.method, pairs.target
+
+
+def _row(pairs: PairedRuns, test: RankTest, margin: float) -> dict[str, object]:
+    low, high = test.difference.interval()
+    accuracy = mean_accuracy(pairs.adapter_SE)
+    accuracy_low, accuracy_high = accuracy.interval()
+    kept = retention(pairs.adapter_SE, pairs.full_SE, chance=pairs.chance)
+    return {
+        "task": pairs.task,
+        "model": pairs.model,
+        "method": pairs.method,
+        "target": pairs.target,
+        "adapter_rank": pairs.adapter_rank,
+        "seeds": test.seeds,
+        "lost": pairs.lost,
+        "examples": pairs.adapter_SE.shape[1],
+        "accuracy": accuracy.mean,
+        "accuracy_low_95": accuracy_low,
+        "accuracy_high_95": accuracy_high,
+        "margin": margin,
+        "difference": test.difference.mean,
+        "standard_error": test.difference.standard_error,
+        "degrees_of_freedom": test.difference.degrees_of_freedom,
+        "low_95": low,
+        "high_95": high,
+        "lower_limit": test.low,
+        "upper_limit": test.high,
+        "decision": test.decision,
+        "chance": pairs.chance,
+        "retention": kept.ratio,
+        "retention_low_95": kept.low if kept.is_bounded else math.nan,
+        "retention_high_95": kept.high if kept.is_bounded else math.nan,
+        "retention_bounded": kept.is_bounded,
+    }

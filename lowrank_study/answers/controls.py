@@ -1,0 +1,240 @@
+"""What the measures read where there is nothing to find.
+
+    controls_of(runs, shuffled, results=results, directions=8)    # one tidy table
+    rank_along_training(runs[0], device="auto")
+
+Each row is one matrix under one `control`:
+
+* `trained`: the update of a real run, to compare with;
+* `noise`: independent Gaussian entries with that update's shape and norm;
+* `weight_decay`: −c·W0, what the run's own decay alone would have changed;
+* `shuffled_labels`: the update of a run whose training labels were dealt out anew;
+* `seeds`: the updates of two seeds, direction by direction;
+* `noise_pair`: two noises of that shape, direction by direction;
+* `training`: W − W0 of a run that is still being trained, after `step` steps.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from lowrank_study.answers.truncation import threads_of, tuned_matrices
+from lowrank_study.errors import InputError
+from lowrank_study.runs.store import TrainedRun
+from lowrank_study.spec import RunSpec
+from lowrank_study.spectra.spectrum import measure, row
+from lowrank_study.spectra.subspaces import (
+    Directions,
+    chance_similarity,
+    leading_directions,
+    subspace_similarity,
+)
+from lowrank_study.spectra.svd import frobenius_norm
+from lowrank_study.spectra.updates import UpdateMatrix, update_of_match
+from lowrank_study.sweeps.measured_spectra import read_spectra
+from lowrank_study.sweeps.updates import updates_of_run
+from lowrank_study.training.fit import Job, fit_together
+from lowrank_study.training.optim import rate_share
+from lowrank_study.training.tracking import NoTracker
+
+RANKS = (
+    "frobenius_norm", "relative_norm", "energy_rank_90", "energy_rank_99", "effective_rank",
+    "stable_rank", "participation_ratio", "gavish_donoho_rank",
+)  # fmt: skip
+SIMILARITIES = (
+    "similarity_right", "similarity_right_chance", "similarity_left", "similarity_left_chance",
+)  # fmt: skip
+CONTROL_COLUMNS = {
+    **dict.fromkeys(["task", "model", "control", "run_id", "other_run_id"], "str"),
+    "step": "Int64",
+    "module": "str",
+    "layer": "Int64",
+    "role": "str",
+    **dict.fromkeys(["out_features", "in_features"], "Int64"),
+    "resolvable": "boolean",
+    **dict.fromkeys(RANKS, "float64"),
+    "directions": "Int64",
+    **dict.fromkeys(SIMILARITIES, "float64"),
+}
+"""The columns of the table and their types; what a control has not is missing."""
+
+Row = dict[str, Any]
+
+
+def controls_table(spec: RunSpec, rows: Sequence[Row]) -> pd.DataFrame:
+    """Return rows of one task and model as a table with all of `CONTROL_COLUMNS`."""
+    table = pd.DataFrame(list(rows), columns=list(CONTROL_COLUMNS))
+    return table.assign(task=spec.task.name, model=spec.model.name).astype(CONTROL_COLUMNS)
+
+
+def controls_of(
+    runs: Sequence[TrainedRun],
+    shuffled: Sequence[TrainedRun],
+    *,
+    results: Path,
+    directions: int,
+) -> pd.DataFrame:
+    """Return every control but that along training, for the full fine-tuning of one setting.
+
+    Parameters
+    ----------
+    runs
+        Real ones that differ in nothing but their seeds. Noise and decay are of the first.
+    shuffled
+        Such runs on shuffled labels.
+    results
+        Where the spectra of all these runs are.
+    directions
+        Most leading directions of two updates that are compared; 1, 2, 4 … of them are.
+    """
+    rows = [row for run in runs for row in _measured(run, "trained", results)]
+    rows += [row for run in shuffled for row in _measured(run, "shuffled_labels", results)]
+    rows += _noise_and_decay(runs[0])
+    rows += _overlaps(runs, directions)
+    return controls_table(runs[0].spec, rows)
+
+
+def _measured(run: TrainedRun, control: str, results: Path) -> list[Row]:
+    """What the sweep has measured of a run's updates."""
+    if (spectra := read_spectra(run, results)) is None:
+        raise InputError(
+            f"{run.spec.run_id} has no spectra: run its sweep again to measure them or see "
+            "the reason"
+        )
+    return [{**row(each), "control": control, "run_id": run.spec.run_id} for each in spectra]
+
+
+# ---------------------------------------------------------------- one update
+
+
+def _noise_and_decay(run: TrainedRun) -> Iterator[Row]:
+    rng, decayed = np.random.default_rng(run.spec.seed), decayed_share(run)
+    for update in updates_of_run(run):
+        of_run = {"run_id": run.spec.run_id}
+        # Of the real W0: noise and decay are measured without it, as nothing of them was stored.
+        assert update.W0_OI is not None
+        base = frobenius_norm(update.W0_OI)
+        noise = row(measure(noise_like(update, rng), method="gram"))
+        share = noise["frobenius_norm"] / base if base else math.nan
+        yield {**noise, **of_run, "control": "noise", "relative_norm": share}
+        if decayed:
+            decay = row(measure(decay_of(update, decayed), method="gram"))
+            yield {**decay, **of_run, "control": "weight_decay", "relative_norm": decayed}
+
+
+def noise_like(update: UpdateMatrix, rng: np.random.Generator) -> UpdateMatrix:
+    """Return independent Gaussian entries with the shape and the Frobenius norm of an update."""
+    assert update.delta_OI is not None
+    noise = rng.standard_normal(update.shape)
+    noise *= frobenius_norm(update.delta_OI) / np.linalg.norm(noise)
+    return replace(update, delta_OI=noise, W0_OI=None, storage_dtype="float64")
+
+
+def decayed_share(run: TrainedRun) -> float:
+    """Return c, the share of a matrix that weight decay alone takes away up to the kept step.
+
+    c = 1 − Π_t (1 − ηₜ λ) over the steps t, ηₜ the schedule's rate and λ the decay: AdamW
+    shrinks a weight by ηₜ λ before its step.
+
+    Source: Loshchilov & Hutter, "Decoupled weight decay regularization", 2019, algorithm 2.
+    """
+    train, steps = run.spec.train, run.record["steps"]
+    left = 0.0
+    for step in range(run.record["best_step"]):
+        share = rate_share(step, steps=steps, warmup_fraction=train.warmup_fraction)
+        left += math.log1p(-run.spec.method.learning_rate * share * train.weight_decay)
+    return -math.expm1(left)
+
+
+def decay_of(update: UpdateMatrix, share: float) -> UpdateMatrix:
+    """Return −share·W0 in the place of an update."""
+    assert update.W0_OI is not None
+    delta = -share * update.W0_OI.astype(np.float64)
+    return replace(update, delta_OI=delta, W0_OI=None, storage_dtype="float64")
+
+
+# ---------------------------------------------------------------- two updates
+
+
+def _overlaps(runs: Sequence[TrainedRun], directions: int) -> Iterator[Row]:
+    """How alike two seeds' updates are, and two noises of the same shape."""
+    rng = np.random.default_rng([runs[0].spec.seed, 1])
+    ids = [run.spec.run_id for run in runs]
+    for updates in zip(*(updates_of_run(run) for run in runs), strict=True):
+        first = updates[0]
+        assert len({update.name for update in updates}) == 1
+        found = [leading_directions(update, k=directions) for update in updates]
+        for one, other in combinations(range(len(runs)), 2):
+            pair = {"control": "seeds", "run_id": ids[one], "other_run_id": ids[other]}
+            yield from (pair | each for each in _similarities(first, found[one], found[other]))
+        if frobenius_norm(first.delta_OI) > 0.0:
+            noise = [leading_directions(noise_like(first, rng), k=directions) for _ in range(2)]
+            pair = {"control": "noise_pair", "run_id": ids[0]}
+            yield from (pair | each for each in _similarities(first, *noise))
+
+
+def _similarities(update: UpdateMatrix, one: Directions, other: Directions) -> Iterator[Row]:
+    """φ(k, k) of 1, 2, 4 … leading directions on either side, with the level of chance."""
+    out, in_ = update.shape
+    k, most = 1, min(one.singular_values.size, other.singular_values.size)
+    while k <= most:
+        yield {
+            "module": update.name,
+            "layer": update.layer,
+            "role": update.role,
+            "out_features": out,
+            "in_features": in_,
+            "directions": k,
+            "similarity_right": subspace_similarity(one.V_IK, other.V_IK, k, k),
+            "similarity_right_chance": chance_similarity(k, k, dimension=in_),
+            "similarity_left": subspace_similarity(one.U_OK, other.U_OK, k, k),
+            "similarity_left_chance": chance_similarity(k, k, dimension=out),
+        }
+        k *= 2
+
+
+# ---------------------------------------------------------------- while a run is trained
+
+
+def rank_along_training(run: TrainedRun, *, device: str) -> pd.DataFrame:
+    """Train a run of full fine-tuning once more, and measure its updates after 1, 2, 4 … steps.
+
+    Steps and weights are the run's own: only what is read of the data meanwhile is left out.
+    W0 and the names of the matrices come from the run's checkpoint.
+    """
+    last = int(run.record["steps"])
+    watched = {2**octave for octave in range(last.bit_length())} | {last}
+    roles = run.spec.model.roles_by_path
+    rows: list[Row] = []
+    train = replace(run.spec.train, read_test=False, evaluations=1)
+    with tuned_matrices(run) as (pairing, _), TemporaryDirectory() as folder:
+
+        def watch(step: int, model: nn.Module) -> None:
+            if step not in watched:
+                return
+            for match in pairing.matches:
+                stored = model.get_parameter(match.after.tensor).detach().cpu().numpy()
+                W_OI = match.after.cut(stored)
+                update = update_of_match(match, match.before.read(), W_OI, roles=roles)
+                made = {"control": "training", "run_id": run.spec.run_id, "step": step}
+                rows.append({**row(measure(update, method="gram")), **made})
+
+        job = Job(
+            spec=replace(run.spec, train=train),
+            checkpoint_folder=Path(folder) / "checkpoint",
+            tracker=NoTracker(),
+            watch=watch,
+        )
+        with threads_of(run):
+            [outcome] = fit_together([job], device=device)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return controls_table(run.spec, rows)

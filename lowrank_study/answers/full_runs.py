@@ -1,0 +1,58 @@
+"""Which runs of full fine-tuning speak for a sweep: those at the rate that validation chose.
+
+for runs in chosen_of_sweep("rank_sweep", Path("results")):
+    runs[0].spec.task.name, [run.spec.seed for run in runs]
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from lowrank_study.errors import InputError
+from lowrank_study.runs.store import RunStore, TrainedRun
+from lowrank_study.spec import FullFineTuning
+from lowrank_study.sweeps.settings import check_alike
+from lowrank_study.sweeps.tuning import configuration, worth
+
+
+def chosen_of_sweep(sweep: str, results: Path) -> list[list[TrainedRun]]:
+    """Return `chosen_full_runs` of a sweep in the store.
+
+    Raises
+    ------
+    InputError
+        No such sweep, no ended run of full fine-tuning in it, or some that were not trained alike.
+    """
+    store = RunStore(results / "runs")
+    runs = store.ended(store.sweep(sweep))
+    check_alike(runs, sweep=sweep)
+    chosen = chosen_full_runs(runs)
+    if not chosen:
+        raise InputError(
+            f"sweep={sweep}: no run of full fine-tuning that read the test split has ended; "
+            "train one with method=full"
+        )
+    return chosen
+
+
+def chosen_full_runs(runs: Sequence[TrainedRun]) -> list[list[TrainedRun]]:
+    """Return the runs of full fine-tuning of each task and model, in order of their seeds.
+
+    They are alike (`sweeps.settings.check_alike`) but for their rates, of which the one stands that
+    validation prefers (`sweeps.tuning.preference`). Runs that did not read the test split, and
+    those on shuffled labels, are left out.
+    """
+    settings: dict[tuple[str, str], dict[str, list[TrainedRun]]] = defaultdict(dict)
+    for run in runs:
+        spec = run.spec
+        full = isinstance(spec.method, FullFineTuning) and spec.train.read_test
+        if full and not spec.train.shuffle_labels:
+            of_setting = settings[spec.task.name, spec.model.name]
+            of_setting.setdefault(configuration(spec).run_id, []).append(run)
+    chosen = []
+    for configurations in settings.values():
+        best = max(configurations.values(), key=worth)
+        done = [run for run in best if run.status == "done"]
+        if done:
+            chosen.append(sorted(done, key=lambda run: (run.spec.seed, run.spec.data_seed)))
+    return chosen

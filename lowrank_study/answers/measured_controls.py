@@ -1,0 +1,165 @@
+"""The controls of a sweep, measured and kept beside its other results.
+
+    measure_controls(ControlsRequest(sweep="rank_sweep", ...))
+    read_controls("rank_sweep", Path("results"))     # the table, or None
+
+`results/controls/<sweep>.parquet` holds the table of `controls.py`. The runs on shuffled labels
+are a sweep of their own, `<sweep>_shuffled`, and the run that is trained once more is a file beside
+the table: both are trained once.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lowrank_study.answers.controls import controls_of, rank_along_training
+from lowrank_study.answers.full_runs import chosen_of_sweep
+from lowrank_study.config.fields import Fields
+from lowrank_study.errors import InputError
+from lowrank_study.files import write_parquet
+from lowrank_study.runs.store import RunStore, TrainedRun
+from lowrank_study.sweeps.sweep import sweep
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlsRequest:
+    """Of which sweep the controls are to be measured, and how."""
+
+    sweep: str
+    results: Path
+    """Folder of the run store and of everything made from it."""
+    device: str
+    """`auto` (a GPU if there is one), or torch's name of a device."""
+    shuffled_seeds: int
+    """How many of the runs, in order of their seeds, are trained on shuffled labels too."""
+    directions: int
+    """Most leading directions of two updates that are compared."""
+    along_training: bool
+    """Whether a run of each task and model is trained once more, and measured meanwhile."""
+
+
+def read_request(config: Mapping[str, Any]) -> ControlsRequest:
+    """Read the settings of `conf/measure_controls.yaml`.
+
+    Raises
+    ------
+    InputError
+        A value that can't be, naming it and the valid ones.
+    """
+    fields = Fields("", config)
+    return ControlsRequest(
+        sweep=fields.text("sweep"),
+        results=fields.path_of("results"),
+        device=fields.text("device"),
+        shuffled_seeds=fields.integer("shuffled_seeds", at_least=0),
+        directions=fields.integer("directions", at_least=1),
+        along_training=fields.flag("along_training"),
+    )
+
+
+def measure_controls(request: ControlsRequest) -> pd.DataFrame:
+    """Measure the controls of a sweep's full fine-tuning, keep and return their table.
+
+    Raises
+    ------
+    InputError
+        No such sweep, or no ended run of full fine-tuning in it.
+    """
+    chosen = chosen_of_sweep(request.sweep, request.results)
+    shuffled = _on_shuffled_labels(chosen, request)
+    parts = []
+    for runs, on_shuffled in zip(chosen, shuffled, strict=True):
+        parts.append(
+            controls_of(runs, on_shuffled, results=request.results, directions=request.directions)
+        )
+        if request.along_training:
+            parts.append(_along_training(runs[0], request))
+    table = pd.concat(parts, ignore_index=True)
+    table.attrs["made_from"] = _made_from([run for runs in (*chosen, *shuffled) for run in runs])
+    write_parquet(controls_file(request.sweep, request.results), table)
+    return table
+
+
+def _along_training(run: TrainedRun, request: ControlsRequest) -> pd.DataFrame:
+    """Train a run once more and store the measurements on the way, or read stored ones."""
+    path = request.results / "controls" / f"training-{run.spec.run_id}.parquet"
+    made_from = _made_from([run])
+    kept = _table_in(path) if path.is_file() else None
+    if kept is None or kept.attrs.get("made_from", {run.spec.run_id: None}) != made_from:
+        kept = rank_along_training(run, device=request.device)
+        kept.attrs["made_from"] = made_from
+        write_parquet(path, kept)
+    return kept
+
+
+def _made_from(runs: Sequence[TrainedRun]) -> dict[str, str | None]:
+    return {run.spec.run_id: run.checkpoint_sha256 for run in runs}
+
+
+def _on_shuffled_labels(
+    chosen: Sequence[Sequence[TrainedRun]], request: ControlsRequest
+) -> list[list[TrainedRun]]:
+    """Train some of the chosen runs again, alike in all but their labels; those that are done."""
+    wanted = [
+        [
+            replace(run.spec, train=replace(run.spec.train, shuffle_labels=True))
+            for run in runs[: request.shuffled_seeds]
+        ]
+        for runs in chosen
+    ]
+    if not any(wanted):
+        return [[] for _ in chosen]
+    trained = sweep(
+        [spec for specs in wanted for spec in specs],
+        name=shuffled_sweep(request.sweep),
+        results=request.results,
+        question="What do the measures read of updates that were trained on shuffled labels?",
+        device=request.device,
+    )
+    done = {run.spec.run_id: run for run in trained if run.status == "done"}
+    return [[done[spec.run_id] for spec in specs if spec.run_id in done] for specs in wanted]
+
+
+def shuffled_sweep(sweep: str) -> str:
+    """Return the name of the sweep that repeats another one on shuffled labels."""
+    return f"{sweep}_shuffled"
+
+
+def controls_file(sweep: str, results: Path) -> Path:
+    """Return where the controls of a sweep are kept."""
+    return results / "controls" / f"{sweep}.parquet"
+
+
+def read_controls(sweep: str, results: Path) -> pd.DataFrame | None:
+    """Return the controls of a sweep, or None if they have not been measured.
+
+    Raises
+    ------
+    InputError
+        The file is damaged, or a run's checkpoint has changed since.
+    """
+    path = controls_file(sweep, results)
+    if not path.is_file():
+        return None
+    remedy = f"run analysis/measure_controls.py sweep={sweep} again"
+    if (table := _table_in(path)) is None:
+        raise InputError(f"{path} can't be read as a table: {remedy}")
+    older = dict.fromkeys(table["run_id"].dropna())  # files without hashes
+    made_from = table.attrs.get("made_from", older)
+    for run in RunStore(results / "runs").ended(list(made_from)):
+        if run.checkpoint_sha256 != made_from[run.spec.run_id]:
+            raise InputError(
+                f"{path} was measured on another checkpoint of {run.spec.run_id} than the run has "
+                f"now: {remedy}"
+            )
+    return table
+
+
+def _table_in(path: Path) -> pd.DataFrame | None:
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,91 @@
+"""Ended runs and their spectra as tidy tables: one row a run, a matrix, a singular value."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lowrank_study.runs.store import TrainedRun
+from lowrank_study.spec import Lora, PeftMethod, target_name
+from lowrank_study.spectra.spectrum import Spectrum, singular_values_table, spectra_table
+from lowrank_study.sweeps.measured_spectra import read_spectra
+
+Spectra = Mapping[str, Sequence[Spectrum]]
+"""By run."""
+
+
+def runs_table(runs: Sequence[TrainedRun]) -> pd.DataFrame:
+    """Return one row a run, whatever became of it; what a run has not is missing."""
+    return pd.DataFrame([_row(run) for run in runs])
+
+
+def without_folders(message: str) -> str:
+    """Leave of each absolute path its last part: tables are published, folders name people."""
+    return re.sub(r"(?<![\w:/.])(?:/[^/\s'\"]+)+(?=/)", "…", message)
+
+
+def _row(run: TrainedRun) -> dict[str, Any]:
+    spec, record, method = run.spec, run.record, run.spec.method
+    test, validation = record.get("test", {}), record.get("validation") or {}
+    lora = spec.lora
+    return {
+        "run_id": spec.run_id,
+        "task": spec.task.name,
+        "model": spec.model.name,
+        "method": spec.method_name,
+        "adapter_rank": lora.rank if lora else None,
+        "target": target_name(method.target) if isinstance(method, Lora | PeftMethod) else None,
+        "alpha": lora.alpha if lora else None,
+        "scaling": lora.scaling if lora else None,
+        "scaling_rule": lora.scaling_rule if lora else None,
+        "learning_rate": method.learning_rate,
+        "seed": spec.seed,
+        "data_seed": spec.data_seed,
+        "status": run.status,
+        "message": without_folders(message) if (message := record.get("message")) else message,
+        "validation_accuracy": validation.get("accuracy"),
+        "validation_loss": validation.get("loss"),
+        "test_accuracy": test.get("accuracy"),
+        "test_macro_f1": test.get("macro_f1"),
+        "test_loss": test.get("loss"),
+        "train_loss": record.get("train", {}).get("loss"),
+        "train_accuracy": record.get("train", {}).get("accuracy"),
+        "majority_accuracy": test.get("majority_accuracy"),
+        "test_examples": record.get("examples", {}).get("test"),
+        "steps": record.get("steps"),
+        "trainable_parameters": record.get("trainable_parameters"),
+        "adapted_parameters": record.get("adapter_parameters") or None if lora else None,
+        "total_parameters": record.get("total_parameters"),
+        "checkpoint_bytes": record.get("checkpoint_bytes"),
+        "train_seconds": record.get("train_seconds"),
+        "evaluate_seconds": record.get("evaluate_seconds"),
+        "examples_per_second": record.get("examples_per_second"),
+        "peak_memory_bytes": record.get("peak_memory_bytes"),
+        "pack_size": record.get("pack_size"),
+        "precision": spec.train.precision,
+    }
+
+
+def spectra_tables(runs: Sequence[TrainedRun], results: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the spectra of the runs (a row a matrix) and their singular values (a row a value)."""
+    spectra = _spectra(runs, results)
+    return _rows(spectra, spectra_table), _rows(spectra, singular_values_table)
+
+
+def ranks_table(runs: Sequence[TrainedRun], results: Path) -> pd.DataFrame:
+    """Return the spectra of the runs, a row a matrix, without their singular values."""
+    return _rows(_spectra(runs, results), spectra_table)
+
+
+def _spectra(runs: Sequence[TrainedRun], results: Path) -> Spectra:
+    found = {run.spec.run_id: read_spectra(run, results) for run in runs}
+    return {run_id: spectra for run_id, spectra in found.items() if spectra is not None}
+
+
+def _rows(
+    spectra: Spectra, table: Callable[[str, Sequence[Spectrum]], pd.DataFrame]
+) -> pd.DataFrame:
+    tables = [table(run_id, measured) for run_id, measured in spectra.items()]
+    return pd.concat(tables, ignore_index=True) if tables else table("", [])

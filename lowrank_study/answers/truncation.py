@@ -1,0 +1,286 @@
+"""Functional rank: what the update of full fine-tuning still does when little of it is kept.
+
+Every matrix W = W0 + ΔW of a tuned model becomes W0 + [ΔW]_k, [ΔW]_k its best approximation of
+rank k, and the model reads the test split again:
+
+    model.keep(updates, [cut.kept(update) for update in updates])
+    model.predict()
+
+What is no matrix with a W0 (biases, norms, the new head) keeps its tuned values throughout. So
+k = 0 is "head, biases and norms alone", not the pretrained model, and all of k is the tuned one.
+Embeddings are matrices like any other.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lowrank_study.checkpoints import Match, open_weights, pair
+from lowrank_study.checkpoints.matrices import module_of
+from lowrank_study.checkpoints.pairing import Pairing
+from lowrank_study.data.splits import load_splits, load_tokenizer
+from lowrank_study.errors import InputError
+from lowrank_study.runs.store import TrainedRun
+from lowrank_study.spectra.spectrum import measure, row
+from lowrank_study.spectra.subspaces import Directions, leading_directions
+from lowrank_study.spectra.updates import layer_of, role_in, update_of_match
+from lowrank_study.sweeps.settings import check_same_rows, rows_key
+from lowrank_study.training.batches import extreme_texts
+from lowrank_study.training.evaluate import Predictions, predict
+from lowrank_study.training.fit import torch_device
+from lowrank_study.training.models import head_names, load_classifier, model_folder
+from lowrank_study.training.packing import Pack
+
+SCOPES = ("all", "noise_cut", "layers", "roles")
+OUTSIDE = "outside"
+"""The part of the scope `layers` that holds what is in no layer: embeddings, a pooler."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class UpdatedMatrix:
+    """A matrix that a run has tuned, and where it belongs; nothing of it is read yet."""
+
+    match: Match
+    """The matrix in both checkpoints."""
+    layer: str
+    """Number of its layer, or `OUTSIDE`."""
+    role: str
+    """Its role in the layer; outside the layers its module path, as a role says little there."""
+
+    @property
+    def side(self) -> int:
+        """min(out, in): the largest rank its update can have."""
+        return min(self.match.shape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DecomposedUpdate:
+    """The singular directions of a matrix's update, and the matrix before and after."""
+
+    matrix: UpdatedMatrix
+    W0_OI: npt.NDArray[np.floating[Any]]
+    W_OI: npt.NDArray[np.floating[Any]]
+    directions: Directions
+    """All of ΔW = W − W0, in float64."""
+    noise_rank: int
+    """How many of them stand above the Gavish–Donoho cut."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """How much is kept of the update of every matrix, in one evaluation."""
+
+    scope: str
+    """`all` matrices to `kept_rank`; `noise_cut`: what stands above each one's noise; `layers`
+    or `roles`: the whole update of one `part` alone."""
+    part: str
+    """Number of the layer, or the role; empty for the other scopes."""
+    kept_rank: int | None
+    """Directions kept of each matrix, for the scope `all`."""
+
+    def kept(self, update: DecomposedUpdate) -> int:
+        """Return how many directions of a matrix's update are kept."""
+        matrix = update.matrix
+        match self.scope:
+            case "all":
+                assert self.kept_rank is not None
+                return min(self.kept_rank, matrix.side)
+            case "noise_cut":
+                return update.noise_rank
+            case "layers":
+                return matrix.side if matrix.layer == self.part else 0
+            case _:
+                return matrix.side if matrix.role == self.part else 0
+
+
+def cuts_of(
+    matrices: Sequence[UpdatedMatrix], *, scopes: Sequence[str], ranks: Sequence[int] | None
+) -> list[Cut]:
+    """Return the evaluations of a run.
+
+    Parameters
+    ----------
+    matrices
+        Those that the run has tuned.
+    scopes
+        Of `SCOPES`.
+    ranks
+        Those kept in the scope `all`; `None` is 0, 1, 2, 4 … The full rank is always added.
+    """
+    largest = max(matrix.side for matrix in matrices)
+    doubling = [0, *(2**octave for octave in range(largest.bit_length()))]
+    kept = sorted({rank for rank in (doubling if ranks is None else ranks) if rank < largest})
+    parts = {
+        "layers": dict.fromkeys(matrix.layer for matrix in matrices),
+        "roles": dict.fromkeys(matrix.role for matrix in matrices),
+    }
+    cuts = []
+    for scope in scopes:
+        match scope:
+            case "all":
+                # The full one first: it costs nothing, and the others are compared with it.
+                cuts += [Cut(scope=scope, part="", kept_rank=k) for k in [largest, *kept]]
+            case "noise_cut":
+                cuts.append(Cut(scope=scope, part="", kept_rank=None))
+            case _:
+                cuts += [Cut(scope=scope, part=part, kept_rank=None) for part in parts[scope]]
+    return cuts
+
+
+@contextmanager
+def tuned_matrices(run: TrainedRun) -> Iterator[tuple[Pairing, list[UpdatedMatrix]]]:
+    """Open a run's checkpoint, after a check of its hashes, with the pretrained one."""
+    run.check_files("checkpoint/")
+    model = run.spec.model
+    roles = model.roles_by_path
+    with open_weights(model_folder(model)) as base, open_weights(run.checkpoint) as tuned:
+        pairing = pair(base, tuned)
+        pairing.refuse_partial()
+        yield pairing, [_placed(match, roles) for match in pairing.matches]
+
+
+def _placed(match: Match, roles: dict[str, str]) -> UpdatedMatrix:
+    layer = layer_of(match.name)
+    if layer is None:
+        return UpdatedMatrix(match=match, layer=OUTSIDE, role=match.name)
+    return UpdatedMatrix(match=match, layer=str(layer), role=role_in(match.name, roles))
+
+
+def decompose(pairing: Pairing, matrix: UpdatedMatrix) -> DecomposedUpdate:
+    """Decompose the update of one matrix; its noise rank is that of the run's spectrum.
+
+    Raises
+    ------
+    InputError
+        A weight is NaN or infinite.
+    """
+    match = matrix.match
+    if (both := pairing.read(match)) is None:
+        raise InputError(f"{match.name}: {pairing.skipped[match.name]}; train the run again")
+    update = update_of_match(match, *both, roles={})
+    return DecomposedUpdate(
+        matrix=matrix,
+        W0_OI=both[0],
+        W_OI=both[1],
+        directions=leading_directions(update, k=matrix.side),
+        noise_rank=int(row(measure(update, method="gram"))["gavish_donoho_rank"]),
+    )
+
+
+def truncated(update: DecomposedUpdate, kept: int) -> npt.NDArray[np.floating[Any]]:
+    """Return W0 + Σ_{i≤kept} σᵢ uᵢ vᵢᵀ, (out, in), in the dtype of W.
+
+    Added up in float64. None of the update is W0 and all of it W, bit for bit.
+
+    No matrix of that rank is nearer to ΔW in the Frobenius norm; what is missing of its square is
+    Σ_{i>kept} σᵢ².
+
+    Source: Eckart & Young, "The approximation of one matrix by another of lower rank", 1936.
+    """
+    if kept == 0:
+        return update.W0_OI
+    if kept >= update.matrix.side:
+        return update.W_OI
+    found = update.directions
+    scaled_OK = found.U_OK[:, :kept] * found.singular_values[:kept]
+    whole = update.W0_OI + scaled_OK @ found.V_IK[:, :kept].T
+    return whole.astype(update.W_OI.dtype)
+
+
+def energy_kept(updates: Sequence[DecomposedUpdate], kept: Sequence[int]) -> float:
+    """Return the share of Σ‖ΔW‖²_F over all matrices that is kept; NaN where nothing changed."""
+    squares = [update.directions.singular_values**2 for update in updates]
+    total = sum(float(square.sum()) for square in squares)
+    held = sum(float(square[:k].sum()) for square, k in zip(squares, kept, strict=True))
+    return held / total if total else float("nan")
+
+
+class TunedModel:
+    """A run's model as it was evaluated, whose matrices can be overwritten.
+
+    Raises
+    ------
+    InputError
+        A matrix of the backbone has no matched W0, so that it could not be truncated.
+    """
+
+    def __init__(self, run: TrainedRun, pairing: Pairing, device: str) -> None:
+        spec = run.spec
+        folder = model_folder(spec.model)
+        splits = load_splits(spec.task, folder)
+        check_same_rows([run], {rows_key(spec): splits.sha256})
+        self._test, self._precision = splits.test, spec.train.precision
+        self._device = torch_device(device)
+        self._model = load_classifier(
+            run.checkpoint, number_of_labels=len(splits.labels), dropout=None
+        ).to(self._device)
+        self._model.requires_grad_(False)
+        self._check_covered(pairing)
+        self._pack = Pack(
+            [self._model],
+            device=self._device,
+            pad_id=int(load_tokenizer(folder).pad_token_id),
+            sample=extreme_texts((splits.test,), spec.train.batch_size),
+            reference=spec.train.reference,
+        )
+
+    def predict(self) -> Predictions:
+        """Read the test split."""
+        scores = partial(self._pack.scores_of, 0)
+        return predict(scores, self._test, device=self._device, precision=self._precision)
+
+    @torch.no_grad()
+    def keep(self, updates: Sequence[DecomposedUpdate], kept: Sequence[int]) -> None:
+        """Keep so many directions of the update of each matrix."""
+        stored: dict[str, npt.NDArray[np.floating[Any]]] = {}
+        for update, directions in zip(updates, kept, strict=True):
+            after = update.matrix.match.after
+            if after.tensor not in stored:  # query, key and value may share one
+                parameter = self._model.get_parameter(after.tensor)
+                stored[after.tensor] = parameter.cpu().numpy().copy()
+            after.put(stored[after.tensor], truncated(update, directions))
+        for tensor, values in stored.items():
+            self._model.get_parameter(tensor).copy_(torch.from_numpy(values))
+
+    def _check_covered(self, pairing: Pairing) -> None:
+        matched = {match.after.tensor for match in pairing.matches}
+        heads = head_names(self._model)
+        for name, parameter in self._model.named_parameters():
+            reason = pairing.skipped.get(module_of(name), pairing.skipped.get(name, "no matrix"))
+            new = name.split(".")[0] in heads or reason == "only in the tuned checkpoint"
+            if parameter.ndim >= 2 and name not in matched and not new:
+                raise InputError(f"{name} can't be truncated: {reason}")
+
+
+@contextmanager
+def threads_of(run: TrainedRun) -> Iterator[None]:
+    """Compute with as many threads as the run did: sums in another order may flip a prediction."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(int(run.record["provenance"]["threads"]))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def check_recorded(run: TrainedRun, whole: Predictions) -> None:
+    """Refuse a run whose checkpoint, with nothing cut, is not what its record says.
+
+    Raises
+    ------
+    InputError
+        The test accuracy differs from the recorded one.
+    """
+    found, recorded = whole.metrics()["accuracy"], run.record["test"]["accuracy"]
+    if found != recorded:
+        precision = run.spec.train.precision
+        raise InputError(
+            f"{run.spec.run_id}: its checkpoint has a test accuracy of {found:.6f} here, "
+            f"{recorded:.6f} was recorded: truncate it where it was trained (in {precision})"
+        )

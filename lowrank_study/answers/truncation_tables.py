@@ -1,0 +1,110 @@
+"""What the truncated updates of a sweep's full fine-tuning classify rightly, as tables.
+
+    truncation_table(runs, Path("results"))       # one row a run and cut
+    correctness_by_kept_rank(runs, results)[8]    # (seeds, examples)
+
+A run's evaluations are one Parquet file, one row a cut (`truncation.py`) and test text.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from lowrank_study.errors import InputError
+from lowrank_study.runs.store import TrainedRun
+
+CUT_KEY = ["scope", "part", "kept_rank"]
+"""What tells the cuts of a run apart; `kept_rank` is missing but for the scope `all`."""
+
+
+def truncation_file(results: Path, run_id: str) -> Path:
+    """Return where the evaluations of a run's truncated updates are kept."""
+    return results / "truncation" / f"{run_id}.parquet"
+
+
+def read_truncation(run: TrainedRun, results: Path) -> pd.DataFrame | None:
+    """Return the evaluations of a run's truncated updates, or `None` if there are none.
+
+    Raises
+    ------
+    InputError
+        The file is damaged, or the run's checkpoint has changed since.
+    """
+    path = truncation_file(results, run.spec.run_id)
+    if not path.is_file():
+        return None
+    remedy = f"remove it and run experiments/truncate.py on the sweep of {run.spec.run_id} again"
+    try:
+        rows = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} can't be read as a table: {remedy}") from error
+    if rows.attrs.get("made_from") != run.checkpoint_sha256:
+        raise InputError(
+            f"{path} was evaluated on another checkpoint than the run has now: {remedy}"
+        )
+    return rows
+
+
+TRUNCATION_COLUMNS = (
+    "run_id", *CUT_KEY, "kept_directions", "energy_kept", "test_accuracy", "examples",
+)  # fmt: skip
+
+
+def truncation_table(runs: Sequence[TrainedRun], results: Path) -> pd.DataFrame:
+    """Return one row a run and cut, of the runs that have been truncated.
+
+    `kept_directions` are those kept over all matrices together, `energy_kept` their share of
+    Σ‖ΔW‖²_F over all matrices.
+    """
+    parts = []
+    for run in runs:
+        rows = read_truncation(run, results)
+        if rows is not None:
+            rows["correct"] = rows["label"] == rows["predicted"]
+            made = rows.groupby(CUT_KEY, dropna=False, sort=False).agg(
+                kept_directions=("kept_directions", "first"),
+                energy_kept=("energy_kept", "first"),
+                test_accuracy=("correct", "mean"),
+                examples=("correct", "size"),
+            )
+            made = made.reset_index().sort_values("kept_rank", kind="stable")
+            parts.append(made.assign(run_id=run.spec.run_id))
+    if not parts:
+        return pd.DataFrame(columns=list(TRUNCATION_COLUMNS))
+    return pd.concat(parts, ignore_index=True)[list(TRUNCATION_COLUMNS)]
+
+
+def correctness_by_kept_rank(
+    runs: Sequence[TrainedRun], results: Path
+) -> dict[int, npt.NDArray[np.bool_]]:
+    """Return which test texts are classified rightly at each kept rank, (seeds, examples).
+
+    Seeds are in the order of `runs`; the highest rank is the tuned model itself. Only ranks
+    that all of the runs have are there.
+
+    Raises
+    ------
+    InputError
+        A run has not been truncated, or the runs don't share their test texts.
+    """
+    found: list[dict[int, npt.NDArray[np.bool_]]] = []
+    labels: npt.NDArray[np.int64] | None = None
+    for run in runs:
+        if (rows := read_truncation(run, results)) is None:
+            path = truncation_file(results, run.spec.run_id)
+            raise InputError(f"no {path}: run experiments/truncate.py on its sweep first")
+        found.append({})
+        for kept, group in rows[rows["scope"] == "all"].groupby("kept_rank"):
+            own = group["label"].to_numpy()
+            if not np.array_equal(own, own if labels is None else labels):
+                raise InputError(
+                    f"{run.spec.run_id} has other test texts than {runs[0].spec.run_id}: give "
+                    "runs of one task"
+                )
+            labels = own
+            found[-1][int(str(kept))] = own == group["predicted"].to_numpy()
+    shared = sorted(set.intersection(*(set(ranks) for ranks in found))) if found else []
+    return {rank: np.stack([ranks[rank] for ranks in found]) for rank in shared}

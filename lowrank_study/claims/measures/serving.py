@@ -1,0 +1,153 @@
+"""What adapters cost at inference, timed live on the embedded model.
+
+    rounds = measure_serving(rounds=15)      # some seconds
+    rounds["merged"] / rounds["base"]        # a ratio a round
+
+Every round runs each way once, one after the other, so that what else happens on the machine
+meets all of them alike; and the next round begins with another, so that none always finds the
+caches as the same one left them. A claim's number is the median over rounds of the ratio within a
+round.
+"""
+
+import copy
+import time
+from collections.abc import Callable
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from lowrank_study.claims.measures.evidence import Evidence, part
+from lowrank_study.claims.measures.intervals import median_interval
+from lowrank_study.claims.measures.outcome import Lacking, Measured, Outcome, measure
+from lowrank_study.config.run import compose
+from lowrank_study.methods.lora_layers import add_lora, lora_modules, merge_lora
+from lowrank_study.spec import Lora
+from lowrank_study.training.models import load_classifier, model_folder, target_modules
+
+TEXTS, TOKENS, ADAPTERS, WARM_UP = 8, 32, 4, 2
+
+
+class MixedAdapters(nn.Module):
+    """One frozen map and an adapter of its own for each text of a batch.
+
+    y_n = x_n Wᵀ + b + scaling (x_n A_nᵀ) B_nᵀ, the factors of all texts in one batched product.
+    """
+
+    def __init__(self, base: nn.Module, A_NRI: Tensor, B_NOR: Tensor, scaling: float) -> None:
+        super().__init__()
+        self.base, self.scaling = base, scaling
+        self.A_NIR = A_NRI.transpose(1, 2).contiguous()
+        self.B_NRO = (B_NOR.transpose(1, 2) * scaling).contiguous()
+
+    def forward(self, x_NTI: Tensor) -> Tensor:
+        """Return the outputs, (texts, tokens, out)."""
+        y_NTO: Tensor = self.base(x_NTI)
+        return torch.baddbmm(y_NTO, torch.bmm(x_NTI, self.A_NIR), self.B_NRO)
+
+
+def measure_serving(*, rounds: int) -> pd.DataFrame:
+    """Time the ways to serve adapters on the embedded model, on the CPU.
+
+    Returns:
+        A row a round; seconds of `base`, `merged` and `unmerged` for a batch with one adapter,
+        and of `mixed` (one batch, an adapter a text), `loop` (a batch an adapter) and `copies`
+        (a batch for each merged copy) for a batch of as many adapters as texts allow.
+
+    Raises:
+        InputError: The embedded model can't be had.
+    """
+    ways = _ways()
+    names = list(ways)
+    rows = []
+    with torch.inference_mode():
+        for number in range(-WARM_UP, rounds):
+            first = number % len(names)
+            row = {}
+            for name in names[first:] + names[:first]:
+                start = time.perf_counter()
+                ways[name]()
+                row[name] = time.perf_counter() - start
+            if number >= 0:
+                rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _ways() -> dict[str, Callable[[], None]]:
+    spec = compose("method=lora", "method.rank=8", "method.target=attention_qv")
+    assert isinstance(spec.method, Lora)
+    base = load_classifier(model_folder(spec.model), number_of_labels=2, dropout=0.0).eval()
+    names = target_modules(base, spec.model, spec.method.target)
+    adapted = [_adapted(base, names, spec.method, seed) for seed in range(ADAPTERS)]
+    merged = [copy.deepcopy(model) for model in adapted]
+    for model in merged:
+        merge_lora(model)
+    generator = torch.Generator().manual_seed(0)
+    texts = torch.randint(1000, 20000, (TEXTS, TOKENS), generator=generator)
+    parts = texts.chunk(ADAPTERS)
+    mixed = _mixed(base, adapted, TEXTS // ADAPTERS)
+    assert torch.allclose(
+        mixed(texts).logits,
+        torch.cat([m(p).logits for m, p in zip(adapted, parts, strict=True)]),
+        atol=1e-4,
+    )
+    return {
+        "base": lambda: _run(base, texts),
+        "merged": lambda: _run(merged[0], texts),
+        "unmerged": lambda: _run(adapted[0], texts),
+        "mixed": lambda: _run(mixed, texts),
+        "loop": lambda: _run_each(adapted, parts),
+        "copies": lambda: _run_each(merged, parts),
+    }
+
+
+def _run(model: nn.Module, texts: Tensor) -> None:
+    model(texts)
+
+
+def _run_each(models: list[nn.Module], parts: tuple[Tensor, ...]) -> None:
+    for model, texts in zip(models, parts, strict=True):
+        model(texts)
+
+
+def _adapted(base: nn.Module, names: list[str], lora: Lora, seed: int) -> nn.Module:
+    """Give the model with an adapter; all of them share the weights of the one base."""
+    model = copy.deepcopy(base, {id(weight): weight for weight in base.parameters()})
+    add_lora(model, dict.fromkeys(names, lora))
+    generator = torch.Generator().manual_seed(seed)
+    for _, module in lora_modules(model):
+        nn.init.normal_(module.B_OR, std=0.02, generator=generator)
+    return model.eval()
+
+
+def _mixed(base: nn.Module, adapted: list[nn.Module], texts_each: int) -> nn.Module:
+    """Give one model that serves every adapter, `texts_each` rows of the batch for each."""
+    model = copy.deepcopy(base)
+    factors = [dict(lora_modules(one)) for one in adapted]
+    for name, first in factors[0].items():
+        A_NRI, B_NOR = (
+            torch.stack([getattr(one[name], which).detach() for one in factors])
+            .repeat_interleave(texts_each, dim=0)
+            for which in ("A_RI", "B_OR")
+        )  # fmt: skip
+        parent, _, child = name.rpartition(".")
+        setattr(
+            model.get_submodule(parent),
+            child,
+            MixedAdapters(first.base, A_NRI, B_NOR, first.scaling),
+        )
+    return model.eval()
+
+
+@measure
+def serving_ratio(evidence: Evidence, way: str, over: str) -> Outcome:
+    """Give the time of one way to serve over another's, the median over rounds."""
+    rounds = part(evidence.serving, "times on this machine: live=true")
+    if missing := [name for name in (way, over) if name not in rounds.columns]:
+        raise Lacking(f"times of {missing[0]}; there are {', '.join(rounds.columns)}")
+    interval = median_interval(rounds[way] / rounds[over], label="")
+    how = (
+        f"{way} over {over}, {TEXTS} texts of {TOKENS} tokens, MiniLM, r = 8, on this machine's "
+        f"CPU; median of {len(rounds)} interleaved rounds"
+    )
+    return Measured(values=(interval,), how=how)

@@ -1,0 +1,76 @@
+"""The worked examples of the documents, computed again: a product, and one step by autograd."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lowrank_study.claims.measures.outcome import Outcome, computed, measure
+from lowrank_study.errors import InputError
+
+Rows = Sequence[Sequence[float]]
+
+
+@measure
+def product_entry(B: Rows, A: Rows, row: int, column: int) -> Outcome:
+    """Give one entry of B A, rows and columns counted from 0."""
+    product = _matrix(B) @ _matrix(A)
+    return computed(float(product[row, column]), f"entry ({row}, {column}) of BA in float64")
+
+
+@measure
+def worked_step(
+    quantity: str,
+    rows: Sequence[int] | None,
+    W: Rows,
+    A: Rows,
+    B: Rows,
+    x: Sequence[float],
+    target: Sequence[float],
+    rate: float,
+) -> Outcome:
+    """Give one quantity of a gradient step on A and B alone, in float64.
+
+    y = x (W + BA), L = ½ Σ (y − target)², gradients by autograd, then A −= rate ∇A and
+    B −= rate ∇B. W's gradient is what training leaves out. `rows` chooses some rows of a matrix
+    (from 0); null gives all of it.
+
+    Raises
+    ------
+    InputError
+        A quantity that there is not, naming those there are.
+    """
+    W_now, x_row, wanted = _matrix(W).requires_grad_(), _matrix([x]), _matrix([target])
+    A_now, B_now = _matrix(A).requires_grad_(), _matrix(B).requires_grad_()
+
+    def loss_of(A_: Tensor, B_: Tensor) -> Tensor:
+        return 0.5 * ((x_row @ (W_now + B_ @ A_) - wanted) ** 2).sum()
+
+    loss = loss_of(A_now, B_now)
+    grad_A, grad_B, grad_W = torch.autograd.grad(loss, [A_now, B_now, W_now])
+    A_new, B_new = A_now - rate * grad_A, B_now - rate * grad_B
+    quantities = {
+        "delta": B_now @ A_now,
+        "effective": W_now + B_now @ A_now,
+        "output": x_row @ (W_now + B_now @ A_now),
+        "loss": loss.reshape(1, 1),
+        "gradient of A": grad_A,
+        "gradient of B": grad_B,
+        "gradient of W": grad_W,
+        "new A": A_new,
+        "new B": B_new,
+        "new delta": B_new @ A_new,
+        "new effective": W_now + B_new @ A_new,
+        "new loss": loss_of(A_new, B_new).reshape(1, 1),
+    }
+    if quantity not in quantities:
+        raise InputError(f"quantity={quantity!r}: valid are {', '.join(quantities)}")
+    found = quantities[quantity].detach()
+    chosen = found if rows is None else found[list(rows)]
+    values: list[float] = chosen.flatten().tolist()
+    named = "" if rows is None else f", row {', '.join(str(row + 1) for row in rows)}"
+    return computed(values, f"{quantity}{named}, by autograd in float64")
+
+
+def _matrix(rows: Rows) -> Tensor:
+    return torch.tensor([list(row) for row in rows], dtype=torch.float64)

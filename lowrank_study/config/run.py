@@ -1,0 +1,314 @@
+"""Plain configuration → records: the only place that knows the shape of the YAML under `conf/`.
+
+    >>> spec = compose("task=reuters_r8", "method=lora", "method.rank=16", "seed=1")
+    >>> spec.method.rank
+    16
+
+Every value is checked here, field by field, before anything is fetched or written; what needs
+the model or the data to be checked (does a target match? is the column there?) is checked
+where those are first read.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lowrank_study.config.composition import composer_of, plain
+from lowrank_study.config.fields import Fields
+from lowrank_study.config.sources import read_source
+from lowrank_study.config.task import read_task
+from lowrank_study.errors import InputError
+from lowrank_study.machine import processor
+from lowrank_study.spec import (
+    BaseModel,
+    FullFineTuning,
+    HeadOnly,
+    Lora,
+    Method,
+    PeftMethod,
+    RunSpec,
+    TrainSpec,
+)
+
+SCALING_RULES = ("alpha_over_rank", "alpha_over_sqrt_rank")
+INITS = ("kaiming", "gaussian")
+PRECISIONS = ("auto", "fp32", "bf16")
+TRACKERS = ("none", "jsonl", "wandb")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """How learning rates are chosen (`sweeps/tuning.py`)."""
+
+    rates: int
+    """Rates of the grid to begin with, around the configured one."""
+    factor: float
+    """From one rate to the next."""
+    seeds: tuple[int, ...]
+    """Of the runs that choose."""
+    runoff_seeds: tuple[int, ...]
+    """Of further ones, at the two best rates."""
+    most: int
+    """Rates at most, when the grid grows because its best is at an end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """What one command was asked for: the run, and what does not change its numbers."""
+
+    spec: RunSpec
+    results: Path
+    """Folder of the run store and of everything made from it."""
+    sweep: str
+    """Name under which the run is planned, and its report written."""
+    question: str
+    """What the sweep asks, in one sentence, for its report."""
+    margin: float
+    """Largest loss of accuracy, as a share of one, that a sufficient rank may have."""
+    device: str
+    """`auto` (a GPU if there is one), or torch's name of a device."""
+    tracker: str
+    """`none`, `jsonl` or `wandb`."""
+    workers: int | None
+    """Processes that train at the same time; `None` is one a core."""
+    pack: int | None
+    """Most runs that one process trains together, where its memory holds them; `None` is the
+    device's own (`sweeps/sweep.py`)."""
+    allow_partial: bool
+    """Whether to continue when more than 5 % of an input is left out (`left_out.py`)."""
+    tuning: Tuning | None
+    """How each configuration's learning rate is chosen; `None` takes the configured one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportRequest:
+    """The sweep to report."""
+
+    sweep: str
+    results: Path
+    """Folder of the run store and of everything made from it."""
+    margin: float
+    """Largest loss of accuracy, as a share of one, that a sufficient rank may have."""
+
+
+def compose(*overrides: str) -> RunSpec:
+    """Compose `conf/` with Hydra-style overrides, as a command line would, into a `RunSpec`.
+
+    For notebooks and scripts; a `RunSpec` can also be built from the records directly, or varied
+    with `dataclasses.replace`.
+    """
+    return read_config(composed("config", *overrides)).spec
+
+
+def composed(name: str, *overrides: str) -> dict[str, Any]:
+    """Compose the configuration of that name in `conf/`, as a command line would."""
+    return plain(composer_of(name).config(overrides))
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a file of `conf/` that Hydra composes nothing of: claims, papers, architectures."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+
+
+def read_config(config: Mapping[str, Any]) -> RunConfig:
+    """Read one composed configuration.
+
+    Raises
+    ------
+    InputError
+        A value that can't be, naming it and the valid ones.
+    """
+    top = Fields("", config)
+    device = top.text("device")
+    trainer = top.part("trainer")
+    head_learning_rate = trainer.optional_number("head_learning_rate", above=0.0)
+    return RunConfig(
+        results=Path(top.utf8_path_text("results")),
+        sweep=sweep_name(top),
+        question=top.text("question"),
+        margin=top.number("margin", above=0.0, below=1.0),
+        device=device,
+        tracker=top.one_of("tracker", TRACKERS),
+        workers=top.optional_integer("workers", at_least=1),
+        pack=top.optional_integer("pack", at_least=1),
+        allow_partial=top.flag("allow_partial"),
+        tuning=_tuning(top.part("tuning")) if "tuning" in top.settings else None,
+        spec=RunSpec(
+            seed=top.integer("seed", at_least=0),
+            data_seed=top.integer("data_seed", at_least=0),
+            method=_method(top.part("method"), head_learning_rate),
+            model=_model(top.part("model")),
+            task=read_task(top.part("task")),
+            train=_train(trainer, device),  # last: `precision: auto` imports torch, for seconds
+        ),
+    )
+
+
+def read_report_request(config: Mapping[str, Any]) -> ReportRequest:
+    """Read the settings of `conf/report.yaml`; see `read_config`."""
+    top = Fields("", config)
+    return ReportRequest(
+        sweep=sweep_name(top),
+        results=top.path_of("results"),
+        margin=top.number("margin", above=0.0, below=1.0),
+    )
+
+
+def sweep_name(fields: Fields) -> str:
+    """Return the name of a sweep, which file names contain."""
+    name = fields.text("sweep")
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
+        raise InputError(f"sweep={name!r}: give one name of letters, digits and ._-")
+    return name
+
+
+def _tuning(fields: Fields) -> Tuning:
+    rates = fields.integer("rates", at_least=3)
+    seeds, runoff = fields.integers("seeds"), fields.integers("runoff_seeds")
+    if not seeds or len({*seeds, *runoff}) < len(seeds) + len(runoff):
+        raise InputError(
+            f"tuning.seeds={list(seeds)}, runoff_seeds={list(runoff)}: at least one seed is "
+            "needed, and none twice"
+        )
+    return Tuning(
+        rates=rates,
+        factor=fields.number("factor", above=1.0),
+        seeds=seeds,
+        runoff_seeds=runoff,
+        most=fields.integer("most", at_least=rates),
+    )
+
+
+def _model(fields: Fields) -> BaseModel:
+    roles = fields.part("roles").texts()
+    presets = fields.part("targets")
+    named = {preset: presets.names(preset) for preset in presets.settings}
+    for preset, wanted in named.items():
+        if unknown := [role for role in wanted if role not in roles]:
+            raise InputError(
+                f"model.targets.{preset} names {unknown}: model.roles has {', '.join(roles)}"
+            )
+    if isinstance(fields.value("source"), str):
+        fields.utf8_path_text("source")
+    return BaseModel(
+        name=fields.text("name"),
+        source=read_source(fields, subset=None, named=()),
+        roles=roles,
+        target_presets=named,
+        dropout=fields.optional_number("dropout", least=0.0, below=1.0),
+    )
+
+
+def _method(fields: Fields, head_learning_rate: float | None) -> Method:
+    kind = fields.one_of("name", ("full", "head", "lora", "peft"))
+    learning_rate = fields.number("learning_rate", above=0.0)
+    # Of these two rank, alpha and target may stand there: a sweep over methods names them.
+    if kind == "full":
+        return FullFineTuning(learning_rate=learning_rate)
+    if kind == "head":
+        return HeadOnly(learning_rate=head_learning_rate or learning_rate)
+    target = fields.names("target")
+    if not target:
+        raise InputError("method.target=[]: name a preset such as attention_qv, or modules")
+    if kind == "peft":
+        return _peft_method(fields, learning_rate, target)
+    rank = fields.integer("rank", at_least=1)
+    return Lora(
+        learning_rate=learning_rate,
+        rank=rank,
+        alpha=_alpha(fields.value("alpha"), rank),
+        scaling_rule=fields.one_of("scaling", SCALING_RULES),
+        dropout=fields.number("dropout", least=0.0, below=1.0),
+        init=fields.one_of("init", INITS),
+        target=target,
+    )
+
+
+def check_used(config: Mapping[str, Any]) -> None:
+    """Refuse an adapter's setting if no run of the command has an adapter.
+
+    In a sweep over methods, one method's settings may be given beside the others.
+
+    Raises
+    ------
+    InputError
+        An adapter's setting is given, and the method has no adapter.
+    """
+    method = Fields("", config).part("method")
+    kind = method.value("name")
+    if kind not in ("full", "head"):
+        return
+    for name in ("rank", "alpha", "scaling", "dropout", "init", "target"):
+        if name in method.settings and (value := method.value(name)) is not None:
+            raise InputError(
+                f"method.{name}={value!r}: method={kind} has no {name}, and would ignore it: leave "
+                "it out, or choose method=lora"
+            )
+
+
+def _peft_method(fields: Fields, learning_rate: float, target: tuple[str, ...]) -> PeftMethod:
+    """Read a PEFT method; options that are not part of a run's name are checked by PEFT."""
+    options = fields.optional_part("options")
+    if "r" in options.settings:
+        options.integer("r", at_least=0)
+    if "lora_alpha" in options.settings:
+        options.number("lora_alpha", above=0.0)
+    return PeftMethod(
+        learning_rate=learning_rate,
+        peft_type=fields.text("peft_type").upper(),
+        target=target,
+        options=options.mapping(),
+    )
+
+
+def _alpha(value: Any, rank: int) -> float:
+    """A number, or a rule: `2r` is twice the rank, `r` the rank itself."""
+    rule = re.fullmatch(r"(\d+(?:\.\d+)?)?\s*r", value) if isinstance(value, str) else None
+    number = float(rule.group(1) or 1) * rank if rule else value
+    if isinstance(number, (int, float)) and not isinstance(number, bool) and 0 < number < math.inf:
+        return float(number)
+    raise InputError(f"method.alpha={value!r}: a positive number, or a rule such as 2r, is needed")
+
+
+def _train(fields: Fields, device: str) -> TrainSpec:
+    precision = fields.one_of("precision", PRECISIONS)
+    betas = fields.value("adam_betas")
+    if not (isinstance(betas, Sequence) and len(betas) == 2 and all(_is_share(b) for b in betas)):
+        raise InputError(f"trainer.adam_betas={betas!r}: two numbers in [0, 1) are needed")
+    return TrainSpec(
+        epochs=fields.integer("epochs", at_least=1),
+        batch_size=fields.integer("batch_size", at_least=1),
+        head_learning_rate=fields.optional_number("head_learning_rate", above=0.0),
+        weight_decay=fields.number("weight_decay", least=0.0),
+        warmup_fraction=fields.number("warmup_fraction", least=0.0, below=1.0),
+        max_grad_norm=fields.number("max_grad_norm", above=0.0),
+        adam_betas=(float(betas[0]), float(betas[1])),
+        adam_epsilon=fields.number("adam_epsilon", above=0.0),
+        evaluations=fields.integer("evaluations", at_least=1),
+        reference=fields.flag("reference"),
+        read_test=fields.flag("read_test"),
+        shuffle_labels=fields.flag("shuffle_labels"),
+        precision=fast_precision(device) if precision == "auto" else precision,
+    )
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 <= value < 1
+
+
+def fast_precision(device: str = "auto") -> str:
+    """Return `bf16` where the device multiplies it in hardware, else `fp32`: quicker there.
+
+    `device` is `auto` (a GPU if there is one), or torch's name of a device.
+    """
+    import torch
+
+    if device != "cpu" and torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    _, instruction_sets = processor()
+    return "bf16" if instruction_sets & {"amx_bf16", "avx512_bf16"} else "fp32"

@@ -1,0 +1,118 @@
+"""The page that `--help` shows: what a command does, its settings and its exit codes.
+
+The text comes from the main's docstring and the comments in `conf/`.
+"""
+
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lowrank_study.config.composition import CONF_FOLDER, Composer, composer_of
+
+_WIDTH = 110
+_CODES = (
+    "Exit codes: 0 all done; 1 some runs failed or diverged, or a part of the input was left out;\n"
+    "2 bad input; 130 interrupted."
+)
+_SETTING = re.compile(r"(\w+):(?:\s[^#]*)?(?:#\s*(.*))?")
+_MORE = re.compile(r"\s+#\s*(.*)")
+
+
+def usage(about: str, config_name: str, overrides: Sequence[str]) -> str:
+    """Return the page of a command, or of the choice that overrides such as `method=lora` make.
+
+    Args:
+        about: Docstring of the command's module: what it does, and examples.
+        config_name: Name of the file of `conf/` with its settings.
+        overrides: The other arguments of the command line.
+    """
+    composer = composer_of(config_name)
+    choices = [each.partition("=")[::2] for each in overrides]
+    for group, name in choices:
+        if group in composer.groups:
+            return _choice_page(composer, group, name, overrides)
+    config = OmegaConf.to_container(composer.config([]), resolve=False)
+    assert isinstance(config, dict)
+    meanings = _meanings(CONF_FOLDER / f"{config_name}.yaml")
+    rows = [
+        (f"{key}={_shown(config[key])}", meanings.get(key, ""))
+        for key in meanings
+        if key in config and key not in composer.groups
+    ]
+    lines = [about.strip(), ""]
+    if composer.groups:
+        chosen = _defaults(config_name)
+        found = [
+            (f"{g}={_shown(chosen.get(g))}", _listed(composer.choices(g))) for g in composer.groups
+        ]
+        lines += ["Choices (`--help GROUP=NAME` shows the settings of one):", *_table(found), ""]
+    lines += ["Settings (KEY=VALUE or --KEY VALUE; type paths as they are):", *_table(rows), ""]
+    return "\n".join([*lines, _CODES])
+
+
+def _choice_page(composer: Composer, group: str, name: str, overrides: Sequence[str]) -> str:
+    config = composer.config(overrides)
+    file = CONF_FOLDER / group / f"{name}.yaml"
+    head = [line[1:].strip() for line in file.read_text().splitlines() if line.startswith("#")]
+    meanings = _meanings(file)
+    part = config.get(group)
+    values = OmegaConf.to_container(part, resolve=False) if isinstance(part, DictConfig) else {}
+    assert isinstance(values, dict)
+    rows = [(f"{group}.{key}={_shown(v)}", meanings.get(str(key), "")) for key, v in values.items()]
+    return "\n".join([*head, "", *_table(rows)])
+
+
+def _meanings(file: Path) -> dict[str, str]:
+    """Return the comment on each setting in a file and in the files that it builds on."""
+    found: dict[str, str] = {}
+    for entry in OmegaConf.load(file).get("defaults") or []:
+        if isinstance(entry, str) and entry != "_self_":
+            found |= _meanings(file.with_name(f"{entry}.yaml"))
+    last = ""
+    for line in file.read_text().splitlines():
+        if setting := _SETTING.fullmatch(line):
+            last = setting.group(1)
+            if last not in ("defaults", "hydra"):
+                found[last] = setting.group(2) or found.get(last, "")
+        elif last and (more := _MORE.fullmatch(line)):
+            found[last] = f"{found.get(last, '')} {more.group(1)}".strip()
+    return found
+
+
+def _defaults(config_name: str) -> dict[str, Any]:
+    entries = OmegaConf.load(CONF_FOLDER / f"{config_name}.yaml").get("defaults") or []
+    return {
+        str(k): v for entry in entries if isinstance(entry, DictConfig) for k, v in entry.items()
+    }
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Join names with |; show names that begin alike once."""
+    heads = [re.sub(r"^(glue|paper|flagship)_.*", r"\1_…", name) for name in names]
+    return " | ".join(dict.fromkeys(heads))
+
+
+def _shown(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Mapping):
+        return "{…}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        written = f"[{','.join(map(str, value))}]"
+        return written if len(written) < 20 else "[…]"
+    return str(value)
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
+    indent = min(max((len(setting) for setting, _ in rows), default=0) + 4, 34)
+    lines = []
+    for setting, meaning in rows:
+        start = f"  {setting}".ljust(indent - 1) + " "
+        lines += textwrap.wrap(
+            start + meaning, _WIDTH, subsequent_indent=" " * indent, drop_whitespace=True
+        )
+    return lines

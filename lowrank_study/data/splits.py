@@ -1,0 +1,303 @@
+"""Task → tokenised splits: read once, split once, tokenised once, then kept in the cache.
+
+    >>> splits = load_splits(spec.task, model_folder)
+    >>> splits.train.tokens(0)        # token ids of the first training text
+    array([ 101, 1037, ...], dtype=int32)
+
+Splits depend on the task alone (its `split_seed`), never on a run's seed, so that every run of
+a task sees the same rows.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lowrank_study import assets
+from lowrank_study.data.carving import carve
+from lowrank_study.data.labels import class_names, odd_labels, select
+from lowrank_study.data.learnable import check_learnable, described
+from lowrank_study.data.reading import named_files, read_rows
+from lowrank_study.errors import InputError
+from lowrank_study.hashing import find_named, keep_named, sha256_of_files
+from lowrank_study.left_out import LeftOut, in_words
+from lowrank_study.spec import HubRepo, Task, to_mapping
+
+_FORMAT = 2  # increase it when the meaning of cached data changes
+_NAMES = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """Tokenised texts laid end to end, with their labels."""
+
+    ids: np.ndarray
+    """Token ids of all texts, int32."""
+    types: np.ndarray
+    """Segment of each token (1 in the second text of a pair), int8."""
+    offsets: np.ndarray
+    """Text i is ids[offsets[i] : offsets[i + 1]], int64."""
+    labels: np.ndarray
+    """Class number of each text, int64."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each text."""
+        return np.diff(self.offsets)
+
+    def tokens(self, index: int) -> np.ndarray:
+        """Return the token ids of one text."""
+        return self.ids[self.offsets[index] : self.offsets[index + 1]]
+
+    def first(self, count: int) -> "Split":
+        """Return the first texts, all of them if there are fewer."""
+        count = min(count, len(self))
+        end = self.offsets[count]
+        return Split(
+            ids=self.ids[:end],
+            types=self.types[:end],
+            offsets=self.offsets[: count + 1],
+            labels=self.labels[:count],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """A task's source in words: what was read, what was left out, and warnings."""
+
+    left_out: tuple[LeftOut, ...]
+    read: tuple[str, ...]
+    """Files, encodings, split sizes and class counts, one line each."""
+    warnings: tuple[str, ...]
+
+    @property
+    def lines(self) -> list[str]:
+        """All messages; the left-out parts come first."""
+        warned = [f"warning: {warning}" for warning in self.warnings]
+        return [*in_words(self.left_out), *self.read, *warned]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Splits:
+    """The three splits of a task, tokenised for one model."""
+
+    train: Split
+    validation: Split
+    test: Split
+    labels: tuple[str, ...]
+    """Class names; a label is an index into them."""
+    sha256: str
+    """Hash of everything above: what the runs' numbers were measured on."""
+    account: Account
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text of all splits."""
+        return max(int(split.lengths.max()) for split in (self.train, self.validation, self.test))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitRows:
+    """The rows of the three splits, as text."""
+
+    frames: Mapping[str, pd.DataFrame]
+    """Columns are `text`, `text_pair` (pairs only), `label` (a class number) and `group`."""
+    labels: tuple[str, ...]
+    account: Account
+
+
+def load_splits(task: Task, model_folder: Path) -> Splits:
+    """Return the task's splits, tokenised by the model's own tokenizer.
+
+    Raises
+    ------
+    InputError
+        A column or label is missing, a source can't be reached or has changed, or the splits are
+        too small to learn from.
+    """
+    if not isinstance(task.source, HubRepo):
+        assets.fetch(task.source, named_files(task))
+    folder, key = assets.cache_folder() / "tokens", _cache_key(task, model_folder)
+    if (path := find_named(folder, stem=key, suffix=".npz")) is not None:
+        return _read_cache(path)
+    splits = _tokenise(task, split_rows(task), model_folder)
+    _write_cache(folder, key, splits)
+    return splits
+
+
+def _cache_key(task: Task, model_folder: Path) -> str:
+    """Hash the inputs of tokenisation: the rows, the tokenizer and its library.
+
+    A hub set without a revision is not looked up again once it is cached: who wants another state
+    of it names `task.source.revision`.
+    """
+    described = to_mapping(task)
+    described["source"]["path"] = Path(described["source"].get("path", "")).name  # it is shown
+    libraries = [metadata.version(name) for name in ("tokenizers", "transformers")]
+    parts = [_FORMAT, described, _tokenizer_hash(model_folder), libraries]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def split_rows(task: Task) -> SplitRows:
+    """Return the rows of train, validation and test, and an account of what was read.
+
+    Raises
+    ------
+    InputError
+        As in `load_splits`.
+    """
+    files = {"train": task.train, "validation": task.validation, "test": task.test}
+    rows = {n: read_rows(task, n, file) for n, file in files.items() if file is not None}
+    selected = {name: select(task, name, read) for name, read in rows.items()}
+    whole = {name: part.frame for name, part in selected.items()}
+    labels = class_names(task, whole["train"])
+    for name, frame in whole.items():
+        if unknown := sorted(set(frame["label"]) - set(labels)):
+            raise InputError(
+                f"label {unknown[0]!r} occurs in {name} but not in train, whose labels are "
+                f"{', '.join(labels[:20])}{' …' if len(labels) > 20 else ''}"
+            )
+    frames = carve(task, whole)
+    warnings = [w for part in selected.values() for w in part.warnings] + odd_labels(labels)
+    warnings += check_learnable(task, frames, whole)
+    account = Account(
+        left_out=tuple(part for each in selected.values() for part in each.left_out),
+        read=(*(read.said for read in rows.values()), *described(frames)),
+        warnings=tuple(warnings),
+    )
+    numbers = {label: number for number, label in enumerate(labels)}
+    numbered = {n: f.assign(label=f["label"].map(numbers)) for n, f in frames.items()}
+    return SplitRows(frames=numbered, labels=labels, account=account)
+
+
+def with_shuffled_labels(splits: Splits, seed: int) -> Splits:
+    """Deal the training labels out anew among the rows; each class stays as common as it was."""
+    labels = np.random.default_rng([seed, 2]).permutation(splits.train.labels)
+    return dataclasses.replace(splits, train=dataclasses.replace(splits.train, labels=labels))
+
+
+def _tokenizer_hash(model_folder: Path) -> str:
+    """Hash the files that define the tokenizer."""
+    names = _tokenizer_files(model_folder)
+    if not names:
+        needed = ", ".join(assets.TOKENIZER_FILES[:6])
+        raise InputError(f"{model_folder} has no tokenizer: add one of {needed}")
+    return sha256_of_files(model_folder, names)
+
+
+def _tokenizer_files(model_folder: Path) -> list[str]:
+    patterns = assets.TOKENIZER_FILES
+    return [file.name for pattern in patterns for file in model_folder.glob(pattern)]
+
+
+def load_tokenizer(model_folder: Path) -> Any:
+    """Return the model's tokenizer, with a padding token even if the model defines none.
+
+    Raises
+    ------
+    InputError
+        It has no token that can be used for padding.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise InputError(
+            f"{model_folder}: its tokenizer has no padding token, and no end token to pad with: "
+            'name one of its tokens in tokenizer_config.json, as in "pad_token": "[PAD]"'
+        )
+    return tokenizer
+
+
+def padding_id(model_folder: Path) -> int | None:
+    """Return the id of the padding token; None without a tokenizer, as in the folder of a run."""
+    if not _tokenizer_files(model_folder):
+        return None
+    return int(load_tokenizer(model_folder).pad_token_id)
+
+
+def _tokenise(task: Task, rows: SplitRows, model_folder: Path) -> Splits:
+    tokenizer = load_tokenizer(model_folder)
+    total = hashlib.sha256("\0".join(rows.labels).encode())
+    made = {}
+    for name in _NAMES:
+        frame = rows.frames[name]
+        pairs = [frame["text_pair"].tolist()] if "text_pair" in frame else []
+        encoded = tokenizer(
+            frame["text"].tolist(),
+            *pairs,
+            truncation=True,
+            max_length=task.max_length,
+            return_token_type_ids=True,
+            return_attention_mask=False,
+        )
+        ids = [np.asarray(tokens, dtype=np.int32) for tokens in encoded["input_ids"]]
+        if empty := [
+            text for text, tokens in zip(frame["text"], ids, strict=True) if not len(tokens)
+        ]:
+            raise InputError(
+                f"the {name} split of {task.name!r} has a text without tokens, {empty[0][:60]!r}: "
+                "remove its row"
+            )
+        made[name] = Split(
+            ids=np.concatenate(ids),
+            types=np.concatenate([np.asarray(t, dtype=np.int8) for t in encoded["token_type_ids"]]),
+            offsets=np.concatenate([[0], np.cumsum([len(tokens) for tokens in ids])]).astype(
+                np.int64
+            ),
+            labels=frame["label"].to_numpy(dtype=np.int64),
+        )
+        for field in dataclasses.fields(Split):
+            total.update(getattr(made[name], field.name).tobytes())
+    return Splits(**made, labels=rows.labels, sha256=total.hexdigest(), account=rows.account)
+
+
+def _write_cache(folder: Path, key: str, splits: Splits) -> None:
+    about = {
+        "labels": splits.labels,
+        "sha256": splits.sha256,
+        "account": dataclasses.asdict(splits.account),
+    }
+    arrays: dict[str, Any] = {"about": np.asarray(json.dumps(about))}
+    for name in _NAMES:
+        for field in dataclasses.fields(Split):
+            arrays[f"{name}.{field.name}"] = getattr(getattr(splits, name), field.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=folder, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        keep_named(Path(partial), folder, stem=key, suffix=".npz")
+    finally:
+        Path(partial).unlink(missing_ok=True)
+
+
+def _read_cache(path: Path) -> Splits:
+    """Return the cached content of a file that has been verified."""
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
+        made = {
+            name: Split(**{f.name: stored[f"{name}.{f.name}"] for f in dataclasses.fields(Split)})
+            for name in _NAMES
+        }
+        about = json.loads(str(stored["about"]))
+    account = Account(
+        left_out=tuple(LeftOut(**part) for part in about["account"]["left_out"]),
+        read=tuple(about["account"]["read"]),
+        warnings=tuple(about["account"]["warnings"]),
+    )
+    return Splits(**made, labels=tuple(about["labels"]), sha256=about["sha256"], account=account)

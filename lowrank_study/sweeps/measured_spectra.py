@@ -1,0 +1,100 @@
+"""The spectra of ended runs: where they are stored, and the checkpoint that each belongs to.
+
+>>> read_spectra(run, Path("results"))          # None if they were not measured
+>>> without_spectra(runs, Path("results"))      # run id → reason
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lowrank_study.checkpoints.adapters.peft_settings import KINDS
+from lowrank_study.errors import InputError
+from lowrank_study.runs.store import TrainedRun
+from lowrank_study.spec import HeadOnly, PeftMethod
+from lowrank_study.spectra.spectra_file import (
+    count_spectra,
+    load_spectra,
+    spectra_made_from,
+)
+from lowrank_study.spectra.spectrum import Spectrum
+
+
+def spectra_file(results: Path, run_id: str) -> Path:
+    """Return the path of a run's spectra."""
+    return results / "spectra" / f"{run_id}.parquet"
+
+
+def is_asked_for(run: TrainedRun) -> bool:
+    """Whether a run's spectra are to be measured.
+
+    Runs that don't read the test split only help to choose a rate, and keep no checkpoint.
+    """
+    return run.status == "done" and run.spec.train.read_test
+
+
+def why_no_matrix(run: TrainedRun) -> str | None:
+    """Return why the updates of a run's method can't be measured; None if they can."""
+    method = run.spec.method
+    if not isinstance(method, PeftMethod) or method.peft_type in KINDS:
+        return None
+    return f"the updates of peft_type={method.peft_type} can't be read as exact matrices"
+
+
+def is_measured(run: TrainedRun, results: Path) -> bool:
+    """Whether the stored spectra belong to the run's current checkpoint.
+
+    Older versions left an empty file where a checkpoint could not be read.
+    """
+    path = spectra_file(results, run.spec.run_id)
+    has_none = isinstance(run.spec.method, HeadOnly) or why_no_matrix(run) is not None
+    try:
+        of_now = path.is_file() and spectra_made_from(path) == run.checkpoint_sha256
+        return of_now and (has_none or count_spectra(path) > 0)
+    except InputError:  # damaged, so measured again
+        return False
+
+
+def read_spectra(run: TrainedRun, results: Path) -> list[Spectrum] | None:
+    """Return the spectra of a run's updates, or `None` if they were not measured.
+
+    Raises
+    ------
+    InputError
+        The file is damaged, or the run's checkpoint has changed since.
+    """
+    path = spectra_file(results, run.spec.run_id)
+    if not path.is_file():
+        return None
+    if spectra_made_from(path) != run.checkpoint_sha256:
+        raise InputError(
+            f"{path} was measured on another checkpoint than the run has now: run the sweep again "
+            "to measure it again"
+        )
+    return load_spectra(path)
+
+
+def without_spectra(
+    runs: Sequence[TrainedRun], results: Path, *, is_readable: bool = False
+) -> dict[str, str]:
+    """Return the trained runs whose updates were not measured, with the reason.
+
+    With `is_readable`, include only methods whose updates can be measured.
+    """
+    found = {}
+    for run in runs:
+        if not is_asked_for(run) or isinstance(run.spec.method, HeadOnly):
+            continue
+        if reason := why_no_matrix(run):
+            if not is_readable:
+                found[run.spec.run_id] = reason
+        elif not is_measured(run, results):
+            found[run.spec.run_id] = _why_unmeasured(run)
+    return found
+
+
+def _why_unmeasured(run: TrainedRun) -> str:
+    try:
+        run.check_files("checkpoint/")
+    except InputError as error:
+        return str(error)
+    return "they were not measured: run the sweep again to measure them or see the reason"

@@ -1,0 +1,133 @@
+"""Report how the runs of a sweep ended, in words and by the exit code.
+
+require_sweeps(config)      # before anything slow: does the sweep exist?
+check_sweeps(config)        # at the end: did any of its runs fail?
+"""
+
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lowrank_study.config.fields import Fields
+from lowrank_study.config.run import RunConfig
+from lowrank_study.errors import InputError, Unfinished
+from lowrank_study.runs.store import RunStore, TrainedRun
+from lowrank_study.spec import Method
+from lowrank_study.sweeps.measured_spectra import without_spectra
+
+
+def in_words(runs: Sequence[TrainedRun], *, sweep: str, results: Path) -> str:
+    """Return how runs ended, with the path of one run or the command that reports several."""
+    if len(runs) > 1:
+        counts = Counter(run.status for run in runs)
+        told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+        return f"{len(runs)} runs: {told}; {report_command(sweep, results)} reports them"
+    [run] = runs
+    split = "test" if run.spec.train.read_test else "validation"
+    outcome = run.record.get("message") or f"{split} accuracy {run.record[split]['accuracy']:.3f}"
+    return f"{run.status}: {outcome}; everything is in {run.folder}"
+
+
+def report_command(sweep: str, results: Path) -> str:
+    """Return what has to be typed for the report of a sweep."""
+    where = "" if results == Path("results") else " " + shlex.quote(f"results={results}")
+    return f"python analysis/report.py sweep={sweep}{where}"
+
+
+def incomplete(
+    runs: Sequence[TrainedRun], *, planned: int, sweep: str, results: Path, allow_partial: bool
+) -> list[str]:
+    """Return one line per run that failed, diverged or has no spectra, and per left-out part."""
+    lost = [run for run in runs if run.status != "done"]
+    lines = [f"{run.status}: {run.spec.run_id}: {run.record['message']}" for run in lost]
+    if lost:
+        lines.append(f"sweep {sweep}: {len(lost)} of {planned} runs failed or diverged")
+    if waiting := planned - len(runs):
+        lines.append(f"sweep {sweep}: {waiting} of {planned} runs have not ended")
+    unmeasured = without_spectra(runs, results, is_readable=True)
+    lines += [f"no spectra: {run_id}: {reason}" for run_id, reason in unmeasured.items()]
+    parts = [part for run in runs for part in run.record.get("left_out", [])]
+    if parts and not allow_partial:
+        lines += [*dict.fromkeys(parts), "allow_partial=true accepts what was left out"]
+    return lines
+
+
+def check_complete(runs: Sequence[TrainedRun], config: RunConfig) -> None:
+    """Make a command end with exit code 1 if `incomplete` returns any line.
+
+    Raises
+    ------
+    Unfinished
+        The message contains those lines.
+    """
+    lines = incomplete(
+        runs,
+        planned=len(runs),
+        sweep=config.sweep,
+        results=config.results,
+        allow_partial=config.allow_partial,
+    )
+    if lines:
+        raise Unfinished("\n".join(lines))
+
+
+def require_sweeps(config: Mapping[str, Any]) -> None:
+    """Refuse a sweep that was never planned, before anything slow is imported.
+
+    Raises
+    ------
+    InputError
+        The sweep does not exist, or none of its ended runs is done.
+    """
+    fields = Fields("", config)
+    store = RunStore(fields.path_of("results") / "runs")
+    for name in fields.names("sweep"):
+        runs = store.ended(store.sweep(name))
+        if runs and not any(run.status == "done" for run in runs):
+            reasons = Counter(str(run.record.get("message")) for run in runs)
+            [(reason, count)] = reasons.most_common(1)
+            raise InputError(
+                f"sweep={name}: none of its {len(runs)} ended runs is done; {count} ended with: "
+                f"{reason}. Fix this and run the sweep again"
+            )
+
+
+def check_sweeps(
+    config: Mapping[str, Any], *, names: Sequence[str] = (), method: type[Method] | None = None
+) -> None:
+    """Apply `check_complete` to the sweeps that a command has read.
+
+    Args:
+        config: The command's settings: `sweep`, `results` and `allow_partial`.
+        names: Further sweeps that the command has made.
+        method: Check only runs of this method; None checks all.
+    """
+    fields = Fields("", config)
+    store = RunStore(fields.path_of("results") / "runs")
+    planned = store.sweeps()
+    lines: list[str] = []
+    for name in (*fields.names("sweep"), *(name for name in names if name in planned)):
+        run_ids = store.sweep(name)
+        runs = store.ended(run_ids)
+        read = [run for run in runs if method is None or isinstance(run.spec.method, method)]
+        waiting = len(_waiting(store, {*run_ids} - {run.spec.run_id for run in runs}, method))
+        allow_partial = fields.flag("allow_partial")
+        lines += incomplete(
+            read,
+            planned=len(read) + waiting,
+            sweep=name,
+            results=fields.path_of("results"),
+            allow_partial=allow_partial,
+        )
+    if lines:
+        raise Unfinished("\n".join(lines))
+
+
+def _waiting(store: RunStore, run_ids: set[str], method: type[Method] | None) -> list[str]:
+    """Return those of the runs that are, or are to be, trained by a method; all if it is None."""
+    if method is None:
+        return list(run_ids)
+    specs = {run_id: store.planned_spec(run_id) for run_id in run_ids}
+    return [run_id for run_id, spec in specs.items() if spec and isinstance(spec.method, method)]

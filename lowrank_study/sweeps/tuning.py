@@ -1,0 +1,151 @@
+"""Learning rates chosen on validation, each over a grid that grows until its best is inside.
+
+    tuned(specs, tuning, train=lambda trials: sweep(trials, name="rates", results=results))
+
+Every configuration (all that a run is but its seeds and its rate) gets the same: the same number of
+rates to begin with, the same steps, texts and seeds, and the same two rules by which more is tried.
+One whose best rate is an end of the grid gets one more beyond it, so that no method is held back by
+the range that somebody thought of. And the best rate and the next best are run again with the seeds
+of the run-off, for two seeds can't tell neighbours apart, until those two at the head have had
+them. The runs that choose have seeds of their own and never read the test split.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from lowrank_study.config.run import Tuning
+from lowrank_study.errors import InputError
+from lowrank_study.runs.store import TrainedRun
+from lowrank_study.spec import RunSpec
+
+Train = Callable[[Sequence[RunSpec]], Sequence[TrainedRun]]
+Tried = Mapping[float, tuple[int, ...]]
+"""Seeds by learning rate."""
+Preference = tuple[bool, float, float, float]
+
+
+def tuned(specs: Sequence[RunSpec], tuning: Tuning, *, train: Train) -> list[RunSpec]:
+    """Return the runs, each at the rate that is best for its configuration on validation.
+
+    Parameters
+    ----------
+    specs
+        The runs; their rate is the middle of the grid.
+    tuning
+        How the grid looks.
+    train
+        Trains runs and returns them in order, each done, diverged or failed.
+
+    Raises
+    ------
+    InputError
+        A seed that chooses is also one that is reported, two runs differ in nothing but their
+        rate, a run failed for another reason than its rate, or no rate of a configuration worked.
+    """
+    if shared := {spec.seed for spec in specs} & {*tuning.seeds, *tuning.runoff_seeds}:
+        raise InputError(
+            f"tuning: seeds {sorted(shared)} choose rates and are the sweep's too; those that "
+            "choose a rate (tuning.seeds, tuning.runoff_seeds) must not be those it is reported on"
+        )
+    middles = {of.run_id: of for of in map(configuration, specs)}
+    if len({at_any_rate(of).run_id for of in middles.values()}) < len(middles):
+        raise InputError(
+            "tuning: it chooses the learning rate, and the sweep has several for one "
+            "configuration: give one method.learning_rate, the middle of the grid"
+        )
+    tried: dict[str, Tried] = {
+        name: dict.fromkeys(_grid(of, tuning), tuning.seeds) for name, of in middles.items()
+    }
+    while True:
+        trials = [
+            (name, rate, _trial(middles[name], rate, seed))
+            for name, rates in tried.items()
+            for rate, seeds in rates.items()
+            for seed in seeds
+        ]
+        runs: dict[tuple[str, float], list[TrainedRun]] = {}
+        for (name, rate, _), run in zip(trials, train([t for *_, t in trials]), strict=True):
+            if run.status == "failed":  # of the machine, say: it tells nothing of the rate
+                raise InputError(
+                    f"{run.spec.run_id}, which was to choose a rate, failed "
+                    f"({run.record['message']}): mend that, and the same command goes on"
+                )
+            runs.setdefault((name, rate), []).append(run)
+        order = {
+            name: sorted(rates, key=lambda rate: worth(runs[name, rate]), reverse=True)
+            for name, rates in tried.items()
+        }
+        more = {name: _more(tried[name], order[name], tuning) for name in tried}
+        if more == tried:
+            break
+        tried = more
+    for name, (best, *_) in order.items():
+        if not worth(runs[name, best])[0]:
+            asked = ", ".join(f"{rate:g}" for rate in sorted(tried[name]))
+            raise InputError(f"{name}: every rate of {asked} diverged")
+    return [_at(spec, order[configuration(spec).run_id][0]) for spec in specs]
+
+
+def preference(*, lost: int, accuracy: float, loss: float, rate: float) -> Preference:
+    """Return what learning rates are compared by: the greatest is chosen.
+
+    One that lost no run, then the better mean accuracy on validation, the smaller mean loss there,
+    the smaller rate. The test split has no say.
+    """
+    if math.isnan(accuracy):  # none is done
+        accuracy, loss = -math.inf, math.inf
+    return lost == 0, accuracy, -loss, -rate
+
+
+def configuration(spec: RunSpec) -> RunSpec:
+    """Return what the runs of one configuration share: the run without its seeds."""
+    return replace(spec, seed=0, data_seed=0)
+
+
+def at_any_rate(spec: RunSpec) -> RunSpec:
+    """Return what a run shares with those that choose its rate."""
+    return _at(configuration(replace(spec, train=replace(spec.train, read_test=True))), 1.0)
+
+
+def _grid(of: RunSpec, tuning: Tuning) -> tuple[float, ...]:
+    first = -(tuning.rates // 2)
+    exponents = range(first, first + tuning.rates)
+    return tuple(_rounded(of.method.learning_rate * tuning.factor**k) for k in exponents)
+
+
+def _more(tried: Tried, order: Sequence[float], tuning: Tuning) -> Tried:
+    """Add a rate beyond the end that is the best; else the run-off of the two best."""
+    ends = {min(tried): 1 / tuning.factor, max(tried): tuning.factor}
+    if order[0] in ends and len(tried) < tuning.most:
+        return {**tried, _rounded(order[0] * ends[order[0]]): tuning.seeds}
+    return {**tried, **dict.fromkeys(order[:2], (*tuning.seeds, *tuning.runoff_seeds))}
+
+
+def _rounded(rate: float) -> float:
+    """Three digits: the rate is part of a run's name, and must not depend on how it came about."""
+    return float(f"{rate:.3g}")
+
+
+def _trial(of: RunSpec, rate: float, seed: int) -> RunSpec:
+    trial = _at(replace(of, train=replace(of.train, read_test=False)), rate)
+    return replace(trial, seed=seed, data_seed=seed)
+
+
+def _at(spec: RunSpec, rate: float) -> RunSpec:
+    return replace(spec, method=replace(spec.method, learning_rate=rate))
+
+
+def worth(runs: Sequence[TrainedRun]) -> Preference:
+    """Return the preference of the rate that the runs share, by those of them that are done."""
+    return preference(
+        lost=sum(run.status != "done" for run in runs),
+        accuracy=_mean(runs, "accuracy"),
+        loss=_mean(runs, "loss"),
+        rate=runs[0].spec.method.learning_rate,
+    )
+
+
+def _mean(runs: Sequence[TrainedRun], name: str) -> float:
+    found = [run.record["validation"][name] for run in runs if run.status == "done"]
+    return sum(found) / len(found) if found else math.nan

@@ -1,0 +1,81 @@
+"""The updates of an ended run, from what it saved, and their spectra."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from lowrank_study.checkpoints import Pairing, open_adapter, open_weights, pair
+from lowrank_study.checkpoints.paths import shown
+from lowrank_study.errors import InputError
+from lowrank_study.runs.store import TrainedRun
+from lowrank_study.spec import FullFineTuning, HeadOnly
+from lowrank_study.spectra.spectra_file import save_spectra
+from lowrank_study.spectra.spectrum import Spectrum, measure
+from lowrank_study.spectra.updates import UpdateMatrix, update_of_match, updates_of_adapter
+from lowrank_study.sweeps.measured_spectra import (
+    is_asked_for,
+    is_measured,
+    spectra_file,
+    why_no_matrix,
+)
+from lowrank_study.training.models import model_folder
+
+
+def measure_run(run: TrainedRun, results: Path) -> None:
+    """Measure the spectra of a run's updates, unless they are there or not needed.
+
+    Updates that can't be read are reported on standard error; no file is written, so the next call
+    tries again.
+    """
+    if not is_asked_for(run) or is_measured(run, results):
+        return
+    try:
+        spectra = [] if why_no_matrix(run) else spectra_of_run(run)
+    except InputError as error:
+        print(f"{run.spec.run_id}: no spectra: {error}", file=sys.stderr)
+        return
+    path = spectra_file(results, run.spec.run_id)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_spectra(path, spectra, made_from=run.checkpoint_sha256)
+
+
+def spectra_of_run(run: TrainedRun) -> list[Spectrum]:
+    """Measure the spectrum of every updated matrix of a run, one in memory at a time."""
+    return [measure(update, method="gram") for update in updates_of_run(run)]
+
+
+def updates_of_run(run: TrainedRun) -> Iterator[UpdateMatrix]:
+    """Yield `W - W0` of every matrix that the run changed and the pretrained model has.
+
+    The classification head has no W0 to compare with, and is left out.
+
+    Raises
+    ------
+    InputError
+        The checkpoint can't be read, differs from the one that the run wrote, or has a matrix that
+        can't be compared.
+    """
+    if isinstance(run.spec.method, HeadOnly):
+        return
+    run.check_files("checkpoint/")
+    model = run.spec.model
+    roles = model.roles_by_path
+    with open_weights(model_folder(model)) as base:
+        if isinstance(run.spec.method, FullFineTuning):
+            with open_weights(run.checkpoint) as tuned:
+                yield from _updates_of_pair(pair(base, tuned), roles)
+        else:
+            with open_adapter(run.checkpoint) as adapter:
+                adapter.refuse_partial()
+                yield from updates_of_adapter(adapter, base=base, roles=roles, skipped={})
+
+
+def _updates_of_pair(pairing: Pairing, roles: Mapping[str, str]) -> Iterator[UpdateMatrix]:
+    """Yield every update of a run that was tuned in full, where none may be left out."""
+    pairing.refuse_partial()
+    for match in pairing.matches:
+        if (both := pairing.read(match)) is None:
+            where = shown(pairing.after.path)
+            why = pairing.skipped[match.name]
+            raise InputError(f"{where}: {shown(match.name)}: {why}; train the run again")
+        yield update_of_match(match, *both, roles=roles)

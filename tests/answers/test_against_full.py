@@ -1,0 +1,199 @@
+"""That runs are paired by seed and example, and what can't be paired is left out or refused."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lowrank_study.answers.against_full import COLUMNS, against_full
+from lowrank_study.answers.correctness import CUT, paired_with_full
+from lowrank_study.answers.statistics import mean_accuracy, paired_difference
+from lowrank_study.answers.truncation_tables import truncation_file
+from lowrank_study.config.run import compose
+from lowrank_study.errors import InputError
+from lowrank_study.runs.store import TrainedRun
+from lowrank_study.spec import FullFineTuning, Lora, RunSpec
+
+LABELS = np.array([0, 1, 1, 0, 1] * 40)
+
+
+@pytest.fixture
+def lora() -> RunSpec:
+    return compose("method=lora", "method.rank=4")
+
+
+class Runs:
+    """Ended runs in a folder, with the predictions that they are given."""
+
+    def __init__(self, folder: Path, lora: RunSpec) -> None:
+        self.folder, self.lora = folder, lora
+        self.made: list[TrainedRun] = []
+
+    def add(
+        self,
+        seed: int,
+        wrong: Sequence[int] | None,
+        *,
+        rank: int | None,
+        status: str = "done",
+        labels: np.ndarray = LABELS,
+    ) -> TrainedRun:
+        assert isinstance(self.lora.method, Lora)
+        method = (
+            FullFineTuning(learning_rate=1e-4)
+            if rank is None
+            else dataclasses.replace(self.lora.method, rank=rank)
+        )
+        spec = dataclasses.replace(self.lora, method=method, seed=seed)
+        folder = self.folder / spec.run_id
+        folder.mkdir()
+        if wrong is not None:
+            predicted = labels.copy()
+            predicted[list(wrong)] = 1 - predicted[list(wrong)]
+            table = pd.DataFrame({"label": labels, "predicted": predicted, "loss": 0.5})
+            table.to_parquet(folder / "predictions.parquet")
+        run = TrainedRun(spec=spec, status=status, record={}, folder=folder)
+        self.made.append(run)
+        return run
+
+
+@pytest.fixture
+def runs(tmp_path: Path, lora: RunSpec) -> Runs:
+    return Runs(tmp_path, lora)
+
+
+def test_runs_are_paired_by_seed_and_example(runs: Runs) -> None:
+    runs.add(1, [0, 1], rank=4)
+    runs.add(0, [5, 6, 7], rank=4)
+    runs.add(0, [7], rank=None)
+    runs.add(1, [1, 2], rank=None)
+    [pairs] = paired_with_full(runs.made)
+    assert (pairs.seeds, pairs.adapter_rank, pairs.chance) == ((0, 1), 4, 0.6)
+    expected = np.zeros((2, len(LABELS)), dtype=int)
+    expected[0, [5, 6]] = -1
+    expected[1, 0], expected[1, 2] = -1, 1
+    np.testing.assert_array_equal(pairs.difference_SE, expected)
+    assert pairs.full_SE.sum(axis=1).tolist() == [199, 198]
+
+
+def test_a_pair_needs_both_runs_with_their_predictions(runs: Runs) -> None:
+    for seed in range(5):
+        runs.add(seed, None if seed == 1 else [seed], rank=None)
+        if seed != 2:
+            status = "diverged" if seed == 3 else "done"
+            runs.add(seed, None if seed == 3 else [0], rank=4, status=status)
+    [pairs] = paired_with_full(runs.made)
+    assert pairs.seeds == (0, 4)
+
+
+def test_without_full_fine_tuning_there_is_nothing_to_compare(runs: Runs) -> None:
+    runs.add(0, [0], rank=4)
+    assert paired_with_full(runs.made) == []
+    table = against_full(runs.made, margin=0.02)
+    assert list(table.columns) == list(COLUMNS)
+    assert table.empty
+
+
+def test_other_test_examples_are_refused(runs: Runs) -> None:
+    mine = runs.add(0, [0], rank=4, labels=LABELS[:-5])
+    runs.add(0, [0], rank=None)
+    with pytest.raises(InputError, match=f"{mine.spec.run_id}.*tested on other"):
+        paired_with_full(runs.made)
+
+
+def test_a_split_that_differs_between_seeds_is_refused(runs: Runs) -> None:
+    """An example is one column over all seeds; unrelated ones must not share it."""
+    for seed, labels in enumerate((LABELS, LABELS[::-1])):
+        for rank in (4, None):
+            runs.add(seed, [0], rank=rank, labels=labels)
+    with pytest.raises(InputError, match="tested on other examples"):
+        paired_with_full(runs.made)
+
+
+def test_predictions_that_cannot_be_read_are_named(runs: Runs) -> None:
+    runs.add(0, [0], rank=4)
+    broken = runs.add(0, [0], rank=None).folder / "predictions.parquet"
+    broken.write_bytes(b"PAR1 and no more")
+    with pytest.raises(InputError, match=f"{broken} can't be read"):
+        paired_with_full(runs.made)
+    pd.DataFrame({"label": LABELS}).to_parquet(broken)
+    with pytest.raises(InputError, match="can't be read"):
+        paired_with_full(runs.made)
+
+
+def test_every_rank_has_a_row(runs: Runs) -> None:
+    rng = np.random.default_rng(0)
+    for seed in range(6):
+        hard = list(range(20 + seed))
+        runs.add(seed, hard, rank=None)
+        runs.add(seed, [*hard, *range(60, 100)], rank=1)
+        runs.add(seed, [*hard, 60 + int(rng.integers(9))], rank=8)
+        runs.add(seed, None, rank=2, status="failed")
+    table = against_full(runs.made, margin=0.05)
+    assert list(table["adapter_rank"]) == [1, 2, 8]
+    assert list(table["decision"]) == ["inferior", "open", "sufficient"]
+    assert list(table["seeds"]) == [6, 0, 6]
+    assert list(table["lost"]) == [0, 6, 0]
+    one, two, eight = table.to_dict("records")
+    assert one["difference"] == pytest.approx(-0.2)
+    pairs = paired_with_full(runs.made)[2]
+    estimate = paired_difference(pairs.difference_SE)
+    assert (eight["low_95"], eight["high_95"]) == estimate.interval()
+    assert (eight["lower_limit"], eight["upper_limit"]) == estimate.interval(0.9)
+    accuracy = mean_accuracy(pairs.adapter_SE)
+    assert (eight["accuracy_low_95"], eight["accuracy_high_95"]) == accuracy.interval()
+    full = 1 - 22.5 / 200
+    assert eight["accuracy"] == pytest.approx(full - 0.005)
+    assert eight["retention"] == pytest.approx((full - 0.005 - 0.6) / (full - 0.6))
+    assert eight["retention_bounded"]
+    assert eight["retention_low_95"] < eight["retention"] < eight["retention_high_95"]
+    assert np.isnan([two["difference"], two["lower_limit"], two["retention"]]).all()
+    assert not two["retention_bounded"]
+
+
+@pytest.mark.parametrize("margin", [0.0, 1.0, -0.02, float("nan")])
+def test_a_margin_is_a_share(runs: Runs, margin: float) -> None:
+    runs.add(0, [0], rank=None)
+    runs.add(0, [0], rank=4)
+    with pytest.raises(InputError, match=r"margin=.*a share of one"):
+        against_full(runs.made, margin=margin)
+
+
+def test_cuts_of_an_update_are_tested_against_the_whole(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    runs = []
+    for seed in range(4):
+        spec = compose("method=full", f"seed={seed}")
+        record = {
+            "validation": {"accuracy": 0.8, "loss": 0.5},
+            "test": {"accuracy": 0.8, "majority_accuracy": 0.5},
+        }
+        runs.append(TrainedRun(spec=spec, status="done", record=record, folder=tmp_path))
+        labels = np.arange(500) % 2
+        whole = np.where(rng.random(500) < 0.8, labels, 1 - labels)
+        cuts = {0: np.zeros(500, int), 1: np.where(rng.random(500) < 0.6, labels, 1 - labels)}
+        rows = [
+            pd.DataFrame(
+                {
+                    "scope": "all",
+                    "part": "",
+                    "kept_rank": kept,
+                    "example": np.arange(500),
+                    "label": labels,
+                    "predicted": predicted,
+                }
+            )
+            for kept, predicted in (cuts | {8: whole, 384: whole}).items()
+        ]
+        path = truncation_file(tmp_path, spec.run_id)
+        path.parent.mkdir(exist_ok=True)
+        pd.concat(rows).to_parquet(path)
+    table = against_full(runs, margin=0.02, results=tmp_path).set_index("adapter_rank")
+    assert list(table["method"]) == [CUT] * 3
+    assert list(table["decision"]) == ["inferior", "inferior", "sufficient"]
+    assert table.loc[8, "difference"] == 0.0
+    assert table.loc[0, "accuracy"] == 0.5
+    assert against_full(runs, margin=0.02).empty

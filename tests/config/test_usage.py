@@ -1,0 +1,44 @@
+"""`--help` fits on one screen: purpose, examples, settings with comments, exit codes."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import RunCommand
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted(
+    str(path.relative_to(ROOT))
+    for folder in ("experiments", "analysis")
+    for path in (ROOT / folder).glob("*.py")
+)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_is_one_screen(script: str, run_command: RunCommand) -> None:
+    code, page, errors = run_command(script, "--help")
+    assert (code, errors) == (0, "")
+    lines = page.splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 110
+    assert page.count(f"python {script}") == 3
+    assert "Exit codes: 0 all done; 1 " in page
+
+
+def test_settings_are_told_with_their_value_and_meaning(run_command: RunCommand) -> None:
+    _, page, _ = run_command("analysis/record.py", "-h")
+    assert "  margin=0.02          largest loss of test accuracy at which a rank" in page
+    assert "  record=              the record's name" in page
+    _, page, _ = run_command("experiments/train.py", "--help", "method=lora")
+    assert page.startswith("Low-rank adaptation: W = W0 + scaling")
+    assert "method.alpha=16 " in page
+    _, page, _ = run_command("experiments/train.py", "--help", "method=lora_all_linear")
+    assert "method.target=all_linear" in page
+    assert "a number, or a rule: 2r is twice the rank" in page  # of the file it begins with
+
+
+def test_the_composed_settings_can_be_looked_at(run_command: RunCommand) -> None:
+    code, page, _ = run_command("experiments/train.py", "--cfg", "job", "method.rank=3")
+    assert code == 0
+    assert "rank: 3\n" in page
+    assert "hydra" not in page

@@ -1,0 +1,437 @@
+"""The run store survives crashes and races, and never shows half a run."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from lowrank_study.config.run import compose
+from lowrank_study.errors import InputError
+from lowrank_study.runs.store import RunStore
+from lowrank_study.spec import RunSpec
+
+
+@pytest.fixture(scope="module")
+def specs() -> list[RunSpec]:
+    return [compose(f"seed={seed}") for seed in range(3)]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RunStore:
+    return RunStore(tmp_path / "runs")
+
+
+def plan(store: RunStore, specs: list[RunSpec]) -> list[str]:
+    return store.plan("s", [[spec] for spec in specs], question="Why?")
+
+
+def test_a_run_goes_from_planned_to_done(store: RunStore, specs: list[RunSpec]) -> None:
+    run_ids = plan(store, specs)
+    assert store.ended(run_ids) == []
+    claim = store.claim(run_ids)
+    assert claim is not None
+    claim.advance(0.5)
+    (claim.folder / "checkpoint").mkdir()
+    (claim.folder / "checkpoint" / "weights").write_text("w")
+    assert not (store.folder / run_ids[0]).exists()
+    claim.commit(status="done", record={"test": {"accuracy": 0.5}})
+    [run] = store.ended(run_ids)
+    assert run.spec == specs[0]
+    assert run.status == "done"
+    assert (run.checkpoint / "weights").read_text() == "w"
+    assert run.record["sha256"] == {"checkpoint/weights": hashlib.sha256(b"w").hexdigest()}
+    assert store.progress(run_ids) == {run_ids[0]: 1.0}
+    assert not list((store.folder / ".running").iterdir())
+
+
+def test_the_same_specification_twice_is_one_run(store: RunStore, specs: list[RunSpec]) -> None:
+    assert len(plan(store, [*specs, *specs])) == 3
+
+
+def test_only_one_worker_gets_a_run(store: RunStore, specs: list[RunSpec]) -> None:
+    run_ids = plan(store, specs[:1])
+    first = store.claim(run_ids)
+    assert first is not None
+    assert store.claim(run_ids) is None
+    first.release()
+    again = store.claim(run_ids)
+    assert again is not None
+    again.release()
+
+
+def claim_all(folder: str, gate: "multiprocessing.synchronize.Event") -> list[str]:
+    store, won = RunStore(Path(folder)), []
+    gate.wait()
+    while claim := store.claim(store.sweep("s")):
+        claim.commit(status="done", record={})
+        won.append(claim.run_id)
+    return won
+
+
+def race(folder: str, gate: "multiprocessing.synchronize.Event", out: Path) -> None:
+    out.write_text(json.dumps(claim_all(folder, gate)))
+
+
+def test_processes_that_race_share_the_runs(store: RunStore, tmp_path: Path) -> None:
+    run_ids = plan(store, [compose(f"seed={seed}") for seed in range(12)])
+    context = multiprocessing.get_context("spawn")
+    gate = context.Event()
+    outs = [tmp_path / f"{n}.json" for n in range(3)]
+    workers = [context.Process(target=race, args=(str(store.folder), gate, out)) for out in outs]
+    for worker in workers:
+        worker.start()
+    time.sleep(0.5)
+    gate.set()
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    won = [run_id for out in outs for run_id in json.loads(out.read_text())]
+    assert sorted(won) == sorted(run_ids)
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from lowrank_study.runs.store import RunStore
+store = RunStore(Path(sys.argv[1]), worker="killed")
+claim = store.claim(store.sweep("s"))
+(claim.folder / "checkpoint").mkdir()
+(claim.folder / "checkpoint" / "half").write_text("half")
+print("claimed", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_killed_worker_leaves_nothing_that_looks_finished(
+    store: RunStore, specs: list[RunSpec]
+) -> None:
+    run_ids = plan(store, specs[:1])
+    command = [sys.executable, "-c", KILLED, str(store.folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "claimed\n"
+        assert store.claim(run_ids) is None
+        worker.send_signal(signal.SIGKILL)
+    assert store.ended(run_ids) == []
+    claim = store.claim(run_ids)  # taken over at once: its process is gone
+    assert claim is not None
+    assert not (claim.folder / "checkpoint").exists()
+    claim.commit(status="done", record={})
+    assert len(store.ended(run_ids)) == 1
+
+
+def test_failed_runs_are_planned_again_and_diverged_ones_are_not(
+    store: RunStore, specs: list[RunSpec]
+) -> None:
+    run_ids = plan(store, specs[:2])
+    for status in ("failed", "diverged"):
+        claim = store.claim(run_ids)
+        assert claim is not None
+        claim.commit(status=status, record={"message": "because"})
+    assert [run.status for run in store.ended(run_ids)] == ["failed", "diverged"]
+    plan(store, specs[:2])
+    assert [run.status for run in store.ended(run_ids)] == ["diverged"]
+    assert store.claim(run_ids) is not None
+
+
+def test_a_crashed_process_fails_its_run(store: RunStore, specs: list[RunSpec]) -> None:
+    run_ids = plan(store, specs[:1])
+    command = [sys.executable, "-c", KILLED, str(store.folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout is not None
+        worker.stdout.readline()
+        worker.kill()
+    assert store.end_runs_of("another", "ended by SIGKILL") == 0
+    assert store.end_runs_of("killed", "ended by SIGKILL") == 1
+    [run] = store.ended(run_ids)
+    assert (run.status, run.record["message"]) == ("failed", "ended by SIGKILL")
+
+
+def test_a_crashed_pack_is_tried_run_by_run(store: RunStore, specs: list[RunSpec]) -> None:
+    """Only one of its runs may have been the cause: the others are to lose nothing."""
+    run_ids = store.plan("s", [specs[:2], specs[2:]], question="Why?")
+    died = RunStore(store.folder, worker="w").claim_pack(store.packs("s"))
+    assert [claim.run_id for claim in died] == run_ids[:2]
+    assert store.end_runs_of("w", "ended by SIGKILL") == 2
+    assert store.ended(run_ids) == []
+    for run_id in run_ids:
+        [claim] = store.claim_pack(store.packs("s"))
+        assert claim.run_id == run_id
+        claim.commit(status="done", record={})
+    assert store.claim_pack(store.packs("s")) == []
+    assert not list((store.folder / ".running").iterdir())
+
+
+def test_a_pack_is_claimed_as_far_as_it_is_free(store: RunStore, specs: list[RunSpec]) -> None:
+    run_ids = store.plan("s", [specs], question="Why?")
+    first = store.claim(run_ids[:1])
+    assert first is not None
+    rest = store.claim_pack(store.packs("s"))
+    assert [claim.run_id for claim in rest] == run_ids[1:]
+    for claim in (first, *rest):
+        claim.release()
+
+
+def test_an_unknown_sweep_is_refused_with_the_known_ones(
+    store: RunStore, specs: list[RunSpec]
+) -> None:
+    plan(store, specs)
+    with pytest.raises(InputError, match=r"'t'.*planned sweeps: s"):
+        store.sweep("t")
+
+
+def commit(store: RunStore, run_id: str, status: str = "done", **files: str) -> None:
+    lease = store.claim([run_id])
+    assert lease is not None
+    for name, content in files.items():
+        (lease.folder / "checkpoint").mkdir(exist_ok=True)
+        (lease.folder / "checkpoint" / name).write_text(content)
+    lease.commit(status=status, record={"message": "because"})
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("record.json", "{"),
+        ("record.json", "\\xff\\xfe"),
+        ("record.json", "[]"),
+        ("record.json", '{"status": "finished"}'),
+        ("spec.json", '{"seed": 0}'),
+        ("spec.json", ""),
+        ("spec.json", "other seed"),
+        ("record.json", None),
+    ],
+)
+def test_a_damaged_run_has_not_ended_and_is_moved_aside(
+    file: str,
+    content: str | None,
+    store: RunStore,
+    specs: list[RunSpec],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    [run_id] = plan(store, specs[:1])
+    commit(store, run_id, weights="w")
+    path = store.folder / run_id / file
+    if content == "other seed":
+        content = path.read_text().replace('"seed": 0', '"seed": 1')
+    path.write_text(content) if content is not None else path.unlink()
+    assert store.ended([run_id]) == store.ended([run_id]) == []
+    told = capsys.readouterr().err.splitlines()
+    assert told == [] if content is None else len(told) == 1
+    assert all(str(path) in line and "run its sweep again" in line for line in told)
+    with pytest.raises(InputError, match=r"is damaged|no such run has ended"):
+        store.load(run_id)
+    plan(store, specs[:1])
+    [aside] = (store.folder / ".aside").iterdir()
+    assert f"moved to {aside}" in capsys.readouterr().err
+    assert (aside / "checkpoint" / "weights").read_text() == "w"
+    commit(store, run_id)
+    assert [run.status for run in store.ended([run_id])] == ["done"]
+
+
+def test_a_run_under_the_name_of_an_older_version_is_not_called_damaged(
+    store: RunStore, specs: list[RunSpec], capsys: pytest.CaptureFixture[str]
+) -> None:
+    [run_id] = plan(store, specs[:1])
+    commit(store, run_id)
+    older = f"older-{run_id.rpartition('-')[2]}"
+    (store.folder / run_id).rename(store.folder / older)
+    assert store.ended([older]) == []
+    told = capsys.readouterr().err
+    assert "an older version trained it" in told
+    assert f"trains it as {run_id}" in told
+    assert "damaged" not in told
+
+
+@pytest.mark.parametrize("file", ["record.json", "spec.json", ".sweeps/s.json", ".planned/"])
+def test_no_damage_is_a_traceback(file: str, store: RunStore, specs: list[RunSpec]) -> None:
+    run_ids = plan(store, specs[:2])
+    commit(store, run_ids[0], weights="w")
+    folder = store.folder if file.startswith(".") else store.folder / run_ids[0]
+    path = folder / (f".planned/{run_ids[1]}.json" if file == ".planned/" else file)
+    whole, rng = path.read_bytes(), random.Random(file)
+    for _ in range(12):
+        at = rng.randrange(len(whole))
+        other = rng.choice(
+            [b"", b"null", b"[" * 100_000, bytes([whole[at] ^ 1 << rng.randrange(8)])]
+        )
+        path.write_bytes(whole[:at] + other + whole[at + rng.choice([1, 1, 30, 10**6]) :])
+        for act in (store.sweep, store.question, store.earlier):
+            with suppress(InputError):
+                act("s")
+        with suppress(InputError):
+            store.load(run_ids[0]).check_files("checkpoint/")
+        store.ended(run_ids)
+        if lease := store.claim(run_ids):
+            lease.release()
+        plan(store, specs[:2])
+        assert store.sweep("s") == run_ids
+        if not store.ended(run_ids):
+            commit(store, run_ids[0], weights="w")
+        path.write_bytes(whole)
+
+
+def test_a_half_made_run_does_not_stand_in_the_way_of_its_commit(
+    store: RunStore, specs: list[RunSpec]
+) -> None:
+    [run_id] = plan(store, specs[:1])
+    (store.folder / run_id / "checkpoint").mkdir(parents=True)
+    commit(store, run_id)
+    assert [run.status for run in store.ended([run_id])] == ["done"]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"packs": 3, "question": "?"}', '{"packs": [[]]}'])
+def test_a_damaged_sweep_is_named(content: str, store: RunStore, specs: list[RunSpec]) -> None:
+    run_ids = plan(store, specs)
+    (store.folder / ".sweeps" / "s.json").write_text(content)
+    with pytest.raises(InputError, match=r"s.json is damaged: run the command"):
+        store.sweep("s")
+    assert plan(store, specs) == run_ids
+    assert store.sweep("s") == run_ids
+
+
+def test_a_damaged_plan_is_named_and_the_others_are_trained(
+    store: RunStore, specs: list[RunSpec], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_ids = plan(store, specs)
+    (store.folder / ".planned" / f"{run_ids[0]}.json").write_text("{")
+    lease = store.claim(run_ids)
+    assert lease is not None
+    lease.release()
+    assert lease.run_id == run_ids[1]
+    assert f"{run_ids[0]}.json is damaged: plan its sweep again" in capsys.readouterr().err
+
+
+def test_runs_under_a_used_name_are_remembered(store: RunStore, specs: list[RunSpec]) -> None:
+    first = plan(store, specs[:2])
+    assert store.earlier("s") == []
+    plan(store, specs[2:])
+    assert store.earlier("s") == first
+    plan(store, specs[1:])
+    assert store.earlier("s") == first[:1]
+
+
+def test_a_fresh_result_survives_a_planner_that_saw_the_failed_one(
+    store: RunStore, specs: list[RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [run_id] = plan(store, specs[:1])
+    commit(store, run_id, "failed")
+    slow, rename = RunStore(store.folder), os.rename
+
+    def ends_meanwhile(source: Path, target: Path) -> None:
+        monkeypatch.setattr(os, "rename", rename)
+        plan(store, specs[:1])
+        commit(store, run_id, weights="fresh")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", ends_meanwhile)
+    plan(slow, specs[:1])
+    [run] = store.ended([run_id])
+    assert run.status == "done"
+    assert (run.checkpoint / "weights").read_text() == "fresh"
+    assert not list((store.folder / ".aside").iterdir())
+
+
+def test_a_planner_whose_work_another_took_on_says_nothing_untrue(
+    store: RunStore,
+    specs: list[RunSpec],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    [run_id] = plan(store, specs[:1])
+    commit(store, run_id, "failed")
+    slow, rename = RunStore(store.folder), os.rename
+
+    def is_stopped_then(source: Path, target: Path) -> None:
+        rename(source, target)
+        monkeypatch.setattr(os, "rename", rename)
+        plan(store, specs[:1])
+
+    monkeypatch.setattr(os, "rename", is_stopped_then)
+    plan(slow, specs[:1])
+    assert capsys.readouterr().err == ""
+    assert not list((store.folder / ".aside").iterdir())
+
+
+def test_what_a_killed_planner_had_in_hand_is_put_right(
+    store: RunStore, specs: list[RunSpec]
+) -> None:
+    run_ids = plan(store, specs[:2])
+    commit(store, run_ids[0])
+    commit(store, run_ids[1], "failed")
+    for run_id in run_ids:
+        os.rename(store.folder / run_id, store.folder / ".aside" / f"{run_id}.0123abcd")
+    plan(store, specs[:2])
+    assert [run.spec.run_id for run in store.ended(run_ids)] == run_ids[:1]
+    assert not list((store.folder / ".aside").iterdir())
+
+
+def test_a_changed_file_is_refused_and_an_older_run_is_not(
+    store: RunStore, specs: list[RunSpec]
+) -> None:
+    [run_id] = plan(store, specs[:1])
+    commit(store, run_id, weights="weights")
+    run = store.load(run_id)
+    assert run.checkpoint_sha256 is not None
+    run.check_files("checkpoint/")
+    (run.checkpoint / "weights").write_text("weighty")
+    with pytest.raises(InputError, match=r"weights has changed since the run wrote it"):
+        run.check_files("checkpoint/")
+    (run.checkpoint / "weights").unlink()
+    with pytest.raises(InputError, match=r"weights can't be read"):
+        run.check_files("checkpoint/")
+    path = run.folder / "record.json"
+    older = {k: v for k, v in json.loads(path.read_text()).items() if k != "sha256"}
+    path.write_text(json.dumps(older))
+    run = store.load(run_id)
+    assert run.checkpoint_sha256 is None
+    run.check_files("checkpoint/")
+
+
+PLANS = """
+import sys, pickle
+from pathlib import Path
+from lowrank_study.runs.store import RunStore
+specs = pickle.loads(Path(sys.argv[2]).read_bytes())
+store = RunStore(Path(sys.argv[1]))
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(6):
+    store.plan("s", [[spec] for spec in specs], question="Why?")
+    for spec in specs:
+        if lease := store.claim([spec.run_id]):
+            lease.commit(status="failed", record={"message": "because"})
+"""
+
+
+def test_three_planners_at_once_over_failed_runs(
+    store: RunStore, specs: list[RunSpec], tmp_path: Path
+) -> None:
+    run_ids = plan(store, specs)
+    for run_id in run_ids:
+        commit(store, run_id, "failed")
+    (tmp_path / "specs").write_bytes(pickle.dumps(specs))
+    command = [sys.executable, "-c", PLANS, str(store.folder), str(tmp_path / "specs")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    planners = [subprocess.Popen(command, text=True, **pipes) for _ in range(3)]
+    for planner in planners:
+        assert planner.stdout is not None
+        assert planner.stdout.readline() == "ready\n"
+    told = [planner.communicate("go\n", timeout=60)[1] for planner in planners]
+    assert [planner.returncode for planner in planners] == [0, 0, 0], told
+    assert told == ["", "", ""]
+    plan(store, specs)
+    for run_id in run_ids:
+        commit(store, run_id)
+    assert [run.status for run in store.ended(run_ids)] == ["done"] * 3
+    assert not list((store.folder / ".aside").iterdir())

@@ -1,0 +1,112 @@
+"""Forecasts count what is left to do, and are of the right size."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from lowrank_study.config.jobs import planned_configs
+from lowrank_study.config.run import compose
+from lowrank_study.runs.store import RunStore
+from lowrank_study.spec import RunSpec
+from lowrank_study.sweeps import forecast as module
+from lowrank_study.sweeps.forecast import forecast, forecasts, in_words, measured_speed, runs_of
+
+TINY_TUNED = (
+    "tuning=grid",
+    "tuning.seeds=[1000]",
+    "tuning.runoff_seeds=[]",
+    "method.rank=2",
+    "seed=0",
+)
+
+
+def end(specs: Sequence[RunSpec], results: Path) -> None:
+    """Commit runs to the store as if they had been trained, the middle one the best."""
+    store = RunStore(results / "runs")
+    store.plan("ended", [specs], question="")
+    for number, spec in enumerate(specs):
+        claim = store.claim([spec.run_id])
+        assert claim is not None
+        accuracy = 0.9 if number == len(specs) // 2 else 0.5
+        claim.commit(status="done", record={"validation": {"accuracy": accuracy, "loss": 0.1}})
+
+
+@pytest.fixture(autouse=True)
+def _speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "measured_speed", lambda precision: 1e9)
+
+
+def test_more_texts_and_higher_ranks_take_longer(tiny_overrides: list[str], tmp_path: Path) -> None:
+    def seconds(*overrides: str, workers: int = 1) -> float:
+        spec = compose(*tiny_overrides, *overrides)
+        return forecast([spec], results=tmp_path, workers=workers)
+
+    lora = seconds("method.rank=2")
+    assert seconds("method.rank=4") > lora
+    assert seconds("method.rank=2", "method.target=all_linear") > lora
+    assert seconds("method.rank=2", "trainer.epochs=9") > lora
+    assert seconds("method.rank=2", "trainer.read_test=false") < lora
+    assert seconds("method.rank=2", workers=2) == pytest.approx(lora / 2)
+
+
+def test_what_has_ended_takes_no_time(tiny_overrides: list[str], tmp_path: Path) -> None:
+    specs = [compose(*tiny_overrides, "method.rank=2", f"seed={seed}") for seed in range(2)]
+    both = forecast([*specs, specs[0]], results=tmp_path, workers=1)
+    end(specs[:1], tmp_path)
+    assert forecast(specs, results=tmp_path, workers=1) == pytest.approx(both / 2)
+
+
+def test_a_failed_run_is_still_to_be_trained(tiny_overrides: list[str], tmp_path: Path) -> None:
+    configs = planned_configs(*tiny_overrides, *TINY_TUNED, f"results={tmp_path}", "sweep=mine")
+    before = runs_of(configs)
+    store = RunStore(tmp_path / "runs")
+    store.plan("ended", [before[:3]], question="")
+    for spec in before[:3]:
+        claim = store.claim([spec.run_id])
+        assert claim is not None
+        claim.commit(status="failed", record={"message": "the disk is full"})
+    assert runs_of(configs) == before
+    assert forecast(before[:3], results=tmp_path, workers=1) > 0.0
+
+
+def test_runs_that_choose_a_rate_are_counted_until_it_is_chosen(
+    tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    configs = planned_configs(*tiny_overrides, *TINY_TUNED, f"results={tmp_path}", "sweep=mine")
+    before = runs_of(configs)
+    assert [run.train.read_test for run in before] == [False, False, False, True]
+    end(before[:3], tmp_path)
+    *_, chosen = runs_of(configs)
+    assert chosen.train.read_test
+    end([chosen], tmp_path)
+    assert forecasts({"mine": configs}) == {"mine": 0.0}
+
+
+def test_a_run_off_is_of_the_middle_and_a_neighbour(
+    tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    options = ("tuning.runoff_seeds=[1001]", f"results={tmp_path}", "sweep=mine")
+    configs = planned_configs(*tiny_overrides, *TINY_TUNED, *options)
+    asked = runs_of(configs)
+    middle = configs[0].spec.method.learning_rate
+    seeds = {run.method.learning_rate: [] for run in asked if not run.train.read_test}
+    for run in asked[:-1]:
+        seeds[run.method.learning_rate].append(run.seed)
+    assert len(seeds) == 3
+    assert seeds[middle] == [1000, 1001]
+    assert sorted(len(each) for each in seeds.values()) == [1, 2, 2]
+    assert asked[-1].method.learning_rate == middle
+    end(asked[:3], tmp_path)  # a run-off that has not ended is of the same two rates
+    assert len(runs_of(configs)) == len(asked)
+
+
+def test_durations_are_said_as_people_say_them() -> None:
+    assert [in_words(seconds) for seconds in (0.2, 75, 600, 15000)] == [
+        *("about 1 s", "about 75 s", "about 10 min", "about 4.2 h"),
+    ]
+
+
+def test_the_speed_is_that_of_a_processor() -> None:
+    for precision in ("fp32", "bf16"):
+        assert 1e8 < measured_speed(precision, seconds=0.05) < 1e13

@@ -1,0 +1,122 @@
+"""A sweep reports its rows, cached or not, and trains no run on other rows."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lowrank_study.config.run import compose
+from lowrank_study.data.splits import load_splits
+from lowrank_study.errors import InputError
+from lowrank_study.runs.store import RunStore
+from lowrank_study.spec import RunSpec
+from lowrank_study.sweeps.sweep import check_specs, sweep
+from lowrank_study.training.fit import fit
+from lowrank_study.training.models import model_folder
+from lowrank_study.training.tracking import NoTracker
+
+FIRST = "left out: 6 of 246 rows of holes.csv (2.4 %): 'verdict' is empty (first in row 241)"
+
+
+@pytest.fixture
+def specs(tiny_overrides: list[str], review_file: Path, tmp_path: Path) -> Callable[..., RunSpec]:
+    """Return specifications of runs on reviews, some of which lack a verdict."""
+
+    def give(holes: int, *overrides: str) -> RunSpec:
+        path = tmp_path / "holes.csv"
+        path.write_text(review_file.read_text() + "good,,film0\n" * holes)
+        return compose(*tiny_overrides, f"task.source={path}", "method.rank=2", *overrides)
+
+    return give
+
+
+def test_what_is_left_out_is_said_first_warm_or_cold(
+    specs: Callable[..., RunSpec], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        check_specs([specs(6), specs(6, "seed=1")], tmp_path)
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == FIRST
+        assert lines[1] == "holes.csv: 246 rows read, UTF-8, separated by commas"
+        assert [line.split(":")[0] for line in lines[2:5]] == ["train", "validation", "test"]
+        assert lines.count(FIRST) == 1
+
+
+def test_more_than_five_percent_left_out_is_refused_unless_it_is_asked_for(
+    specs: Callable[..., RunSpec], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError, match=r"left out: 20 of 260 rows .*allow_partial=true"):
+        check_specs([specs(20)], tmp_path)
+    check_specs([specs(20)], tmp_path, allow_partial=True)
+    assert capsys.readouterr().out.startswith("left out: 20 of 260 rows of holes.csv (7.7 %)")
+
+
+def test_files_of_one_name_are_judged_one_by_one(
+    specs: Callable[..., RunSpec], tmp_path: Path
+) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder, holes in ((one, 8), (other, 9)):
+        folder.mkdir()
+        specs(holes)
+        (tmp_path / "holes.csv").rename(folder / "holes.csv")
+    asked = [f"task.source={folder / 'holes.csv'}" for folder in (one, other)]
+    check_specs([specs(0, asked[0]), specs(0, asked[1], "task.name=other")], tmp_path)
+
+
+def test_a_run_keeps_what_was_left_out_and_refuses_an_edited_file(
+    specs: Callable[..., RunSpec], tmp_path: Path
+) -> None:
+    spec = specs(6, "trainer.evaluations=1")
+    result = fit(spec, checkpoint_folder=tmp_path / "out", tracker=NoTracker())
+    assert result.record["left_out"] == [FIRST]
+    specs(7)
+    with pytest.raises(InputError, match=r"holes\.csv has changed since"):
+        fit(spec, checkpoint_folder=tmp_path / "again", tracker=NoTracker())
+
+
+def test_a_run_refuses_a_base_model_that_was_edited(
+    specs: Callable[..., RunSpec], tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    import shutil
+
+    base = shutil.copytree(tiny_model("bert"), tmp_path / "base")
+    spec = specs(0, f"model.source={base}")
+    (base / "README.md").write_text("nothing that is read")
+    assert model_folder(spec.model) == base
+    weights = base / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\1\1\1\1")
+    with pytest.raises(InputError, match=r"model\.safetensors has changed .*was found"):
+        fit(spec, checkpoint_folder=tmp_path / "out", tracker=NoTracker())
+
+
+def ended(spec: RunSpec, results: Path, digest: str) -> None:
+    """Make up a done run; one that does not read the test split has no spectra."""
+    store = RunStore(results / "runs")
+    store.plan("mine", [[spec]], question="")
+    claim = store.claim([spec.run_id])
+    assert claim is not None
+    accuracy = {"accuracy": 0.5, "loss": 1.0}
+    record = {"validation": accuracy, "left_out": [FIRST], "provenance": {"data_sha256": digest}}
+    claim.commit(status="done", record=record)
+
+
+def test_runs_that_have_ended_say_again_what_was_left_out(
+    specs: Callable[..., RunSpec], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = specs(6, "trainer.read_test=false")
+    ended(spec, tmp_path, "a" * 64)
+    sweep([spec], name="mine", results=tmp_path)
+    assert capsys.readouterr().out.splitlines() == [FIRST]
+
+
+def test_new_runs_do_not_join_those_whose_rows_were_split_otherwise(
+    specs: Callable[..., RunSpec], tmp_path: Path
+) -> None:
+    old, new = specs(6, "trainer.read_test=false"), specs(6, "trainer.read_test=false", "seed=1")
+    ended(old, tmp_path, "a" * 64)
+    with pytest.raises(InputError, match="was trained on other rows than the task has now"):
+        sweep([old, new], name="mine", results=tmp_path)
+    now = load_splits(new.task, model_folder(new.model)).sha256
+    others = tmp_path / "others"
+    ended(old, others, now)
+    check_specs([new], others, ended=RunStore(others / "runs").ended([old.run_id]))
