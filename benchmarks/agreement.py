@@ -34,7 +34,7 @@ TASKS = {
     ),
 }
 OURS, HALVED, TRAINER = "ours fp32", "ours bf16", "Trainer fp32"
-COLUMNS = ["task", "way", "seed", "adapter_rank", "test_accuracy"]
+COLUMNS = ["task", "way", "seed", "adapter_rank", "test_score"]
 
 
 def agreement(folder: Path, *, quick: bool) -> list[timing.Figure]:
@@ -69,7 +69,7 @@ def _train(task: str, way: str, seed: int, *, quick: bool) -> pd.DataFrame:
     ]
     if way == TRAINER:
         found = peft_loop(specs, "--same-start", threads=1)
-        accuracies = [run["test_accuracy"] for run in found]
+        accuracies = [run["test_score"] for run in found]
     else:
         accuracies = train_here([_in(spec, way) for spec in specs])["test_accuracies"]
     rows = [
@@ -88,7 +88,7 @@ def _in(spec: RunSpec, way: str) -> RunSpec:
 
 def _compared(rows: pd.DataFrame, task: str) -> list[timing.Figure]:
     """Means of the three, and intervals of the paired differences, in points of accuracy."""
-    wide = rows.pivot_table(index="seed", columns="way", values="test_accuracy")  # mean of ranks
+    wide = rows.pivot_table(index="seed", columns="way", values="test_score")  # mean of ranks
     figures = [
         timing.figure(f"{task}: test accuracy, {way}", list(wide[way]), unit="") for way in wide
     ]

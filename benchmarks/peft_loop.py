@@ -165,7 +165,7 @@ def train(
     values = singular_values(folder / "saved", base_folder, spec)
     return {
         "run_id": spec.run_id,
-        "test_accuracy": test["eval_accuracy"],
+        "test_score": test["eval_accuracy"],
         "matrices": len(values),
         "steps": trainer.state.global_step,
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),

@@ -63,7 +63,7 @@ def whole(rounds: int, *, quick: bool) -> list[timing.Figure]:
 
     def trainer(*options: str) -> None:
         name = " ".join(["Trainer", *options])
-        accuracies[name] = [run["test_accuracy"] for run in peft_loop(specs, *options)]
+        accuracies[name] = [run["test_score"] for run in peft_loop(specs, *options)]
 
     times = timing.interleaved(
         {"ours": ours, "Trainer": trainer, "Trainer --tuned": lambda: trainer("--tuned")},

@@ -150,7 +150,7 @@ def test_train_then_report(tiny_overrides: list[str], tmp_path: Path) -> None:
     assert not (kept / "tables" / "of_an_earlier_report.csv").exists()
     assert "Which rank?" in (kept / "README.md").read_text()
     assert (kept / "tables" / "runs.csv").is_file()
-    assert (kept / "figures" / "accuracy_against_rank.svg").is_file()
+    assert (kept / "figures" / "score_against_rank.svg").is_file()
     assert [path.name for path in kept.parent.iterdir()] == ["kept"]
     missing = run(str(ROOT / "analysis" / "report.py"), results, "sweep=theirs")
     assert missing.returncode == 2
@@ -217,7 +217,7 @@ def test_truncate_and_control_then_report(tiny_overrides: list[str], tmp_path: P
     for name in ("functional_rank", "rank_along_training"):
         assert (written / "figures" / f"{name}.svg").is_file()
         assert (written / "tables" / f"figure_{name}.csv").is_file()
-    for name in ("accuracy_by_kept_rank", "control_ranks", "control_overlap"):
+    for name in ("score_by_kept_rank", "control_ranks", "control_overlap"):
         assert (written / "tables" / f"{name}.csv").is_file()
     wrong = run(str(ROOT / "experiments" / "truncate.py"), results, "sweep=theirs")
     assert wrong.returncode == 2

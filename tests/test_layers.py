@@ -23,17 +23,19 @@ ALLOWED = {
     "config": {"errors", "machine", "spec", "assets"},
     "runs": {"errors", "files", "hashing", "left_out", "machine", "spec"},
     "checkpoints": {"errors", "files", "left_out"},
+    "tasks": BASE | {"data"},
     "spectra": BASE,
     "data": BASE,
     "methods": BASE,
-    "training": BASE | {"data", "methods"},
-    "sweeps": BASE | {"data", "methods", "training", "spectra"},
-    "answers": BASE | {"data", "methods", "training", "spectra", "sweeps"},
+    "training": BASE | {"data", "methods", "tasks"},
+    "sweeps": BASE | {"data", "methods", "tasks", "training", "spectra"},
+    "answers": BASE | {"data", "methods", "tasks", "training", "spectra", "sweeps"},
     "measurement": BASE | {"spectra"},
-    "papers": BASE | {"data", "methods", "training", "spectra", "sweeps", "answers"},
-    "claims": BASE | {"data", "methods", "training", "spectra", "sweeps", "answers", "papers"},
+    "papers": BASE | {"data", "methods", "tasks", "training", "spectra", "sweeps", "answers"},
+    "claims": BASE
+    | {"data", "methods", "tasks", "training", "spectra", "sweeps", "answers", "papers"},
     "reporting": BASE
-    | {"data", "methods", "training", "spectra", "sweeps", "answers"}
+    | {"data", "methods", "tasks", "training", "spectra", "sweeps", "answers"}
     | {"measurement", "papers", "claims"},
     "command": {"errors", "files", "config"},
     "__init__": BASE | {"spectra", "sweeps", "answers", "reporting"},

@@ -13,12 +13,12 @@ from pathlib import Path
 import pandas as pd
 
 from lowrank_study.answers.correctness import PairedRuns, cut_beside_whole, paired_with_full
-from lowrank_study.answers.statistics import RankTest, mean_accuracy, retention, sufficient_rank
+from lowrank_study.answers.statistics import RankTest, mean_score, retention, sufficient_rank
 from lowrank_study.runs.store import TrainedRun
 
 COLUMNS = (
     *("task", "model", "method", "target", "adapter_rank"),
-    *("seeds", "lost", "examples", "accuracy", "accuracy_low_95", "accuracy_high_95"),
+    *("seeds", "lost", "examples", "score", "score_low_95", "score_high_95"),
     *("margin", "difference", "standard_error", "degrees_of_freedom"),
     *("low_95", "high_95", "lower_limit", "upper_limit", "decision"),
     *("chance", "retention", "retention_low_95", "retention_high_95", "retention_bounded"),
@@ -44,7 +44,7 @@ def against_full(
 
     Returns
     -------
-    The columns `COLUMNS`: `accuracy` is the adapter's; differences and limits are shares of one;
+    The columns `COLUMNS`: `score` is the adapter's; differences and limits are shares of one;
     intervals are over seeds and test examples; that of the retention is NaN where it is unbounded.
     The head alone, which has no ΔW, has rank 0.
 
@@ -72,8 +72,8 @@ def _target(pairs: PairedRuns) -> tuple[str, str, str, str]:
 
 def _row(pairs: PairedRuns, test: RankTest, margin: float) -> dict[str, object]:
     low, high = test.difference.interval()
-    accuracy = mean_accuracy(pairs.adapter_SE)
-    accuracy_low, accuracy_high = accuracy.interval()
+    score = mean_score(pairs.adapter_SE)
+    score_low, score_high = score.interval()
     kept = retention(pairs.adapter_SE, pairs.full_SE, chance=pairs.chance)
     return {
         "task": pairs.task,
@@ -84,9 +84,9 @@ def _row(pairs: PairedRuns, test: RankTest, margin: float) -> dict[str, object]:
         "seeds": test.seeds,
         "lost": pairs.lost,
         "examples": pairs.adapter_SE.shape[1],
-        "accuracy": accuracy.mean,
-        "accuracy_low_95": accuracy_low,
-        "accuracy_high_95": accuracy_high,
+        "score": score.mean,
+        "score_low_95": score_low,
+        "score_high_95": score_high,
         "margin": margin,
         "difference": test.difference.mean,
         "standard_error": test.difference.standard_error,

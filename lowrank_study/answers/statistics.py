@@ -88,7 +88,7 @@ class MeanEstimate:
         return self.mean - half, self.mean + half
 
 
-def mean_accuracy(correct_SE: Matrix) -> MeanEstimate:
+def mean_score(correct_SE: Matrix) -> MeanEstimate:
     """Estimate an accuracy from correctness (0 or 1) by seed and example; see `_crossed_mean`."""
     return _crossed_mean(correct_SE, ends=(0.0, 1.0))
 
@@ -124,7 +124,7 @@ def _crossed_mean(values_SE: Matrix, *, ends: tuple[float, float]) -> MeanEstima
     Half an example at each of the ends of the scale is added to T_E: where no two predictions
     differ there would be an interval of no width.
 
-    `tests/study/test_accuracy.py` holds the intervals against simulation.
+    `tests/study/test_score.py` holds the intervals against simulation.
 
     Source: A. B. Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1 (2007), for the
     model and why resampling one factor is not enough; F. E. Satterthwaite, "An approximate

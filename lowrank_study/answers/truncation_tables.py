@@ -49,7 +49,7 @@ def read_truncation(run: TrainedRun, results: Path) -> pd.DataFrame | None:
 
 
 TRUNCATION_COLUMNS = (
-    "run_id", *CUT_KEY, "kept_directions", "energy_kept", "test_accuracy", "examples",
+    "run_id", *CUT_KEY, "kept_directions", "energy_kept", "test_score", "examples",
 )  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def truncation_table(runs: Sequence[TrainedRun], results: Path) -> pd.DataFrame:
             made = rows.groupby(CUT_KEY, dropna=False, sort=False).agg(
                 kept_directions=("kept_directions", "first"),
                 energy_kept=("energy_kept", "first"),
-                test_accuracy=("correct", "mean"),
+                test_score=("correct", "mean"),
                 examples=("correct", "size"),
             )
             made = made.reset_index().sort_values("kept_rank", kind="stable")

@@ -9,7 +9,7 @@ from lowrank_study.reporting.columns import ROLE
 from lowrank_study.reporting.display import Column, Table
 from lowrank_study.reporting.tables import SettingData
 from lowrank_study.reporting.tables.controls import control_overlap, control_ranks
-from lowrank_study.reporting.tables.truncation import accuracy_by_kept_rank
+from lowrank_study.reporting.tables.truncation import score_by_kept_rank
 
 CUT_COLUMNS = (
     Column(
@@ -37,7 +37,7 @@ KEPT_COLUMNS = (
     ),
 )
 MEAN_COLUMNS = (
-    Column("mean_test_accuracy", "test accuracy", "share", "mean"),
+    Column("mean_test_score", "test accuracy", "share", "mean"),
     Column("test_low_95", "95 % low", "share", "of the mean"),
     Column("test_high_95", "95 % high", "share", "of the mean"),
     Column("n", "n", "count", "seeds"),
@@ -68,12 +68,12 @@ RANK_COLUMNS = (
 
 def truncation_tables(data: SettingData) -> list[Table]:
     """Give the table of truncated updates."""
-    frame = accuracy_by_kept_rank(data)
+    frame = score_by_kept_rank(data)
     if not len(frame):
         return []
     return [
         Table(
-            name=f"accuracy_by_kept_rank{data.suffix}",
+            name=f"score_by_kept_rank{data.suffix}",
             title="Accuracy of truncated updates",
             note=(
                 "One row a cut of full fine-tuning’s ΔW. Biases, norms and the new head keep "

@@ -31,7 +31,7 @@ from lowrank_study.reporting.tables import (
 
 def tables_of_setting(data: SettingData) -> list[Table]:
     """Give the tables of one setting: accuracy, what was tested, cost and ranks of updates."""
-    tables = [_accuracy_table(data)]
+    tables = [_score_table(data)]
     if len(data.comparison):
         tables.append(_sufficient_table(data))
     if len(data.rates):
@@ -57,9 +57,7 @@ def _rates_table(data: SettingData) -> Table:
             Column("rule", "scaling", "text", "α, and the factor"),
             LEARNING_RATE,
             Column("ratio_to_full", "of full’s", "ratio", "rate ratio"),
-            Column(
-                "validation_accuracy", "validation accuracy", "share", "of the runs that chose it"
-            ),
+            Column("validation_score", "validation accuracy", "share", "of the runs that chose it"),
             Column("rates_tried", "tried", "count", "rates tried"),
             Column("lowest_tried", "from", "rate", "lowest rate tried"),
             Column("highest_tried", "to", "rate", "highest rate tried"),
@@ -86,9 +84,9 @@ def long_tables(study: StudyTables) -> list[Table]:
     return tables
 
 
-def _accuracy_table(data: SettingData) -> Table:
+def _score_table(data: SettingData) -> Table:
     return Table(
-        name=f"accuracy_by_rank{data.suffix}",
+        name=f"score_by_rank{data.suffix}",
         title="Accuracy by rank",
         note=(
             "One row a configuration and learning rate. The interval is the 95 % Student t "
@@ -104,14 +102,14 @@ def _accuracy_table(data: SettingData) -> Table:
             Column("n", "n", "count", "done runs with a test accuracy"),
             Column("diverged", "diverged", "count", "runs that diverged"),
             Column("failed", "failed", "count", "runs that failed"),
-            Column("mean_test_accuracy", "test accuracy", "share", "mean over seeds"),
-            Column("sd_test_accuracy", "sd", "share", "over seeds, n − 1"),
+            Column("mean_test_score", "test accuracy", "share", "mean over seeds"),
+            Column("sd_test_score", "sd", "share", "over seeds, n − 1"),
             Column("test_low_95", "95 % low", "share", "of the mean"),
             Column("test_high_95", "95 % high", "share", "of the mean"),
-            Column("mean_validation_accuracy", "validation", "share", "mean validation accuracy"),
-            Column("mean_train_accuracy", "train", "share", "mean on training"),
+            Column("mean_validation_score", "validation", "share", "mean validation accuracy"),
+            Column("mean_train_score", "train", "share", "mean on training"),
             Column(
-                "majority_accuracy",
+                "chance",
                 "commonest class",
                 "share",
                 "accuracy of always answering the commonest class",
@@ -249,10 +247,10 @@ def _runs_table(runs: pd.DataFrame) -> Table:
             Column("status", "status", "text", "done, diverged, failed"),
             SEED,
             LEARNING_RATE,
-            Column("test_accuracy", "test", "share", "test accuracy"),
-            Column("validation_accuracy", "validation", "share", "validation accuracy"),
+            Column("test_score", "test", "share", "test accuracy"),
+            Column("validation_score", "validation", "share", "validation accuracy"),
             Column("test_macro_f1", "macro F1", "share", "on test"),
-            Column("train_accuracy", "train", "share", "on training data"),
+            Column("train_score", "train", "share", "on training data"),
             Column("steps", "steps", "count", "optimiser steps"),
             Column("train_seconds", "time", "seconds", "training"),
             Column("precision", "precision", "text", "of the arithmetic"),

@@ -21,8 +21,8 @@ from lowrank_study.reporting.display import counted
 from lowrank_study.reporting.report import write_composed
 from lowrank_study.reporting.tables import (
     StudyTables,
-    accuracy_by_rank,
     chosen_runs,
+    score_by_rank,
     shared_provenance,
 )
 from lowrank_study.runs.store import RunStore, TrainedRun
@@ -169,6 +169,6 @@ def _comparison(
     """Every rank against full fine-tuning, at each configuration's chosen learning rate."""
     if margin is None:
         return pd.DataFrame(columns=list(COLUMNS))
-    chosen = set(chosen_runs(table, accuracy_by_rank(table))["run_id"])
+    chosen = set(chosen_runs(table, score_by_rank(table))["run_id"])
     compared = [run for run in runs if run.spec.run_id in chosen]
     return against_full(compared, margin=margin, results=results)

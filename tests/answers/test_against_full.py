@@ -10,7 +10,7 @@ import pytest
 
 from lowrank_study.answers.against_full import COLUMNS, against_full
 from lowrank_study.answers.correctness import CUT, paired_with_full
-from lowrank_study.answers.statistics import mean_accuracy, paired_difference
+from lowrank_study.answers.statistics import mean_score, paired_difference
 from lowrank_study.answers.truncation_tables import truncation_file
 from lowrank_study.config.run import compose
 from lowrank_study.errors import InputError
@@ -143,10 +143,10 @@ def test_every_rank_has_a_row(runs: Runs) -> None:
     estimate = paired_difference(pairs.difference_SE)
     assert (eight["low_95"], eight["high_95"]) == estimate.interval()
     assert (eight["lower_limit"], eight["upper_limit"]) == estimate.interval(0.9)
-    accuracy = mean_accuracy(pairs.adapter_SE)
-    assert (eight["accuracy_low_95"], eight["accuracy_high_95"]) == accuracy.interval()
+    accuracy = mean_score(pairs.adapter_SE)
+    assert (eight["score_low_95"], eight["score_high_95"]) == accuracy.interval()
     full = 1 - 22.5 / 200
-    assert eight["accuracy"] == pytest.approx(full - 0.005)
+    assert eight["score"] == pytest.approx(full - 0.005)
     assert eight["retention"] == pytest.approx((full - 0.005 - 0.6) / (full - 0.6))
     assert eight["retention_bounded"]
     assert eight["retention_low_95"] < eight["retention"] < eight["retention_high_95"]
@@ -195,5 +195,5 @@ def test_cuts_of_an_update_are_tested_against_the_whole(tmp_path: Path) -> None:
     assert list(table["method"]) == [CUT] * 3
     assert list(table["decision"]) == ["inferior", "inferior", "sufficient"]
     assert table.loc[8, "difference"] == 0.0
-    assert table.loc[0, "accuracy"] == 0.5
+    assert table.loc[0, "score"] == 0.5
     assert against_full(runs, margin=0.02).empty

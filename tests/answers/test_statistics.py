@@ -16,7 +16,7 @@ from lowrank_study.answers.statistics import (
     SufficientRank,
     interval_of_mean,
     interval_over_pairs,
-    mean_accuracy,
+    mean_score,
     paired_difference,
     retention,
     retention_over_seeds,
@@ -66,7 +66,7 @@ def coverage(
     held = {"crossed": 0, "seeds": 0}
     for correct in simulated(sweeps=sweeps, seeds=seeds, accuracies=accuracies, seed_sd=seed_sd):
         if difference is None:
-            values, estimate = correct[0].astype(float), mean_accuracy(correct[0])
+            values, estimate = correct[0].astype(float), mean_score(correct[0])
         else:
             values = correct[1].astype(float) - correct[0]
             estimate = paired_difference(values)
@@ -138,7 +138,7 @@ def test_the_variance_is_that_of_the_analysis_of_variance() -> None:
     halves = ((1 - x.mean()) ** 2 + x.mean() ** 2) / 2 / 7**2
     expected = (by_row + by_column - residual) / 28 + halves
     assert expected > max(by_row / 28, by_column / 28 + halves)  # no floor is reached
-    found = mean_accuracy(x)
+    found = mean_score(x)
     assert found.mean == pytest.approx(x.mean())
     assert found.standard_error == pytest.approx(math.sqrt(expected), rel=1e-12)
 
@@ -146,7 +146,7 @@ def test_the_variance_is_that_of_the_analysis_of_variance() -> None:
 def test_the_variance_is_never_below_one_source_alone() -> None:
     # Each seed has as many right: the rows don't differ, the residual is large.
     x = np.array([[1, 0, 1, 0], [0, 1, 0, 1]])
-    assert mean_accuracy(x).standard_error == pytest.approx(math.sqrt(0.25 / 16))
+    assert mean_score(x).standard_error == pytest.approx(math.sqrt(0.25 / 16))
 
 
 def test_no_disagreement_leaves_an_interval_of_some_width() -> None:

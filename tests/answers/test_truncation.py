@@ -156,7 +156,7 @@ def test_a_sweep_is_truncated_once(results: Path, monkeypatch: pytest.MonkeyPatc
     for run in (first, second):
         of_all = table[(table["run_id"] == run.spec.run_id) & (table["scope"] == "all")]
         assert of_all["kept_rank"].tolist() == [0, 1, 2, 4, 8, 16]
-        assert of_all["test_accuracy"].iloc[-1] == run.record["test"]["accuracy"]
+        assert of_all["test_score"].iloc[-1] == run.record["test"]["accuracy"]
         assert of_all["energy_kept"].is_monotonic_increasing
         assert of_all["energy_kept"].iloc[[0, -1]].tolist() == [0.0, 1.0]
         assert (of_all["examples"] == run.record["examples"]["test"]).all()

@@ -74,7 +74,7 @@ def test_the_console_stays_silent(chromium: str, page: Path, tmp_path: Path) -> 
 def test_nothing_overflows_and_tables_sort(chromium: str, page: Path, tmp_path: Path) -> None:
     """In frames as wide as telephones, of a copy that measures itself and tells the outer page."""
     probe = """<script>
-      const table = document.getElementById("table-accuracy_by_rank");
+      const table = document.getElementById("table-score_by_rank");
       const button = [...table.querySelectorAll("thead button")]
         .find((button) => button.textContent === "test accuracy");
       const column = button.closest("th").cellIndex;

@@ -19,7 +19,7 @@ from lowrank_study.reporting.tables.controls import (
     control_ranks,
     training_ranks,
 )
-from lowrank_study.reporting.tables.truncation import accuracy_by_kept_rank
+from lowrank_study.reporting.tables.truncation import score_by_kept_rank
 
 LOSS = {0: 0.20, 1: 0.10, 4: 0.05, 16: 0.001, 384: 0.0}
 """Kept rank → what is lost of the run's accuracy."""
@@ -36,7 +36,7 @@ def truncation_of(study: StudyTables, *, seeds: int = 3) -> pd.DataFrame:
     """Make up the truncated updates of a study's full fine-tuning."""
     rows: list[tuple[object, ...]] = []
     full = study.runs[(study.runs["method"] == "full") & (study.runs["seed"] < seeds)]
-    for run_id, accuracy in zip(full["run_id"], full["test_accuracy"], strict=True):
+    for run_id, accuracy in zip(full["run_id"], full["test_score"], strict=True):
         cuts = [("all", "", k, 12 * k, k / 384, loss) for k, loss in LOSS.items()]
         cuts.append(("noise_cut", "", None, 100, 0.8, 0.01))
         if run_id.endswith("s0"):
@@ -89,7 +89,7 @@ def told(data: SettingData) -> dict[str, str]:
 
 
 def test_cuts_are_condensed_over_seeds_in_their_order(data: SettingData) -> None:
-    table = accuracy_by_kept_rank(data)
+    table = score_by_kept_rank(data)
     assert table["scope"].tolist() == ["all"] * 5 + ["noise_cut"] + ["layers"] * 3 + ["roles"] * 2
     assert table["kept_rank"].dropna().tolist() == list(LOSS)
     assert table.loc[table["scope"] == "layers", "part"].tolist() == ["2", "10", "outside"]
@@ -100,7 +100,7 @@ def test_cuts_are_condensed_over_seeds_in_their_order(data: SettingData) -> None
     # Every seed loses the same, so that nothing is left to spread.
     np.testing.assert_allclose(of_all["difference_low_95"], of_all["mean_difference"])
     full = data.accuracy[data.accuracy["method"] == "full"].iloc[0]
-    assert of_all["mean_test_accuracy"].iloc[-1] == pytest.approx(full["mean_test_accuracy"])
+    assert of_all["mean_test_score"].iloc[-1] == pytest.approx(full["mean_test_score"])
     assert of_all["test_low_95"].iloc[-1] == pytest.approx(full["test_low_95"])
 
 
@@ -111,7 +111,7 @@ def test_a_truncation_that_was_stopped_shows_no_rank_of_few_seeds(
     last = cuts["run_id"].iloc[-1]
     stopped = cuts[(cuts["run_id"] != last) | (cuts["scope"] != "all") | (cuts["kept_rank"] != 4)]
     study = replace(thin_study, truncation=stopped.reset_index(drop=True))
-    table = accuracy_by_kept_rank(settings_data(checked(study))[0])
+    table = score_by_kept_rank(settings_data(checked(study))[0])
     ranks = table.loc[table["scope"] == "all", "kept_rank"].tolist()
     assert ranks == [rank for rank in LOSS if rank != 4]
 
@@ -128,7 +128,7 @@ def test_the_figure_has_the_cuts_and_the_adapters(data: SettingData) -> None:
 
 def test_the_finding_gives_every_level(data: SettingData) -> None:
     text = told(data)["The update, cut"]
-    full = data.accuracy[data.accuracy["method"] == "full"].iloc[0]["mean_test_accuracy"]
+    full = data.accuracy[data.accuracy["method"] == "full"].iloc[0]["mean_test_score"]
     assert f"mean test accuracy of {full:.3f} (3 seeds)" in text
     assert f"cut to its best rank 1, {full - 0.1:.3f}" in text
     assert f"head, biases and norms tuned alone, {full - 0.2:.3f}" in text
@@ -137,14 +137,14 @@ def test_the_finding_gives_every_level(data: SettingData) -> None:
     assert "Trained at rank 1 in place of cut to it" in text
     assert "100 of 4,608 directions" in text
     seed0 = truncation_of(data.study).query("scope == 'layers' and part == '10'")
-    best = seed0["test_accuracy"].iloc[0]
+    best = seed0["test_score"].iloc[0]
     assert f"layer 10 ({best:.3f}, 1 seed) and the role value (" in text
 
 
 def test_a_mean_that_leaves_the_interval_again_is_no_threshold(thin_study: StudyTables) -> None:
     table = truncation_of(thin_study)
-    table.loc[table["kept_rank"] == 16, "test_accuracy"] -= 0.3
-    table.loc[table["kept_rank"] == 4, "test_accuracy"] += LOSS[4]
+    table.loc[table["kept_rank"] == 16, "test_score"] -= 0.3
+    table.loc[table["kept_rank"] == 4, "test_score"] += LOSS[4]
     [one] = settings_data(checked(replace(thin_study, truncation=table)))
     assert "Below the full rank, no mean lies inside" in told(one)["The update, cut"]
 
@@ -182,7 +182,7 @@ def test_controls_are_told_and_drawn(data: SettingData) -> None:
     assert set(figure.table.frame["step"]) == {1, 2, 4}
     assert (figure.table.frame["role"] == "").sum() == 3  # what the sentence is of
     names = {table.name for table in tables_of_setting(data)}
-    assert names >= {"accuracy_by_kept_rank", "control_ranks", "control_overlap"}
+    assert names >= {"score_by_kept_rank", "control_ranks", "control_overlap"}
 
 
 def test_a_study_without_them_says_nothing_of_them(thin_study: StudyTables) -> None:
@@ -193,7 +193,7 @@ def test_a_study_without_them_says_nothing_of_them(thin_study: StudyTables) -> N
         assert rank_along_training(one) is None
         assert not {"Functional rank", "Controls", "Overlap of seeds"} & set(told(one))
         names = {table.name for table in tables_of_setting(one)}
-        assert not {"accuracy_by_kept_rank", "control_ranks", "control_overlap"} & names
+        assert not {"score_by_kept_rank", "control_ranks", "control_overlap"} & names
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import pytest
 
 from lowrank_study.reporting.figures import (
     Figure,
-    accuracy_against_rank,
     drawing,
     energy_rank_against_adapter_rank,
     rank_heat_map,
+    score_against_rank,
     singular_value_decay,
 )
 from lowrank_study.reporting.svg import DARK, LEVEL_TEXT, LIGHT, file_svg, inline_svg
@@ -54,7 +54,7 @@ def decay(two_layers: SettingData) -> Figure:
 
 @pytest.fixture(scope="module")
 def accuracy(whole_data: SettingData) -> Figure:
-    return accuracy_against_rank(whole_data)
+    return score_against_rank(whole_data)
 
 
 @pytest.mark.parametrize("words", ["short", "as long as a rule for α with its target"])
@@ -88,7 +88,7 @@ def test_every_seed_is_a_row_and_lost_runs_are_too(accuracy: Figure) -> None:
     frame = accuracy.table.frame
     assert len(frame) == 45
     assert sorted(frame["status"].unique()) == ["diverged", "done", "failed"]
-    assert frame.loc[frame["status"] == "done", "test_accuracy"].notna().all()
+    assert frame.loc[frame["status"] == "done", "test_score"].notna().all()
     assert "diverged or failed" in accuracy.wide
     assert "commonest class: 0.504, below" in accuracy.wide
 

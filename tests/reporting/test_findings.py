@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lowrank_study.reporting.figures import accuracy_against_rank
+from lowrank_study.reporting.figures import score_against_rank
 from lowrank_study.reporting.findings import completeness, findings
 from lowrank_study.reporting.tables import (
     SettingData,
@@ -45,7 +45,7 @@ def test_completeness_counts_every_fate(whole_data: SettingData) -> None:
 
 def test_completeness_of_a_done_run_without_accuracy(small_study: StudyTables) -> None:
     runs = small_study.runs.copy()
-    runs.loc[3, "test_accuracy"] = np.nan
+    runs.loc[3, "test_score"] = np.nan
     text = completeness(checked(replace(small_study, runs=runs))).text
     assert "1 done run has no test accuracy and is left out of every mean" in text
 
@@ -84,7 +84,7 @@ def test_ranks_are_placed_by_the_interval_of_full(
     accuracy = whole_data.accuracy
     full = accuracy.iloc[0]
     rows = accuracy[accuracy["target"] == "all_linear"]
-    inside = rows[rows["mean_test_accuracy"].between(full["test_low_95"], full["test_high_95"])]
+    inside = rows[rows["mean_test_score"].between(full["test_low_95"], full["test_high_95"])]
     assert len(inside) == 3
     text = said["LoRA on all_linear"]
     assert text.startswith(
@@ -92,26 +92,24 @@ def test_ranks_are_placed_by_the_interval_of_full(
         "16, 32 and 64 and below it at ranks 1, 2, 4 and 8. The lowest rank inside, 16, has a mean "
     )
     first = inside.iloc[0]
-    assert f"has a mean of {first['mean_test_accuracy']:.3f} (3 seeds), " in text
-    gap = 100 * (full["mean_test_accuracy"] - first["mean_test_accuracy"])
+    assert f"has a mean of {first['mean_test_score']:.3f} (3 seeds), " in text
+    gap = 100 * (full["mean_test_score"] - first["mean_test_score"])
     assert f"{gap:.1f} points below full fine-tuning’s" in text
     assert f"{first['trainable_parameters']:,} parameters, 2.9\u202f% of the model’s." in text
 
 
 def test_a_rank_above_that_falls_back_is_told(whole_study: StudyTables) -> None:
     runs = whole_study.runs.copy()
-    runs.loc[(runs["target"] == "all_linear") & (runs["adapter_rank"] == 32), "test_accuracy"] -= (
-        0.1
-    )
+    runs.loc[(runs["target"] == "all_linear") & (runs["adapter_rank"] == 32), "test_score"] -= 0.1
     text = texts(replace(without_spectra(whole_study), runs=runs))["LoRA on all_linear"]
     assert "higher ranks fall below the interval again, so it is no threshold" in text
 
 
 def test_ranks_that_all_lie_below_give_their_best(small_study: StudyTables) -> None:
     runs = small_study.runs.copy()
-    runs.loc[runs["adapter_rank"] == 1, "test_accuracy"] = [0.60, 0.61, 0.62]
-    runs.loc[runs["adapter_rank"] == 4, "test_accuracy"] = [0.65, 0.66, 0.67]
-    full = 100 * (runs.loc[runs["method"] == "full", "test_accuracy"].mean() - 0.66)
+    runs.loc[runs["adapter_rank"] == 1, "test_score"] = [0.60, 0.61, 0.62]
+    runs.loc[runs["adapter_rank"] == 4, "test_score"] = [0.65, 0.66, 0.67]
+    full = 100 * (runs.loc[runs["method"] == "full", "test_score"].mean() - 0.66)
     assert texts(replace(without_spectra(small_study), runs=runs))["LoRA on attention_qv"] == (
         "The mean accuracy of LoRA on attention_qv lies below full fine-tuning’s interval at ranks "
         "1 and 4. The highest, 0.660 at rank 4 (3 seeds), is "
@@ -151,7 +149,7 @@ def test_the_majority_class_is_the_ground_level(
     whole_data: SettingData, said: dict[str, str]
 ) -> None:
     full = whole_data.accuracy.iloc[0]
-    above = 100 * (full["mean_test_accuracy"] - 0.5037)
+    above = 100 * (full["mean_test_score"] - 0.5037)
     text = said["Full fine-tuning"]
     assert f"{above:.1f} points above always answering the commonest class (0.504)" in text
 
@@ -170,7 +168,7 @@ def test_the_head_alone_is_what_the_others_are_read_against(
     full = study.runs[study.runs["method"] == "full"]
     head = full.assign(
         method="head",
-        test_accuracy=[accuracy - 0.001, accuracy, accuracy + 0.001],
+        test_score=[accuracy - 0.001, accuracy, accuracy + 0.001],
         run_id=[f"head-{name}" for name in full["run_id"]],
     )
     runs = pd.concat([study.runs, head], ignore_index=True)
@@ -188,12 +186,12 @@ def test_an_adapter_without_a_rank_is_told_and_drawn(make_study: MakeStudy) -> N
     runs.loc[mine, "method"] = "loha"
     runs.loc[mine, "adapter_rank"] = None
     study = replace(study, runs=runs)
-    mean = runs.loc[mine, "test_accuracy"].mean()
+    mean = runs.loc[mine, "test_score"].mean()
     assert (
         f"LOHA on all_linear reaches a test accuracy of {mean:.3f} (3 seeds"
         in (texts(study)["LOHA on all_linear"])
     )
-    page = accuracy_against_rank(settings_data(checked(study))[0]).wide
+    page = score_against_rank(settings_data(checked(study))[0]).wide
     assert ">attention_qv</text>" in page
     assert ">all_linear</text>" in page
 
@@ -203,7 +201,7 @@ def test_runs_that_learnt_nothing_are_named(make_study: MakeStudy) -> None:
     assert "Runs that learnt nothing" not in texts(study)
     runs = study.runs.copy()
     mine = runs.index[(runs["method"] == "lora") & (runs["adapter_rank"] == 4)][:2]
-    runs.loc[mine, "test_accuracy"] = runs.loc[mine, "majority_accuracy"]
+    runs.loc[mine, "test_score"] = runs.loc[mine, "chance"]
     text = texts(replace(study, runs=runs))["Runs that learnt nothing"]
     assert "commonest class: 2 of 3 of LoRA on attention_qv at rank 4." in text
 
@@ -231,7 +229,7 @@ def test_all_unresolvable_gives_no_rank(small_study: StudyTables) -> None:
 def test_seeds_that_agree_are_an_interval_without_width(make_study: MakeStudy) -> None:
     study = make_study(ranks=(1, 4), targets=("attention_qv",), layers=1)
     full = study.runs["method"] == "full"
-    study.runs.loc[full, "test_accuracy"] = 0.5
+    study.runs.loc[full, "test_score"] = 0.5
     said = texts(study)
     assert "(3 seeds, 95" in said["Full fine-tuning"]
     assert "one seed" not in said["LoRA on attention_qv"]
@@ -262,7 +260,7 @@ def test_what_was_not_measured_is_said(small_study: StudyTables, column: str) ->
 def test_an_adapter_at_the_commonest_class_is_told(make_study: MakeStudy) -> None:
     study = make_study(ranks=(4,), targets=("attention_qv",), seeds=1, layers=1)
     runs = study.runs.copy()
-    runs.loc[runs["adapter_rank"] == 4, "test_accuracy"] = 0.5037
+    runs.loc[runs["adapter_rank"] == 4, "test_score"] = 0.5037
     text = texts(replace(study, runs=runs))["LoRA on attention_qv"]
     assert text.startswith(
         "LoRA on attention_qv reaches a test accuracy of 0.504 at rank 4 (1 seed), not above the "

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from lowrank_study.reporting.figures.accuracy import accuracy_against_rank
 from lowrank_study.reporting.figures.rates import rate_curves
-from lowrank_study.reporting.findings.accuracy import adapters
+from lowrank_study.reporting.figures.score import score_against_rank
 from lowrank_study.reporting.findings.rates import rates as rates_found
+from lowrank_study.reporting.findings.score import adapters
 from lowrank_study.reporting.tables import SettingData, best_rates, checked, settings_data
 from lowrank_study.reporting.tables.rates import rates_by_configuration, with_rules
 from tests.reporting.conftest import build_study
@@ -29,7 +29,7 @@ def trial(rank: int | None, rate: float, accuracy: float, **more: object) -> dic
         "learning_rate": rate,
         "seed": 1000,
         "status": "done",
-        "validation_accuracy": accuracy,
+        "validation_score": accuracy,
         "validation_loss": 0.5,
         **more,
     }
@@ -101,7 +101,7 @@ def test_a_configuration_of_two_rules_is_one_case_and_the_mixture_is_told() -> N
     )
     assert "of 3 cases" in rates_found(data)[0].text
     assert "at several α or scalings" in adapters(data)[0].text
-    assert "at several α or scalings" in accuracy_against_rank(data).caption
+    assert "at several α or scalings" in score_against_rank(data).caption
 
 
 def test_ratios_are_to_full_and_an_end_of_the_grid_is_told(tuned_data: SettingData) -> None:

@@ -19,7 +19,7 @@ from lowrank_study.reporting import contents
 from lowrank_study.reporting.figures import drawing
 from lowrank_study.reporting.latex_report import escaped
 from lowrank_study.reporting.report import write_report
-from lowrank_study.reporting.tables import StudyTables, accuracy_by_rank
+from lowrank_study.reporting.tables import StudyTables, score_by_rank
 
 MakeStudy = Callable[..., StudyTables]
 EVIL = '=1+1</script><img src=x onerror="alert(1)">&\u202e'
@@ -78,14 +78,14 @@ def contents_of(folder: Path) -> dict[str, bytes]:
 def test_everything_promised_is_there(folder: Path) -> None:
     names = set(contents_of(folder))
     figures = {
-        "accuracy_against_rank",
+        "score_against_rank",
         "singular_value_decay",
         "rank_heat_map",
         "energy_rank_against_adapter_rank",
         "cost_by_method",
     }
     tables = {
-        "accuracy_by_rank",
+        "score_by_rank",
         "cost_by_method",
         "rank_by_configuration",
         "rank_by_layer",
@@ -121,16 +121,16 @@ def test_the_same_study_gives_the_same_bytes(
 
 
 def test_the_page_shows_recomputed_numbers(page: str, thin_study: StudyTables) -> None:
-    rows = Elements(page).tables["table-accuracy_by_rank"]
+    rows = Elements(page).tables["table-score_by_rank"]
     place = rows[0].index("test accuracy")
-    expected = accuracy_by_rank(thin_study.runs)
+    expected = score_by_rank(thin_study.runs)
     assert [row[place] for row in rows[1:]] == [
-        f"{mean:.3f}" for mean in expected["mean_test_accuracy"]
+        f"{mean:.3f}" for mean in expected["mean_test_score"]
     ]
     assert [row[rows[0].index("95 % low")] for row in rows[1:]] == [
         f"{low:.3f}" for low in expected["test_low_95"]
     ]
-    full = thin_study.runs.loc[thin_study.runs["method"] == "full", "test_accuracy"].mean()
+    full = thin_study.runs.loc[thin_study.runs["method"] == "full", "test_score"].mean()
     assert f"reaches a test accuracy of {full:.3f} (3 seeds, 95\u202f% interval " in page
 
 
@@ -144,7 +144,7 @@ def test_the_first_sentence_is_what_became_of_the_plan(page: str, folder: Path) 
 def test_the_csv_holds_what_the_table_was_made_from(folder: Path, thin_study: StudyTables) -> None:
     runs = pd.read_csv(folder / "tables" / "runs.csv")
     mine = thin_study.runs.sort_values("run_id", ignore_index=True)
-    assert list(runs["test_accuracy"]) == list(mine["test_accuracy"])
+    assert list(runs["test_score"]) == list(mine["test_score"])
     values = pd.read_csv(folder / "tables" / "singular_values.csv")
     assert len(values) == len(thin_study.singular_values)
     total = thin_study.singular_values["singular_value"].sum()
@@ -355,7 +355,7 @@ def test_a_study_with_a_missing_piece_is_reported(
         runs = study.runs.copy()
         lost = runs["adapter_rank"].notna()
         runs.loc[lost, "status"] = "diverged"
-        runs.loc[lost, "test_accuracy"] = float("nan")
+        runs.loc[lost, "test_score"] = float("nan")
         study = replace(study, runs=runs)
     text = write_report(study, tmp_path).read_text(encoding="utf-8")
     expected = {

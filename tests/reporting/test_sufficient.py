@@ -31,9 +31,9 @@ def compared(study: StudyTables, decisions: dict[int, str], **other: object) -> 
             "seeds": 6,
             "lost": 0,
             "examples": 2588,
-            "accuracy": 0.771,
-            "accuracy_low_95": 0.752,
-            "accuracy_high_95": 0.79,
+            "score": 0.771,
+            "score_low_95": 0.752,
+            "score_high_95": 0.79,
             "difference": -0.0123,
             "standard_error": 0.004,
             "degrees_of_freedom": 12.0,
@@ -105,7 +105,7 @@ def test_a_rank_that_lost_runs_is_named(small_study: StudyTables) -> None:
 def test_a_high_rank_that_lies_below_a_lower_one_is_named(small_study: StudyTables) -> None:
     study = compared(small_study, {1: "i", 8: "o", 128: "o"})
     frame = study.comparison.assign(
-        upper_limit=[-0.03, -0.01, -0.025], accuracy=[0.7, 0.76, 0.72], retention=[0.8, 0.97, 0.9]
+        upper_limit=[-0.03, -0.01, -0.025], score=[0.7, 0.76, 0.72], retention=[0.8, 0.97, 0.9]
     )
     text = told(replace(study, comparison=frame))["Sufficient rank, LoRA on attention_qv"]
     assert "by itself rank 128 would be shown to lose more" in text

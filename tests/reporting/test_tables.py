@@ -17,13 +17,13 @@ from lowrank_study.reporting.tables import (
     ROLES,
     SettingData,
     StudyTables,
-    accuracy_by_rank,
     checked,
     chosen_runs,
     cost_by_method,
     flat_provenance,
     in_order,
     rank_by_module,
+    score_by_rank,
     settings_data,
     shared_provenance,
     spectra_of_chosen,
@@ -47,23 +47,23 @@ def test_equal_seeds_give_an_interval_of_no_width_and_one_seed_none() -> None:
 
 
 def test_accuracy_is_that_of_the_done_runs(whole_study: StudyTables) -> None:
-    table = accuracy_by_rank(whole_study.runs)
+    table = score_by_rank(whole_study.runs)
     runs = whole_study.runs
     row = table[(table["target"] == "all_linear") & (table["adapter_rank"] == 64)].iloc[0]
     mine = runs[(runs["target"] == "all_linear") & (runs["adapter_rank"] == 64)]
-    done = mine.loc[mine["status"] == "done", "test_accuracy"]
+    done = mine.loc[mine["status"] == "done", "test_score"]
     assert (row["runs"], row["n"], row["diverged"], row["failed"]) == (3, 2, 1, 0)
-    assert row["mean_test_accuracy"] == pytest.approx(done.mean(), rel=1e-14)
-    assert row["sd_test_accuracy"] == pytest.approx(done.std(ddof=1), rel=1e-12)
+    assert row["mean_test_score"] == pytest.approx(done.mean(), rel=1e-14)
+    assert row["sd_test_score"] == pytest.approx(done.std(ddof=1), rel=1e-12)
     assert len(table) == 15
     assert table.iloc[0]["method"] == "full"
 
 
 def test_one_seed_has_a_mean_but_no_spread(make_study: MakeStudy) -> None:
-    table = accuracy_by_rank(make_study(ranks=(1,), seeds=1).runs)
+    table = score_by_rank(make_study(ranks=(1,), seeds=1).runs)
     assert (table["n"] == 1).all()
-    assert table["mean_test_accuracy"].notna().all()
-    assert table[["sd_test_accuracy", "test_low_95", "test_high_95"]].isna().all(axis=None)
+    assert table["mean_test_score"].notna().all()
+    assert table[["sd_test_score", "test_low_95", "test_high_95"]].isna().all(axis=None)
 
 
 def two_rates(study: StudyTables, *, validation: float, test: float) -> pd.DataFrame:
@@ -71,31 +71,31 @@ def two_rates(study: StudyTables, *, validation: float, test: float) -> pd.DataF
     other = runs.copy()
     other["run_id"] += "-other"
     other["learning_rate"] *= 3
-    other["validation_accuracy"] = validation
-    other["test_accuracy"] = test
+    other["validation_score"] = validation
+    other["test_score"] = test
     return pd.concat([runs, other], ignore_index=True)
 
 
 def test_the_rate_is_chosen_by_validation_and_not_by_test(small_study: StudyTables) -> None:
-    better = accuracy_by_rank(two_rates(small_study, validation=0.99, test=0.1))
-    worse = accuracy_by_rank(two_rates(small_study, validation=0.01, test=0.99))
-    assert (better.loc[better["chosen"], "mean_test_accuracy"] < 0.11).all()
-    assert (worse.loc[worse["chosen"], "mean_test_accuracy"] < 0.9).all()
+    better = score_by_rank(two_rates(small_study, validation=0.99, test=0.1))
+    worse = score_by_rank(two_rates(small_study, validation=0.01, test=0.99))
+    assert (better.loc[better["chosen"], "mean_test_score"] < 0.11).all()
+    assert (worse.loc[worse["chosen"], "mean_test_score"] < 0.9).all()
     assert better["chosen"].sum() == worse["chosen"].sum() == 3
 
 
 def test_a_rate_that_diverged_is_chosen_only_for_want_of_another(small_study: StudyTables) -> None:
     runs = two_rates(small_study, validation=0.99, test=0.9)
     runs.loc[runs["run_id"].str.endswith("s0-other"), "status"] = "diverged"
-    table = accuracy_by_rank(runs)
+    table = score_by_rank(runs)
     assert (table.loc[table["chosen"], "diverged"] == 0).all()
     runs.loc[~runs["run_id"].str.endswith("other") & (runs["seed"] == 1), "status"] = "diverged"
-    table = accuracy_by_rank(runs)
-    assert (table.loc[table["chosen"], "mean_test_accuracy"] > 0.89).all()
+    table = score_by_rank(runs)
+    assert (table.loc[table["chosen"], "mean_test_score"] > 0.89).all()
 
 
 def test_lost_runs_stay_among_the_chosen(whole_study: StudyTables) -> None:
-    chosen = chosen_runs(whole_study.runs, accuracy_by_rank(whole_study.runs))
+    chosen = chosen_runs(whole_study.runs, score_by_rank(whole_study.runs))
     assert set(chosen["status"]) == {"done", "diverged", "failed"}
     assert len(chosen) == len(whole_study.runs)
 
@@ -164,7 +164,7 @@ def test_a_matrix_that_is_half_resolvable_counts_its_resolvable_seeds(
     )
     spectra.loc[one, ["resolvable", "energy_rank_90"]] = [False, 300]
     study = checked(replace(small_study, spectra=spectra))
-    modules = rank_by_module(spectra_of_chosen(study, accuracy_by_rank(study.runs)))
+    modules = rank_by_module(spectra_of_chosen(study, score_by_rank(study.runs)))
     cell = modules[(modules["layer"] == 5) & (modules["role"] == "value")].iloc[0]
     assert (cell["n"], cell["resolvable"]) == (3, 2)
     assert cell["max_energy_rank_90"] < 300
@@ -177,7 +177,7 @@ def test_an_adapter_is_bound_by_its_rank_unless_trained_whole(small_study: Study
     )
     spectra.loc[whole, "numerical_rank"] = 384
     study = checked(replace(small_study, spectra=spectra))
-    table = rank_by_module(spectra_of_chosen(study, accuracy_by_rank(study.runs)))
+    table = rank_by_module(spectra_of_chosen(study, score_by_rank(study.runs)))
     adapters = table[table["adapter_rank"] == 4]
     free = (adapters["layer"] == 5) & (adapters["role"] == "value")
     assert (adapters.loc[free, "largest_possible_rank"] == 384).all()
@@ -187,7 +187,7 @@ def test_an_adapter_is_bound_by_its_rank_unless_trained_whole(small_study: Study
 
 def test_costs_are_ratios_of_medians(whole_study: StudyTables) -> None:
     runs = whole_study.runs
-    table = cost_by_method(runs, accuracy_by_rank(runs))
+    table = cost_by_method(runs, score_by_rank(runs))
     row = table[(table["target"] == "attention_qv") & (table["adapter_rank"] == 8)].iloc[0]
     mine = runs[(runs["target"] == "attention_qv") & (runs["adapter_rank"] == 8)]
     full = runs[runs["method"] == "full"]
@@ -198,7 +198,7 @@ def test_costs_are_ratios_of_medians(whole_study: StudyTables) -> None:
 
 def test_costs_without_full_fine_tuning_have_no_ratio(make_study: MakeStudy) -> None:
     runs = make_study(ranks=(1,), full=False).runs
-    table = cost_by_method(runs, accuracy_by_rank(runs))
+    table = cost_by_method(runs, score_by_rank(runs))
     assert table["train_seconds_ratio"].isna().all()
     assert table["train_seconds"].notna().all()
 
@@ -240,8 +240,8 @@ def test_a_study_without_a_finished_run_is_refused(small_study: StudyTables) -> 
     [
         ({"status": "running"}, "status 'running' is unknown: a run is one of done"),
         ({"run_id": "same"}, "run 'same' appears twice"),
-        ({"test_accuracy": 78.2}, "is 78.2: give a share between 0 and 1"),
-        ({"test_accuracy": math.nan}, "none of the 9 done runs has a test accuracy"),
+        ({"test_score": 78.2}, "is 78.2: give a share between 0 and 1"),
+        ({"test_score": math.nan}, "none of the 9 done runs has a test accuracy"),
         ({"seed": 0}, "have the same task, model, method, target, rank, alpha"),
         ({"seed": "x"}, "the column seed of the runs table does not hold whole numbers"),
     ],

@@ -65,7 +65,7 @@ def test_a_sweep_with_a_run_that_diverges(tiny_overrides: list[str], tmp_path: P
     assert tables.comparison.empty
     compared = study_tables("three", results=tmp_path, margin=0.02).comparison
     assert list(compared["seeds"]) == [1]
-    difference = table.set_index("run_id")["test_accuracy"]
+    difference = table.set_index("run_id")["test_score"]
     expected = difference[specs[0].run_id] - difference[specs[2].run_id]
     assert compared["difference"].tolist() == pytest.approx([expected])
     # a sweep that is under way can be looked at, and not reported
@@ -189,7 +189,7 @@ def test_the_head_alone_is_trained_and_nothing_else(
     assert set(tables.runs["method"]) == {"head", "full"}
     _, found = report_sweep("head", results=tmp_path, margin=0.02)
     assert "a linear probe reaches a test accuracy of" in found
-    means = tables.runs.set_index("method")["test_accuracy"]
+    means = tables.runs.set_index("method")["test_score"]
     told = "1 of the 1 configurations that train a ΔW too reach less"
     assert (told in found) == (means["full"] < means["head"])
 

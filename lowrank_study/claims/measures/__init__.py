@@ -1,7 +1,6 @@
 """What is measured of a claim, by name; see `outcome.py` for what a measure is."""
 
 from lowrank_study.claims.measures import (  # noqa: F401  importing registers the measures
-    accuracy,
     adaptation,
     architectures,
     listings,
@@ -10,6 +9,7 @@ from lowrank_study.claims.measures import (  # noqa: F401  importing registers t
     paper_tables,
     published_numbers,
     rates,
+    score,
     serving,
     update_spectra,
     worked_examples,

@@ -251,7 +251,7 @@ def _worth(runs: pd.DataFrame) -> tuple[int, Preference]:
     done = runs[runs["status"] == "done"]
     return len(runs), preference(
         lost=len(runs) - len(done),
-        accuracy=float(done["validation_accuracy"].mean()),
+        accuracy=float(done["validation_score"].mean()),
         loss=float(done["validation_loss"].mean()),
         rate=float(runs["learning_rate"].iloc[0]),
     )

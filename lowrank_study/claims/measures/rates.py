@@ -39,7 +39,7 @@ def best_rate(runs: pd.DataFrame, *, confidence: float, label: str) -> Interval:
     """
     lost = runs.loc[runs["status"] != "done", "learning_rate"]
     kept = runs[~runs["learning_rate"].isin(lost)]
-    table = kept.pivot_table(index="seed", columns="learning_rate", values="validation_accuracy")
+    table = kept.pivot_table(index="seed", columns="learning_rate", values="validation_score")
     table = table.sort_index(axis=1)
     grid = table.columns.to_numpy(dtype=np.float64)
     if grid.size < 3:

@@ -7,7 +7,6 @@
 Axes show measured values only; nothing is smoothed, fitted or extrapolated.
 """
 
-from lowrank_study.reporting.figures.accuracy import accuracy_against_rank
 from lowrank_study.reporting.figures.cost import cost_by_method
 from lowrank_study.reporting.figures.decay import singular_value_decay
 from lowrank_study.reporting.figures.drawing import Figure
@@ -15,10 +14,11 @@ from lowrank_study.reporting.figures.energy_rank import energy_rank_against_adap
 from lowrank_study.reporting.figures.functional_rank import functional_rank
 from lowrank_study.reporting.figures.heat_map import rank_heat_map
 from lowrank_study.reporting.figures.rates import rate_curves
+from lowrank_study.reporting.figures.score import score_against_rank
 from lowrank_study.reporting.figures.training import rank_along_training
 
 FIGURES = (
-    accuracy_against_rank,
+    score_against_rank,
     functional_rank,
     rate_curves,
     singular_value_decay,
@@ -32,12 +32,12 @@ FIGURES = (
 __all__ = [
     "FIGURES",
     "Figure",
-    "accuracy_against_rank",
     "cost_by_method",
     "energy_rank_against_adapter_rank",
     "functional_rank",
     "rank_along_training",
     "rank_heat_map",
     "rate_curves",
+    "score_against_rank",
     "singular_value_decay",
 ]

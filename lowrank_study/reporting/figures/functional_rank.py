@@ -16,7 +16,6 @@ from matplotlib.ticker import FixedLocator
 
 from lowrank_study.reporting.columns import CONFIGURATION_COLUMNS
 from lowrank_study.reporting.display import adapter_name
-from lowrank_study.reporting.figures.accuracy import DOTTED
 from lowrank_study.reporting.figures.drawing import (
     BAND,
     FAINT,
@@ -28,9 +27,10 @@ from lowrank_study.reporting.figures.drawing import (
     line,
 )
 from lowrank_study.reporting.figures.rank_axis import series_of
+from lowrank_study.reporting.figures.score import DOTTED
 from lowrank_study.reporting.shown_controls import CUT_COLUMNS, KEPT_COLUMNS, MEAN_COLUMNS
 from lowrank_study.reporting.tables import SettingData
-from lowrank_study.reporting.tables.truncation import accuracy_by_kept_rank
+from lowrank_study.reporting.tables.truncation import score_by_kept_rank
 
 NOTHING = -1.1
 """Place of k = 0, left of rank 1."""
@@ -46,7 +46,7 @@ CAPTION = (
 
 def functional_rank(data: SettingData) -> Figure | None:
     """Draw test accuracy against the kept rank of ΔW, LoRA trained at that rank beside it."""
-    table = accuracy_by_kept_rank(data)
+    table = score_by_kept_rank(data)
     cut = table[table["scope"] == "all"]
     if not len(cut):
         return None
@@ -60,9 +60,9 @@ def functional_rank(data: SettingData) -> Figure | None:
         panel = on.panels(1, across=(1, 1), height=(3.9, 4.2))[0]
         if whole["n"] > 1:
             panel.axhspan(whole["test_low_95"], whole["test_high_95"], color=BAND, lw=0, zorder=0)
-        panel.axhline(whole["mean_test_accuracy"], color=INK, lw=1.1, zorder=1)
+        panel.axhline(whole["mean_test_score"], color=INK, lw=1.1, zorder=1)
         if len(nothing):
-            level = float(nothing["mean_test_accuracy"].iloc[0])
+            level = float(nothing["mean_test_score"].iloc[0])
             panel.axhline(level, color=FAINT, lw=1, ls=DOTTED)
         for index, one in enumerate(series):
             rows = one.rows(trained).sort_values("adapter_rank")
@@ -119,7 +119,7 @@ def _places(ranks: "pd.Series[int]") -> npt.NDArray[np.float64]:
 
 
 def _marks(rows: pd.DataFrame) -> dict[str, Any]:
-    mean = rows["mean_test_accuracy"].to_numpy(dtype=np.float64)
+    mean = rows["mean_test_score"].to_numpy(dtype=np.float64)
     return {"y": mean, "yerr": np.nan_to_num(rows["test_high_95"].to_numpy(np.float64) - mean)}
 
 

@@ -25,7 +25,7 @@ COLUMNS = (
     *CONFIGURATION_COLUMNS,
     Column("rule", "scaling", "text", "α, and the factor before B·A"),
     LEARNING_RATE,
-    Column("validation_accuracy", "validation accuracy", "share", "mean of the choosing runs"),
+    Column("validation_score", "validation accuracy", "share", "mean of the choosing runs"),
     Column("runs", "runs", "count", "choosing runs: more for the two best rates"),
     Column("lost", "lost", "count", "of them not done"),
     Column("behind", "behind", "share", "the chosen rate, over the seeds of both"),
@@ -75,13 +75,13 @@ def rate_curves(data: SettingData) -> Figure | None:
         panel.set_title(named(target, rule))
         _rate_axis(panel, rates["learning_rate"])
         if len(full):
-            panel.plot(full["learning_rate"], full["validation_accuracy"], color=INK, lw=1.1)
+            panel.plot(full["learning_rate"], full["validation_score"], color=INK, lw=1.1)
         for rank in ranks:
             curve = rows_of(target, rule)
             curve = curve[curve["adapter_rank"] == rank].sort_values("learning_rate")
             panel.plot(
                 curve["learning_rate"],
-                curve["validation_accuracy"],
+                curve["validation_score"],
                 color=shade(rank),
                 marker=".",
                 ms=5,
@@ -91,7 +91,7 @@ def rate_curves(data: SettingData) -> Figure | None:
             best = rows[rows["chosen"]]
             panel.plot(
                 best["learning_rate"],
-                best["validation_accuracy"],
+                best["validation_score"],
                 ls="none",
                 marker="o",
                 mfc="none",
@@ -158,7 +158,7 @@ def _plain_ticks(axis: Axis, rates: Sequence[float]) -> None:
 
 def _limits(rates: pd.DataFrame) -> tuple[float, float]:
     """What is far below the best rates may leave the panel."""
-    best = rates["validation_accuracy"].max()
-    low = max(rates["validation_accuracy"].min(), best - 0.25)
+    best = rates["validation_score"].max()
+    low = max(rates["validation_score"].min(), best - 0.25)
     room = max(best - low, 0.02)
     return low - 0.08 * room, best + 0.08 * room

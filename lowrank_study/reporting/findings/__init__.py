@@ -15,19 +15,19 @@ The rules of the wording:
 * ranks that the storage format can’t resolve are left out of medians and counted.
 """
 
-from lowrank_study.reporting.findings.accuracy import (
-    adapters,
-    full_fine_tuning,
-    head_alone,
-    learnt_nothing,
-    noise,
-)
 from lowrank_study.reporting.findings.completeness import completeness
 from lowrank_study.reporting.findings.controls import controls
 from lowrank_study.reporting.findings.cost import cost
 from lowrank_study.reporting.findings.finding import Finding
 from lowrank_study.reporting.findings.functional_rank import functional_rank
 from lowrank_study.reporting.findings.rates import rates
+from lowrank_study.reporting.findings.score import (
+    adapters,
+    full_fine_tuning,
+    head_alone,
+    learnt_nothing,
+    noise,
+)
 from lowrank_study.reporting.findings.spectra import adapter_rank, full_rank, resolution
 from lowrank_study.reporting.findings.sufficient import sufficient
 from lowrank_study.reporting.tables import SettingData

@@ -54,7 +54,7 @@ def _counts(study: StudyTables) -> str:
 
 def _unevaluated(study: StudyTables) -> list[str]:
     done = study.runs["status"] == "done"
-    count = int((done & study.runs["test_accuracy"].isna()).sum())
+    count = int((done & study.runs["test_score"].isna()).sum())
     if not count:
         return []
     return [

@@ -21,38 +21,38 @@ from lowrank_study.reporting.display import (
 )
 from lowrank_study.reporting.findings.finding import Finding
 from lowrank_study.reporting.tables import SettingData, records
-from lowrank_study.reporting.tables.truncation import accuracy_by_kept_rank
+from lowrank_study.reporting.tables.truncation import score_by_kept_rank
 
 
 def functional_rank(data: SettingData) -> list[Finding]:
     """Say what the update does at each kept rank, and what single parts of it do."""
-    table = accuracy_by_kept_rank(data)
+    table = score_by_kept_rank(data)
     cut = records(table[table["scope"] == "all"])
     if not cut:
         return []
     whole = cut[-1]
     some = [row for row in cut[:-1] if row["kept_rank"] > 0]
     text = (
-        f"Uncut, full fine-tuning has a mean test accuracy of {_accuracy(whole)} "
+        f"Uncut, full fine-tuning has a mean test accuracy of {_score(whole)} "
         f"({counted(int(whole['n']), 'seed')})"
     )
     if some:
         text += f"; with every matrix’s ΔW cut to its best rank {int(some[0]['kept_rank'])}, "
-        text += f"{_accuracy(some[0])}"
+        text += f"{_score(some[0])}"
     if cut[0]["kept_rank"] == 0:
-        text += f"; with none of it, head, biases and norms tuned alone, {_accuracy(cut[0])}"
+        text += f"; with none of it, head, biases and norms tuned alone, {_score(cut[0])}"
     text += f".{_inside(cut)}{_trained_there(data, cut)}"
     for row in records(table[table["scope"] == "noise_cut"]):
         text += (
             f" What stands above each matrix’s noise cut, "
             f"{written(row['kept_directions'], 'rank')} of "
             f"{written(whole['kept_directions'], 'rank')} directions with "
-            f"{percent(row['energy_kept'])} of the energy, gives {_accuracy(row)}."
+            f"{percent(row['energy_kept'])} of the energy, gives {_score(row)}."
         )
     parts = [_best_part(table, scope) for scope in ("layers", "roles")]
     if known := [part for part in parts if part]:
         text += f" Highest when kept alone: {enumeration(known)}."
-    source = f"accuracy_by_kept_rank{data.suffix}"
+    source = f"score_by_kept_rank{data.suffix}"
     return [Finding(topic="The update, cut", text=text, source=source)]
 
 
@@ -60,7 +60,7 @@ def lowest_inside(cut: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Give the lowest kept rank from which on every mean lies in the uncut runs' interval."""
     whole, found = cut[-1], None
     for row in reversed(cut):
-        if not whole["test_low_95"] <= row["mean_test_accuracy"] <= whole["test_high_95"]:
+        if not whole["test_low_95"] <= row["mean_test_score"] <= whole["test_high_95"]:
             break
         found = row
     return found
@@ -95,12 +95,12 @@ def _trained_there(data: SettingData, cut: list[dict[str, Any]]) -> str:
         return ""
     rank = shared[0]
     found = [
-        f"{_accuracy(row)} with {adapter_name(row['method'], row['target'])}"
+        f"{_score(row)} with {adapter_name(row['method'], row['target'])}"
         for row in records(ranked[ranked["adapter_rank"] == rank])
     ]
     return (
         f" Trained at rank {rank} in place of cut to it, the mean is {enumeration(found)} (cut: "
-        f"{_accuracy(kept[rank])}): the cut says what the update contains, training what can be "
+        f"{_score(kept[rank])}): the cut says what the update contains, training what can be "
         "found."
     )
 
@@ -109,14 +109,14 @@ def _best_part(table: pd.DataFrame, scope: str) -> str:
     rows = records(table[table["scope"] == scope])
     if not rows:
         return ""
-    best = max(rows, key=lambda row: row["mean_test_accuracy"])
+    best = max(rows, key=lambda row: row["mean_test_score"])
     name = printable(best["part"])
     if scope == "roles":
         part = f"the role {name}"
     else:
         part = f"layer {name}" if name.isdecimal() else f"all {name} the layers"
-    return f"{part} ({_accuracy(best)}, {counted(int(best['n']), 'seed')})"
+    return f"{part} ({_score(best)}, {counted(int(best['n']), 'seed')})"
 
 
-def _accuracy(row: dict[str, Any]) -> str:
-    return f"{row['mean_test_accuracy']:.3f}"
+def _score(row: dict[str, Any]) -> str:
+    return f"{row['mean_test_score']:.3f}"

@@ -130,7 +130,7 @@ def _where(ranks: dict[str, list[int]]) -> str:
 def _retention(rows: list[dict[str, Any]], enough: list[int]) -> str:
     """Of the smallest rank that suffices; where none is shown to, of the most accurate."""
     tested = [row for row in rows if row["seeds"] > 1]
-    best = max(tested, key=lambda row: row["accuracy"])
+    best = max(tested, key=lambda row: row["score"])
     row = next((row for row in tested if int(row["adapter_rank"]) in enough[:1]), best)
     # Fieller's interval is unbounded where full fine-tuning can't be told from chance.
     if not row["retention_bounded"]:

@@ -3,22 +3,22 @@
 A study comes in as three frames (runs, spectra of their updates, singular values) and is
 condensed to a handful of tables, each with one row per configuration:
 
-    accuracy = accuracy_by_rank(study.runs)   # test accuracy over seeds, with its interval
+    accuracy = score_by_rank(study.runs)   # test accuracy over seeds, with its interval
 
 A *setting* is a task with a base model. A *configuration* is a method with its target and
 adapter rank in one setting.
 """
 
-from lowrank_study.reporting.tables.accuracy import (
-    accuracy_by_rank,
-    at_several_scalings,
-    chosen_runs,
-)
 from lowrank_study.reporting.tables.cost import cost_by_method
 from lowrank_study.reporting.tables.provenance import flat_provenance, shared_provenance
 from lowrank_study.reporting.tables.rates import best_rates
 from lowrank_study.reporting.tables.roles import ROLES, in_order, roles_inside
 from lowrank_study.reporting.tables.rows import CONFIGURATION, groups, records
+from lowrank_study.reporting.tables.score import (
+    at_several_scalings,
+    chosen_runs,
+    score_by_rank,
+)
 from lowrank_study.reporting.tables.setting import (
     Setting,
     SettingData,
@@ -40,7 +40,6 @@ __all__ = [
     "Setting",
     "SettingData",
     "StudyTables",
-    "accuracy_by_rank",
     "at_several_scalings",
     "best_rates",
     "checked",
@@ -55,6 +54,7 @@ __all__ = [
     "rank_by_module",
     "records",
     "roles_inside",
+    "score_by_rank",
     "settings_data",
     "settings_of",
     "shared_provenance",

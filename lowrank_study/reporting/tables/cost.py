@@ -10,7 +10,6 @@ import math
 
 import pandas as pd
 
-from lowrank_study.reporting.tables.accuracy import chosen_runs
 from lowrank_study.reporting.tables.rows import (
     CONFIGURATION,
     extreme_of,
@@ -18,6 +17,7 @@ from lowrank_study.reporting.tables.rows import (
     median_of,
     over_full,
 )
+from lowrank_study.reporting.tables.score import chosen_runs
 
 
 def cost_by_method(runs: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFrame:

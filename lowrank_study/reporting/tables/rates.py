@@ -18,7 +18,7 @@ from lowrank_study.sweeps.tuning import preference
 BEHIND = ["behind", "behind_low_95", "behind_high_95"]
 RATE_COLUMNS = [
     *("rule", "learning_rate", "runs", "lost"),
-    *("validation_accuracy", "validation_loss", "chosen"),
+    *("validation_score", "validation_loss", "chosen"),
     *BEHIND,
 ]
 
@@ -40,7 +40,7 @@ def rates_by_configuration(rates: pd.DataFrame) -> pd.DataFrame:
                 **key,
                 "runs": len(group),
                 "lost": len(group) - len(done),
-                "validation_accuracy": mean_of(done["validation_accuracy"]),
+                "validation_score": mean_of(done["validation_score"]),
                 "validation_loss": mean_of(done["validation_loss"]),
             }
         )
@@ -55,7 +55,7 @@ def _behind(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     """How far each rate that was not chosen lies below the chosen one, by the seeds of both."""
     keys = [*CONFIGURATION, "rule"]
     accuracy = {
-        tuple(key.values()): group.set_index("seed")["validation_accuracy"]
+        tuple(key.values()): group.set_index("seed")["validation_score"]
         for key, group in groups(runs[runs["status"] == "done"], [*keys, "learning_rate"])
     }
     found = {}
@@ -74,7 +74,7 @@ def preferred(table: pd.DataFrame, keys: Sequence[str]) -> list[int]:
     worth = table.apply(
         lambda row: preference(
             lost=row["lost"],
-            accuracy=row["validation_accuracy"],
+            accuracy=row["validation_score"],
             loss=row["validation_loss"],
             rate=row["learning_rate"],
         ),

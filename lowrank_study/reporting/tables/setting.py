@@ -11,9 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-from lowrank_study.reporting.tables.accuracy import accuracy_by_rank, chosen_runs
 from lowrank_study.reporting.tables.rates import rates_by_configuration
 from lowrank_study.reporting.tables.rows import records
+from lowrank_study.reporting.tables.score import chosen_runs, score_by_rank
 from lowrank_study.reporting.tables.study import StudyTables
 from lowrank_study.reporting.tables.update_ranks import (
     rank_by_configuration,
@@ -47,7 +47,7 @@ class SettingData:
     suffix: str
     """appended to the names of files; empty where the study has one setting"""
     accuracy: pd.DataFrame
-    """`accuracy_by_rank`, this setting's rows"""
+    """`score_by_rank`, this setting's rows"""
     spectra: pd.DataFrame
     """`spectra_of_chosen`, this setting's rows"""
     modules: pd.DataFrame
@@ -72,7 +72,7 @@ class SettingData:
 
 def settings_data(study: StudyTables) -> list[SettingData]:
     """Condense a checked study to the tables of its settings."""
-    accuracy = accuracy_by_rank(study.runs)
+    accuracy = score_by_rank(study.runs)
     spectra = spectra_of_chosen(study, accuracy)
     rates = rates_by_configuration(study.runs.iloc[:0] if study.rates is None else study.rates)
     settings = settings_of(study.runs)
@@ -97,7 +97,7 @@ def settings_data(study: StudyTables) -> list[SettingData]:
 
 def settings_of(runs: pd.DataFrame) -> list[Setting]:
     """Give the settings that have a done run, in order of their names."""
-    done = runs[(runs["status"] == "done") & runs["test_accuracy"].notna()]
+    done = runs[(runs["status"] == "done") & runs["test_score"].notna()]
     pairs = sorted(set(zip(done["task"], done["model"], strict=True)))
     return [Setting(task=task, model=model) for task, model in pairs]
 

@@ -21,8 +21,8 @@ RUN_COLUMNS = {
     **dict.fromkeys(["adapter_rank", "seed", "test_examples", "steps"], "whole"),
     **dict.fromkeys(["alpha", "learning_rate"], "real"),
     "scaling_rule": "text",
-    **dict.fromkeys(["validation_accuracy", "test_accuracy", "test_macro_f1"], "share"),
-    **dict.fromkeys(["train_accuracy", "majority_accuracy"], "share"),
+    **dict.fromkeys(["validation_score", "test_score", "test_macro_f1"], "share"),
+    **dict.fromkeys(["train_score", "chance"], "share"),
     **dict.fromkeys(["validation_loss", "test_loss", "train_loss"], "real"),
     **dict.fromkeys(["trainable_parameters", "adapted_parameters", "total_parameters"], "whole"),
     **dict.fromkeys(["checkpoint_bytes", "peak_memory_bytes", "pack_size"], "whole"),
@@ -43,7 +43,7 @@ COMPARISON_COLUMNS = {
     **dict.fromkeys(["task", "model", "method", "target", "decision"], "text"),
     **dict.fromkeys(["adapter_rank", "seeds", "lost", "examples"], "whole"),
     **dict.fromkeys(["margin", "difference", "standard_error", "degrees_of_freedom"], "real"),
-    **dict.fromkeys(["accuracy", "accuracy_low_95", "accuracy_high_95", "chance"], "share"),
+    **dict.fromkeys(["score", "score_low_95", "score_high_95", "chance"], "share"),
     **dict.fromkeys(["low_95", "high_95", "lower_limit", "upper_limit"], "real"),
     **dict.fromkeys(["retention", "retention_low_95", "retention_high_95"], "real"),
     "retention_bounded": "flag",
@@ -56,7 +56,7 @@ SINGULAR_VALUE_COLUMNS = {
 TRUNCATION_COLUMNS = {
     **dict.fromkeys(["run_id", "scope", "part"], "text"),
     **dict.fromkeys(["kept_rank", "kept_directions", "examples"], "whole"),
-    **dict.fromkeys(["energy_kept", "test_accuracy"], "real"),
+    **dict.fromkeys(["energy_kept", "test_score"], "real"),
 }
 CONTROL_COLUMNS = {
     **dict.fromkeys(["task", "model", "control", "run_id", "other_run_id"], "text"),
@@ -233,7 +233,7 @@ def _check_runs(runs: pd.DataFrame) -> None:
             f"none of the {len(runs)} runs is done ({counts}): a report needs at least one "
             f"finished run; look at the messages of the runs and run the sweep again"
         )
-    if not done["test_accuracy"].notna().any():
+    if not done["test_score"].notna().any():
         raise InputError(
             f"none of the {len(done)} done runs has a test accuracy: evaluate them first"
         )

@@ -1,6 +1,6 @@
 """Test accuracy of truncated updates over seeds: the functional rank of full fine-tuning.
 
-    accuracy_by_kept_rank(data)     # one row a cut; no rows where nothing was truncated
+    score_by_kept_rank(data)     # one row a cut; no rows where nothing was truncated
 
 A cut says how much of every matrix's update is kept (`answers/truncation.py`).
 """
@@ -16,12 +16,12 @@ from lowrank_study.reporting.tables.rows import mean_of
 from lowrank_study.reporting.tables.setting import SettingData
 
 _COLUMNS = (
-    *CUT_KEY, "n", "mean_test_accuracy", "test_low_95", "test_high_95", "mean_difference",
+    *CUT_KEY, "n", "mean_test_score", "test_low_95", "test_high_95", "mean_difference",
     "difference_low_95", "difference_high_95", "kept_directions", "energy_kept", "examples",
 )  # fmt: skip
 
 
-def accuracy_by_kept_rank(data: SettingData) -> pd.DataFrame:
+def score_by_kept_rank(data: SettingData) -> pd.DataFrame:
     """Give test accuracy over the seeds of full fine-tuning, one row a cut of its update.
 
     The intervals are those of `interval_of_mean`. `mean_difference` is to the whole update of
@@ -42,11 +42,11 @@ def accuracy_by_kept_rank(data: SettingData) -> pd.DataFrame:
     table = table[everywhere]
     accuracy = {
         str(run_id): float(value)
-        for run_id, value in chosen[["run_id", "test_accuracy"]].itertuples(index=False)
+        for run_id, value in chosen[["run_id", "test_score"]].itertuples(index=False)
     }
     rows = []
     for key, group in table.groupby(CUT_KEY, dropna=False):
-        values = group["test_accuracy"].to_numpy(dtype=np.float64)
+        values = group["test_score"].to_numpy(dtype=np.float64)
         whole = np.array([accuracy[run_id] for run_id in group["run_id"]])
         low, high = interval_of_mean(values)
         below, above = interval_of_mean(values - whole)
@@ -54,7 +54,7 @@ def accuracy_by_kept_rank(data: SettingData) -> pd.DataFrame:
             {
                 **dict(zip(CUT_KEY, key, strict=True)),
                 "n": len(values),
-                "mean_test_accuracy": values.mean(),
+                "mean_test_score": values.mean(),
                 "test_low_95": low,
                 "test_high_95": high,
                 "mean_difference": (values - whole).mean(),

@@ -11,13 +11,13 @@ import math
 import numpy as np
 import pandas as pd
 
-from lowrank_study.reporting.tables.accuracy import chosen_runs
 from lowrank_study.reporting.tables.rows import (
     CONFIGURATION,
     middle_of,
     places_of,
     shared_value,
 )
+from lowrank_study.reporting.tables.score import chosen_runs
 from lowrank_study.reporting.tables.study import StudyTables
 from lowrank_study.spectra.noise import noise_energy_rank
 
@@ -33,7 +33,7 @@ def spectra_of_chosen(study: StudyTables, accuracy: pd.DataFrame) -> pd.DataFram
     are both a “dense”), so there the whole path stands for the role.
     """
     runs = chosen_runs(study.runs, accuracy)
-    runs = runs[(runs["status"] == "done") & runs["test_accuracy"].notna()]
+    runs = runs[(runs["status"] == "done") & runs["test_score"].notna()]
     joined = study.spectra.merge(
         runs[["run_id", *CONFIGURATION, "learning_rate", "seed"]], on="run_id", how="inner"
     )

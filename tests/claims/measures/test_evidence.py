@@ -8,16 +8,6 @@ import pandas as pd
 import pytest
 
 from lowrank_study.claims.files import load_claims
-from lowrank_study.claims.measures.accuracy import (
-    energy_kept,
-    gap_of_full_minus_lora,
-    lora_minus_full,
-    overfitting_slope,
-    rank_difference,
-    retention,
-    target_difference,
-    truncated_minus_whole,
-)
 from lowrank_study.claims.measures.evidence import (
     NO_EVIDENCE,
     Evidence,
@@ -27,6 +17,16 @@ from lowrank_study.claims.measures.evidence import (
 from lowrank_study.claims.measures.intervals import median_interval, student_interval
 from lowrank_study.claims.measures.outcome import Interval, Measured, Outcome, Unmeasured
 from lowrank_study.claims.measures.rates import best_rate_drift, best_rate_ratio
+from lowrank_study.claims.measures.score import (
+    energy_kept,
+    gap_of_full_minus_lora,
+    lora_minus_full,
+    overfitting_slope,
+    rank_difference,
+    retention,
+    target_difference,
+    truncated_minus_whole,
+)
 from lowrank_study.claims.measures.serving import serving_ratio
 from lowrank_study.claims.measures.update_spectra import (
     full_update,
@@ -49,9 +49,9 @@ def run(method: str, seed: int, accuracy: float, **more: object) -> dict[str, ob
         "task": "reviews", "model": "tiny", "method": method, "adapter_rank": rank,
         "target": None, "alpha": 16.0 if rank else None,
         "scaling": 16.0 / float(str(rank)) if rank else None,
-        "learning_rate": 1e-3, "seed": seed, "status": "done", "validation_accuracy": accuracy,
-        "validation_loss": 1.0 - accuracy, "test_accuracy": accuracy, "train_accuracy": 0.95,
-        "majority_accuracy": 0.5,
+        "learning_rate": 1e-3, "seed": seed, "status": "done", "validation_score": accuracy,
+        "validation_loss": 1.0 - accuracy, "test_score": accuracy, "train_score": 0.95,
+        "chance": 0.5,
         "adapted_parameters": None, "steps": 100, "setting": "reviews, tiny",
     } | more  # fmt: skip
 
@@ -127,7 +127,7 @@ def test_a_sweep_of_full_fine_tuning_alone_is_evidence() -> None:
 
 def test_differences_between_methods_ranks_and_targets() -> None:
     found = evidence(runs=runs_of())
-    best = only(lora_minus_full(found, "attention_qv", [1, 4, 16], "test_accuracy"))
+    best = only(lora_minus_full(found, "attention_qv", [1, 4, 16], "test_score"))
     assert best.value == pytest.approx(-0.06)
     assert only(rank_difference(found, "attention_qv", 16, 2)).value == pytest.approx(0.03)
     targets = target_difference(found, "attention_all", "attention_qv", budget=1, slack=0.05)
@@ -152,7 +152,7 @@ def test_overfitting_against_rank_and_against_full() -> None:
 
 def test_what_is_missing_is_said() -> None:
     found = evidence(runs=runs_of())
-    assert "LoRA runs on mlp" in lacking(lora_minus_full(found, "mlp", [8], "test_accuracy"))
+    assert "LoRA runs on mlp" in lacking(lora_minus_full(found, "mlp", [8], "test_score"))
     assert "r = 64" in lacking(retention(found, "attention_qv", 64, above_chance=True))
     failed = runs_of().assign(status="diverged")
     assert "done" in lacking(retention(evidence(runs=failed), "attention_qv", 8, True))
@@ -166,7 +166,7 @@ def test_two_seeds_decide_nothing() -> None:
 def test_each_setting_stands_at_its_best_rate() -> None:
     runs = runs_of()
     worse = runs.assign(
-        learning_rate=3e-3, validation_accuracy=0.6, test_accuracy=0.99,
+        learning_rate=3e-3, validation_score=0.6, test_score=0.99,
         run_id=runs["run_id"] + "-worse",
     )  # fmt: skip
     chosen = tuned_runs(evidence(runs=pd.concat([runs, worse])))
@@ -178,7 +178,7 @@ def test_each_setting_stands_at_its_best_rate() -> None:
 def test_two_tasks_share_the_level() -> None:
     one = runs_of()
     generator = np.random.default_rng(0)
-    one["test_accuracy"] += generator.normal(0, 0.01, len(one))
+    one["test_score"] += generator.normal(0, 0.01, len(one))
     both = pd.concat(
         [one, one.assign(task="news", setting="news, tiny", run_id="n" + one["run_id"])]
     )
@@ -296,12 +296,12 @@ def test_spectra_of_resolvable_layers() -> None:
 def test_a_claim_on_one_task_is_held_against_it_alone() -> None:
     runs = pd.concat([runs_of(), runs_of().assign(task="news", setting="news, tiny")])
     found = evidence(runs=runs)
-    both = lora_minus_full(found, "attention_qv", [8], "test_accuracy")
+    both = lora_minus_full(found, "attention_qv", [8], "test_score")
     assert isinstance(both, Measured)
     assert len(both.values) == 2
-    one = only(lora_minus_full(found, "attention_qv", [8], "test_accuracy", task="news"))
+    one = only(lora_minus_full(found, "attention_qv", [8], "test_score", task="news"))
     assert one.label == "news, tiny"
-    none = lora_minus_full(found, "attention_qv", [8], "test_accuracy", task="chess")
+    none = lora_minus_full(found, "attention_qv", [8], "test_score", task="chess")
     assert "trained runs on chess" in lacking(none)
 
 
@@ -310,7 +310,7 @@ def test_truncated_updates() -> None:
     ids = runs[runs["method"] == "full"][["run_id", "task", "seed"]].to_dict("records")
     table = pd.DataFrame(
         {"run_id": r["run_id"], "task": r["task"], "scope": "all", "kept_rank": kept,
-         "test_accuracy": 0.9 - loss + 0.001 * r["seed"], "energy_kept": 1 - 2 * loss}
+         "test_score": 0.9 - loss + 0.001 * r["seed"], "energy_kept": 1 - 2 * loss}
         for r in ids for kept, loss in ((0, 0.4), (6, 0.03), (200, 0.0))
     )  # fmt: skip
     found = evidence(runs=runs, truncation=table)
@@ -425,7 +425,7 @@ def test_records_speak_where_nothing_was_trained() -> None:
 def test_a_rate_that_lost_a_run_gives_way_as_in_the_report() -> None:
     runs = runs_of()
     risky = runs.assign(
-        learning_rate=3e-3, validation_accuracy=0.99, run_id=runs["run_id"] + "-risky",
+        learning_rate=3e-3, validation_score=0.99, run_id=runs["run_id"] + "-risky",
         status=["diverged" if seed == 0 else "done" for seed in runs["seed"]],
     )  # fmt: skip
     both = pd.concat([runs, risky], ignore_index=True)

@@ -1,0 +1,97 @@
+"""Test accuracy over seeds, and which learning rate of a configuration is used.
+
+    accuracy = score_by_rank(study.runs)   # one row a configuration and learning rate
+    accuracy[accuracy["chosen"]]              # one row a configuration
+
+Where a configuration was run with several learning rates (or alphas), the one that **validation**
+prefers is `chosen` (`sweeps.tuning.preference`). Test accuracy never chooses.
+"""
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from lowrank_study.answers.statistics import interval_of_mean
+from lowrank_study.reporting.tables.rates import preferred
+from lowrank_study.reporting.tables.rows import (
+    CONFIGURATION,
+    TUNING,
+    groups,
+    key_of,
+    mean_of,
+    median_of,
+    whole,
+)
+from lowrank_study.reporting.tables.study import RUN_COLUMNS, typed_table
+
+
+def score_by_rank(runs: pd.DataFrame) -> pd.DataFrame:
+    """Give test accuracy over seeds, one row for each configuration and learning rate.
+
+    `n` counts the done runs that have a test accuracy; means, sd and the interval
+    (`test_low_95`, `test_high_95`, see `interval_of_mean`) are over those. `runs`,
+    `diverged` and `failed` count what was run. `test_standard_error` is
+    sqrt(p (1 - p) / test_examples), the error of one accuracy from the drawing of the test
+    set, which the interval over seeds does not hold. `chosen` marks the learning rate that
+    figures and sentences use.
+    """
+    typed = typed_table(runs, RUN_COLUMNS, "runs")
+    rows = [{**key, **_score_of(group)} for key, group in groups(typed, [*CONFIGURATION, *TUNING])]
+    table = pd.DataFrame(rows)
+    table["adapter_rank"] = table["adapter_rank"].astype("Int64")
+    for column in ("trainable_parameters", "total_parameters", "test_examples"):
+        table[column] = table[column].astype("Int64")
+    seen = table.rename(columns=lambda name: name.removeprefix("mean_"))
+    chosen = preferred(seen.assign(lost=table["diverged"] + table["failed"]), CONFIGURATION)
+    table["chosen"] = table.index.isin(chosen)
+    return table
+
+
+def _score_of(group: pd.DataFrame) -> dict[str, object]:
+    done = group[(group["status"] == "done") & group["test_score"].notna()]
+    test = done["test_score"].to_numpy(dtype=np.float64)
+    low, high = interval_of_mean(test)
+    mean = float(test.mean()) if len(test) else math.nan
+    examples = median_of(done["test_examples"])
+    return {
+        "runs": len(group),
+        "n": len(test),
+        "diverged": int((group["status"] == "diverged").sum()),
+        "failed": int((group["status"] == "failed").sum()),
+        "mean_test_score": mean,
+        "sd_test_score": float(test.std(ddof=1)) if len(test) > 1 else math.nan,
+        "test_low_95": low,
+        "test_high_95": high,
+        "min_test_score": float(test.min()) if len(test) else math.nan,
+        "max_test_score": float(test.max()) if len(test) else math.nan,
+        "mean_validation_score": mean_of(done["validation_score"]),
+        "mean_validation_loss": mean_of(done["validation_loss"]),
+        "mean_train_score": mean_of(done["train_score"]),
+        "mean_test_macro_f1": mean_of(done["test_macro_f1"]),
+        "chance": mean_of(done["chance"]),
+        "test_examples": whole(examples),
+        "test_standard_error": math.sqrt(mean * (1 - mean) / examples)
+        if examples and examples > 0 and len(test)
+        else math.nan,
+        "trainable_parameters": whole(median_of(done["trainable_parameters"])),
+        "total_parameters": whole(median_of(done["total_parameters"])),
+    }
+
+
+def at_several_scalings(accuracy: pd.DataFrame) -> bool:
+    """Tell whether some configuration was run at more than one α or scaling, of which one stands.
+
+    The chosen rows of its ranks may then follow several rules of α.
+    """
+    tried = accuracy[[*CONFIGURATION, "alpha", "scaling_rule"]].drop_duplicates()
+    return bool(tried.duplicated(CONFIGURATION).any())
+
+
+def chosen_runs(runs: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFrame:
+    """Give the runs, whatever became of them, at each configuration's chosen learning rate."""
+    runs = typed_table(runs, RUN_COLUMNS, "runs")
+    keys = accuracy.loc[accuracy["chosen"], [*CONFIGURATION, *TUNING]]
+    wanted = {key_of(row) for row in keys.itertuples(index=False, name=None)}
+    rows = runs[[*CONFIGURATION, *TUNING]].itertuples(index=False, name=None)
+    return runs[[key_of(row) in wanted for row in rows]]
