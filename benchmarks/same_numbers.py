@@ -22,6 +22,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pandas as pd
+from safetensors.numpy import load_file
 
 from lowrank_study.assets import cache_folder
 from lowrank_study.machine import processor
@@ -131,7 +132,7 @@ def numbers_of_run(run: Path, results: Path) -> dict[str, Any]:
     return {
         "metrics": {name: record.get(name) for name in METRICS},
         "weights": {
-            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            path.name: hash_of_tensors(path)
             for path in sorted((run / "checkpoint").glob("*.safetensors"))
         },
         "predictions": hash_of(run / "predictions.parquet"),
@@ -143,6 +144,15 @@ def analysed(command: Any, arguments: tuple[str, ...], out: Path) -> dict[str, s
     """Return hashes of the tables of one analysis."""
     command("analysis/measure_spectra.py", *arguments, f"out={out}")
     return {path.name: hash_of(path) for path in sorted(out.glob("*.parquet"))}
+
+
+def hash_of_tensors(path: Path) -> str:
+    """Return the SHA-256 over names and values; the order of a file's metadata is arbitrary."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(load_file(path).items()):
+        found.update(name.encode())
+        found.update(tensor.tobytes())
+    return found.hexdigest()
 
 
 def hash_of(path: Path) -> str:
