@@ -21,9 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lowrank_study.checkpoints import Match, open_weights, pair
-from lowrank_study.checkpoints.matrices import module_of
-from lowrank_study.checkpoints.pairing import Pairing
+from lowrank_study.checkpoints import Match, Pairing, module_of, open_weights, pair
 from lowrank_study.data.splits import load_splits, load_tokenizer
 from lowrank_study.errors import InputError
 from lowrank_study.runs.store import TrainedRun

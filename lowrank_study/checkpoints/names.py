@@ -9,7 +9,7 @@ parameters they wrap. Two checkpoints of one model then seem to share nothing:
 
 from collections.abc import Iterable
 
-from lowrank_study.checkpoints.paths import shown
+from lowrank_study.checkpoints.formats.source_file import shown
 from lowrank_study.errors import InputError
 
 _LEADING = ("module.", "base_model.model.")

@@ -18,26 +18,17 @@ from typing import Any
 
 import numpy as np
 
-from lowrank_study.checkpoints.formats import format_of, refuse_stand_in
-from lowrank_study.checkpoints.gguf_file import read_gguf, read_gguf_tensor
-from lowrank_study.checkpoints.names import strip_wrappers
-from lowrank_study.checkpoints.paths import (
-    Closing,
-    SourceFile,
-    close_all,
-    read_json,
-    resolve_inside,
-    shown,
-)
-from lowrank_study.checkpoints.quantized import (
+from lowrank_study.checkpoints.formats.detection import format_of, refuse_stand_in
+from lowrank_study.checkpoints.formats.gguf_file import read_gguf, read_gguf_tensor
+from lowrank_study.checkpoints.formats.quantized import (
     apply_scale,
     find_scales,
     refuse_packed,
     scale_factors,
     skip_reasons,
 )
-from lowrank_study.checkpoints.safetensors_file import read_headers
-from lowrank_study.checkpoints.shards import (
+from lowrank_study.checkpoints.formats.safetensors_file import read_headers
+from lowrank_study.checkpoints.formats.shards import (
     check_shards,
     find_files,
     index_files,
@@ -45,8 +36,17 @@ from lowrank_study.checkpoints.shards import (
     refuse_lone_shard,
     unread_flags,
 )
-from lowrank_study.checkpoints.tensors import FLOATS, ITEM_BYTES, Array, TensorInfo, decode
-from lowrank_study.checkpoints.torch_file import load_torch, refuse_pickle
+from lowrank_study.checkpoints.formats.source_file import (
+    Closing,
+    SourceFile,
+    close_all,
+    read_json,
+    resolve_inside,
+    shown,
+)
+from lowrank_study.checkpoints.formats.tensors import FLOATS, ITEM_BYTES, Array, TensorInfo, decode
+from lowrank_study.checkpoints.formats.torch_file import load_torch, refuse_pickle
+from lowrank_study.checkpoints.names import strip_wrappers
 from lowrank_study.errors import InputError
 
 _INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")

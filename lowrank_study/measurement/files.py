@@ -16,15 +16,23 @@ from pathlib import Path
 
 import numpy as np
 
-from lowrank_study.checkpoints import SourceFile, Weights, open_adapter, open_weights, pair
-from lowrank_study.checkpoints.adapters import Adapter
-from lowrank_study.checkpoints.architecture import is_adapter
-from lowrank_study.checkpoints.matrices import module_of
-from lowrank_study.checkpoints.pairing import Pairing, coarser
-from lowrank_study.checkpoints.paths import shown
-from lowrank_study.checkpoints.shards import refuse_several_adapters
-from lowrank_study.checkpoints.tensors import Array
-from lowrank_study.checkpoints.unpaired import Unpaired, in_parts, whole
+from lowrank_study.checkpoints import (
+    Adapter,
+    Array,
+    Pairing,
+    SourceFile,
+    Unpaired,
+    Weights,
+    coarser,
+    is_adapter,
+    left_out_parts,
+    module_of,
+    open_adapter,
+    open_weights,
+    pair,
+    refuse_several_adapters,
+    shown,
+)
 from lowrank_study.errors import InputError
 from lowrank_study.left_out import LeftOut
 from lowrank_study.spectra.noise import rounding_floor_of_difference
@@ -216,7 +224,7 @@ def left_out_of_adapter(adapter: Adapter, base: Weights | None) -> list[LeftOut]
             for saved in adapter.saved_weights()
         ]
         compared = adapter.parameters - sum(item.parameters for item in lost)
-        return [*adapter.left_out, *in_parts(lost, side="adapter", compared=compared)]
+        return [*adapter.left_out, *left_out_parts(lost, side="adapter", compared=compared)]
     new, lost = [], []
     for saved in adapter.saved_weights():
         if not adapter.in_base(saved, base):
@@ -226,13 +234,13 @@ def left_out_of_adapter(adapter: Adapter, base: Weights | None) -> list[LeftOut]
         else:
             rows = max(adapter.extra_rows(saved, base), 0)
             shape, why = (rows, *adapter.shape(saved)[1:]), "rows that only the adapter has"
-            lost.append(whole("adapter", module_of(saved), shape, why, is_matrix=False))
+            lost.append(Unpaired.of("adapter", module_of(saved), shape, why, is_matrix=False))
     theirs = adapter.parameters - sum(item.parameters for item in lost)
     ours = sum(prod(base.shape(name)) for name in base.names())
     return [
         *adapter.left_out,
-        *in_parts(lost, side="adapter", compared=theirs),
-        *in_parts(new, side="the adapted model", compared=ours),
+        *left_out_parts(lost, side="adapter", compared=theirs),
+        *left_out_parts(new, side="the adapted model", compared=ours),
     ]
 
 
@@ -241,7 +249,7 @@ def _has_w0(adapter: Adapter, saved: str, base: Weights | None) -> bool:
 
 
 def _lost(adapter: Adapter, saved: str, why: str) -> Unpaired:
-    return whole("adapter", module_of(saved), adapter.shape(saved), why, is_matrix=True)
+    return Unpaired.of("adapter", module_of(saved), adapter.shape(saved), why, is_matrix=True)
 
 
 def _resized(pairing: Pairing) -> Iterator[str]:

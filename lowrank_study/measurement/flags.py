@@ -1,6 +1,6 @@
 """Remarks on a measurement as a whole, one sentence each."""
 
-from lowrank_study.checkpoints.pairing import coarser
+from lowrank_study.checkpoints import coarser
 from lowrank_study.measurement.comparison import LARGEST_COMPARED, is_too_large
 from lowrank_study.measurement.files import OpenedSubject
 from lowrank_study.measurement.records import MeasuredMatrix, MeasureSettings

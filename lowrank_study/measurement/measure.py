@@ -15,8 +15,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from lowrank_study.checkpoints.paths import shown
-from lowrank_study.checkpoints.renames import canonical
+from lowrank_study.checkpoints import canonical, shown
 from lowrank_study.errors import InputError
 from lowrank_study.left_out import LeftOut, check_left_out, in_words
 from lowrank_study.measurement.comparison import (

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lowrank_study.checkpoints.pairing import Match
+from lowrank_study.checkpoints import Match
 from lowrank_study.spectra.noise import (
     FLOAT_FORMATS,
     NO_ROUNDING,

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lowrank_study.checkpoints.pairing import coarser
+from lowrank_study.checkpoints import coarser
 from lowrank_study.spectra.eigenvalues import GramMatrix
 from lowrank_study.spectra.noise import (
     FLOAT_FORMATS,

@@ -27,13 +27,14 @@ import numpy.typing as npt
 
 from lowrank_study.checkpoints import (
     Adapter,
+    Match,
     Matrix,
     Pairing,
     Weights,
     find_matrices,
+    is_vocabulary,
+    module_of,
 )
-from lowrank_study.checkpoints.matrices import module_of
-from lowrank_study.checkpoints.pairing import Match, is_vocabulary
 from lowrank_study.errors import InputError
 from lowrank_study.spectra.precision import dtype_of_difference
 

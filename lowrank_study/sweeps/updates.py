@@ -4,8 +4,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from lowrank_study.checkpoints import Pairing, open_adapter, open_weights, pair
-from lowrank_study.checkpoints.paths import shown
+from lowrank_study.checkpoints import Pairing, open_adapter, open_weights, pair, shown
 from lowrank_study.errors import InputError
 from lowrank_study.runs.store import TrainedRun
 from lowrank_study.spec import FullFineTuning, HeadOnly

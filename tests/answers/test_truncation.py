@@ -35,8 +35,7 @@ from lowrank_study.answers.truncation_tables import (
     truncation_file,
     truncation_table,
 )
-from lowrank_study.checkpoints import open_weights
-from lowrank_study.checkpoints.matrices import find_matrices
+from lowrank_study.checkpoints import find_matrices, open_weights
 from lowrank_study.config.run import compose
 from lowrank_study.errors import InputError
 from lowrank_study.runs.store import RunStore, TrainedRun

@@ -23,11 +23,11 @@ from lowrank_study.checkpoints.adapters.formulas import (
     rows_delta,
 )
 from lowrank_study.checkpoints.adapters.peft_delta import peft_delta
-from lowrank_study.checkpoints.matrices import is_transposed, module_of
-from lowrank_study.checkpoints.pairing import coarser, is_vocabulary
-from lowrank_study.checkpoints.paths import Closing, SourceFile, shown
-from lowrank_study.checkpoints.save import BASE_HASH
-from lowrank_study.checkpoints.tensors import Array
+from lowrank_study.checkpoints.adapters.saving import BASE_HASH
+from lowrank_study.checkpoints.formats.source_file import Closing, SourceFile, shown
+from lowrank_study.checkpoints.formats.tensors import Array
+from lowrank_study.checkpoints.matrices.finding import is_transposed, module_of
+from lowrank_study.checkpoints.pairing.match import coarser, is_vocabulary
 from lowrank_study.checkpoints.weights import Weights
 from lowrank_study.errors import InputError
 from lowrank_study.left_out import LeftOut, in_words

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple, Protocol
 
-from lowrank_study.checkpoints.paths import shown
-from lowrank_study.checkpoints.tensors import Array
+from lowrank_study.checkpoints.formats.source_file import shown
+from lowrank_study.checkpoints.formats.tensors import Array
 from lowrank_study.checkpoints.weights import Weights
 from lowrank_study.errors import InputError
 from lowrank_study.left_out import LeftOut

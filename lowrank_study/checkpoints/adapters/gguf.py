@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lowrank_study.checkpoints.adapters.content import Content, Sorter, checked_ranks
-from lowrank_study.checkpoints.paths import shown
+from lowrank_study.checkpoints.formats.source_file import shown
 from lowrank_study.checkpoints.weights import Weights
 from lowrank_study.errors import InputError
 

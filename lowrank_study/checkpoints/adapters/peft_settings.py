@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from lowrank_study.checkpoints.paths import shown
+from lowrank_study.checkpoints.formats.source_file import shown
 from lowrank_study.errors import InputError
 
 _HARMLESS = frozenset(

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lowrank_study.checkpoints.paths import shown
+from lowrank_study.checkpoints.formats.source_file import shown
 from lowrank_study.errors import InputError
 
 _CONTAINERS = ("model", "language_model", "text_model", "thinker", "vlm", "backbone")

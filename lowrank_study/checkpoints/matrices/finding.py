@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from lowrank_study.checkpoints.experts import STACKS, gate_and_up, holds_experts, is_in_out
-from lowrank_study.checkpoints.fused import (
+from lowrank_study.checkpoints.formats.tensors import Array
+from lowrank_study.checkpoints.matrices.experts import STACKS, gate_and_up, holds_experts, is_in_out
+from lowrank_study.checkpoints.matrices.fused import (
     CONV1D_MODELS,
     Models,
     is_fused,
@@ -28,7 +29,6 @@ from lowrank_study.checkpoints.fused import (
     pieces,
     unknown_layout,
 )
-from lowrank_study.checkpoints.tensors import Array
 from lowrank_study.checkpoints.weights import Weights
 
 _CONV1D_NAMES = ("c_attn", "c_proj", "c_fc", "q_attn")

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lowrank_study.checkpoints.matrices import Matrix
-from lowrank_study.checkpoints.tensors import Array
+from lowrank_study.checkpoints.formats.tensors import Array
+from lowrank_study.checkpoints.matrices.finding import Matrix
 
 _VOCABULARY = (
     "embed_tokens",

@@ -11,7 +11,7 @@ import pickle
 import zipfile
 from typing import TYPE_CHECKING, Any
 
-from lowrank_study.checkpoints.paths import SourceFile, shown
+from lowrank_study.checkpoints.formats.source_file import SourceFile, shown
 from lowrank_study.errors import InputError
 
 if TYPE_CHECKING:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from lowrank_study.checkpoints.renames import canonical, canonical_names
+from lowrank_study.checkpoints import canonical
+from lowrank_study.checkpoints.pairing.renames import canonical_names
 
 LAYER = "layers.0.self_attn.q_proj.weight"
 SAME_WEIGHT = [

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-from lowrank_study.checkpoints.paths import SourceFile, parse_json, shown
-from lowrank_study.checkpoints.tensors import ITEM_BYTES, TensorInfo
+from lowrank_study.checkpoints.formats.source_file import SourceFile, parse_json, shown
+from lowrank_study.checkpoints.formats.tensors import ITEM_BYTES, TensorInfo
 from lowrank_study.errors import InputError
 
 MAX_TENSORS = 200_000

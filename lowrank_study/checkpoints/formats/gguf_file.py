@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from lowrank_study.checkpoints.paths import SourceFile, shown
-from lowrank_study.checkpoints.safetensors_file import MAX_TENSORS
-from lowrank_study.checkpoints.tensors import Array, TensorInfo, decode
+from lowrank_study.checkpoints.formats.safetensors_file import MAX_TENSORS
+from lowrank_study.checkpoints.formats.source_file import SourceFile, shown
+from lowrank_study.checkpoints.formats.tensors import Array, TensorInfo, decode
 from lowrank_study.errors import InputError
 
 _HEADER_BYTES = 64 * 2**20

@@ -16,12 +16,13 @@ from math import prod
 
 import numpy as np
 
-from lowrank_study.checkpoints.architecture import shared_config
-from lowrank_study.checkpoints.match import Match, coarser, is_head, is_vocabulary
-from lowrank_study.checkpoints.matrices import Matrix
-from lowrank_study.checkpoints.paths import shown
-from lowrank_study.checkpoints.renames import PairedNames, paired_names
-from lowrank_study.checkpoints.sides import (
+from lowrank_study.checkpoints.formats.source_file import shown
+from lowrank_study.checkpoints.formats.tensors import Array
+from lowrank_study.checkpoints.matrices.finding import Matrix
+from lowrank_study.checkpoints.pairing.architecture import shared_config
+from lowrank_study.checkpoints.pairing.match import Match, coarser, is_head
+from lowrank_study.checkpoints.pairing.renames import PairedNames, paired_names
+from lowrank_study.checkpoints.pairing.sides import (
     ALONE,
     Side,
     matched,
@@ -30,13 +31,10 @@ from lowrank_study.checkpoints.sides import (
     take_out_tied,
     without_tied,
 )
-from lowrank_study.checkpoints.tensors import Array
-from lowrank_study.checkpoints.unpaired import SIDES, Unpaired, in_parts, whole
+from lowrank_study.checkpoints.pairing.unpaired import SIDES, Unpaired, left_out_parts
 from lowrank_study.checkpoints.weights import Weights
 from lowrank_study.errors import InputError
 from lowrank_study.left_out import LeftOut
-
-__all__ = ["Match", "Pairing", "coarser", "is_vocabulary", "pair"]
 
 
 class Pairing:
@@ -91,18 +89,18 @@ class Pairing:
                 counted.add(matrix)
                 rows, columns = matrix.shape
                 more = (rows - match.shape[0], columns)
-                lost.append(whole(side, match.name, more, _ROWS, is_matrix=False))
+                lost.append(Unpaired.of(side, match.name, more, _ROWS, is_matrix=False))
                 if match.name in self._broken:
-                    lost.append(whole(side, match.name, match.shape, _BROKEN, is_matrix=True))
+                    lost.append(Unpaired.of(side, match.name, match.shape, _BROKEN, is_matrix=True))
                 else:
                     compared += prod(match.shape)
             for name, tensors in self.vectors.items():
                 shape = (self.before, self.after)[index].shape(tensors[index])
                 if name in self._broken:
-                    lost.append(whole(side, name, shape, _BROKEN, is_matrix=False))
+                    lost.append(Unpaired.of(side, name, shape, _BROKEN, is_matrix=False))
                 else:
                     compared += prod(shape)
-            parts += in_parts(lost, side=side, compared=compared)
+            parts += left_out_parts(lost, side=side, compared=compared)
         return parts
 
     def read_matrices(self) -> Iterator[tuple[Match, Array, Array]]:

@@ -10,7 +10,7 @@ layouts: transformers transposes Qwen3-VL's experts when it loads and saves them
 
 from collections.abc import Mapping
 
-from lowrank_study.checkpoints.fused import Models
+from lowrank_study.checkpoints.matrices.fused import Models
 
 _IN_OUT = (
     "aria",

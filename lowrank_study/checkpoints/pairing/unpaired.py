@@ -1,6 +1,6 @@
 """The parts of two checkpoints that can't be compared, and their share of each.
 
-    in_parts(items, side="after", compared=1_000_000)
+    left_out_parts(items, side="after", compared=1_000_000)
     # [LeftOut(count=2304, ..., why="only in the tuned checkpoint: classifier")]
 
 Tensors without weights of their own are not counted: a vocabulary matrix that is tied to another,
@@ -10,8 +10,9 @@ and buffers that the model's code computes.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
+from typing import Self
 
-from lowrank_study.checkpoints.paths import shown
+from lowrank_study.checkpoints.formats.source_file import shown
 from lowrank_study.left_out import LeftOut
 
 SIDES = ("before", "after")
@@ -47,6 +48,11 @@ class Unpaired:
     why: str
     """The reason."""
 
+    @classmethod
+    def of(cls, side: str, name: str, shape: tuple[int, ...], why: str, *, is_matrix: bool) -> Self:
+        """Describe a tensor that isn't compared at all."""
+        return cls(side=side, name=name, parameters=prod(shape), is_matrix=is_matrix, why=why)
+
 
 def is_buffer(name: str, shape: tuple[int, ...]) -> bool:
     """Whether a tensor is a constant of the model's code; GPT-2 calls its causal mask `bias`."""
@@ -54,7 +60,7 @@ def is_buffer(name: str, shape: tuple[int, ...]) -> bool:
     return leaf in _BUFFERS or (leaf == "bias" and len(shape) == 4 and shape[:2] == (1, 1))
 
 
-def in_parts(items: Iterable[Unpaired], *, side: str, compared: int) -> list[LeftOut]:
+def left_out_parts(items: Iterable[Unpaired], *, side: str, compared: int) -> list[LeftOut]:
     """Return the left-out parts of one checkpoint, one for each reason.
 
     Args:
@@ -77,11 +83,6 @@ def in_parts(items: Iterable[Unpaired], *, side: str, compared: int) -> list[Lef
         )
         for reason, group in by_reason.items()
     ]
-
-
-def whole(side: str, name: str, shape: tuple[int, ...], why: str, *, is_matrix: bool) -> Unpaired:
-    """Return a tensor that is not compared at all."""
-    return Unpaired(side=side, name=name, parameters=prod(shape), is_matrix=is_matrix, why=why)
 
 
 def _kind(why: str) -> str:

@@ -12,9 +12,14 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 
-from lowrank_study.checkpoints.paths import SourceFile, read_json, resolve_inside, shown
-from lowrank_study.checkpoints.safetensors_file import read_headers
-from lowrank_study.checkpoints.tensors import TensorInfo
+from lowrank_study.checkpoints.formats.safetensors_file import read_headers
+from lowrank_study.checkpoints.formats.source_file import (
+    SourceFile,
+    read_json,
+    resolve_inside,
+    shown,
+)
+from lowrank_study.checkpoints.formats.tensors import TensorInfo
 from lowrank_study.errors import InputError
 
 _SHARD = re.compile(r"(.{0,200})-(\d{5})-of-(\d{5})(\.\w{1,20})")

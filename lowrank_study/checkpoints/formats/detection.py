@@ -1,6 +1,6 @@
 """Detect a file's format from its first bytes: weights, or something else in their place."""
 
-from lowrank_study.checkpoints.paths import SourceFile, shown
+from lowrank_study.checkpoints.formats.source_file import SourceFile, shown
 from lowrank_study.errors import InputError
 
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")

@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from lowrank_study.checkpoints.fused import models_within
-from lowrank_study.checkpoints.paths import shown
+from lowrank_study.checkpoints.formats.source_file import shown
+from lowrank_study.checkpoints.matrices.fused import models_within
 from lowrank_study.checkpoints.weights import Weights
 from lowrank_study.errors import InputError
 

@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from lowrank_study.checkpoints.paths import SourceFile
+from lowrank_study.checkpoints.formats.source_file import SourceFile
 
 Array = npt.NDArray[np.floating]
 """A float32 or float64 array."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
-from lowrank_study.checkpoints.paths import shown
+from lowrank_study.checkpoints.formats.source_file import shown
 
 CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 """Models whose linear maps are stored (in, out)."""

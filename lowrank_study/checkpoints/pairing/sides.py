@@ -9,19 +9,24 @@ from typing import Any
 
 import numpy as np
 
-from lowrank_study.checkpoints.fused import models_within
-from lowrank_study.checkpoints.match import (
+from lowrank_study.checkpoints.formats.quantized import PACKED
+from lowrank_study.checkpoints.formats.source_file import shown
+from lowrank_study.checkpoints.matrices.finding import (
+    Matrix,
+    find_matrices,
+    module_of,
+    split_expert,
+)
+from lowrank_study.checkpoints.matrices.fused import models_within
+from lowrank_study.checkpoints.pairing.match import (
     Match,
     is_head,
     is_vocabulary,
     match_of,
     may_be_tied,
 )
-from lowrank_study.checkpoints.matrices import Matrix, find_matrices, module_of, split_expert
-from lowrank_study.checkpoints.paths import shown
-from lowrank_study.checkpoints.quantized import PACKED
-from lowrank_study.checkpoints.renames import canonical
-from lowrank_study.checkpoints.unpaired import SIDES, Unpaired, is_buffer, whole
+from lowrank_study.checkpoints.pairing.renames import canonical
+from lowrank_study.checkpoints.pairing.unpaired import SIDES, Unpaired, is_buffer
 from lowrank_study.checkpoints.weights import Weights
 
 ALONE = {
@@ -80,18 +85,18 @@ class Side:
     def alone(self) -> Iterator[Unpaired]:
         """Yield the tensors that have not been paired."""
         for matrix in self.matrices.values():
-            yield whole(
+            yield Unpaired.of(
                 self.side, self.shown(matrix.name), matrix.shape, ALONE[self.side], is_matrix=True
             )
         for name in self.others.values():
             shape = (0,) if is_buffer(name, ()) else self.weights.shape(name)
-            yield whole(self.side, self.shown(name), shape, ALONE[self.side], is_matrix=False)
+            yield Unpaired.of(self.side, self.shown(name), shape, ALONE[self.side], is_matrix=False)
         for name, reason in self.ignored.items():
             if reason == PACKED:
                 shape = self.weights.stored_shape(name)
-                yield whole(self.side, self.shown(name), shape, reason, is_matrix=True)
+                yield Unpaired.of(self.side, self.shown(name), shape, reason, is_matrix=True)
         for name, count in self.weights.beside.items():
-            yield whole(self.side, name, (count,), _BESIDE, is_matrix=True)
+            yield Unpaired.of(self.side, name, (count,), _BESIDE, is_matrix=True)
 
 
 def _key(matrix: Matrix, keys: Mapping[str, str]) -> str:
@@ -116,7 +121,7 @@ def matched(left: Side, right: Side) -> tuple[list[Match], list[Unpaired]]:
             continue
         why = f"shape {list(before.shape)} before, {list(after.shape)} after"
         differing += [
-            whole(side, name, matrix.shape, why, is_matrix=True)
+            Unpaired.of(side, name, matrix.shape, why, is_matrix=True)
             for side, matrix in zip(SIDES, (before, after), strict=True)
         ]
     for stacked, single in ((left, right), (right, left)):
@@ -190,7 +195,7 @@ def matched_others(left: Side, right: Side) -> tuple[dict[str, tuple[str, str]],
             continue
         why = f"shape {list(shapes[0])} before, {list(shapes[1])} after"
         differing += [
-            whole(side, name, shape, why, is_matrix=False)
+            Unpaired.of(side, name, shape, why, is_matrix=False)
             for side, shape in zip(SIDES, shapes, strict=True)
         ]
     return pairs, differing

@@ -12,9 +12,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from lowrank_study.checkpoints import Pairing, open_weights, pair
-from lowrank_study.checkpoints.architecture import is_adapter
-from lowrank_study.checkpoints.renames import canonical
+from lowrank_study.checkpoints import Pairing, canonical, is_adapter, open_weights, pair
 from lowrank_study.errors import InputError
 
 MakeModel = Callable[[str], Any]

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from lowrank_study.checkpoints.paths import shown
-from lowrank_study.checkpoints.tensors import FLOATS, Array, TensorInfo, is_readable
+from lowrank_study.checkpoints.formats.source_file import shown
+from lowrank_study.checkpoints.formats.tensors import FLOATS, Array, TensorInfo, is_readable
 from lowrank_study.errors import InputError
 
 _PACKED = {

@@ -1,0 +1,1 @@
+"""File formats of weights: safetensors, GGUF and PyTorch, each checked before it is believed."""

@@ -1,0 +1,1 @@
+"""The linear maps of a checkpoint, each as one (out, in) matrix."""
