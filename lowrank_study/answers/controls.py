@@ -53,18 +53,19 @@ SIMILARITIES = (
     "similarity_right", "similarity_right_chance", "similarity_left", "similarity_left_chance",
 )  # fmt: skip
 CONTROL_COLUMNS = {
-    **dict.fromkeys(["task", "model", "control", "run_id", "other_run_id"], "str"),
-    "step": "Int64",
-    "module": "str",
-    "layer": "Int64",
-    "role": "str",
-    **dict.fromkeys(["out_features", "in_features"], "Int64"),
-    "resolvable": "boolean",
-    **dict.fromkeys(RANKS, "float64"),
-    "directions": "Int64",
-    **dict.fromkeys(SIMILARITIES, "float64"),
+    **dict.fromkeys(["task", "model", "control", "run_id", "other_run_id"], "text"),
+    "step": "whole",
+    "module": "text",
+    "layer": "whole",
+    "role": "text",
+    **dict.fromkeys(["out_features", "in_features"], "whole"),
+    "resolvable": "flag",
+    **dict.fromkeys(RANKS, "real"),
+    "directions": "whole",
+    **dict.fromkeys(SIMILARITIES, "real"),
 }
-"""The columns of the table and their types; what a control has not is missing."""
+"""The columns of the table; values that a control does not have are NA."""
+_DTYPES = {"text": "str", "whole": "Int64", "flag": "boolean", "real": "float64"}
 
 Row = dict[str, Any]
 
@@ -72,7 +73,8 @@ Row = dict[str, Any]
 def controls_table(spec: RunSpec, rows: Sequence[Row]) -> pd.DataFrame:
     """Return rows of one task and model as a table with all of `CONTROL_COLUMNS`."""
     table = pd.DataFrame(list(rows), columns=list(CONTROL_COLUMNS))
-    return table.assign(task=spec.task.name, model=spec.model.name).astype(CONTROL_COLUMNS)
+    kinds = {column: _DTYPES[kind] for column, kind in CONTROL_COLUMNS.items()}
+    return table.assign(task=spec.task.name, model=spec.model.name).astype(kinds)
 
 
 def controls_of(

@@ -12,6 +12,36 @@ from lowrank_study.spec import Lora, PeftMethod, target_name
 from lowrank_study.spectra.spectrum import Spectrum, singular_values_table, spectra_table
 from lowrank_study.sweeps.measured_spectra import read_spectra
 
+RUN_COLUMNS = {
+    **dict.fromkeys(["run_id", "task", "model", "method", "target", "status", "message"], "text"),
+    **dict.fromkeys(["adapter_rank", "seed", "test_examples", "steps"], "whole"),
+    **dict.fromkeys(["alpha", "learning_rate"], "real"),
+    "scaling_rule": "text",
+    **dict.fromkeys(["validation_score", "test_score", "test_macro_f1"], "share"),
+    **dict.fromkeys(["train_score", "chance"], "share"),
+    **dict.fromkeys(["validation_loss", "test_loss", "train_loss"], "real"),
+    **dict.fromkeys(["trainable_parameters", "adapted_parameters", "total_parameters"], "whole"),
+    **dict.fromkeys(["checkpoint_bytes", "peak_memory_bytes", "pack_size"], "whole"),
+    **dict.fromkeys(["train_seconds", "evaluate_seconds", "examples_per_second"], "real"),
+    "precision": "text",
+}
+"""What a report needs of `runs_table`."""
+SPECTRA_COLUMNS = {
+    **dict.fromkeys(["run_id", "module", "role", "storage_dtype"], "text"),
+    **dict.fromkeys(["layer", "out_features", "in_features"], "whole"),
+    **dict.fromkeys(["frobenius_norm", "base_frobenius_norm", "relative_norm"], "real"),
+    **dict.fromkeys(["numerical_rank", "stable_rank", "effective_rank"], "real"),
+    **dict.fromkeys(["energy_rank_90", "energy_rank_95", "energy_rank_99"], "real"),
+    **dict.fromkeys(["participation_ratio", "sigma1_over_sigma10", "mp_edge"], "real"),
+    **dict.fromkeys(["rank_above_mp_edge", "gavish_donoho_rank", "rounding_floor"], "real"),
+    "resolvable": "flag",
+}
+SINGULAR_VALUE_COLUMNS = {
+    **dict.fromkeys(["run_id", "module", "role"], "text"),
+    **dict.fromkeys(["layer", "index"], "whole"),
+    "singular_value": "real",
+}
+
 Spectra = Mapping[str, Sequence[Spectrum]]
 """By run."""
 

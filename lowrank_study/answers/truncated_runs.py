@@ -21,8 +21,8 @@ import pandas as pd
 import torch
 
 from lowrank_study.answers.full_runs import chosen_of_sweep
+from lowrank_study.answers.functional_rank import CUT_KEY, SCOPES, read_truncation, truncation_file
 from lowrank_study.answers.truncation import (
-    SCOPES,
     Cut,
     TunedModel,
     check_recorded,
@@ -32,7 +32,6 @@ from lowrank_study.answers.truncation import (
     threads_of,
     tuned_matrices,
 )
-from lowrank_study.answers.truncation_tables import CUT_KEY, read_truncation, truncation_file
 from lowrank_study.config.fields import Fields
 from lowrank_study.errors import InputError
 from lowrank_study.files import write_parquet

@@ -35,7 +35,6 @@ from lowrank_study.training.fit import torch_device
 from lowrank_study.training.models import head_names, load_classifier, model_folder
 from lowrank_study.training.packing import Pack
 
-SCOPES = ("all", "noise_cut", "layers", "roles")
 OUTSIDE = "outside"
 """The part of the scope `layers` that holds what is in no layer: embeddings, a pooler."""
 

@@ -5,11 +5,11 @@
 The figures of the same numbers show the same columns.
 """
 
+from lowrank_study.answers.functional_rank import score_by_kept_rank
 from lowrank_study.reporting.columns import ROLE
 from lowrank_study.reporting.display import Column, Table
 from lowrank_study.reporting.tables import SettingData
 from lowrank_study.reporting.tables.controls import control_overlap, control_ranks
-from lowrank_study.reporting.tables.truncation import score_by_kept_rank
 
 CUT_COLUMNS = (
     Column(
@@ -68,7 +68,7 @@ RANK_COLUMNS = (
 
 def truncation_tables(data: SettingData) -> list[Table]:
     """Give the table of truncated updates."""
-    frame = score_by_kept_rank(data)
+    frame = score_by_kept_rank(data.study.truncation, data.runs)
     if not len(frame):
         return []
     return [

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from lowrank_study.answers.against_full import COLUMNS, against_full
 from lowrank_study.answers.full_runs import chosen_full_runs
+from lowrank_study.answers.functional_rank import truncation_file, truncation_table
 from lowrank_study.answers.measured_controls import read_controls
+from lowrank_study.answers.sufficient_rank import COMPARISON_COLUMNS, against_full
 from lowrank_study.answers.tables import runs_table, spectra_tables, without_folders
-from lowrank_study.answers.truncation_tables import truncation_file, truncation_table
 from lowrank_study.errors import InputError
 from lowrank_study.reporting.contents import compose
 from lowrank_study.reporting.display import counted
@@ -168,7 +168,7 @@ def _comparison(
 ) -> pd.DataFrame:
     """Every rank against full fine-tuning, at each configuration's chosen learning rate."""
     if margin is None:
-        return pd.DataFrame(columns=list(COLUMNS))
+        return pd.DataFrame(columns=list(COMPARISON_COLUMNS))
     chosen = set(chosen_runs(table, score_by_rank(table))["run_id"])
     compared = [run for run in runs if run.spec.run_id in chosen]
     return against_full(compared, margin=margin, results=results)

@@ -12,6 +12,12 @@ import torch
 
 from lowrank_study.answers import truncated_runs
 from lowrank_study.answers.full_runs import chosen_full_runs
+from lowrank_study.answers.functional_rank import (
+    SCOPES,
+    correctness_by_kept_rank,
+    truncation_file,
+    truncation_table,
+)
 from lowrank_study.answers.truncated_runs import (
     TruncateRequest,
     read_request,
@@ -19,7 +25,6 @@ from lowrank_study.answers.truncated_runs import (
     truncate_sweep,
 )
 from lowrank_study.answers.truncation import (
-    SCOPES,
     Cut,
     DecomposedUpdate,
     TunedModel,
@@ -29,11 +34,6 @@ from lowrank_study.answers.truncation import (
     threads_of,
     truncated,
     tuned_matrices,
-)
-from lowrank_study.answers.truncation_tables import (
-    correctness_by_kept_rank,
-    truncation_file,
-    truncation_table,
 )
 from lowrank_study.checkpoints import find_matrices, open_weights
 from lowrank_study.config.run import compose

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lowrank_study.answers.sufficient_rank import COMPARISON_COLUMNS
 from lowrank_study.reporting.report import write_report
 from lowrank_study.reporting.tables import SettingData, StudyTables, checked, settings_data
-from lowrank_study.reporting.tables.study import COMPARISON_COLUMNS
 
 SHAPES = {
     "query": (384, 384),

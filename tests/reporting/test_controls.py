@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from lowrank_study.answers.controls import CONTROL_COLUMNS
-from lowrank_study.answers.truncation_tables import TRUNCATION_COLUMNS
+from lowrank_study.answers.functional_rank import TRUNCATION_COLUMNS, score_by_kept_rank
 from lowrank_study.errors import InputError
 from lowrank_study.reporting.figures import drawing, functional_rank, rank_along_training
 from lowrank_study.reporting.findings import findings
@@ -19,7 +19,6 @@ from lowrank_study.reporting.tables.controls import (
     control_ranks,
     training_ranks,
 )
-from lowrank_study.reporting.tables.truncation import score_by_kept_rank
 
 LOSS = {0: 0.20, 1: 0.10, 4: 0.05, 16: 0.001, 384: 0.0}
 """Kept rank → what is lost of the run's accuracy."""
@@ -73,7 +72,9 @@ def controls_of(study: StudyTables) -> pd.DataFrame:
                 noise = {"similarity_right": 0.003, "similarity_left": 0.002}
                 rows.append({**place, **pair, "control": "seeds", **found})
                 rows.append({**place, **pair, "control": "noise_pair", **noise})
-    return pd.DataFrame(rows, columns=list(CONTROL_COLUMNS)).astype(CONTROL_COLUMNS)
+    return pd.DataFrame(rows, columns=list(CONTROL_COLUMNS)).astype(
+        {"layer": "Int64", "step": "Int64", "directions": "Int64", "resolvable": "boolean"}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +85,16 @@ def data(thin_study: StudyTables) -> SettingData:
     return settings_data(checked(study))[0]
 
 
+def kept_ranks(data: SettingData) -> pd.DataFrame:
+    return score_by_kept_rank(data.study.truncation, data.runs)
+
+
 def told(data: SettingData) -> dict[str, str]:
     return {finding.topic: finding.text for finding in findings(data)}
 
 
 def test_cuts_are_condensed_over_seeds_in_their_order(data: SettingData) -> None:
-    table = score_by_kept_rank(data)
+    table = kept_ranks(data)
     assert table["scope"].tolist() == ["all"] * 5 + ["noise_cut"] + ["layers"] * 3 + ["roles"] * 2
     assert table["kept_rank"].dropna().tolist() == list(LOSS)
     assert table.loc[table["scope"] == "layers", "part"].tolist() == ["2", "10", "outside"]
@@ -111,7 +116,7 @@ def test_a_truncation_that_was_stopped_shows_no_rank_of_few_seeds(
     last = cuts["run_id"].iloc[-1]
     stopped = cuts[(cuts["run_id"] != last) | (cuts["scope"] != "all") | (cuts["kept_rank"] != 4)]
     study = replace(thin_study, truncation=stopped.reset_index(drop=True))
-    table = score_by_kept_rank(settings_data(checked(study))[0])
+    table = kept_ranks(settings_data(checked(study))[0])
     ranks = table.loc[table["scope"] == "all", "kept_rank"].tolist()
     assert ranks == [rank for rank in LOSS if rank != 4]
 

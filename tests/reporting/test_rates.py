@@ -6,12 +6,12 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
+from lowrank_study.answers.learning_rates import rates_by_configuration, with_rules
 from lowrank_study.reporting.figures.rates import rate_curves
 from lowrank_study.reporting.figures.score import score_against_rank
 from lowrank_study.reporting.findings.rates import rates as rates_found
 from lowrank_study.reporting.findings.score import adapters
 from lowrank_study.reporting.tables import SettingData, best_rates, checked, settings_data
-from lowrank_study.reporting.tables.rates import rates_by_configuration, with_rules
 from tests.reporting.conftest import build_study
 
 GRID = (1e-3, 3e-3, 9e-3)

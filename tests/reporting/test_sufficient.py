@@ -7,12 +7,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from lowrank_study.answers.sufficient_rank import COMPARISON_COLUMNS
 from lowrank_study.errors import InputError
 from lowrank_study.reporting import contents
 from lowrank_study.reporting.findings import findings
 from lowrank_study.reporting.report import write_report
 from lowrank_study.reporting.tables import StudyTables, checked, settings_data
-from lowrank_study.reporting.tables.study import COMPARISON_COLUMNS
 
 SIGN = {"s": "sufficient", "i": "inferior", "o": "open"}
 NOT_TESTED = dict.fromkeys(["difference", "lower_limit", "upper_limit", "retention"], math.nan)

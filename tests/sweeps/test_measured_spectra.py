@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lowrank_study import checkpoints
+from lowrank_study.answers.functional_rank import read_truncation, truncation_file
 from lowrank_study.answers.measured_controls import controls_file, measure_controls, read_controls
 from lowrank_study.answers.measured_controls import read_request as controls_request
 from lowrank_study.answers.truncated_runs import TruncateRequest, read_request, truncate_sweep
-from lowrank_study.answers.truncation_tables import read_truncation, truncation_file
 from lowrank_study.config.jobs import planned_configs
 from lowrank_study.errors import InputError, Unfinished
 from lowrank_study.reporting.sweep_report import study_tables

@@ -14,8 +14,8 @@ from typing import Any
 
 import pandas as pd
 
+from lowrank_study.answers.functional_rank import truncation_table
 from lowrank_study.answers.tables import ranks_table, runs_table
-from lowrank_study.answers.truncation_tables import truncation_table
 from lowrank_study.claims.measures.outcome import Lacking
 from lowrank_study.config.composition import CONF_FOLDER
 from lowrank_study.errors import InputError

@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator
 
+from lowrank_study.answers.functional_rank import score_by_kept_rank
 from lowrank_study.reporting.columns import CONFIGURATION_COLUMNS
 from lowrank_study.reporting.display import adapter_name
 from lowrank_study.reporting.figures.drawing import (
@@ -30,7 +31,6 @@ from lowrank_study.reporting.figures.rank_axis import series_of
 from lowrank_study.reporting.figures.score import DOTTED
 from lowrank_study.reporting.shown_controls import CUT_COLUMNS, KEPT_COLUMNS, MEAN_COLUMNS
 from lowrank_study.reporting.tables import SettingData
-from lowrank_study.reporting.tables.truncation import score_by_kept_rank
 
 NOTHING = -1.1
 """Place of k = 0, left of rank 1."""
@@ -46,7 +46,7 @@ CAPTION = (
 
 def functional_rank(data: SettingData) -> Figure | None:
     """Draw test accuracy against the kept rank of ΔW, LoRA trained at that rank beside it."""
-    table = score_by_kept_rank(data)
+    table = score_by_kept_rank(data.study.truncation, data.runs)
     cut = table[table["scope"] == "all"]
     if not len(cut):
         return None

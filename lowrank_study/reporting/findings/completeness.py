@@ -9,10 +9,10 @@ that were left out, and averages over runs that differ in some respect.
 
 from collections.abc import Iterator, Mapping
 
+from lowrank_study.answers.rows import CONFIGURATION, TUNING
 from lowrank_study.reporting.display import counted, enumeration
 from lowrank_study.reporting.findings.finding import Finding
 from lowrank_study.reporting.tables import StudyTables, groups
-from lowrank_study.reporting.tables.rows import CONFIGURATION, TUNING
 
 VERSIONS = (
     *("commit", "lowrank_study", "python", "torch", "transformers", "datasets"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from lowrank_study.answers.functional_rank import score_by_kept_rank
 from lowrank_study.reporting.display import (
     NARROW_SPACE,
     adapter_name,
@@ -21,12 +22,11 @@ from lowrank_study.reporting.display import (
 )
 from lowrank_study.reporting.findings.finding import Finding
 from lowrank_study.reporting.tables import SettingData, records
-from lowrank_study.reporting.tables.truncation import score_by_kept_rank
 
 
 def functional_rank(data: SettingData) -> list[Finding]:
     """Say what the update does at each kept rank, and what single parts of it do."""
-    table = score_by_kept_rank(data)
+    table = score_by_kept_rank(data.study.truncation, data.runs)
     cut = records(table[table["scope"] == "all"])
     if not cut:
         return []

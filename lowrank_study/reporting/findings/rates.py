@@ -5,6 +5,7 @@ rates(data)      # none where none was chosen
 
 import pandas as pd
 
+from lowrank_study.answers.rows import CONFIGURATION
 from lowrank_study.reporting.display import (
     NARROW_SPACE,
     adapter_name,
@@ -15,7 +16,6 @@ from lowrank_study.reporting.display import (
 )
 from lowrank_study.reporting.findings.finding import Finding
 from lowrank_study.reporting.tables import SettingData, best_rates, groups, records
-from lowrank_study.reporting.tables.rows import CONFIGURATION
 
 
 def rates(data: SettingData) -> list[Finding]:

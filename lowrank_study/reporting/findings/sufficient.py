@@ -7,7 +7,7 @@ These are the only statements of the summary that rest on a test; see `answers/s
 
 from typing import Any
 
-from lowrank_study.answers.correctness import CUT
+from lowrank_study.answers.paired_scores import CUT
 from lowrank_study.reporting.display import (
     NARROW_SPACE,
     adapter_name,

@@ -9,16 +9,16 @@ A *setting* is a task with a base model. A *configuration* is a method with its 
 adapter rank in one setting.
 """
 
-from lowrank_study.reporting.tables.cost import cost_by_method
-from lowrank_study.reporting.tables.provenance import flat_provenance, shared_provenance
-from lowrank_study.reporting.tables.rates import best_rates
-from lowrank_study.reporting.tables.roles import ROLES, in_order, roles_inside
-from lowrank_study.reporting.tables.rows import CONFIGURATION, groups, records
-from lowrank_study.reporting.tables.score import (
+from lowrank_study.answers.learning_rates import best_rates
+from lowrank_study.answers.roles import ROLES, in_order, roles_inside
+from lowrank_study.answers.rows import CONFIGURATION, groups, records
+from lowrank_study.answers.scores import (
     at_several_scalings,
     chosen_runs,
     score_by_rank,
 )
+from lowrank_study.reporting.tables.cost import cost_by_method
+from lowrank_study.reporting.tables.provenance import flat_provenance, shared_provenance
 from lowrank_study.reporting.tables.setting import (
     Setting,
     SettingData,

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from lowrank_study.answers.controls import SIMILARITIES
-from lowrank_study.reporting.tables.rows import extreme_of, groups, median_of
+from lowrank_study.answers.rows import extreme_of, groups, median_of
 from lowrank_study.reporting.tables.setting import SettingData
 
 CONTROLS = ("trained", "shuffled_labels", "noise", "weight_decay")

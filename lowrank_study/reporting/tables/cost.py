@@ -10,14 +10,14 @@ import math
 
 import pandas as pd
 
-from lowrank_study.reporting.tables.rows import (
+from lowrank_study.answers.rows import (
     CONFIGURATION,
     extreme_of,
     groups,
     median_of,
     over_full,
 )
-from lowrank_study.reporting.tables.score import chosen_runs
+from lowrank_study.answers.scores import chosen_runs
 
 
 def cost_by_method(runs: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFrame:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-from lowrank_study.reporting.tables.rates import rates_by_configuration
-from lowrank_study.reporting.tables.rows import records
-from lowrank_study.reporting.tables.score import chosen_runs, score_by_rank
+from lowrank_study.answers.learning_rates import rates_by_configuration
+from lowrank_study.answers.rows import records
+from lowrank_study.answers.scores import chosen_runs, score_by_rank
 from lowrank_study.reporting.tables.study import StudyTables
 from lowrank_study.reporting.tables.update_ranks import (
     rank_by_configuration,

@@ -8,66 +8,17 @@ so that nothing after this has to ask again.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pandas as pd
 
+from lowrank_study.answers.columns import typed_table
+from lowrank_study.answers.controls import CONTROL_COLUMNS
+from lowrank_study.answers.functional_rank import TRUNCATION_COLUMNS
+from lowrank_study.answers.rows import CONFIGURATION, TUNING
+from lowrank_study.answers.sufficient_rank import COMPARISON_COLUMNS
+from lowrank_study.answers.tables import RUN_COLUMNS, SINGULAR_VALUE_COLUMNS, SPECTRA_COLUMNS
 from lowrank_study.errors import InputError
-from lowrank_study.reporting.tables.rows import CONFIGURATION, TUNING
 from lowrank_study.runs.store import STATUSES
-
-RUN_COLUMNS = {
-    **dict.fromkeys(["run_id", "task", "model", "method", "target", "status", "message"], "text"),
-    **dict.fromkeys(["adapter_rank", "seed", "test_examples", "steps"], "whole"),
-    **dict.fromkeys(["alpha", "learning_rate"], "real"),
-    "scaling_rule": "text",
-    **dict.fromkeys(["validation_score", "test_score", "test_macro_f1"], "share"),
-    **dict.fromkeys(["train_score", "chance"], "share"),
-    **dict.fromkeys(["validation_loss", "test_loss", "train_loss"], "real"),
-    **dict.fromkeys(["trainable_parameters", "adapted_parameters", "total_parameters"], "whole"),
-    **dict.fromkeys(["checkpoint_bytes", "peak_memory_bytes", "pack_size"], "whole"),
-    **dict.fromkeys(["train_seconds", "evaluate_seconds", "examples_per_second"], "real"),
-    "precision": "text",
-}
-SPECTRA_COLUMNS = {
-    **dict.fromkeys(["run_id", "module", "role", "storage_dtype"], "text"),
-    **dict.fromkeys(["layer", "out_features", "in_features"], "whole"),
-    **dict.fromkeys(["frobenius_norm", "base_frobenius_norm", "relative_norm"], "real"),
-    **dict.fromkeys(["numerical_rank", "stable_rank", "effective_rank"], "real"),
-    **dict.fromkeys(["energy_rank_90", "energy_rank_95", "energy_rank_99"], "real"),
-    **dict.fromkeys(["participation_ratio", "sigma1_over_sigma10", "mp_edge"], "real"),
-    **dict.fromkeys(["rank_above_mp_edge", "gavish_donoho_rank", "rounding_floor"], "real"),
-    "resolvable": "flag",
-}
-COMPARISON_COLUMNS = {
-    **dict.fromkeys(["task", "model", "method", "target", "decision"], "text"),
-    **dict.fromkeys(["adapter_rank", "seeds", "lost", "examples"], "whole"),
-    **dict.fromkeys(["margin", "difference", "standard_error", "degrees_of_freedom"], "real"),
-    **dict.fromkeys(["score", "score_low_95", "score_high_95", "chance"], "share"),
-    **dict.fromkeys(["low_95", "high_95", "lower_limit", "upper_limit"], "real"),
-    **dict.fromkeys(["retention", "retention_low_95", "retention_high_95"], "real"),
-    "retention_bounded": "flag",
-}
-SINGULAR_VALUE_COLUMNS = {
-    **dict.fromkeys(["run_id", "module", "role"], "text"),
-    **dict.fromkeys(["layer", "index"], "whole"),
-    "singular_value": "real",
-}
-TRUNCATION_COLUMNS = {
-    **dict.fromkeys(["run_id", "scope", "part"], "text"),
-    **dict.fromkeys(["kept_rank", "kept_directions", "examples"], "whole"),
-    **dict.fromkeys(["energy_kept", "test_score"], "real"),
-}
-CONTROL_COLUMNS = {
-    **dict.fromkeys(["task", "model", "control", "run_id", "other_run_id"], "text"),
-    **dict.fromkeys(["module", "role"], "text"),
-    **dict.fromkeys(["step", "layer", "out_features", "in_features", "directions"], "whole"),
-    "resolvable": "flag",
-    **dict.fromkeys(["relative_norm", "energy_rank_90", "energy_rank_99"], "real"),
-    **dict.fromkeys(["effective_rank", "stable_rank", "participation_ratio"], "real"),
-    **dict.fromkeys(["gavish_donoho_rank", "similarity_right", "similarity_left"], "real"),
-    **dict.fromkeys(["similarity_right_chance", "similarity_left_chance"], "real"),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,54 +94,6 @@ def _optional(
 ) -> pd.DataFrame | None:
     """Give a table that may be absent, or empty, which is the same."""
     return typed_table(frame, columns, name) if frame is not None and len(frame) else None
-
-
-def typed_table(frame: pd.DataFrame, columns: Mapping[str, str], name: str) -> pd.DataFrame:
-    """Give a copy of a table with its columns in their kinds.
-
-    Raises:
-        InputError: a column is missing, or holds something else.
-    """
-    missing = [column for column in columns if column not in frame.columns]
-    if missing:
-        raise InputError(
-            f"the {name} table lacks the column(s) {', '.join(missing)}: it needs "
-            f"{', '.join(columns)}"
-        )
-    table = frame.reset_index(drop=True).copy()
-    for column, kind in columns.items():
-        try:
-            table[column] = _as_kind(table[column], kind)
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"the column {column} of the {name} table does not hold {_KINDS[kind]}: {error}"
-            ) from error
-    return table
-
-
-_KINDS = {
-    "text": "text",
-    "whole": "whole numbers",
-    "real": "numbers",
-    "share": "numbers",
-    "flag": "true or false",
-}
-
-
-def _as_kind(column: "pd.Series[Any]", kind: str) -> "pd.Series[Any]":
-    match kind:
-        case "text":
-            return column.astype(object).where(column.notna(), None).map(_text).astype(object)
-        case "whole":
-            return pd.to_numeric(column).astype("Int64")
-        case "flag":
-            return column.astype("boolean").fillna(False).astype(bool)
-        case _:
-            return pd.to_numeric(column).astype("Float64").astype(float)
-
-
-def _text(value: object) -> str:
-    return "" if value is None or value != value else str(value)
 
 
 def _check_plan(ended: int, planned: int) -> None:

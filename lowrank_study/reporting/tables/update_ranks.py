@@ -11,13 +11,13 @@ import math
 import numpy as np
 import pandas as pd
 
-from lowrank_study.reporting.tables.rows import (
+from lowrank_study.answers.rows import (
     CONFIGURATION,
     middle_of,
     places_of,
     shared_value,
 )
-from lowrank_study.reporting.tables.score import chosen_runs
+from lowrank_study.answers.scores import chosen_runs
 from lowrank_study.reporting.tables.study import StudyTables
 from lowrank_study.spectra.noise import noise_energy_rank
 

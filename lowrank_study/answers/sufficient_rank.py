@@ -12,17 +12,21 @@ from pathlib import Path
 
 import pandas as pd
 
-from lowrank_study.answers.correctness import PairedRuns, cut_beside_whole, paired_with_full
+from lowrank_study.answers.paired_scores import PairedRuns, cut_beside_whole, paired_with_full
 from lowrank_study.answers.statistics import RankTest, mean_score, retention, sufficient_rank
 from lowrank_study.runs.store import TrainedRun
 
-COLUMNS = (
-    *("task", "model", "method", "target", "adapter_rank"),
-    *("seeds", "lost", "examples", "score", "score_low_95", "score_high_95"),
-    *("margin", "difference", "standard_error", "degrees_of_freedom"),
-    *("low_95", "high_95", "lower_limit", "upper_limit", "decision"),
-    *("chance", "retention", "retention_low_95", "retention_high_95", "retention_bounded"),
-)
+COMPARISON_COLUMNS = {
+    **dict.fromkeys(["task", "model", "method", "target"], "text"),
+    **dict.fromkeys(["adapter_rank", "seeds", "lost", "examples"], "whole"),
+    **dict.fromkeys(["score", "score_low_95", "score_high_95"], "share"),
+    **dict.fromkeys(["margin", "difference", "standard_error", "degrees_of_freedom"], "real"),
+    **dict.fromkeys(["low_95", "high_95", "lower_limit", "upper_limit"], "real"),
+    "decision": "text",
+    "chance": "share",
+    **dict.fromkeys(["retention", "retention_low_95", "retention_high_95"], "real"),
+    "retention_bounded": "flag",
+}
 
 
 def against_full(
@@ -44,7 +48,7 @@ def against_full(
 
     Returns
     -------
-    The columns `COLUMNS`: `score` is the adapter's; differences and limits are shares of one;
+    The columns `COMPARISON_COLUMNS`: `score` is the adapter's; differences are shares of one;
     intervals are over seeds and test examples; that of the retention is NaN where it is unbounded.
     The head alone, which has no ΔW, has rank 0.
 
@@ -63,7 +67,7 @@ def against_full(
             lost=[rank for rank, pairs in by_rank.items() if pairs.lost],
         )
         rows += [_row(by_rank[test.rank], test, margin) for test in found.tests]
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS))
 
 
 def _target(pairs: PairedRuns) -> tuple[str, str, str, str]:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from lowrank_study.reporting.tables.roles import role_order
+from lowrank_study.answers.roles import role_order
 
 Vector = npt.NDArray[np.float64]
 

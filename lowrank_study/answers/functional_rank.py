@@ -13,9 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from lowrank_study.answers.roles import in_order
+from lowrank_study.answers.rows import mean_of
+from lowrank_study.answers.statistics import interval_of_mean
 from lowrank_study.errors import InputError
 from lowrank_study.runs.store import TrainedRun
 
+SCOPES = ("all", "noise_cut", "layers", "roles")
 CUT_KEY = ["scope", "part", "kept_rank"]
 """What tells the cuts of a run apart; `kept_rank` is missing but for the scope `all`."""
 
@@ -48,9 +52,12 @@ def read_truncation(run: TrainedRun, results: Path) -> pd.DataFrame | None:
     return rows
 
 
-TRUNCATION_COLUMNS = (
-    "run_id", *CUT_KEY, "kept_directions", "energy_kept", "test_score", "examples",
-)  # fmt: skip
+TRUNCATION_COLUMNS = {
+    **dict.fromkeys(["run_id", "scope", "part"], "text"),
+    **dict.fromkeys(["kept_rank", "kept_directions"], "whole"),
+    **dict.fromkeys(["energy_kept", "test_score"], "real"),
+    "examples": "whole",
+}
 
 
 def truncation_table(runs: Sequence[TrainedRun], results: Path) -> pd.DataFrame:
@@ -108,3 +115,72 @@ def correctness_by_kept_rank(
             found[-1][int(str(kept))] = own == group["predicted"].to_numpy()
     shared = sorted(set.intersection(*(set(ranks) for ranks in found))) if found else []
     return {rank: np.stack([ranks[rank] for ranks in found]) for rank in shared}
+
+
+_COLUMNS = (
+    *CUT_KEY, "n", "mean_test_score", "test_low_95", "test_high_95", "mean_difference",
+    "difference_low_95", "difference_high_95", "kept_directions", "energy_kept", "examples",
+)  # fmt: skip
+
+
+def score_by_kept_rank(truncation: pd.DataFrame | None, runs: pd.DataFrame) -> pd.DataFrame:
+    """Give test accuracy over the seeds of full fine-tuning, one row a cut of its update.
+
+    The intervals are those of `interval_of_mean`. `mean_difference` is to the whole update of
+    the same seeds, so that the spread of whole runs is no part of its interval.
+    `kept_directions` and `energy_kept` are means over seeds.
+    """
+    if truncation is None:
+        return pd.DataFrame(columns=list(_COLUMNS))
+    chosen = runs[runs["status"] == "done"]
+    table = truncation[truncation["run_id"].isin(chosen["run_id"])]
+    # A truncation that was stopped has not cut all seeds at every rank: those that it has not are
+    # left out, for a mean over a few is not to be held against the interval of all.
+    everywhere = (table["scope"] != "all") | (
+        table.groupby(CUT_KEY, dropna=False)["run_id"].transform("nunique")
+        == table["run_id"].nunique()
+    )
+    table = table[everywhere]
+    accuracy = {
+        str(run_id): float(value)
+        for run_id, value in chosen[["run_id", "test_score"]].itertuples(index=False)
+    }
+    rows = []
+    for key, group in table.groupby(CUT_KEY, dropna=False):
+        values = group["test_score"].to_numpy(dtype=np.float64)
+        whole = np.array([accuracy[run_id] for run_id in group["run_id"]])
+        low, high = interval_of_mean(values)
+        below, above = interval_of_mean(values - whole)
+        rows.append(
+            {
+                **dict(zip(CUT_KEY, key, strict=True)),
+                "n": len(values),
+                "mean_test_score": values.mean(),
+                "test_low_95": low,
+                "test_high_95": high,
+                "mean_difference": (values - whole).mean(),
+                "difference_low_95": below,
+                "difference_high_95": above,
+                "kept_directions": mean_of(group["kept_directions"]),
+                "energy_kept": mean_of(group["energy_kept"]),
+                "examples": int(group["examples"].iloc[0]),
+            }
+        )
+    made = pd.DataFrame(rows, columns=list(_COLUMNS))
+    made["kept_rank"] = made["kept_rank"].astype("Int64")
+    return made.iloc[_order(made)].reset_index(drop=True)
+
+
+def _order(rows: pd.DataFrame) -> list[int]:
+    roles = in_order(rows.loc[rows["scope"] == "roles", "part"])
+
+    def place(index: int) -> tuple[int, float]:
+        row = rows.iloc[index]
+        if row["scope"] == "all":
+            return 0, float(row["kept_rank"])
+        if row["scope"] == "roles":
+            return 3, roles.index(row["part"])
+        number = float(row["part"]) if row["part"].isdecimal() else np.inf
+        return SCOPES.index(row["scope"]), number
+
+    return sorted(range(len(rows)), key=place)

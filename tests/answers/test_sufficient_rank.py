@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lowrank_study.answers.against_full import COLUMNS, against_full
-from lowrank_study.answers.correctness import CUT, paired_with_full
+from lowrank_study.answers.functional_rank import truncation_file
+from lowrank_study.answers.paired_scores import CUT, paired_with_full
 from lowrank_study.answers.statistics import mean_score, paired_difference
-from lowrank_study.answers.truncation_tables import truncation_file
+from lowrank_study.answers.sufficient_rank import COMPARISON_COLUMNS, against_full
 from lowrank_study.config.run import compose
 from lowrank_study.errors import InputError
 from lowrank_study.runs.store import TrainedRun
@@ -93,7 +93,7 @@ def test_without_full_fine_tuning_there_is_nothing_to_compare(runs: Runs) -> Non
     runs.add(0, [0], rank=4)
     assert paired_with_full(runs.made) == []
     table = against_full(runs.made, margin=0.02)
-    assert list(table.columns) == list(COLUMNS)
+    assert list(table.columns) == list(COMPARISON_COLUMNS)
     assert table.empty
 
 

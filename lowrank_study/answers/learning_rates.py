@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from lowrank_study.answers.rows import CONFIGURATION, groups, mean_of, over_full
 from lowrank_study.answers.statistics import interval_of_mean
-from lowrank_study.reporting.tables.rows import CONFIGURATION, groups, mean_of, over_full
 from lowrank_study.sweeps.tuning import preference
 
 BEHIND = ["behind", "behind_low_95", "behind_high_95"]

@@ -12,9 +12,9 @@ import math
 import numpy as np
 import pandas as pd
 
-from lowrank_study.answers.statistics import interval_of_mean
-from lowrank_study.reporting.tables.rates import preferred
-from lowrank_study.reporting.tables.rows import (
+from lowrank_study.answers.columns import typed_table
+from lowrank_study.answers.learning_rates import preferred
+from lowrank_study.answers.rows import (
     CONFIGURATION,
     TUNING,
     groups,
@@ -23,7 +23,8 @@ from lowrank_study.reporting.tables.rows import (
     median_of,
     whole,
 )
-from lowrank_study.reporting.tables.study import RUN_COLUMNS, typed_table
+from lowrank_study.answers.statistics import interval_of_mean
+from lowrank_study.answers.tables import RUN_COLUMNS
 
 
 def score_by_rank(runs: pd.DataFrame) -> pd.DataFrame:
