@@ -18,15 +18,15 @@ def controls(config: Mapping[str, Any]) -> None:
 
     require_sweeps(config)
     from lowrank_study.answers.measured_controls import (
-        controls_file,
         measure_controls,
         read_request,
         shuffled_sweep,
     )
+    from lowrank_study.results import controls_file
 
     request = read_request(config)
     table = measure_controls(request)
-    path = controls_file(request.sweep, request.results)
+    path = controls_file(request.results, request.sweep)
     print(f"{path}: {', '.join(table['control'].unique())}")
     check_sweeps(config, names=[shuffled_sweep(request.sweep)], method=FullFineTuning)
 

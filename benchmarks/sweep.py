@@ -24,6 +24,7 @@ from processes import peft_loop, train_here, written
 from steps import least_seconds, steps
 
 from lowrank_study.config.run import compose, fast_precision
+from lowrank_study.results import runs_folder
 from lowrank_study.runs.store import RunStore
 from lowrank_study.spec import RunSpec
 
@@ -58,7 +59,7 @@ def whole(rounds: int, *, quick: bool) -> list[timing.Figure]:
             runs, results = written(specs, Path(folder)), Path(folder) / "results"
             command = [sys.executable, "-c", OURS, str(runs), str(results)]
             subprocess.run(command, check=True)
-            ended = RunStore(results / "runs").ended([spec.run_id for spec in specs])
+            ended = RunStore(runs_folder(results)).ended([spec.run_id for spec in specs])
             accuracies["ours"] = [run.record["test"]["accuracy"] for run in ended]
 
     def trainer(*options: str) -> None:

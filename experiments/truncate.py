@@ -18,10 +18,11 @@ def truncate(config: Mapping[str, Any]) -> None:
 
     require_sweeps(config)
     from lowrank_study.answers.truncated_runs import read_request, truncate_sweep
+    from lowrank_study.results import truncation_file
 
     request = read_request(config)
     runs = truncate_sweep(request)
-    folder = request.results / "truncation"
+    folder = truncation_file(request.results, "").parent
     command = report_command(request.sweep, request.results)
     print(f"{folder}: {len(runs)} runs; {command} draws them")
     check_sweeps(config, method=FullFineTuning)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lowrank_study.errors import InputError
+from lowrank_study.results import runs_folder
 from lowrank_study.runs.store import RunStore, TrainedRun
 from lowrank_study.spec import FullFineTuning
 from lowrank_study.sweeps.settings import check_alike
@@ -23,7 +24,7 @@ def chosen_of_sweep(sweep: str, results: Path) -> list[list[TrainedRun]]:
     InputError
         No such sweep, no ended run of full fine-tuning in it, or some that were not trained alike.
     """
-    store = RunStore(results / "runs")
+    store = RunStore(runs_folder(results))
     runs = store.ended(store.sweep(sweep))
     check_alike(runs, sweep=sweep)
     chosen = chosen_full_runs(runs)

@@ -17,16 +17,12 @@ from lowrank_study.answers.roles import in_order
 from lowrank_study.answers.rows import mean_of
 from lowrank_study.answers.statistics import interval_of_mean
 from lowrank_study.errors import InputError
+from lowrank_study.results import truncation_file
 from lowrank_study.runs.store import TrainedRun
 
 SCOPES = ("all", "noise_cut", "layers", "roles")
 CUT_KEY = ["scope", "part", "kept_rank"]
 """What tells the cuts of a run apart; `kept_rank` is missing but for the scope `all`."""
-
-
-def truncation_file(results: Path, run_id: str) -> Path:
-    """Return where the evaluations of a run's truncated updates are kept."""
-    return results / "truncation" / f"{run_id}.parquet"
 
 
 def read_truncation(run: TrainedRun, results: Path) -> pd.DataFrame | None:

@@ -20,6 +20,7 @@ from lowrank_study.answers.full_runs import chosen_of_sweep
 from lowrank_study.config.fields import Fields
 from lowrank_study.errors import InputError
 from lowrank_study.files import write_parquet
+from lowrank_study.results import along_training_file, controls_file, runs_folder
 from lowrank_study.runs.store import RunStore, TrainedRun
 from lowrank_study.sweeps.sweep import sweep
 
@@ -79,13 +80,13 @@ def measure_controls(request: ControlsRequest) -> pd.DataFrame:
             parts.append(_along_training(runs[0], request))
     table = pd.concat(parts, ignore_index=True)
     table.attrs["made_from"] = _made_from([run for runs in (*chosen, *shuffled) for run in runs])
-    write_parquet(controls_file(request.sweep, request.results), table)
+    write_parquet(controls_file(request.results, request.sweep), table)
     return table
 
 
 def _along_training(run: TrainedRun, request: ControlsRequest) -> pd.DataFrame:
     """Train a run once more and store the measurements on the way, or read stored ones."""
-    path = request.results / "controls" / f"training-{run.spec.run_id}.parquet"
+    path = along_training_file(request.results, run.spec.run_id)
     made_from = _made_from([run])
     kept = _table_in(path) if path.is_file() else None
     if kept is None or kept.attrs.get("made_from", {run.spec.run_id: None}) != made_from:
@@ -128,11 +129,6 @@ def shuffled_sweep(sweep: str) -> str:
     return f"{sweep}_shuffled"
 
 
-def controls_file(sweep: str, results: Path) -> Path:
-    """Return where the controls of a sweep are kept."""
-    return results / "controls" / f"{sweep}.parquet"
-
-
 def read_controls(sweep: str, results: Path) -> pd.DataFrame | None:
     """Return the controls of a sweep, or None if they have not been measured.
 
@@ -141,7 +137,7 @@ def read_controls(sweep: str, results: Path) -> pd.DataFrame | None:
     InputError
         The file is damaged, or a run's checkpoint has changed since.
     """
-    path = controls_file(sweep, results)
+    path = controls_file(results, sweep)
     if not path.is_file():
         return None
     remedy = f"run analysis/measure_controls.py sweep={sweep} again"
@@ -149,7 +145,7 @@ def read_controls(sweep: str, results: Path) -> pd.DataFrame | None:
         raise InputError(f"{path} can't be read as a table: {remedy}")
     older = dict.fromkeys(table["run_id"].dropna())  # files without hashes
     made_from = table.attrs.get("made_from", older)
-    for run in RunStore(results / "runs").ended(list(made_from)):
+    for run in RunStore(runs_folder(results)).ended(list(made_from)):
         if run.checkpoint_sha256 != made_from[run.spec.run_id]:
             raise InputError(
                 f"{path} was measured on another checkpoint of {run.spec.run_id} than the run has "

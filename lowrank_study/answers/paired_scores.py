@@ -17,8 +17,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from lowrank_study.answers.full_runs import chosen_full_runs
-from lowrank_study.answers.functional_rank import correctness_by_kept_rank, truncation_file
+from lowrank_study.answers.functional_rank import correctness_by_kept_rank
 from lowrank_study.errors import InputError
+from lowrank_study.results import truncation_file
 from lowrank_study.runs.store import TrainedRun
 from lowrank_study.spec import HeadOnly, Lora, target_name
 

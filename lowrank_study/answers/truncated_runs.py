@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 
 from lowrank_study.answers.full_runs import chosen_of_sweep
-from lowrank_study.answers.functional_rank import CUT_KEY, SCOPES, read_truncation, truncation_file
+from lowrank_study.answers.functional_rank import CUT_KEY, SCOPES, read_truncation
 from lowrank_study.answers.truncation import (
     Cut,
     TunedModel,
@@ -36,6 +36,7 @@ from lowrank_study.config.fields import Fields
 from lowrank_study.errors import InputError
 from lowrank_study.files import write_parquet
 from lowrank_study.machine import cores_of_workers, end_with_parent, free_cores
+from lowrank_study.results import truncation_file
 from lowrank_study.runs.store import TrainedRun
 from lowrank_study.sweeps.progress import SweepProgress
 from lowrank_study.training.evaluate import Predictions

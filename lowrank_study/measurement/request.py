@@ -25,6 +25,7 @@ from lowrank_study.measurement.records import (
     OnLeftOut,
     OnProgress,
 )
+from lowrank_study.results import measured_folder
 from lowrank_study.spectra.spectrum import MeasureMethod
 
 METHODS = ("gram", "svd", "certified")
@@ -114,4 +115,4 @@ def _default_out(sources: Mapping[str, str]) -> str:
     tuned = sources.get("after") or sources["adapter"]
     parts = [part for part in Path(tuned).parts if part not in ("/", "..", "~")]
     named = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts[-2:])).strip("-.")
-    return f"results/measured/{named or 'update'}"
+    return str(measured_folder(Path("results"), named or "update"))

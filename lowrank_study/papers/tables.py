@@ -20,6 +20,7 @@ from lowrank_study.config.fields import Fields
 from lowrank_study.config.run import read_yaml
 from lowrank_study.errors import InputError
 from lowrank_study.papers.measures import MEASURES
+from lowrank_study.results import runs_folder
 from lowrank_study.runs.store import RunStore, TrainedRun
 
 
@@ -108,7 +109,7 @@ def runs_of(paper: Paper, results: Path) -> list[TrainedRun]:
     InputError
         The experiment was not run, a planned run of it has not ended, or none is done.
     """
-    store = RunStore(results / "runs")
+    store = RunStore(runs_folder(results))
     planned = store.sweep(paper.sweep)
     runs = store.ended(planned)
     if len(runs) < len(planned):

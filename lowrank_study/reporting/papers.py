@@ -17,6 +17,7 @@ from lowrank_study.files import write_whole
 from lowrank_study.papers.tables import Paper, beside, runs_of
 from lowrank_study.reporting.display import csv_text, is_missing, printable, significant
 from lowrank_study.reporting.tables import flat_provenance, shared_provenance
+from lowrank_study.results import papers_folder, record_folder
 from lowrank_study.runs.store import TrainedRun
 
 HEADINGS = {"own": "here", "low": "95 % from", "high": "to", "of_noise": "of noise"}
@@ -46,12 +47,12 @@ def record_papers(papers: Sequence[Paper], *, results: Path, name: str) -> Path:
 
     Pages of other papers that the record has, and what else is there (notes of who made it), stay.
     """
-    folder = results / "records" / name
+    folder = record_folder(results, name)
     folder.mkdir(parents=True, exist_ok=True)
     made_from = folder / "provenance.csv"
     made = {paper.name: runs_of(paper, results) for paper in papers}
     for paper, suffix in product(made, (".csv", ".md")):
-        page = results / "papers" / f"{paper}{suffix}"
+        page = papers_folder(results) / f"{paper}{suffix}"
         write_whole(folder / page.name, page.read_bytes())
     fresh = flat_provenance({name: shared_provenance(runs) for name, runs in made.items()})
     if made_from.is_file():

@@ -16,6 +16,7 @@ from lowrank_study.errors import InputError
 from lowrank_study.reporting.contents import Report, compose
 from lowrank_study.reporting.report import write_composed
 from lowrank_study.reporting.sweep_report import study_tables
+from lowrank_study.results import record_folder
 
 _LARGEST_BYTES = 1_000_000
 
@@ -33,7 +34,7 @@ def record_sweep(sweep: str, *, results: Path, name: str, margin: float) -> Path
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise InputError(f"record={name!r}: a name of letters, digits and ._- is needed")
     report = compose(study_tables(sweep, results=results, margin=margin))
-    target = results / "records" / name
+    target = record_folder(results, name)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         write_composed(report, Path(folder) / "report")

@@ -20,6 +20,7 @@ from lowrank_study.papers.tables import Paper, at_scale, runs_of
 from lowrank_study.reporting.papers import record_papers, write_paper
 from lowrank_study.reporting.record import record_sweep
 from lowrank_study.reporting.sweep_report import report_sweep
+from lowrank_study.results import papers_folder, report_folder
 from lowrank_study.sweeps.forecast import forecasts, in_words
 from lowrank_study.sweeps.outcome import incomplete
 from lowrank_study.sweeps.sweep import sweep_of
@@ -77,7 +78,7 @@ class Plan:
                 self._study_updates(name)
             if name not in self.reported:
                 continue
-            folder = self.results / "report" / name
+            folder = report_folder(self.results) / name
             margin = configs[0].margin
             path, found = report_sweep(name, results=self.results, margin=margin, folder=folder)
             yield f"{path}: {found}"
@@ -86,7 +87,7 @@ class Plan:
                 yield str(record_sweep(name, results=self.results, name=kept, margin=margin))
         for paper in self.papers:
             runs = runs_of(paper, self.results)
-            yield str(write_paper(paper, runs, self.results / "papers"))
+            yield str(write_paper(paper, runs, papers_folder(self.results)))
         if record and self.papers:
             yield str(record_papers(self.papers, results=self.results, name=f"{record}_papers"))
         if missing:

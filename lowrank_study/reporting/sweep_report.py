@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from lowrank_study.answers.full_runs import chosen_full_runs
-from lowrank_study.answers.functional_rank import truncation_file, truncation_table
+from lowrank_study.answers.functional_rank import truncation_table
 from lowrank_study.answers.measured_controls import read_controls
 from lowrank_study.answers.sufficient_rank import COMPARISON_COLUMNS, against_full
 from lowrank_study.answers.tables import runs_table, spectra_tables, without_folders
@@ -25,6 +25,7 @@ from lowrank_study.reporting.tables import (
     score_by_rank,
     shared_provenance,
 )
+from lowrank_study.results import report_folder, runs_folder, truncation_file
 from lowrank_study.runs.store import RunStore, TrainedRun
 from lowrank_study.sweeps.measured_spectra import without_spectra
 from lowrank_study.sweeps.settings import check_alike
@@ -55,7 +56,7 @@ def study_tables(sweep: str, *, results: Path, margin: float | None = None) -> S
     InputError
         No sweep of that name, none of its runs has ended, or some were not trained alike.
     """
-    store = RunStore(results / "runs")
+    store = RunStore(runs_folder(results))
     run_ids = store.sweep(sweep)
     ended = store.ended(run_ids)
     runs = [run for run in ended if not run.spec.train.shuffle_labels]
@@ -153,7 +154,7 @@ def report_sweep(
     The path of its HTML file, and what it found in one line.
     """
     report = compose(study_tables(sweep, results=results, margin=margin))
-    path = write_composed(report, folder or results / "report")
+    path = write_composed(report, folder or report_folder(results))
     answers = []
     for part in report.parts:
         if len(report.parts) > 1:

@@ -16,6 +16,7 @@ import torch
 
 from lowrank_study.config.run import RunConfig
 from lowrank_study.machine import free_cores
+from lowrank_study.results import runs_folder
 from lowrank_study.runs.store import RunStore, TrainedRun
 from lowrank_study.spec import RunSpec
 from lowrank_study.sweeps.effort import Effort
@@ -36,7 +37,7 @@ def runs_of(configs: Sequence[RunConfig]) -> list[RunSpec]:
     specs, tuning = [config.spec for config in configs], configs[0].tuning
     if tuning is None:
         return specs
-    store = RunStore(configs[0].results / "runs")
+    store = RunStore(runs_folder(configs[0].results))
     middles = {at_any_rate(spec).run_id: spec.method.learning_rate for spec in specs}
     asked: dict[str, RunSpec] = {}
 
@@ -96,7 +97,7 @@ def forecast(specs: Sequence[RunSpec], *, results: Path, workers: int) -> float:
     workers
         Processes that train at once, one a core.
     """
-    left = RunStore(results / "runs").left(specs)
+    left = RunStore(runs_folder(results)).left(specs)
     if not left:
         return 0.0
     precisions = {spec.train.precision for spec in left}

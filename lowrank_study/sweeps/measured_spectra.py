@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lowrank_study.checkpoints.adapters.peft_settings import KINDS
 from lowrank_study.errors import InputError
+from lowrank_study.results import spectra_file
 from lowrank_study.runs.store import TrainedRun
 from lowrank_study.spec import HeadOnly, PeftMethod
 from lowrank_study.spectra.spectra_file import (
@@ -17,11 +18,6 @@ from lowrank_study.spectra.spectra_file import (
     spectra_made_from,
 )
 from lowrank_study.spectra.spectrum import Spectrum
-
-
-def spectra_file(results: Path, run_id: str) -> Path:
-    """Return the path of a run's spectra."""
-    return results / "spectra" / f"{run_id}.parquet"
 
 
 def is_asked_for(run: TrainedRun) -> bool:

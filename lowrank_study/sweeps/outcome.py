@@ -13,6 +13,7 @@ from typing import Any
 from lowrank_study.config.fields import Fields
 from lowrank_study.config.run import RunConfig
 from lowrank_study.errors import InputError, Unfinished
+from lowrank_study.results import runs_folder
 from lowrank_study.runs.store import RunStore, TrainedRun
 from lowrank_study.spec import Method
 from lowrank_study.sweeps.measured_spectra import without_spectra
@@ -82,7 +83,7 @@ def require_sweeps(config: Mapping[str, Any]) -> None:
         The sweep does not exist, or none of its ended runs is done.
     """
     fields = Fields("", config)
-    store = RunStore(fields.path_of("results") / "runs")
+    store = RunStore(runs_folder(fields.path_of("results")))
     for name in fields.names("sweep"):
         runs = store.ended(store.sweep(name))
         if runs and not any(run.status == "done" for run in runs):
@@ -105,7 +106,7 @@ def check_sweeps(
         method: Check only runs of this method; None checks all.
     """
     fields = Fields("", config)
-    store = RunStore(fields.path_of("results") / "runs")
+    store = RunStore(runs_folder(fields.path_of("results")))
     planned = store.sweeps()
     lines: list[str] = []
     for name in (*fields.names("sweep"), *(name for name in names if name in planned)):

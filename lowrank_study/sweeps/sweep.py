@@ -12,6 +12,7 @@ from lowrank_study import assets
 from lowrank_study.config.run import RunConfig, Tuning
 from lowrank_study.left_out import check_left_out, in_words
 from lowrank_study.machine import cores_of_workers, free_cores
+from lowrank_study.results import runs_folder
 from lowrank_study.runs.store import RunStore, TrainedRun
 from lowrank_study.spec import Asset, Lora, RunSpec
 from lowrank_study.sweeps.effort import Effort
@@ -89,7 +90,7 @@ def sweep(
         )
     unique = list({spec.run_id: spec for spec in specs}.values())
     ids = [spec.run_id for spec in unique]
-    store = RunStore(results / "runs")
+    store = RunStore(runs_folder(results))
     check_specs(store.left(unique), results, ended=store.ended(ids), allow_partial=allow_partial)
     places = _places(workers, device, len(unique))
     effort = Effort()

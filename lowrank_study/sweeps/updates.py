@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lowrank_study.checkpoints import Pairing, open_adapter, open_weights, pair, shown
 from lowrank_study.errors import InputError
+from lowrank_study.results import spectra_file
 from lowrank_study.runs.store import TrainedRun
 from lowrank_study.spec import FullFineTuning, HeadOnly
 from lowrank_study.spectra.spectra_file import save_spectra
@@ -14,7 +15,6 @@ from lowrank_study.spectra.updates import UpdateMatrix, update_of_match, updates
 from lowrank_study.sweeps.measured_spectra import (
     is_asked_for,
     is_measured,
-    spectra_file,
     why_no_matrix,
 )
 from lowrank_study.training.models import model_folder

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from lowrank_study.errors import InputError
 from lowrank_study.files import os_error_message
 from lowrank_study.machine import end_with_parent
+from lowrank_study.results import runs_folder
 from lowrank_study.runs.leases import HEARTBEAT_SECONDS, Lease, LeaseLost
 from lowrank_study.runs.store import RunStore
 
@@ -51,7 +52,7 @@ def work(
     """
     from lowrank_study.sweeps.updates import measure_run
 
-    store = RunStore(results / "runs", worker=name)
+    store = RunStore(runs_folder(results), worker=name)
     packs = store.packs(sweep)
     run_ids = [run_id for pack in packs for run_id in pack]
     while not _is_orphan(parent):

@@ -25,12 +25,12 @@ from lowrank_study.errors import InputError
 from lowrank_study.reporting.sweep_report import study_tables
 from lowrank_study.reporting.tables import checked, settings_data
 from lowrank_study.reporting.tables.controls import control_ranks
+from lowrank_study.results import spectra_file
 from lowrank_study.runs.store import RunStore, TrainedRun
 from lowrank_study.spectra.ranks import energy_rank
 from lowrank_study.spectra.spectra_file import load_spectra
 from lowrank_study.spectra.spectrum import measure, row
 from lowrank_study.spectra.updates import UpdateMatrix
-from lowrank_study.sweeps.measured_spectra import spectra_file
 from lowrank_study.sweeps.worker import work
 from lowrank_study.training.optim import make_optimizer, make_schedule
 

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lowrank_study.answers.functional_rank import truncation_file
 from lowrank_study.answers.paired_scores import CUT, paired_with_full
 from lowrank_study.answers.statistics import mean_score, paired_difference
 from lowrank_study.answers.sufficient_rank import COMPARISON_COLUMNS, against_full
 from lowrank_study.config.run import compose
 from lowrank_study.errors import InputError
+from lowrank_study.results import truncation_file
 from lowrank_study.runs.store import TrainedRun
 from lowrank_study.spec import FullFineTuning, Lora, RunSpec
 

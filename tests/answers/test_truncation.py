@@ -15,7 +15,6 @@ from lowrank_study.answers.full_runs import chosen_full_runs
 from lowrank_study.answers.functional_rank import (
     SCOPES,
     correctness_by_kept_rank,
-    truncation_file,
     truncation_table,
 )
 from lowrank_study.answers.truncated_runs import (
@@ -38,6 +37,7 @@ from lowrank_study.answers.truncation import (
 from lowrank_study.checkpoints import find_matrices, open_weights
 from lowrank_study.config.run import compose
 from lowrank_study.errors import InputError
+from lowrank_study.results import truncation_file
 from lowrank_study.runs.store import RunStore, TrainedRun
 from lowrank_study.spectra.spectrum import row
 from lowrank_study.sweeps.updates import spectra_of_run

@@ -10,17 +10,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lowrank_study import checkpoints
-from lowrank_study.answers.functional_rank import read_truncation, truncation_file
-from lowrank_study.answers.measured_controls import controls_file, measure_controls, read_controls
+from lowrank_study.answers.functional_rank import read_truncation
+from lowrank_study.answers.measured_controls import measure_controls, read_controls
 from lowrank_study.answers.measured_controls import read_request as controls_request
 from lowrank_study.answers.truncated_runs import TruncateRequest, read_request, truncate_sweep
 from lowrank_study.config.jobs import planned_configs
 from lowrank_study.errors import InputError, Unfinished
 from lowrank_study.reporting.sweep_report import study_tables
+from lowrank_study.results import controls_file, spectra_file, truncation_file
 from lowrank_study.runs.store import RunStore, TrainedRun
 from lowrank_study.spectra.spectra_file import load_spectra, save_spectra, spectra_made_from
 from lowrank_study.sweeps import updates
-from lowrank_study.sweeps.measured_spectra import read_spectra, spectra_file, without_spectra
+from lowrank_study.sweeps.measured_spectra import read_spectra, without_spectra
 from lowrank_study.sweeps.outcome import check_complete
 from lowrank_study.sweeps.updates import measure_run
 
@@ -234,6 +235,6 @@ def test_controls_of_another_checkpoint_are_refused(results: Path) -> None:
     exchange_checkpoints(results)
     with pytest.raises(InputError, match=r"another checkpoint of .* run analysis/measure_controls"):
         read_controls("two", results)
-    controls_file("two", results).write_bytes(b"PAR1")
+    controls_file(results, "two").write_bytes(b"PAR1")
     with pytest.raises(InputError, match="can't be read as a table"):
         read_controls("two", results)

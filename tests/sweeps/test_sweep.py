@@ -19,12 +19,12 @@ from lowrank_study.answers.tables import runs_table, spectra_tables
 from lowrank_study.config.run import compose
 from lowrank_study.errors import InputError, Unfinished
 from lowrank_study.reporting.sweep_report import report_sweep, study_tables
+from lowrank_study.results import spectra_file
 from lowrank_study.runs.store import RunStore
 from lowrank_study.spec import RunSpec
 from lowrank_study.spectra.spectra_file import load_spectra
 from lowrank_study.sweeps import sweep as sweep_module
 from lowrank_study.sweeps.launch import local as worker_processes
-from lowrank_study.sweeps.measured_spectra import spectra_file
 from lowrank_study.sweeps.sweep import check_specs, sweep
 from lowrank_study.sweeps.updates import updates_of_run
 from lowrank_study.training import fit, unpadded

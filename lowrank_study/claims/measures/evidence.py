@@ -19,6 +19,7 @@ from lowrank_study.answers.tables import ranks_table, runs_table
 from lowrank_study.claims.measures.outcome import Lacking
 from lowrank_study.config.composition import CONF_FOLDER
 from lowrank_study.errors import InputError
+from lowrank_study.results import papers_folder, record_folder, runs_folder
 from lowrank_study.runs.store import RunStore, TrainedRun
 from lowrank_study.spec import RunSpec
 from lowrank_study.sweeps.settings import shared_settings
@@ -96,7 +97,7 @@ def load_evidence(
 
 
 def _of_sweeps(results: Path, sweeps: Sequence[str]) -> Evidence:
-    store = RunStore(results / "runs")
+    store = RunStore(runs_folder(results))
     ended = _ended(store, sweeps)
     tuning = _ended(
         store, [rates_sweep(name) for name in sweeps if rates_sweep(name) in store.sweeps()]
@@ -108,12 +109,12 @@ def _of_sweeps(results: Path, sweeps: Sequence[str]) -> Evidence:
         rates=_with_settings(tuning, settings) if tuning else None,
         truncation=truncation_table(ended, results) if ended else None,
         serving=None,
-        papers=_papers(results / "papers") if sweeps else {},
+        papers=_papers(papers_folder(results)) if sweeps else {},
     )
 
 
 def _record(results: Path, name: str) -> Path:
-    folder = results / "records" / name
+    folder = record_folder(results, name)
     if not (folder / "README.md").is_file():
         known = sorted(path.parent.name for path in folder.parent.glob("*/README.md"))
         raise InputError(f"record={name!r}: there is none; known are {', '.join(known) or 'none'}")
