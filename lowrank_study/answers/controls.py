@@ -23,6 +23,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from torch import nn
 
@@ -34,11 +35,10 @@ from lowrank_study.spectra.spectrum import measure, row
 from lowrank_study.spectra.subspaces import (
     Directions,
     chance_similarity,
-    leading_directions,
     subspace_similarity,
 )
 from lowrank_study.spectra.svd import frobenius_norm
-from lowrank_study.spectra.updates import UpdateMatrix, update_of_match
+from lowrank_study.spectra.updates import DenseUpdate, Update, update_of_match
 from lowrank_study.sweeps.measured_spectra import read_spectra
 from lowrank_study.sweeps.updates import updates_of_run
 from lowrank_study.training.fit import Job, fit_together
@@ -132,12 +132,11 @@ def _noise_and_decay(run: TrainedRun) -> Iterator[Row]:
             yield {**decay, **of_run, "control": "weight_decay", "relative_norm": decayed}
 
 
-def noise_like(update: UpdateMatrix, rng: np.random.Generator) -> UpdateMatrix:
+def noise_like(update: Update, rng: np.random.Generator) -> DenseUpdate:
     """Return independent Gaussian entries with the shape and the Frobenius norm of an update."""
-    assert update.delta_OI is not None
     noise = rng.standard_normal(update.shape)
-    noise *= frobenius_norm(update.delta_OI) / np.linalg.norm(noise)
-    return replace(update, delta_OI=noise, W0_OI=None, storage_dtype="float64")
+    noise *= update.frobenius_norm() / np.linalg.norm(noise)
+    return _in_place_of(update, noise)
 
 
 def decayed_share(run: TrainedRun) -> float:
@@ -156,11 +155,22 @@ def decayed_share(run: TrainedRun) -> float:
     return -math.expm1(left)
 
 
-def decay_of(update: UpdateMatrix, share: float) -> UpdateMatrix:
+def decay_of(update: Update, share: float) -> DenseUpdate:
     """Return −share·W0 in the place of an update."""
     assert update.W0_OI is not None
     delta = -share * update.W0_OI.astype(np.float64)
-    return replace(update, delta_OI=delta, W0_OI=None, storage_dtype="float64")
+    return _in_place_of(update, delta)
+
+
+def _in_place_of(update: Update, delta_OI: npt.NDArray[np.float64]) -> DenseUpdate:
+    return DenseUpdate(
+        name=update.name,
+        layer=update.layer,
+        role=update.role,
+        storage_dtype="float64",
+        delta_OI=delta_OI,
+        W0_OI=None,
+    )
 
 
 # ---------------------------------------------------------------- two updates
@@ -173,17 +183,17 @@ def _overlaps(runs: Sequence[TrainedRun], directions: int) -> Iterator[Row]:
     for updates in zip(*(updates_of_run(run) for run in runs), strict=True):
         first = updates[0]
         assert len({update.name for update in updates}) == 1
-        found = [leading_directions(update, k=directions) for update in updates]
+        found = [update.leading_directions(directions) for update in updates]
         for one, other in combinations(range(len(runs)), 2):
             pair = {"control": "seeds", "run_id": ids[one], "other_run_id": ids[other]}
             yield from (pair | each for each in _similarities(first, found[one], found[other]))
-        if frobenius_norm(first.delta_OI) > 0.0:
-            noise = [leading_directions(noise_like(first, rng), k=directions) for _ in range(2)]
+        if first.frobenius_norm() > 0.0:
+            noise = [noise_like(first, rng).leading_directions(directions) for _ in range(2)]
             pair = {"control": "noise_pair", "run_id": ids[0]}
             yield from (pair | each for each in _similarities(first, *noise))
 
 
-def _similarities(update: UpdateMatrix, one: Directions, other: Directions) -> Iterator[Row]:
+def _similarities(update: Update, one: Directions, other: Directions) -> Iterator[Row]:
     """φ(k, k) of 1, 2, 4 … leading directions on either side, with the level of chance."""
     out, in_ = update.shape
     k, most = 1, min(one.singular_values.size, other.singular_values.size)

@@ -26,7 +26,7 @@ from lowrank_study.data.splits import load_splits, load_tokenizer
 from lowrank_study.errors import InputError
 from lowrank_study.runs.store import TrainedRun
 from lowrank_study.spectra.spectrum import measure, row
-from lowrank_study.spectra.subspaces import Directions, leading_directions
+from lowrank_study.spectra.subspaces import Directions
 from lowrank_study.spectra.updates import layer_of, role_in, update_of_match
 from lowrank_study.sweeps.settings import check_same_rows, rows_key
 from lowrank_study.training.batches import extreme_texts
@@ -165,7 +165,7 @@ def decompose(pairing: Pairing, matrix: UpdatedMatrix) -> DecomposedUpdate:
         matrix=matrix,
         W0_OI=both[0],
         W_OI=both[1],
-        directions=leading_directions(update, k=matrix.side),
+        directions=update.leading_directions(matrix.side),
         noise_rank=int(row(measure(update, method="gram"))["gavish_donoho_rank"]),
     )
 

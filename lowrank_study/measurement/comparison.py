@@ -33,12 +33,11 @@ from lowrank_study.spectra.spectrum import Spectrum
 from lowrank_study.spectra.subspaces import (
     Directions,
     chance_similarity,
-    leading_directions,
     principal_angles,
     similarity_grid,
 )
 from lowrank_study.spectra.svd import frobenius_norm
-from lowrank_study.spectra.updates import UpdateMatrix
+from lowrank_study.spectra.updates import DenseUpdate, Update
 
 BASE_MEASURES = tuple(measure.name for measure in MEASURES if measure.group == "base")
 _ALONG_DIRECTIONS = (
@@ -79,21 +78,23 @@ def is_too_large(shape: tuple[int, int]) -> bool:
     return shape[0] * shape[1] > LARGEST_COMPARED
 
 
-def directions_of(
-    update: UpdateMatrix | None, spectrum: Spectrum, wanted: int
-) -> Directions | None:
+def directions_of(update: Update | None, spectrum: Spectrum, wanted: int) -> Directions | None:
     """Give the leading directions above the rounding floor.
 
     None where there is none, or the update is dense and too large (or None for that reason).
     """
     count = directions_above_floor(spectrum, wanted)
-    if update is None or count == 0 or (update.factors is None and is_too_large(update.shape)):
+    if (
+        update is None
+        or count == 0
+        or (isinstance(update, DenseUpdate) and is_too_large(update.shape))
+    ):
         return None
-    return leading_directions(update, k=count)
+    return update.leading_directions(count)
 
 
 def against_base(
-    update: UpdateMatrix, spectrum: Spectrum, *, directions: int, intruders: int, epsilon: float
+    update: Update, spectrum: Spectrum, *, directions: int, intruders: int, epsilon: float
 ) -> tuple[dict[str, Reading], tuple[float, ...]]:
     """Give what an update is to the weight it updates.
 

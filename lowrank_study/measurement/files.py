@@ -35,8 +35,9 @@ from lowrank_study.checkpoints import (
 )
 from lowrank_study.errors import InputError
 from lowrank_study.left_out import LeftOut
-from lowrank_study.spectra.noise import rounding_floor_of_difference
-from lowrank_study.spectra.updates import UpdateMatrix, updates_of_adapter
+from lowrank_study.spectra.adapter_updates import updates_of_adapter
+from lowrank_study.spectra.noise import rounding_floor
+from lowrank_study.spectra.updates import Update
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +110,7 @@ class OpenedSubject:
     """Put before its names where two subjects are told of together; empty, or "other: "."""
     pairing: Pairing | None
     """The matrices of two checkpoints; None for an adapter."""
-    adapter_updates: Iterator[UpdateMatrix]
+    adapter_updates: Iterator[Update]
     """The updates of an adapter, each read when it is asked for; none of two checkpoints."""
     total: int
     """How many there are, as far as names tell."""
@@ -335,5 +336,5 @@ def _vector_change(name: str, before: Array, after: Array, dtype: str) -> Vector
         norm_before=float(np.linalg.norm(w0)),
         norm_of_change=float(np.linalg.norm(delta)),
         largest_change=float(np.abs(delta).max(initial=0.0)),
-        rounding_norm=rounding_floor_of_difference(w0, delta, dtype).frobenius_norm,
+        rounding_norm=rounding_floor(w0, delta, dtype).frobenius_norm,
     )

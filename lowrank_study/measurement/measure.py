@@ -44,7 +44,7 @@ from lowrank_study.measurement.records import (
 from lowrank_study.measurement.updates import measured_updates
 from lowrank_study.spectra.spectrum import Spectrum
 from lowrank_study.spectra.subspaces import Directions
-from lowrank_study.spectra.updates import UpdateMatrix
+from lowrank_study.spectra.updates import Update
 
 
 def measure_spectra(
@@ -164,7 +164,7 @@ def _all_matrices(
 
 def _each(
     opened: OpenedSubject, settings: MeasureSettings, tracker: "_Tracker", *, vectors: bool
-) -> Iterator[tuple[UpdateMatrix | None, MeasuredMatrix]]:
+) -> Iterator[tuple[Update | None, MeasuredMatrix]]:
     for update, spectrum in measured_updates(opened, method=settings.method, vectors=vectors):
         found = _measured(update, spectrum, settings)
         yield update, found
@@ -172,7 +172,7 @@ def _each(
 
 
 def _measured(
-    update: UpdateMatrix | None, spectrum: Spectrum, settings: MeasureSettings
+    update: Update | None, spectrum: Spectrum, settings: MeasureSettings
 ) -> MeasuredMatrix:
     found = readings(spectrum, fit_first=settings.fit_first, fit_last=settings.fit_last)
     cosines: tuple[float, ...] = ()
@@ -204,7 +204,7 @@ def _state(spectrum: Spectrum) -> str:
 
 def _compared(
     found: MeasuredMatrix,
-    update: UpdateMatrix | None,
+    update: Update | None,
     partner: Directions | None,
     settings: MeasureSettings,
 ) -> MeasuredMatrix:

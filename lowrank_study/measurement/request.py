@@ -26,7 +26,7 @@ from lowrank_study.measurement.records import (
     OnProgress,
 )
 from lowrank_study.results import measured_folder
-from lowrank_study.spectra.spectrum import MeasureMethod
+from lowrank_study.spectra.updates import MeasureMethod
 
 METHODS = ("gram", "svd", "certified")
 SOURCES = ("before", "after", "adapter", "base", "other")

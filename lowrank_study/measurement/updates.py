@@ -19,12 +19,20 @@ from lowrank_study.checkpoints import Match, Pairing
 from lowrank_study.measurement.comparison import is_too_large
 from lowrank_study.measurement.files import OpenedSubject
 from lowrank_study.spectra.scaled import is_scaled, with_scaled_floor
-from lowrank_study.spectra.spectrum import MeasureMethod, Spectrum, measure
+from lowrank_study.spectra.spectrum import Spectrum, measure
 from lowrank_study.spectra.stored import BLOCK_ENTRIES, accumulate, spectrum_of, survey
-from lowrank_study.spectra.updates import UpdateMatrix, layer_of, role_in, update_of_match
+from lowrank_study.spectra.updates import (
+    DenseUpdate,
+    FactoredUpdate,
+    MeasureMethod,
+    Update,
+    layer_of,
+    role_in,
+    update_of_match,
+)
 
 Item = TypeVar("Item")
-Measured = tuple[UpdateMatrix | None, Spectrum]
+Measured = tuple[Update | None, Spectrum]
 
 
 class ReadAhead(Generic[Item]):
@@ -76,7 +84,7 @@ def measured_updates(
         for update in ReadAhead(opened.adapter_updates, reader):
             # Products of thin factors are too small to share: where other work keeps the cores
             # busy, waiting for a second thread takes ten times as long as the product.
-            alone = 1 if update.factors is not None else None
+            alone = 1 if isinstance(update, FactoredUpdate) else None
             with libraries.limit(limits=alone, user_api="blas"):
                 spectrum = measure(update, method=method)
             yield update, spectrum
@@ -121,7 +129,7 @@ def _of_pair(
             )
 
 
-def _whole(pairing: Pairing, match: Match) -> Iterator[UpdateMatrix]:
+def _whole(pairing: Pairing, match: Match) -> Iterator[DenseUpdate]:
     both = pairing.read(match)
     if both is not None:
         yield update_of_match(match, *both, roles={})

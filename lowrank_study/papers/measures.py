@@ -31,10 +31,9 @@ from lowrank_study.spectra.spectrum import measure, row
 from lowrank_study.spectra.subspaces import (
     chance_similarity,
     directions_of,
-    leading_directions,
     subspace_similarity,
 )
-from lowrank_study.spectra.updates import UpdateMatrix
+from lowrank_study.spectra.updates import FactoredUpdate, Update
 from lowrank_study.sweeps.updates import updates_of_run
 
 Runs = Sequence[TrainedRun]
@@ -185,9 +184,8 @@ def _energy_shares_of(run: TrainedRun, *, weights: bool) -> Iterable[dict[str, A
             yield {"matrix": matrix, "maps": maps, "own": own, "of_noise": noise}
 
 
-def _shares_of(update: UpdateMatrix, *, weights: bool) -> Iterable[dict[str, Any]]:
+def _shares_of(update: Update, *, weights: bool) -> Iterable[dict[str, Any]]:
     assert update.W0_OI is not None
-    assert update.delta_OI is not None
     side = min(update.shape)
     noise = 100 * noise_energy_rank(*update.shape) / side
     of_role = {"role": update.role, "of_noise": noise}
@@ -195,7 +193,7 @@ def _shares_of(update: UpdateMatrix, *, weights: bool) -> Iterable[dict[str, Any
         yield {**of_role, "matrix": "update", "own": 100 * measured["energy_rank_90"] / side}
     if weights:
         before = update.W0_OI.astype(np.float64)
-        for name, matrix in (("before", before), ("after", before + update.delta_OI)):
+        for name, matrix in (("before", before), ("after", before + update.dense())):
             values = svd.svd_of_matrix(matrix, method="gram").singular_values
             yield {**of_role, "matrix": name, "own": 100 * energy_rank(values, 0.9) / side}
 
@@ -266,7 +264,7 @@ def _rank(run: TrainedRun) -> int:
     return run.spec.method.rank if isinstance(run.spec.method, Lora) else 0
 
 
-def _updates(run: TrainedRun, role: str | None = None) -> Iterable[UpdateMatrix]:
+def _updates(run: TrainedRun, role: str | None = None) -> Iterable[Update]:
     """The updates inside the layers, of one role or of all."""
     return (
         update
@@ -290,9 +288,8 @@ class _Directions:
 def _directions_of(run: TrainedRun) -> _Directions:
     rank, layers = _rank(run), []
     for update in _updates(run, "query"):
-        assert update.factors is not None
-        _, A_RI = update.factors
-        of_A, of_update = directions_of(A_RI, rank), leading_directions(update, k=rank)
+        assert isinstance(update, FactoredUpdate)
+        of_A, of_update = directions_of(update.A_RI, rank), update.leading_directions(rank)
         layers.append({"A": of_A.V_IK, "ΔW": of_update.V_IK})
     return _Directions(rank, run.spec.seed, layers)
 

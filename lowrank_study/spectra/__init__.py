@@ -1,6 +1,6 @@
 """How low-rank an update ΔW is: singular values, ranks, noise floors, subspaces.
 
-    for update in updates_of_pair(before, after):
+    for update in updates_of_adapter(adapter, base=base, roles={}, skipped={}):
         spectrum = measure(update, method="gram")
         print(spectrum.module, row(spectrum)["energy_rank_90"], row(spectrum)["resolvable"])
 

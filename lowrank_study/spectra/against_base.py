@@ -18,9 +18,8 @@ from lowrank_study.spectra.subspaces import (
     Array,
     Matrix,
     directions_of,
-    leading_directions,
 )
-from lowrank_study.spectra.updates import UpdateMatrix
+from lowrank_study.spectra.updates import DenseUpdate, Update
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +40,7 @@ class Amplification:
     """update_norm / projected_norm, the amplification; NaN where W0 has nothing there."""
 
 
-def amplification(update: UpdateMatrix, *, k: int) -> Amplification:
+def amplification(update: Update, *, k: int) -> Amplification:
     """Measure how much an update amplifies directions that the weight hardly had.
 
     |delta|_F / |U^T W0 V|_F with U, V the first k singular directions of the update.
@@ -60,17 +59,13 @@ def amplification(update: UpdateMatrix, *, k: int) -> Amplification:
         Hu et al., "LoRA", 2021, section 7.3 and Table 7.
     """
     W0_OI = _base_of(update)
-    directions = leading_directions(update, k=k)
+    directions = update.leading_directions(k)
     count = directions.singular_values.size
     if count == 0:
         raise InputError(f"{update.name!r} is a zero update; it has no directions to compare")
     base_norm = svd.frobenius_norm(W0_OI)
     projected = projected_norm(W0_OI, directions.U_OK, directions.V_IK)
-    update_norm = (
-        svd.frobenius_norm(update.delta_OI)
-        if update.delta_OI is not None
-        else float(np.linalg.norm(leading_directions(update, k=min(update.shape)).singular_values))
-    )
+    update_norm = update.frobenius_norm()
     return Amplification(
         k=count,
         update_norm=update_norm,
@@ -127,7 +122,7 @@ class Overlap:
     """k / n."""
 
 
-def overlap_with_base(update: UpdateMatrix, *, k: int) -> Overlap:
+def overlap_with_base(update: Update, *, k: int) -> Overlap:
     """Measure how much of an update lies in the top directions of the weight.
 
     Args:
@@ -147,12 +142,12 @@ def overlap_with_base(update: UpdateMatrix, *, k: int) -> Overlap:
     k = base.singular_values.size
     if not k:
         raise InputError(f"W0 of {update.name!r} is zero; it has no directions to compare")
-    if update.delta_OI is not None:
-        norm = svd.frobenius_norm(update.delta_OI)
+    if isinstance(update, DenseUpdate):
+        norm = update.frobenius_norm()
         unit = update.delta_OI.astype(np.float64) / (norm or 1.0)
         left, right = base.U_OK.T @ unit, unit @ base.V_IK
     else:
-        found = leading_directions(update, k=min(update.shape))
+        found = update.leading_directions(min(update.shape))
         norm = float(np.linalg.norm(found.singular_values))
         weights = found.singular_values / (norm or 1.0)
         left = (base.U_OK.T @ found.U_OK) * weights
@@ -207,7 +202,7 @@ def left_singular_vectors(matrix: Matrix) -> Array:
 
 
 def intruder_dimensions(
-    update: UpdateMatrix, W0_left_OK: Matrix, *, k: int, epsilon: float
+    update: Update, W0_left_OK: Matrix, *, k: int, epsilon: float
 ) -> IntruderDimensions:
     """Find the leading directions of W0 + delta that W0 didn't have.
 
@@ -243,12 +238,7 @@ def intruder_dimensions(
             f"{update.shape} matrix are {(update.shape[0], side)}; give left_singular_vectors(W0)"
         )
     W_OI = W0_OI.astype(np.float64)
-    if update.factors is not None:
-        B_OR, A_RI = update.factors
-        W_OI += (update.scaling * B_OR.astype(np.float64)) @ A_RI.astype(np.float64)
-    else:
-        assert update.delta_OI is not None
-        W_OI += update.delta_OI
+    W_OI += update.dense()
     found = directions_of(W_OI, k)
     cosines = np.abs(W0_left_OK.T.astype(np.float64) @ found.U_OK).max(axis=0)
     return IntruderDimensions(
@@ -259,7 +249,7 @@ def intruder_dimensions(
     )
 
 
-def _base_of(update: UpdateMatrix) -> Matrix:
+def _base_of(update: Update) -> Matrix:
     if update.W0_OI is None:
         raise InputError(
             f"{update.name!r} has no W0_OI; give the pretrained weight to compare with"

@@ -9,7 +9,7 @@ Three answers, from three models of the noise:
 * Rounding: a checkpoint stored in 16 bits has lost digits. The error that adds to W - W0
   depends on the weights and the dtype alone, so it is known before any spectrum is.
 
-    floor = rounding_floor_of_difference(W0_OI, delta_OI, "bfloat16")
+    floor = rounding_floor(W0_OI, delta_OI, "bfloat16")
     is_resolvable(singular_values, floor.edge, share=0.90)   # False: that rank is of rounding
 
 Rounding of adapter factors is another thing. It moves the singular values of their product
@@ -205,54 +205,63 @@ NO_ROUNDING = RoundingFloor(edge=0.0, frobenius_norm=0.0)
 UNKNOWN_ROUNDING = RoundingFloor(edge=math.nan, frobenius_norm=math.nan)
 
 
-def rounding_floor_of_difference(W0_OI: Matrix, delta_OI: Matrix, dtype: str) -> RoundingFloor:
-    """Estimate the rounding error in the difference of two stored matrices.
+def rounding_floor(W0_OI: Matrix | None, delta_OI: Matrix, dtype: str) -> RoundingFloor:
+    """Estimate the rounding error in the difference of two stored matrices, or in one of them.
 
     Each stored entry w is off by up to half a step, variance step(w)^2 / 12. The variances of
     W0 and of W = W0 + delta add; the error's Frobenius norm is the root of their sum, and its
-    largest singular value about the largest root-sum over a row plus the largest over a column
-    (which is s (sqrt(m) + sqrt(n)) where all variances are s^2). Rows and columns in which
-    nothing changed hold no error and are left out. Where the updates are themselves smaller
-    than a step, the error is smaller too, and this is an upper estimate.
+    largest singular value is about the largest root-sum over a row plus the largest over a column
+    (s (sqrt(m) + sqrt(n)) if all variances are s^2). Rows and columns in which nothing changed
+    hold no error and are left out. For updates smaller than a step, this is an upper estimate.
 
     Args:
-        W0_OI: Matrix before, as it was stored.
-        delta_OI: Difference W - W0 of the stored matrices, same shape and unit.
+        W0_OI: Matrix before, as it was stored; None if `delta_OI` is itself a stored matrix.
+        delta_OI: W - W0, same shape and unit.
         dtype: Coarsest of both storage dtypes, a key of `FLOAT_FORMATS`.
 
     Returns:
-        The floor in the unit of the weights; NaN for a dtype that isn't a plain float
-        (quantised integers), whose steps the entries alone don't tell.
+        The floor in the unit of the weights; NaN for quantised integers, because their entries
+        do not determine their steps.
 
     Raises:
-        InputError: If the shapes differ, or a matrix holds NaN or Inf.
+        InputError: The shapes differ, or a matrix holds NaN or Inf.
 
     Source:
         Step noise: Widrow & Kollar, "Quantization noise", 2008. Norm of a matrix with a
         variance profile: Bandeira & van Handel, "Sharp nonasymptotic bounds on the norm of
         random matrices with independent entries", 2016.
     """
-    if W0_OI.shape != delta_OI.shape:
+    if W0_OI is not None and W0_OI.shape != delta_OI.shape:
         raise InputError(f"shapes {W0_OI.shape} and {delta_OI.shape} differ; give the same matrix")
-    return _floor(W0_OI, delta_OI, dtype)
-
-
-def rounding_floor_of_matrix(delta_OI: Matrix, dtype: str) -> RoundingFloor:
-    """Estimate the rounding error in a matrix that was itself stored.
-
-    As `rounding_floor_of_difference`, with the steps of the matrix's own entries.
-
-    Args:
-        delta_OI: The matrix as it was stored, any unit.
-        dtype: Its storage dtype, a key of `FLOAT_FORMATS`.
-
-    Returns:
-        The floor in the unit of the matrix; NaN for a dtype that isn't a plain float.
-
-    Raises:
-        InputError: If the matrix holds NaN or Inf.
-    """
-    return _floor(None, delta_OI, dtype)
+    if dtype not in FLOAT_FORMATS:
+        return UNKNOWN_ROUNDING
+    changed = delta_OI != 0
+    rows, columns = changed.any(axis=1), changed.any(axis=0)
+    if not rows.any():
+        # Whatever was smaller than a step is hidden, and may be so everywhere.
+        rows[:], columns[:] = True, True
+    delta = delta_OI if rows.all() else delta_OI[rows]
+    delta = delta if columns.all() else delta[:, columns]
+    unit = _power_of_two_above(delta_OI)
+    if W0_OI is not None:
+        unit = max(unit, _power_of_two_above(W0_OI))
+    if unit == 0.0:
+        return NO_ROUNDING
+    if W0_OI is None:
+        by_row, by_column = _variance_sums(lambda i, j: delta[i:j], delta.shape, dtype, unit)
+    else:
+        base = W0_OI if rows.all() else W0_OI[rows]
+        base = base if columns.all() else base[:, columns]
+        by_row, by_column = _variance_sums(lambda i, j: base[i:j], base.shape, dtype, unit)
+        # W is put together a block at a time, and in float64: in float32 it would be rounded.
+        after = _variance_sums(
+            lambda i, j: np.add(base[i:j], delta[i:j], dtype=np.float64), base.shape, dtype, unit
+        )
+        by_row, by_column = by_row + after[0], by_column + after[1]
+    return RoundingFloor(
+        edge=unit * math.sqrt(by_row.max()) + unit * math.sqrt(by_column.max()),
+        frobenius_norm=unit * math.sqrt(by_row.sum()),
+    )
 
 
 def rounding_floor_of_factors(
@@ -286,38 +295,6 @@ def rounding_floor_of_factors(
     squared = np.sum(dB * np.sum(A**2, axis=1)) + np.sum(np.sum(B**2, axis=0) * dA)
     norm = float(np.sqrt(squared)) * left * right * abs(scaling)
     return RoundingFloor(edge=norm, frobenius_norm=norm)
-
-
-def _floor(W0_OI: Matrix | None, delta_OI: Matrix, dtype: str) -> RoundingFloor:
-    if dtype not in FLOAT_FORMATS:
-        return UNKNOWN_ROUNDING
-    changed = delta_OI != 0
-    rows, columns = changed.any(axis=1), changed.any(axis=0)
-    if not rows.any():
-        # Whatever was smaller than a step is hidden, and may be so everywhere.
-        rows[:], columns[:] = True, True
-    delta = delta_OI if rows.all() else delta_OI[rows]
-    delta = delta if columns.all() else delta[:, columns]
-    unit = _power_of_two_above(delta_OI)
-    if W0_OI is not None:
-        unit = max(unit, _power_of_two_above(W0_OI))
-    if unit == 0.0:
-        return NO_ROUNDING
-    if W0_OI is None:
-        by_row, by_column = _variance_sums(lambda i, j: delta[i:j], delta.shape, dtype, unit)
-    else:
-        base = W0_OI if rows.all() else W0_OI[rows]
-        base = base if columns.all() else base[:, columns]
-        by_row, by_column = _variance_sums(lambda i, j: base[i:j], base.shape, dtype, unit)
-        # W is put together a block at a time, and in float64: in float32 it would be rounded.
-        after = _variance_sums(
-            lambda i, j: np.add(base[i:j], delta[i:j], dtype=np.float64), base.shape, dtype, unit
-        )
-        by_row, by_column = by_row + after[0], by_column + after[1]
-    return RoundingFloor(
-        edge=unit * math.sqrt(by_row.max()) + unit * math.sqrt(by_column.max()),
-        frobenius_norm=unit * math.sqrt(by_row.sum()),
-    )
 
 
 def _power_of_two_above(matrix: Matrix) -> float:

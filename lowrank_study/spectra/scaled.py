@@ -23,7 +23,7 @@ from lowrank_study.spectra.noise import (
     RoundingFloor,
 )
 from lowrank_study.spectra.spectrum import Spectrum
-from lowrank_study.spectra.updates import UpdateMatrix
+from lowrank_study.spectra.updates import DenseUpdate
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -33,7 +33,7 @@ def is_scaled(match: Match) -> bool:
     return any(side.weights.is_scaled(side.tensor) for side in (match.before, match.after))
 
 
-def with_scaled_floor(spectrum: Spectrum, match: Match, update: UpdateMatrix) -> Spectrum:
+def with_scaled_floor(spectrum: Spectrum, match: Match, update: DenseUpdate) -> Spectrum:
     """Return the spectrum of a match's update with the floor that follows from its scales.
 
     Args:
@@ -42,7 +42,6 @@ def with_scaled_floor(spectrum: Spectrum, match: Match, update: UpdateMatrix) ->
         update: The update that was measured.
     """
     assert update.W0_OI is not None
-    assert update.delta_OI is not None
     floor = floor_of_scaled(match, update.W0_OI, update.delta_OI)
     return replace(spectrum, rounding_edge=floor.edge, rounding_frobenius_norm=floor.frobenius_norm)
 
@@ -50,7 +49,7 @@ def with_scaled_floor(spectrum: Spectrum, match: Match, update: UpdateMatrix) ->
 def floor_of_scaled(match: Match, W0_OI: FloatArray, delta_OI: FloatArray) -> RoundingFloor:
     """Estimate the rounding error of a difference; each side has its own steps.
 
-    As in `noise.rounding_floor_of_difference`, every entry has an error of up to half a step, and
+    As in `noise.rounding_floor`, every entry has an error of up to half a step, and
     unchanged rows and columns are left out.
 
     Args:

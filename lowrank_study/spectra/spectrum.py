@@ -10,7 +10,7 @@ they were computed); ranks aren't kept, they are pure functions of it (`row`).
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +18,7 @@ import pandas as pd
 
 from lowrank_study.errors import InputError
 from lowrank_study.spectra import noise, ranks, svd
-from lowrank_study.spectra.updates import UpdateMatrix
-
-CERTIFIED_SHARES = (0.90, 0.95, 0.99)
-
-MeasureMethod = Literal["gram", "svd", "certified"]
+from lowrank_study.spectra.updates import FactoredUpdate, MeasureMethod, Update
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -67,7 +63,7 @@ class Spectrum:
     """Upper bound on the Frobenius norm of what was left out; 0.0 if `complete`."""
 
 
-def measure(update: UpdateMatrix, *, method: MeasureMethod) -> Spectrum:
+def measure(update: Update, *, method: MeasureMethod) -> Spectrum:
     """Give the spectrum of an update and its noise floor.
 
     Args:
@@ -84,16 +80,8 @@ def measure(update: UpdateMatrix, *, method: MeasureMethod) -> Spectrum:
     """
     if method not in ("gram", "svd", "certified"):
         raise InputError(f"method {method!r}; choose 'gram', 'svd' or 'certified'")
-    if update.factors is not None:
-        B_OR, A_RI = update.factors
-        found = svd.svd_of_product(B_OR, A_RI, update.scaling)
-    else:
-        assert update.delta_OI is not None
-        if method == "certified":
-            found = svd.certified_svd(update.delta_OI, shares=CERTIFIED_SHARES)
-        else:
-            found = svd.svd_of_matrix(update.delta_OI, method=method)
-    floor = _rounding_floor(update)
+    found = update.decompose(method)
+    floor = update.rounding_floor()
     return Spectrum(
         module=update.name,
         layer=update.layer,
@@ -106,31 +94,14 @@ def measure(update: UpdateMatrix, *, method: MeasureMethod) -> Spectrum:
         base_frobenius_norm=math.nan if update.W0_OI is None else svd.frobenius_norm(update.W0_OI),
         rounding_edge=floor.edge,
         rounding_frobenius_norm=floor.frobenius_norm,
-        factored=update.factors is not None,
-        rank_eps=_rank_eps(update),
+        factored=isinstance(update, FactoredUpdate),
+        rank_eps=update.rank_eps,
         method=found.method,
         absolute_error=found.absolute_error,
         complete=found.complete,
         captured_energy_share=found.captured_energy_share,
         residual_norm=found.residual_norm,
     )
-
-
-def _rounding_floor(update: UpdateMatrix) -> noise.RoundingFloor:
-    if update.factors is not None:
-        B_OR, A_RI = update.factors
-        return noise.rounding_floor_of_factors(B_OR, A_RI, update.scaling, update.storage_dtype)
-    assert update.delta_OI is not None
-    if update.W0_OI is None:
-        return noise.rounding_floor_of_matrix(update.delta_OI, update.storage_dtype)
-    return noise.rounding_floor_of_difference(update.W0_OI, update.delta_OI, update.storage_dtype)
-
-
-def _rank_eps(update: UpdateMatrix) -> float:
-    # Factors are exact numbers, and so is the rank of their product; a 16-bit eps in numpy's
-    # convention would exceed sigma_1 itself, and 16-bit noise is the rounding floor's matter.
-    exact = update.factors is not None or update.storage_dtype == "float64"
-    return float(np.finfo(np.float64 if exact else np.float32).eps)
 
 
 def row(spectrum: Spectrum) -> dict[str, Any]:

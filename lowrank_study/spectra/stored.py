@@ -228,7 +228,7 @@ class _FewRows:
 
 
 class _FloorSums:
-    """`noise.rounding_floor_of_difference`, a block at a time."""
+    """`noise.rounding_floor`, a block at a time."""
 
     def __init__(self, dtype: str, long: int, short: int) -> None:
         self._format = FLOAT_FORMATS.get(dtype)

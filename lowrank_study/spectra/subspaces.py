@@ -1,6 +1,6 @@
 """Which directions an update uses, and how alike those of two updates are.
 
-    first, second = leading_directions(update, k=8), leading_directions(other, k=64)
+    first, second = update.leading_directions(8), other.leading_directions(64)
     similarity_grid(first.V_IK, second.V_IK)[0, 0]      # LoRA Fig. 3: do the top ones agree?
     chance_similarity(1, 1, dimension=768)              # what two random lines would give
 
@@ -17,7 +17,6 @@ import scipy.linalg
 
 from lowrank_study.errors import InputError
 from lowrank_study.spectra import svd
-from lowrank_study.spectra.updates import UpdateMatrix
 
 Matrix = npt.NDArray[np.floating[Any]]
 Array = npt.NDArray[np.float64]
@@ -35,40 +34,24 @@ class Directions:
     """Right singular vectors, orthonormal columns."""
 
 
-def leading_directions(update: UpdateMatrix, *, k: int) -> Directions:
-    """Give the leading singular vectors of an update.
-
-    Args:
-        update: Dense or factored.
-        k: How many are wanted.
-
-    Returns:
-        The first k directions, or fewer where the update has a lower rank: a direction without
-        a singular value (below 1e-12 sigma_1) is arbitrary and isn't given.
-
-    Raises:
-        InputError: If k is below 1, or the update holds NaN or Inf.
-    """
-    if k < 1:
-        raise InputError(f"{k} directions of {update.name!r}; ask for at least 1")
-    if update.factors is None:
-        assert update.delta_OI is not None
-        return directions_of(update.delta_OI, k)
-    B_OR, A_RI = update.factors
-    unit = svd.svd_of_product(B_OR, A_RI, update.scaling).frobenius_norm
+def directions_of_product(B_OR: Matrix, A_RI: Matrix, scaling: float, k: int) -> Directions:
+    """Find the k leading directions of scaling * B A, fewer where its rank is below k."""
+    unit = svd.svd_of_product(B_OR, A_RI, scaling).frobenius_norm
     if unit == 0.0:
-        return _cut(np.zeros((update.shape[0], 0)), np.zeros(0), np.zeros((update.shape[1], 0)), k)
+        return _leading(np.zeros((B_OR.shape[0], 0)), np.zeros(0), np.zeros((A_RI.shape[1], 0)), k)
     Q_B, R_B = np.linalg.qr(B_OR.astype(np.float64))
     Q_A, R_A = np.linalg.qr(A_RI.T.astype(np.float64))
-    U, values, Vt = scipy.linalg.svd(update.scaling * (R_B @ R_A.T), full_matrices=False)
-    return _cut(Q_B @ U, values, Q_A @ Vt.T, k)
+    U, values, Vt = scipy.linalg.svd(scaling * (R_B @ R_A.T), full_matrices=False)
+    return _leading(Q_B @ U, values, Q_A @ Vt.T, k)
 
 
 def directions_of(matrix: Matrix, k: int) -> Directions:
     """Find the k leading directions of a dense matrix, (m, n); fewer where its rank is below k."""
     norm = svd.frobenius_norm(matrix)
     if norm == 0.0:
-        return _cut(np.zeros((matrix.shape[0], 0)), np.zeros(0), np.zeros((matrix.shape[1], 0)), k)
+        return _leading(
+            np.zeros((matrix.shape[0], 0)), np.zeros(0), np.zeros((matrix.shape[1], 0)), k
+        )
     X = matrix.astype(np.float64) / norm
     tall = X if X.shape[0] >= X.shape[1] else X.T
     side = tall.shape[1]
@@ -82,12 +65,14 @@ def directions_of(matrix: Matrix, k: int) -> Directions:
         # A Gram matrix has lost what lies below the root of its precision.
         if values[-1] > 1e-5 * values[0]:
             left, right = (U, V) if tall is X else (V, U)
-            return _cut(left, values * norm, right, k)
+            return _leading(left, values * norm, right, k)
     U, values, Vt = scipy.linalg.svd(X, full_matrices=False, check_finite=False)
-    return _cut(U, values * norm, Vt.T, k)
+    return _leading(U, values * norm, Vt.T, k)
 
 
-def _cut(U: Array, values: Array, V: Array, k: int) -> Directions:
+def _leading(U: Array, values: Array, V: Array, k: int) -> Directions:
+    if k < 1:
+        raise InputError(f"{k} directions were asked for; ask for at least 1")
     count = int(np.count_nonzero(values > 1e-12 * values[0])) if values.size else 0
     count = min(k, count)
     return Directions(U_OK=U[:, :count], singular_values=values[:count], V_IK=V[:, :count])

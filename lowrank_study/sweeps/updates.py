@@ -9,9 +9,10 @@ from lowrank_study.errors import InputError
 from lowrank_study.results import spectra_file
 from lowrank_study.runs.store import TrainedRun
 from lowrank_study.spec import FullFineTuning, HeadOnly
+from lowrank_study.spectra.adapter_updates import updates_of_adapter
 from lowrank_study.spectra.spectra_file import save_spectra
 from lowrank_study.spectra.spectrum import Spectrum, measure
-from lowrank_study.spectra.updates import UpdateMatrix, update_of_match, updates_of_adapter
+from lowrank_study.spectra.updates import Update, update_of_match
 from lowrank_study.sweeps.measured_spectra import (
     is_asked_for,
     is_measured,
@@ -43,7 +44,7 @@ def spectra_of_run(run: TrainedRun) -> list[Spectrum]:
     return [measure(update, method="gram") for update in updates_of_run(run)]
 
 
-def updates_of_run(run: TrainedRun) -> Iterator[UpdateMatrix]:
+def updates_of_run(run: TrainedRun) -> Iterator[Update]:
     """Yield `W - W0` of every matrix that the run changed and the pretrained model has.
 
     The classification head has no W0 to compare with, and is left out.
@@ -69,7 +70,7 @@ def updates_of_run(run: TrainedRun) -> Iterator[UpdateMatrix]:
                 yield from updates_of_adapter(adapter, base=base, roles=roles, skipped={})
 
 
-def _updates_of_pair(pairing: Pairing, roles: Mapping[str, str]) -> Iterator[UpdateMatrix]:
+def _updates_of_pair(pairing: Pairing, roles: Mapping[str, str]) -> Iterator[Update]:
     """Yield every update of a run that was tuned in full, where none may be left out."""
     pairing.refuse_partial()
     for match in pairing.matches:

@@ -30,7 +30,7 @@ from lowrank_study.runs.store import RunStore, TrainedRun
 from lowrank_study.spectra.ranks import energy_rank
 from lowrank_study.spectra.spectra_file import load_spectra
 from lowrank_study.spectra.spectrum import measure, row
-from lowrank_study.spectra.updates import UpdateMatrix
+from lowrank_study.spectra.updates import DenseUpdate
 from lowrank_study.sweeps.worker import work
 from lowrank_study.training.optim import make_optimizer, make_schedule
 
@@ -61,10 +61,10 @@ def ended(results: Path) -> list[TrainedRun]:
     return store.ended(store.sweep("three"))
 
 
-def update_of(delta: np.ndarray, W0: np.ndarray) -> UpdateMatrix:
-    return UpdateMatrix(
+def update_of(delta: np.ndarray, W0: np.ndarray) -> DenseUpdate:
+    return DenseUpdate(
         name="layer.0.query", layer=0, role="query", storage_dtype="float32", delta_OI=delta,
-        B_OR=None, A_RI=None, scaling=1.0, W0_OI=W0,
+        W0_OI=W0,
     )  # fmt: skip
 
 

@@ -34,7 +34,7 @@ from lowrank_study.measurement.records import (
 from lowrank_study.measurement.request import read_request
 from lowrank_study.spec import HubRepo
 from lowrank_study.spectra.spectrum import Spectrum, measure
-from lowrank_study.spectra.updates import UpdateMatrix
+from lowrank_study.spectra.updates import DenseUpdate
 
 Tensors = Mapping[str, torch.Tensor]
 Array = npt.NDArray[np.float64]
@@ -383,9 +383,9 @@ def test_progress_counts_every_matrix_once(base: Path, tuned: Path, noisy_model:
 
 def spectrum_of(delta: Array, dtype: str, w0: Array | None, method: Any = "gram") -> Spectrum:
     return measure(
-        UpdateMatrix(
-            name="m", layer=None, role="m", storage_dtype=dtype, delta_OI=delta, B_OR=None,
-            A_RI=None, scaling=1.0, W0_OI=w0,
+        DenseUpdate(
+            name="m", layer=None, role="m", storage_dtype=dtype, delta_OI=delta,
+            W0_OI=w0,
         ),
         method=method,
     )  # fmt: skip

@@ -28,7 +28,7 @@ from lowrank_study.measurement.files import (
 )
 from lowrank_study.measurement.updates import ReadAhead, measured_updates
 from lowrank_study.spectra.spectrum import Spectrum, measure
-from lowrank_study.spectra.updates import UpdateMatrix, updates_of_pair
+from lowrank_study.spectra.updates import Update, update_of_match
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -127,7 +127,10 @@ def test_blocks_of_any_size_give_the_same_spectra(
     with ExitStack() as stack:
         subject = opened(tmp_path, before, after, stack)
         assert subject.pairing is not None
-        expected = [measure(u, method="gram") for u in updates_of_pair(subject.pairing, roles={})]
+        expected = [
+            measure(update_of_match(*each, roles={}), method="gram")
+            for each in subject.pairing.read_matrices()
+        ]
         found = list(measured_updates(subject, method="gram", vectors=False))
     assert len(found) == len(expected) == 12
     for (update, spectrum), other in zip(found, expected, strict=True):
@@ -148,7 +151,8 @@ def test_rows_that_kept_their_numbers_tell_that_the_base_was_not_rounded(
     with ExitStack() as stack:
         subject = opened(tmp_path, {"a.weight": w0.bfloat16()}, {"a.weight": w}, stack)
         assert subject.pairing is not None
-        (update,) = updates_of_pair(subject.pairing, roles={})
+        ((match, W0_OI, W_OI),) = subject.pairing.read_matrices()
+        update = update_of_match(match, W0_OI, W_OI, roles={})
         ((_, spectrum),) = measured_updates(subject, method="gram", vectors=False)
     assert spectrum.storage_dtype == ("float32" if begun == "as stored" else "bfloat16")
     equal(spectrum, measure(update, method="gram"))
@@ -256,7 +260,10 @@ def test_what_cannot_be_read_in_parts_is_cut_out_of_the_whole(
         pairing = subject_opened.pairing
         assert pairing is not None
         assert not any(match.before.reads_parts for match in pairing.matches)
-        expected = [measure(u, method="gram") for u in updates_of_pair(pairing, roles={})]
+        expected = [
+            measure(update_of_match(*each, roles={}), method="gram")
+            for each in pairing.read_matrices()
+        ]
         found = list(measured_updates(subject_opened, method="gram", vectors=False))
     assert [spectrum.module for _, spectrum in found] == [
         *(f"{name}.{part}" for part in ("query", "key", "value")),
@@ -303,7 +310,7 @@ def test_thin_factors_are_multiplied_by_one_thread_and_dense_updates_by_all(
     save_file(base, tmp_path / "base.safetensors")
     threads: dict[str, set[int]] = {}
 
-    def recorded(update: UpdateMatrix, *, method: Any) -> Spectrum:
+    def recorded(update: Update, *, method: Any) -> Spectrum:
         found = threadpool_info()
         threads[update.name] = {p["num_threads"] for p in found if p["user_api"] == "blas"}
         return measure(update, method=method)

@@ -17,7 +17,7 @@ from lowrank_study.reporting.papers import markdown_of
 from lowrank_study.runs.store import RunStore, TrainedRun
 from lowrank_study.spec import HubRepo, Lora
 from lowrank_study.spectra.noise import noise_energy_rank
-from lowrank_study.spectra.updates import UpdateMatrix
+from lowrank_study.spectra.updates import FactoredUpdate
 from lowrank_study.training.fit import fit
 from lowrank_study.training.tracking import NoTracker
 
@@ -119,18 +119,17 @@ def known_adapters(monkeypatch: pytest.MonkeyPatch) -> list[TrainedRun]:
     axes = {(1, 0): (0,), (2, 0): (0, 1), (1, 1): (2,), (2, 1): (2, 3)}
     weight = np.diag(np.arange(8.0, 0.0, -1.0))
 
-    def updates(run: TrainedRun) -> list[UpdateMatrix]:
+    def updates(run: TrainedRun) -> list[FactoredUpdate]:
         assert isinstance(run.spec.method, Lora)
         rank = run.spec.method.rank
         A_RI = unit_rows(*axes[rank, run.spec.seed]) * np.array([[2.0], [1.0]])[:rank]
         B_OR = np.eye(8)[:, :rank] * np.array([1.0, 6.0])[:rank]  # ΔW = 2 first + 6 second axis
         return [
-            UpdateMatrix(
+            FactoredUpdate(
                 name="layer.0.query",
                 layer=0,
                 role="query",
                 storage_dtype="float64",
-                delta_OI=None,
                 B_OR=B_OR,
                 A_RI=A_RI,
                 scaling=1.0,

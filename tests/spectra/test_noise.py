@@ -18,9 +18,8 @@ from lowrank_study.spectra.noise import (
     marchenko_pastur_median,
     noise_std,
     resolvable_energy_share,
-    rounding_floor_of_difference,
+    rounding_floor,
     rounding_floor_of_factors,
-    rounding_floor_of_matrix,
 )
 
 N = 768
@@ -96,7 +95,7 @@ def test_rank_4_stored_in_bfloat16(rank_4, relative_norm, energy_rank_90, resolv
     sigma = singular_values(after - before)
     assert ranks.energy_rank(sigma, 0.90) == pytest.approx(energy_rank_90, abs=4)
     assert gavish_donoho_rank(sigma, (N, N), tolerance=0.0) == 4
-    floor = rounding_floor_of_difference(before, after - before, "bfloat16")
+    floor = rounding_floor(before, after - before, "bfloat16")
     assert is_resolvable(sigma, floor.edge, 0.90) is resolvable
     assert np.count_nonzero(sigma > floor.edge) == 4
 
@@ -200,7 +199,7 @@ def test_floor_of_a_difference_is_the_rounding_it_has(dtype, excess, shape):
     delta = 0.5 * rng.standard_normal(shape) * rng.uniform(0.5, 2.0, shape)
     before, after = stored(W0, dtype), stored(W0 + delta, dtype)
     error = (after - before) - delta
-    floor = rounding_floor_of_difference(before, after - before, dtype)
+    floor = rounding_floor(before, after - before, dtype)
     expected = (1 + excess) * float(np.linalg.norm(error))
     assert floor.frobenius_norm == pytest.approx(expected, rel=0.01)
     largest = float(np.linalg.norm(error, 2))
@@ -213,7 +212,7 @@ def test_floor_where_rows_differ_in_magnitude():
     W0 = magnitudes * rng.standard_normal((250, 350))
     before, after = stored(W0, "bfloat16"), stored(W0 * 1.3, "bfloat16")
     error = (after - before) - 0.3 * W0
-    floor = rounding_floor_of_difference(before, after - before, "bfloat16")
+    floor = rounding_floor(before, after - before, "bfloat16")
     assert floor.frobenius_norm == pytest.approx(np.linalg.norm(error), rel=0.03)
     largest = float(np.linalg.norm(error, 2))
     assert largest <= floor.edge <= 1.5 * largest
@@ -224,7 +223,7 @@ def test_subnormal_steps_of_float16_are_not_relative():
     W0, delta = 1e-6 * rng.standard_normal((2, 200, 200))
     before, after = stored(W0, "float16"), stored(W0 + delta, "float16")
     error = (after - before) - delta
-    floor = rounding_floor_of_difference(before, after - before, "float16")
+    floor = rounding_floor(before, after - before, "float16")
     assert floor.frobenius_norm == pytest.approx(np.linalg.norm(error), rel=0.03)
 
 
@@ -235,22 +234,22 @@ def test_updates_below_a_step_are_never_resolvable():
     before, after = stored(W0, "bfloat16"), stored(W0 + update, "bfloat16")
     delta = after - before
     assert np.count_nonzero(delta) < 0.2 * delta.size
-    floor = rounding_floor_of_difference(before, delta, "bfloat16")
+    floor = rounding_floor(before, delta, "bfloat16")
     assert not is_resolvable(singular_values(delta), floor.edge, 0.90)
 
 
 def test_rows_in_which_nothing_changed_hold_no_rounding():
     rng = np.random.default_rng(8)
     W0, delta = rng.standard_normal((60, 40)), rng.standard_normal((60, 40))
-    part = rounding_floor_of_difference(W0[:20, :30], delta[:20, :30], "bfloat16")
+    part = rounding_floor(W0[:20, :30], delta[:20, :30], "bfloat16")
     delta[20:], delta[:, 30:] = 0.0, 0.0
-    whole = rounding_floor_of_difference(W0, delta, "bfloat16")
+    whole = rounding_floor(W0, delta, "bfloat16")
     assert whole == part
 
 
 def test_identical_checkpoints_keep_the_floor_they_could_hide_under():
     W0 = np.random.default_rng(9).standard_normal((30, 20))
-    floor = rounding_floor_of_difference(W0, np.zeros_like(W0), "bfloat16")
+    floor = rounding_floor(W0, np.zeros_like(W0), "bfloat16")
     assert floor.edge > 0
     assert not is_resolvable([], floor.edge, 0.9)
     assert is_resolvable([], 0.0, 0.9)
@@ -259,16 +258,14 @@ def test_identical_checkpoints_keep_the_floor_they_could_hide_under():
 def test_floors_scale_with_the_unit_and_transpose():
     rng = np.random.default_rng(10)
     W0, delta = rng.standard_normal((2, 30, 20))
-    floor = rounding_floor_of_difference(W0, delta, "bfloat16")
+    floor = rounding_floor(W0, delta, "bfloat16")
     for exponent in (-100, 60):
-        other = rounding_floor_of_difference(
-            np.ldexp(W0, exponent), np.ldexp(delta, exponent), "bfloat16"
-        )
+        other = rounding_floor(np.ldexp(W0, exponent), np.ldexp(delta, exponent), "bfloat16")
         assert other.edge == math.ldexp(floor.edge, exponent)
         assert other.frobenius_norm == math.ldexp(floor.frobenius_norm, exponent)
-    flipped = rounding_floor_of_difference(W0.T, delta.T, "bfloat16")
+    flipped = rounding_floor(W0.T, delta.T, "bfloat16")
     assert flipped.edge == pytest.approx(floor.edge, rel=1e-14)
-    huge = rounding_floor_of_difference(W0 * 1e300, delta * 1e300, "float64")
+    huge = rounding_floor(W0 * 1e300, delta * 1e300, "float64")
     assert huge.edge == pytest.approx(1e300 * 2.0**-45 * floor.edge, rel=0.3)
 
 
@@ -276,11 +273,11 @@ def test_a_matrix_that_was_stored_itself_has_the_steps_of_its_own_entries():
     rng = np.random.default_rng(11)
     delta = 1e-3 * rng.standard_normal((300, 200))
     kept = stored(delta, "bfloat16")
-    floor = rounding_floor_of_matrix(kept, "bfloat16")
+    floor = rounding_floor(None, kept, "bfloat16")
     error = kept - delta
     assert floor.frobenius_norm == pytest.approx(np.linalg.norm(error), rel=0.03)
     assert np.linalg.norm(error, 2) <= floor.edge <= 1.25 * np.linalg.norm(error, 2)
-    assert rounding_floor_of_matrix(np.zeros((3, 3)), "bfloat16").edge == 0.0
+    assert rounding_floor(None, np.zeros((3, 3)), "bfloat16").edge == 0.0
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -307,8 +304,8 @@ def test_untrained_factors_have_no_floor():
 def test_a_quantised_dtype_has_an_unknown_floor_and_nothing_above_it():
     ones = np.ones((3, 3))
     for floor in (
-        rounding_floor_of_difference(ones, ones, "Q4_1"),
-        rounding_floor_of_matrix(ones, "Q4_1"),
+        rounding_floor(ones, ones, "Q4_1"),
+        rounding_floor(None, ones, "Q4_1"),
         rounding_floor_of_factors(ones, ones, 1.0, "Q4_1"),
     ):
         assert math.isnan(floor.edge)
@@ -334,6 +331,6 @@ def test_energy_above_a_floor():
 
 def test_matrices_that_do_not_fit_or_are_not_finite_are_refused():
     with pytest.raises(InputError, match="differ"):
-        rounding_floor_of_difference(np.ones((2, 3)), np.ones((3, 2)), "float32")
+        rounding_floor(np.ones((2, 3)), np.ones((3, 2)), "float32")
     with pytest.raises(InputError, match="NaN or Inf"):
-        rounding_floor_of_matrix(np.array([[math.nan]]), "float32")
+        rounding_floor(None, np.array([[math.nan]]), "float32")

@@ -23,7 +23,7 @@ from lowrank_study.spectra.spectrum import (
     singular_values_table,
     spectra_table,
 )
-from lowrank_study.spectra.updates import UpdateMatrix
+from lowrank_study.spectra.updates import DenseUpdate, FactoredUpdate
 
 TABLE = [
     "run_id", "module", "layer", "role", "out_features", "in_features", "storage_dtype",
@@ -39,26 +39,22 @@ def orthonormal(rng, rows, columns):
 
 
 def dense(delta, *, W0=None, dtype="float32", layer=0):
-    return UpdateMatrix(
+    return DenseUpdate(
         name=f"encoder.layer.{layer}.attention.query",
         layer=layer,
         role="query",
         storage_dtype=dtype,
         delta_OI=delta,
-        B_OR=None,
-        A_RI=None,
-        scaling=1.0,
         W0_OI=W0,
     )
 
 
 def factored(B, A, scaling, *, W0=None, dtype="float32"):
-    return UpdateMatrix(
+    return FactoredUpdate(
         name="encoder.layer.1.attention.value",
         layer=1,
         role="value",
         storage_dtype=dtype,
-        delta_OI=None,
         B_OR=B,
         A_RI=A,
         scaling=scaling,
@@ -236,15 +232,12 @@ def test_what_cannot_be_measured_is_refused():
 def several(planted):
     _, delta, W0 = planted
     rng = np.random.default_rng(6)
-    outside = UpdateMatrix(
+    outside = DenseUpdate(
         name="classifier",
         layer=None,
         role="classifier",
         storage_dtype="bfloat16",
         delta_OI=rng.standard_normal((3, 4)) * 1e-30,
-        B_OR=None,
-        A_RI=None,
-        scaling=1.0,
         W0_OI=None,
     )
     return [

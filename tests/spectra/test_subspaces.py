@@ -16,12 +16,11 @@ from lowrank_study.spectra.against_base import (
 )
 from lowrank_study.spectra.subspaces import (
     chance_similarity,
-    leading_directions,
     principal_angles,
     similarity_grid,
     subspace_similarity,
 )
-from lowrank_study.spectra.updates import UpdateMatrix
+from lowrank_study.spectra.updates import DenseUpdate, FactoredUpdate
 
 
 def orthonormal(rng, rows, columns):
@@ -29,26 +28,22 @@ def orthonormal(rng, rows, columns):
 
 
 def dense(delta, W0=None):
-    return UpdateMatrix(
+    return DenseUpdate(
         name="layer.0.q",
         layer=0,
         role="q",
         storage_dtype="float64",
         delta_OI=delta,
-        B_OR=None,
-        A_RI=None,
-        scaling=1.0,
         W0_OI=W0,
     )
 
 
 def factored(B, A, scaling=1.0, W0=None):
-    return UpdateMatrix(
+    return FactoredUpdate(
         name="layer.0.q",
         layer=0,
         role="q",
         storage_dtype="float64",
-        delta_OI=None,
         B_OR=B,
         A_RI=A,
         scaling=scaling,
@@ -69,7 +64,7 @@ def test_planted_directions_are_found(shape, k, unit):
     m, n = shape
     U, V = orthonormal(rng, m, 35), orthonormal(rng, n, 35)
     sigma = np.linspace(3.0, 0.1, 35) * unit
-    found = leading_directions(dense(U * sigma @ V.T), k=k)
+    found = dense(U * sigma @ V.T).leading_directions(k)
     np.testing.assert_allclose(found.singular_values, sigma[:k], rtol=1e-12)
     np.testing.assert_allclose(aligned(found.U_OK, U[:, :k]), 1.0, rtol=1e-10)
     np.testing.assert_allclose(aligned(found.V_IK, V[:, :k]), 1.0, rtol=1e-10)
@@ -81,8 +76,8 @@ def test_planted_directions_are_found(shape, k, unit):
 def test_directions_of_factors_are_those_of_their_product():
     rng = np.random.default_rng(1)
     B, A = rng.standard_normal((60, 5)), rng.standard_normal((5, 40))
-    of_factors = leading_directions(factored(B, A, -0.5), k=5)
-    of_product = leading_directions(dense(-0.5 * B @ A), k=5)
+    of_factors = factored(B, A, -0.5).leading_directions(5)
+    of_product = dense(-0.5 * B @ A).leading_directions(5)
     np.testing.assert_allclose(of_factors.singular_values, of_product.singular_values, rtol=1e-12)
     np.testing.assert_allclose(aligned(of_factors.U_OK, of_product.U_OK), 1.0, rtol=1e-12)
     rebuilt = of_factors.U_OK * of_factors.singular_values @ of_factors.V_IK.T
@@ -93,7 +88,7 @@ def test_small_directions_are_not_lost_in_a_gram_matrix():
     rng = np.random.default_rng(2)
     U, V = orthonormal(rng, 60, 4), orthonormal(rng, 50, 4)
     sigma = np.array([1.0, 1e-3, 1e-7, 1e-10])
-    found = leading_directions(dense(U * sigma @ V.T), k=4)
+    found = dense(U * sigma @ V.T).leading_directions(4)
     np.testing.assert_allclose(found.singular_values, sigma, rtol=1e-5)
     np.testing.assert_allclose(aligned(found.U_OK, U), 1.0, atol=1e-5)
 
@@ -101,10 +96,10 @@ def test_small_directions_are_not_lost_in_a_gram_matrix():
 def test_no_direction_is_made_up_where_there_is_none():
     rng = np.random.default_rng(3)
     B, A = rng.standard_normal((30, 2)), rng.standard_normal((2, 20))
-    assert leading_directions(dense(B @ A), k=4).singular_values.size == 2
-    assert leading_directions(factored(B[:, [0, 0]], A), k=2).singular_values.size == 1
-    assert leading_directions(dense(np.zeros((3, 4))), k=2).U_OK.shape == (3, 0)
-    assert leading_directions(factored(0 * B, A), k=2).V_IK.shape == (20, 0)
+    assert dense(B @ A).leading_directions(4).singular_values.size == 2
+    assert factored(B[:, [0, 0]], A).leading_directions(2).singular_values.size == 1
+    assert dense(np.zeros((3, 4))).leading_directions(2).U_OK.shape == (3, 0)
+    assert factored(0 * B, A).leading_directions(2).V_IK.shape == (20, 0)
 
 
 def test_similarity_is_one_inside_zero_across_and_in_between_by_angle():
@@ -182,7 +177,7 @@ def test_bases_that_do_not_fit_are_refused():
     with pytest.raises(InputError, match="dimension 4"):
         chance_similarity(1, 5, dimension=4)
     with pytest.raises(InputError, match="at least 1"):
-        leading_directions(dense(np.eye(2)), k=0)
+        dense(np.eye(2)).leading_directions(0)
 
 
 def test_random_column_of_the_lora_papers_table_7():

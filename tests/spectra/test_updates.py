@@ -9,60 +9,67 @@ from safetensors.torch import save_file
 
 from lowrank_study.checkpoints import SourceFile, open_adapter, open_weights, pair, save_adapter
 from lowrank_study.errors import InputError
+from lowrank_study.spectra.adapter_updates import updates_of_adapter
 from lowrank_study.spectra.spectrum import measure, row
 from lowrank_study.spectra.updates import (
-    UpdateMatrix,
+    DenseUpdate,
+    FactoredUpdate,
     layer_of,
     role_of,
-    updates_of_adapter,
-    updates_of_pair,
+    update_of_match,
 )
 
 ONES = np.ones((3, 2))
 
 
-def update(**changes):
-    values = {
-        "name": "layer.0.q",
-        "layer": 0,
-        "role": "q",
-        "storage_dtype": "float32",
-        "delta_OI": None,
-        "B_OR": None,
-        "A_RI": None,
-        "scaling": 1.0,
-        "W0_OI": None,
-    }
-    return UpdateMatrix(**(values | changes))
+PLACE = {
+    "name": "layer.0.q",
+    "layer": 0,
+    "role": "q",
+    "storage_dtype": "float32",
+    "W0_OI": None,
+}
 
 
-def test_both_forms_know_their_shape():
-    assert update(delta_OI=ONES).shape == (3, 2)
-    assert update(delta_OI=ONES).factors is None
-    factored = update(B_OR=np.ones((5, 2)), A_RI=np.ones((2, 7)), scaling=0.5)
-    assert factored.shape == (5, 7)
-    assert factored.factors == (factored.B_OR, factored.A_RI)
+def dense(**changes):
+    return DenseUpdate(**(PLACE | changes))
+
+
+def factored(**changes):
+    return FactoredUpdate(**(PLACE | {"scaling": 1.0} | changes))
+
+
+def read_pair(before, after, roles):
+    with open_weights(before) as first, open_weights(after) as second:
+        matrices = pair(first, second).read_matrices()
+        return [update_of_match(*each, roles=roles) for each in matrices]
+
+
+def test_both_forms_know_their_shape_and_their_matrix():
+    assert dense(delta_OI=ONES).shape == (3, 2)
+    assert dense(delta_OI=ONES).dense() is ONES
+    product = factored(B_OR=np.ones((5, 2)), A_RI=np.ones((2, 7)), scaling=0.5)
+    assert product.shape == (5, 7)
+    np.testing.assert_array_equal(product.dense(), np.ones((5, 7)))
+    assert product.frobenius_norm() == pytest.approx(
+        dense(delta_OI=product.dense()).frobenius_norm()
+    )
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("make", "changes", "message"),
     [
-        ({}, "exactly one"),
-        ({"B_OR": ONES}, "exactly one"),
-        ({"delta_OI": ONES, "A_RI": ONES}, "exactly one"),
-        ({"delta_OI": ONES, "B_OR": ONES, "A_RI": ONES.T}, "exactly one"),
-        ({"B_OR": ONES, "A_RI": ONES}, "don't multiply"),
-        ({"delta_OI": ONES, "scaling": 2.0}, "scaling 2.0"),
-        ({"delta_OI": ONES, "W0_OI": ONES.T}, "same matrix"),
-        ({"B_OR": ONES, "A_RI": ONES.T, "W0_OI": ONES}, "same matrix"),
-        ({"delta_OI": np.ones(3)}, "both sides at least 1"),
-        ({"delta_OI": np.ones((0, 3))}, "both sides at least 1"),
-        ({"B_OR": np.ones((3, 0)), "A_RI": np.ones((0, 3))}, "both sides at least 1"),
+        (factored, {"B_OR": ONES, "A_RI": ONES}, "do not multiply"),
+        (dense, {"delta_OI": ONES, "W0_OI": ONES.T}, "same matrix"),
+        (factored, {"B_OR": ONES, "A_RI": ONES.T, "W0_OI": ONES}, "same matrix"),
+        (dense, {"delta_OI": np.ones(3)}, "both sides at least 1"),
+        (dense, {"delta_OI": np.ones((0, 3))}, "both sides at least 1"),
+        (factored, {"B_OR": np.ones((3, 0)), "A_RI": np.ones((0, 3))}, "both sides at least 1"),
     ],
 )
-def test_a_record_that_contradicts_itself_is_refused(changes, message):
+def test_arrays_that_do_not_fit_are_refused(make, changes, message):
     with pytest.raises(InputError, match=message):
-        update(**changes)
+        make(**changes)
 
 
 @pytest.mark.parametrize(
@@ -104,11 +111,8 @@ def base_tensors():
 def test_updates_of_a_pair(tmp_path, base_tensors):
     random = torch.Generator().manual_seed(1)
     tuned = {k: v + 1e-3 * torch.randn(v.shape, generator=random) for k, v in base_tensors.items()}
-    with (
-        open_weights(model(tmp_path / "before", base_tensors)) as before,
-        open_weights(model(tmp_path / "after", tuned)) as after,
-    ):
-        updates = list(updates_of_pair(pair(before, after), roles={"layer.0.query": "q", "y": "y"}))
+    folders = model(tmp_path / "before", base_tensors), model(tmp_path / "after", tuned)
+    updates = read_pair(*folders, roles={"layer.0.query": "q", "y": "y"})
     assert [(u.name, u.layer, u.role) for u in updates] == [
         ("encoder.layer.0.query", 0, "q"),
         ("encoder.layer.1.output", 1, "output"),
@@ -123,24 +127,17 @@ def test_updates_of_a_pair(tmp_path, base_tensors):
 
 def test_sixteen_bits_are_found_behind_a_float32_file(tmp_path, base_tensors):
     tuned = {k: (v * 1.01).bfloat16().float() for k, v in base_tensors.items()}
-    with (
-        open_weights(model(tmp_path / "before", base_tensors)) as before,
-        open_weights(model(tmp_path / "after", tuned)) as after,
-    ):
-        updates = list(updates_of_pair(pair(before, after), roles={}))
+    folders = model(tmp_path / "before", base_tensors), model(tmp_path / "after", tuned)
+    updates = read_pair(*folders, roles={})
     assert {one.storage_dtype for one in updates} == {"bfloat16"}
 
 
 def test_fused_attention_gives_three_updates(tmp_path):
     W0 = {"h.0.attn.c_attn.weight": torch.randn(4, 12), "h.0.attn.c_proj.weight": torch.eye(4)}
     W = {k: v + torch.arange(v.numel()).reshape(v.shape) for k, v in W0.items()}
-    with (
-        open_weights(model(tmp_path / "before", W0, model_type="gpt2")) as before,
-        open_weights(model(tmp_path / "after", W, model_type="gpt2")) as after,
-    ):
-        updates = {
-            u.name: u for u in updates_of_pair(pair(before, after), roles={"query": "query"})
-        }
+    before = model(tmp_path / "before", W0, model_type="gpt2")
+    after = model(tmp_path / "after", W, model_type="gpt2")
+    updates = {u.name: u for u in read_pair(before, after, roles={"query": "query"})}
     assert list(updates) == [
         *(f"h.0.attn.c_attn.{part}" for part in ("query", "key", "value")),
         "h.0.attn.c_proj",
@@ -316,12 +313,10 @@ def test_saved_weights_come_as_the_matrices_of_the_base(tmp_path):
     tuned = {name: tensor + torch.rand(tensor.shape) for name, tensor in tensors.items()}
     base = model(tmp_path / "base", tensors, model_type="gpt2")
     after = model(tmp_path / "after", tuned, model_type="gpt2")
-    with open_weights(base) as before, open_weights(after) as other:
-        expected = {u.name: u for u in updates_of_pair(pair(before, other), roles={})}
-        with open_adapter(saved(tmp_path / "adapter", tuned)) as adapter:
-            found = {
-                u.name: u for u in updates_of_adapter(adapter, base=before, roles={}, skipped={})
-            }
+    expected = {u.name: u for u in read_pair(base, after, roles={})}
+    with open_weights(base) as before, open_adapter(saved(tmp_path / "adapter", tuned)) as adapter:
+        updates = updates_of_adapter(adapter, base=before, roles={}, skipped={})
+        found = {u.name: u for u in updates}
     assert len(found) == 6
     assert found.keys() == expected.keys()
     for name, one in found.items():

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from lowrank_study.checkpoints import open_adapter, open_weights
 from lowrank_study.errors import InputError
-from lowrank_study.spectra.updates import UpdateMatrix, updates_of_adapter
+from lowrank_study.spectra.adapter_updates import updates_of_adapter
+from lowrank_study.spectra.updates import Update
 
 TOKENS, DIMENSIONS = 20, 8
 TEXT = {
@@ -38,16 +39,7 @@ def _quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def dense(update: UpdateMatrix) -> np.ndarray:
-    """Return an update as a matrix, also if it is given by factors."""
-    if update.factors is None:
-        assert update.delta_OI is not None
-        return update.delta_OI
-    B_OR, A_RI = (factor.astype(np.float64) for factor in update.factors)
-    return np.asarray(update.scaling * B_OR @ A_RI)
-
-
-def read_updates(adapter: Path, base: Path) -> tuple[dict[str, UpdateMatrix], dict[str, str]]:
+def read_updates(adapter: Path, base: Path) -> tuple[dict[str, Update], dict[str, str]]:
     """Return the updates on disk by name, and what was skipped."""
     skipped: dict[str, str] = {}
     with open_adapter(adapter) as opened, open_weights(base) as weights:
@@ -144,7 +136,7 @@ def test_29_a_tied_model_s_updates_are_those_of_the_live_model(train: Any, setup
     updates, skipped = read_updates(adapter, base)
     assert {name for name in updates if "q_proj" not in name} == expected
     for name in expected:
-        np.testing.assert_allclose(dense(updates[name]), probed[name], rtol=0, atol=1e-12)
+        np.testing.assert_allclose(updates[name].dense(), probed[name], rtol=0, atol=1e-12)
         W0_read = updates[name].W0_OI
         assert W0_read is not None
         np.testing.assert_array_equal(W0_read, W0)
@@ -251,8 +243,8 @@ def test_29_new_tokens_have_no_w0_and_the_others_are_compared(train: Any) -> Non
     with torch.no_grad():
         rows = live.base_model.model.get_input_embeddings()(torch.arange(TOKENS)).numpy()
     updates, _ = read_updates(adapter, base)
-    np.testing.assert_allclose(dense(updates[HEAD]), rows - W0, rtol=0, atol=1e-12)
-    assert np.flatnonzero(dense(updates[HEAD]).any(axis=1)).tolist() == [3]
+    np.testing.assert_allclose(updates[HEAD].dense(), rows - W0, rtol=0, atol=1e-12)
+    assert np.flatnonzero(updates[HEAD].dense().any(axis=1)).tolist() == [3]
     with open_adapter(adapter) as opened, open_weights(base) as weights:
         assert opened.extra_rows("model.embed_tokens.weight", weights) == 2
 
@@ -328,7 +320,7 @@ def test_31_the_name_of_an_adapter_is_taken_out_of_the_keys(train: Any) -> None:
     found, _ = read_updates(adapter, base)
     assert found.keys() == expected.keys()
     for name, update in found.items():
-        np.testing.assert_array_equal(dense(update), dense(expected[name]))
+        np.testing.assert_array_equal(update.dense(), expected[name].dense())
 
 
 def test_31_two_adapters_in_one_file_are_refused(write_adapter: Any) -> None:
