@@ -1,44 +1,37 @@
-"""What accuracies over seeds and test examples allow to be said: intervals, a sufficient rank.
+"""Intervals over seeds and test examples.
 
-    >>> paired_difference(lora_SE.astype(int) - full_SE)    # of the correctness of paired runs
+    >>> paired_difference(lora_SE - full_SE)    # scores of paired runs
     MeanEstimate(mean=-0.0121, standard_error=0.0048, degrees_of_freedom=11.3)
-    >>> found = sufficient_rank({4: difference_4, 8: difference_8}, margin=0.02)
-    >>> found.lowest, found.highest
-    (4, 8)
 
-An accuracy would come out differently with other seeds and with other test examples. All runs
-share the examples, and a seed meets all of them, so the two sources are crossed, and one is no
-stand-in for the other: a Student t interval over seeds speaks of this test set only.
+A score varies with the seed and with the test examples. All runs share the examples, so the two
+sources of variance are crossed, and neither replaces the other: a Student t interval over seeds
+holds for this test set only.
 
 Shape suffixes: S seeds, E test examples.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtrit
 
-from lowrank_study.errors import InputError
-
 Vector = npt.NDArray[np.float64]
 Matrix = npt.NDArray[np.float64 | np.integer | np.bool_]
-Decision = Literal["sufficient", "inferior", "open"]
 
 CONFIDENCE = 0.95
 ERROR = 0.05
-"""How often each end of a sufficient rank may be wrong."""
+"""Error rate of each bound of a sufficient rank."""
 
 
 def interval_of_mean(values: Vector, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Give the two-sided Student t interval of a mean over seeds.
+    """Return the two-sided Student t interval of a mean over seeds.
 
     mean ± t((1 + confidence) / 2, n - 1) · sd / √n, with sd the sample standard deviation (n - 1).
-    It assumes that seeds are independent and their accuracies near normal, and covers the
-    seeds' spread alone, not the drawing of the test set. (NaN, NaN) for fewer than two.
+    It assumes independent seeds and nearly normal scores. It covers the spread of seeds, not the
+    sampling of the test set. (NaN, NaN) for fewer than two values.
     """
     if len(values) < 2:
         return math.nan, math.nan
@@ -49,11 +42,14 @@ def interval_of_mean(values: Vector, confidence: float = CONFIDENCE) -> tuple[fl
 
 
 def interval_over_pairs(values: Vector, pairs: Sequence[tuple[int, int]]) -> tuple[float, float]:
-    """Give the 95 % interval of a mean over pairs of seeds, of which several share one.
+    """Return the 95 % jackknife interval of a mean over pairs of seeds that share seeds.
 
-    Jackknifed: mean ± t(0.975, n - 1) · √((n - 1) / n · Σ (m_s - m̄)²), with m_s the mean of the
-    pairs without seed s, of n seeds. Rather too wide than too narrow, for it counts
-    what is a pair's own twice (Efron and Stein 1981). (NaN, NaN) where a seed is in all pairs.
+    mean ± t(0.975, n - 1) · √((n - 1) / n · Σ (m_s - m̄)²), with n seeds and m_s the mean of the
+    pairs without seed s. It is conservative: it counts the variance specific to a pair twice.
+    (NaN, NaN) if all pairs share a seed.
+
+    Source: B. Efron and C. Stein, "The jackknife estimate of variance", Annals of Statistics 9
+    (1981).
     """
     seeds = sorted({seed for pair in pairs for seed in pair})
     without = [values[[seed not in pair for pair in pairs]] for seed in seeds]
@@ -70,36 +66,33 @@ def interval_over_pairs(values: Vector, pairs: Sequence[tuple[int, int]]) -> tup
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeanEstimate:
-    """A mean over seeds and test examples, and how far it can be trusted."""
+    """A mean over seeds and test examples, with its uncertainty."""
 
     mean: float
-    """Over all seeds and examples; NaN of none."""
+    """Over all seeds and examples; NaN without any."""
     standard_error: float
-    """From the drawing of both; NaN with fewer than two of either."""
+    """From both sources of variance; NaN with fewer than two seeds or examples."""
     degrees_of_freedom: float
     """Of the standard error."""
 
     def interval(self, confidence: float = CONFIDENCE) -> tuple[float, float]:
-        """Give the two-sided Student t interval; its ends are one-sided limits of half the error.
+        """Return the two-sided Student t interval, or (NaN, NaN) without a standard error.
 
-        (NaN, NaN) where there is no standard error.
+        Each end is also a one-sided limit, with half the error rate.
         """
         half = _quantile(self.degrees_of_freedom, (1 + confidence) / 2) * self.standard_error
         return self.mean - half, self.mean + half
 
 
-def mean_score(correct_SE: Matrix) -> MeanEstimate:
-    """Estimate an accuracy from correctness (0 or 1) by seed and example; see `_crossed_mean`."""
-    return _crossed_mean(correct_SE, ends=(0.0, 1.0))
+def mean_score(score_SE: Matrix) -> MeanEstimate:
+    """Estimate the mean of a score from 0 to 1; see `_crossed_mean`."""
+    return _crossed_mean(score_SE, ends=(0.0, 1.0))
 
 
 def paired_difference(difference_SE: Matrix) -> MeanEstimate:
-    """Estimate a difference of two accuracies from runs paired by seed and example.
+    """Estimate the mean difference of two scores, paired by seed and example.
 
-    Parameters
-    ----------
-    difference_SE
-        Correctness of the one run less that of the other: -1, 0 or 1. See `_crossed_mean`.
+    See `_crossed_mean`; a difference lies between -1 and 1.
     """
     return _crossed_mean(difference_SE, ends=(-1.0, 1.0))
 
@@ -107,24 +100,24 @@ def paired_difference(difference_SE: Matrix) -> MeanEstimate:
 def _crossed_mean(values_SE: Matrix, *, ends: tuple[float, float]) -> MeanEstimate:
     """Estimate a mean over two crossed random factors.
 
-    With x_se = μ + a_s + b_e + c_se, of variances σa², σb², σc² and uncorrelated,
+    With x_se = μ + a_s + b_e + c_se, of uncorrelated terms with variances σa², σb², σc²,
 
         Var(mean) = σa²/S + σb²/E + σc²/(S·E)
         T_S = var(row means)/S       estimates  σa²/S + σc²/(S·E)
         T_E = var(column means)/E    estimates  σb²/E + σc²/(S·E)
         T_R = MS_residual/(S·E)      estimates  σc²/(S·E)
 
-    with MS_residual that of the two-way analysis of variance, so T_S + T_E - T_R estimates the
-    variance without bias. As either single term alone is a lower bound, the estimate is never
-    less than the larger. Each T is near a multiple of χ² with S-1, E-1 and (S-1)(E-1) degrees
-    of freedom; Satterthwaite's for V = T_S + T_E - T_R are
+    with MS_residual from the two-way analysis of variance. T_S + T_E - T_R is an unbiased estimate
+    of the variance. T_S and T_E are each a lower bound, so the estimate is at least the larger of
+    them. Each T is approximately a multiple of χ² with S-1, E-1 and (S-1)(E-1) degrees of freedom;
+    Satterthwaite's for V = T_S + T_E - T_R are
 
         V² / (T_S²/(S-1) + T_E²/(E-1) + T_R²/((S-1)(E-1)))
 
-    Half an example at each of the ends of the scale is added to T_E: where no two predictions
-    differ there would be an interval of no width.
+    Half an example at each end of the scale is added to T_E. Otherwise the interval would have no
+    width if all predictions agreed.
 
-    `tests/study/test_score.py` holds the intervals against simulation.
+    `tests/answers/test_statistics.py` checks the coverage by simulation.
 
     Source: A. B. Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1 (2007), for the
     model and why resampling one factor is not enough; F. E. Satterthwaite, "An approximate
@@ -161,39 +154,40 @@ def _crossed_mean(values_SE: Matrix, *, ends: tuple[float, float]) -> MeanEstima
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retention:
-    """Which share of what full fine-tuning has above chance an adapter keeps."""
+    """The share of full fine-tuning's gain over chance that an adapter keeps."""
 
     ratio: float
-    """(a - c) / (f - c) of the mean accuracies; NaN where full fine-tuning is not above chance."""
+    """(a - c) / (f - c) of the mean scores; NaN if full fine-tuning is not above chance."""
     low: float
-    """Lower end of its interval; -inf where that is unbounded, NaN for none."""
+    """Lower end of its interval; -inf if that is unbounded, NaN if there is none."""
     high: float
-    """Upper end; inf where the interval is unbounded."""
+    """Upper end; inf if the interval is unbounded."""
 
     @property
     def is_bounded(self) -> bool:
-        """Whether the data bound the ratio: they don't where f - c may be nothing."""
+        """Whether the interval is bounded. It is not if f - c may be zero."""
         return math.isfinite(self.low) and math.isfinite(self.high)
 
 
+_NO_RETENTION = Retention(ratio=math.nan, low=math.nan, high=math.nan)
+
+
 def retention(adapter_SE: Matrix, full_SE: Matrix, *, chance: float) -> Retention:
-    """Give the retention corrected for chance, with its interval over seeds and test examples.
+    """Return the retention corrected for chance, with its interval over seeds and test examples.
 
-    Fieller's interval (`_fieller`) with the variances of `_crossed_mean`: those of u = a - c,
-    v = f - c and u - v, of which the last gives the covariance. The degrees of freedom are those
-    of u - ρv at the estimated ρ.
+    The interval is Fieller's (`_fieller`) with the variances of `_crossed_mean` for u = a - c,
+    v = f - c and u - v; the last one gives the covariance. The degrees of freedom are those of
+    u - ρv at the estimated ρ.
 
-    Parameters
-    ----------
-    adapter_SE, full_SE
-        Correctness, paired by seed and example.
-    chance
-        Share of the commonest class in the test split, taken as known.
+    Args:
+        adapter_SE: Scores of the adapter, paired with `full_SE` by seed and example.
+        full_SE: Scores of full fine-tuning.
+        chance: Score at chance level, treated as known.
     """
     u_SE = np.asarray(adapter_SE, dtype=np.float64) - chance
     v_SE = np.asarray(full_SE, dtype=np.float64) - chance
     if not u_SE.size:
-        return Retention(ratio=math.nan, low=math.nan, high=math.nan)
+        return _NO_RETENTION
     u, v, apart = (paired_difference(x_SE) for x_SE in (u_SE, v_SE, u_SE - v_SE))
     s_uu, s_vv, s_dd = (each.standard_error**2 for each in (u, v, apart))
     ratio = u.mean / v.mean if v.mean > 0 else 0.0
@@ -208,21 +202,18 @@ def retention(adapter_SE: Matrix, full_SE: Matrix, *, chance: float) -> Retentio
 def retention_over_seeds(
     adapter_S: Vector, full_S: Vector, *, chance: float, confidence: float = CONFIDENCE
 ) -> Retention:
-    """Give the retention corrected for chance, with its interval over seeds: of this test set only.
+    """Return the retention corrected for chance, with its interval over seeds for this test set.
 
-    Parameters
-    ----------
-    adapter_S, full_S
-        Accuracies paired by seed.
-    chance
-        As `retention`'s.
-    confidence
-        That the interval holds the ratio.
+    Args:
+        adapter_S: Scores of the adapter, paired with `full_S` by seed.
+        full_S: Scores of full fine-tuning.
+        chance: Score at chance level, treated as known.
+        confidence: Confidence level of the interval.
     """
     u_S, v_S = adapter_S - chance, full_S - chance
     count = len(u_S)
     if not count:
-        return Retention(ratio=math.nan, low=math.nan, high=math.nan)
+        return _NO_RETENTION
     covariances = np.cov(u_S, v_S) / count if count > 1 else np.full((2, 2), math.nan)
     return _fieller(
         (float(u_S.mean()), float(v_S.mean())),
@@ -234,15 +225,15 @@ def retention_over_seeds(
 def _fieller(
     means: tuple[float, float], variances: tuple[float, float, float], *, quantile: float
 ) -> Retention:
-    """Give the interval of the ratio ρ of two means u and v, from s_uu, s_uv and s_vv of them.
+    """Return the interval of the ratio ρ of two means u and v, given their s_uu, s_uv and s_vv.
 
-    ρ lies in it when u - ρv does not differ from 0 by a t test:
+    The interval holds every ρ for which a t test does not reject u - ρv = 0:
 
         (u - ρv)² ≤ t² (s_uu - 2ρ s_uv + ρ² s_vv)
 
-    a quadratic inequality in ρ. Where v itself does not differ from 0, or lies below it, its
-    solution is no interval of a share that is kept; both are given as unbounded. The delta
-    method's interval, always bounded, would be wrong there.
+    This is a quadratic inequality in ρ. Its solution is not an interval if v does not differ
+    significantly from 0, or is negative; both cases are given as unbounded. The interval of the
+    delta method is always bounded and would be wrong there.
 
     Source: E. C. Fieller, "Some problems in interval estimation", Journal of the Royal
     Statistical Society B 16 (1954).
@@ -259,114 +250,6 @@ def _fieller(
         return Retention(ratio=u / v, low=-math.inf, high=math.inf)
     half = math.sqrt(max(b * b - a * c, 0.0))
     return Retention(ratio=u / v, low=(b - half) / a, high=(b + half) / a)
-
-
-# ---------------------------------------------------------------- which rank suffices
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RankTest:
-    """One rank against the whole: a line of the table behind a sufficient rank."""
-
-    rank: int
-    seeds: int
-    """Pairs of runs."""
-    difference: MeanEstimate
-    """Accuracy less that of the whole."""
-    low: float
-    """Lower one-sided 95 % limit of the difference; NaN with fewer than two seeds."""
-    high: float
-    """Upper one-sided 95 % limit; with `low` the two-sided 90 % interval."""
-    decision: Decision
-    """`sufficient` and `inferior` are shown, in sequence; `open` is neither."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SufficientRank:
-    """The ranks between which the smallest sufficient one of those tried lies."""
-
-    margin: float
-    """Largest loss of accuracy, as a share of one, that still counts as none; set beforehand."""
-    lowest: int | None
-    """Lowest rank not shown inferior; `None`: all are, the sufficient rank is above them."""
-    highest: int | None
-    """Smallest rank shown sufficient; `None`: none is, there is no upper end."""
-    tests: tuple[RankTest, ...]
-    """One a rank, rising."""
-
-
-def sufficient_rank(
-    differences: Mapping[int, Matrix], *, margin: float, lost: Collection[int] = ()
-) -> SufficientRank:
-    """Find the smallest rank that is non-inferior to the whole, as an interval of ranks.
-
-    A rank is *sufficient* when the lower one-sided 95 % limit of its `paired_difference` lies
-    above -margin. Ranks are tested from the highest down, and the first that fails ends it: no
-    correction for many tests is needed, as each test after a true null is only reached by
-    rejecting that. So with a probability of at most 5 % any rank is wrongly declared sufficient.
-    *Inferior* ranks, with an upper limit below -margin, are looked for from the lowest up in the
-    same way and at the same error. Both ends hold together at least 90 % of the time, of the ranks
-    tried; of those between them, if accuracy doesn't fall with rank. The limits take seeds to
-    spread near normally: where one in ten collapses, six seeds often show none that does.
-
-    A rank that can't be tested, with fewer than two seeds, ends a sequence like one that fails. So
-    does, on the way down, one that lost runs: the seeds that are left are those that went well.
-
-    Parameters
-    ----------
-    differences
-        Rank → correctness less that of the whole, (seeds, examples), paired by both. The whole
-        is full fine-tuning, or for the functional rank the update that isn't truncated.
-    margin
-        See `SufficientRank.margin`.
-    lost
-        Ranks some of whose runs diverged or failed.
-
-    Raises
-    ------
-    InputError
-        The margin is not between 0 and 1.
-
-    Source: W. Maurer, L. A. Hothorn and W. Lehmacher, "Multiple comparisons in drug clinical
-    trials and preclinical assays: a-priori ordered hypotheses" (1995).
-    """
-    if not 0 < margin < 1:
-        raise InputError(f"margin={margin!r}: a share of one is needed, such as 0.02 for 2 points")
-    ranks = sorted(differences)
-    estimates = [paired_difference(differences[rank]) for rank in ranks]
-    limits = [estimate.interval(1 - 2 * ERROR) for estimate in estimates]
-    inferior = _leading([high < -margin for _, high in limits])
-    passed = [low > -margin and r not in lost for r, (low, _) in zip(ranks, limits, strict=True)]
-    sufficient = _leading(passed[::-1])
-    first_sufficient = len(ranks) - sufficient
-    decisions: list[Decision] = [
-        "inferior" if place < inferior else "sufficient" if place >= first_sufficient else "open"
-        for place in range(len(ranks))
-    ]
-    tests = tuple(
-        RankTest(
-            rank=rank,
-            seeds=len(differences[rank]),
-            difference=estimate,
-            low=low,
-            high=high,
-            decision=decision,
-        )
-        for rank, estimate, (low, high), decision in zip(
-            ranks, estimates, limits, decisions, strict=True
-        )
-    )
-    return SufficientRank(
-        margin=margin,
-        lowest=ranks[inferior] if inferior < len(ranks) else None,
-        highest=ranks[first_sufficient] if sufficient else None,
-        tests=tests,
-    )
-
-
-def _leading(passed: Sequence[bool]) -> int:
-    """Count the tests that pass before the first that fails."""
-    return passed.index(False) if False in passed else len(passed)
 
 
 def _quantile(degrees_of_freedom: float, probability: float) -> float:

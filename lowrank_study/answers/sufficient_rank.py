@@ -1,20 +1,133 @@
-"""Every rank against full fine-tuning, as a tidy table: one row a target and rank.
+"""The sufficient rank: the smallest rank that loses no more than a margin to full fine-tuning.
 
-    >>> against_full(runs, margin=0.02)[["adapter_rank", "difference", "decision"]]
-
-What the numbers mean is said in `answers/statistics.py`.
+    >>> found = sufficient_rank({4: difference_4_SE, 8: difference_8_SE}, margin=0.02)
+    >>> found.lowest, found.highest
+    (4, 8)
+    >>> against_full(runs, margin=0.02, results=results)[["adapter_rank", "decision"]]
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
 from lowrank_study.answers.paired_scores import PairedRuns, cut_beside_whole, paired_with_full
-from lowrank_study.answers.statistics import RankTest, mean_score, retention, sufficient_rank
+from lowrank_study.answers.statistics import (
+    ERROR,
+    Matrix,
+    MeanEstimate,
+    mean_score,
+    paired_difference,
+    retention,
+)
+from lowrank_study.errors import InputError
 from lowrank_study.runs.store import TrainedRun
+
+Decision = Literal["sufficient", "inferior", "open"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankTest:
+    """The test of one rank against the reference."""
+
+    rank: int
+    seeds: int
+    """Pairs of runs."""
+    difference: MeanEstimate
+    """Score minus that of the reference."""
+    low: float
+    """Lower one-sided 95 % limit of the difference; NaN with fewer than two seeds."""
+    high: float
+    """Upper one-sided 95 % limit; both limits together are the two-sided 90 % interval."""
+    decision: Decision
+    """`open` if the tests in sequence show neither of the other two."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SufficientRank:
+    """Bounds of the smallest sufficient rank among those that were tried."""
+
+    margin: float
+    """Largest acceptable loss of score, between 0 and 1; set before the data are seen."""
+    lowest: int | None
+    """Lowest rank not shown inferior; `None` if all are inferior."""
+    highest: int | None
+    """Smallest rank shown sufficient; `None` if there is none."""
+    tests: tuple[RankTest, ...]
+    """One per rank, in increasing order."""
+
+
+def sufficient_rank(
+    differences: Mapping[int, Matrix], *, margin: float, lost: Collection[int] = ()
+) -> SufficientRank:
+    """Find the smallest rank that is non-inferior to the reference, as an interval of ranks.
+
+    A rank is *sufficient* if the lower one-sided 95 % limit of its `paired_difference` is above
+    -margin, and *inferior* if the upper limit is below -margin. Sufficient ranks are tested from
+    the highest down and inferior ones from the lowest up; each sequence ends at the first failure.
+    Such a fixed sequence needs no correction for multiple tests: each bound has a 5 % error rate,
+    and both hold together at least 90 % of the time (assuming normal seeds). The result covers
+    only the ranks that were tried. Six seeds often miss a failure that occurs once in ten runs.
+
+    A rank with fewer than two seeds fails both tests. A rank with lost runs is never sufficient,
+    because the remaining seeds are a biased sample.
+
+    Args:
+        differences: Rank → score minus that of the reference, (seeds, examples), paired by both.
+            The reference is full fine-tuning, or the update without truncation for the
+            functional rank.
+        margin: See `SufficientRank.margin`.
+        lost: Ranks with diverged or failed runs.
+
+    Raises:
+        InputError: The margin is not between 0 and 1.
+
+    Source: W. Maurer, L. A. Hothorn and W. Lehmacher, "Multiple comparisons in drug clinical
+    trials and preclinical assays: a-priori ordered hypotheses" (1995).
+    """
+    if not 0 < margin < 1:
+        raise InputError(f"margin={margin!r}: give a share between 0 and 1, such as 0.02")
+    ranks = sorted(differences)
+    estimates = [paired_difference(differences[rank]) for rank in ranks]
+    limits = [estimate.interval(1 - 2 * ERROR) for estimate in estimates]
+    inferior = _passed_in_sequence([high < -margin for _, high in limits])
+    passed = [low > -margin and r not in lost for r, (low, _) in zip(ranks, limits, strict=True)]
+    first_sufficient = len(ranks) - _passed_in_sequence(passed[::-1])
+    tests = tuple(
+        RankTest(
+            rank=rank,
+            seeds=len(differences[rank]),
+            difference=estimates[place],
+            low=limits[place][0],
+            high=limits[place][1],
+            decision=_decision(place, inferior, first_sufficient),
+        )
+        for place, rank in enumerate(ranks)
+    )
+    return SufficientRank(
+        margin=margin,
+        lowest=ranks[inferior] if inferior < len(ranks) else None,
+        highest=ranks[first_sufficient] if first_sufficient < len(ranks) else None,
+        tests=tests,
+    )
+
+
+def _passed_in_sequence(passed: Sequence[bool]) -> int:
+    """Count the tests that pass before the first failure."""
+    return passed.index(False) if False in passed else len(passed)
+
+
+def _decision(place: int, inferior: int, first_sufficient: int) -> Decision:
+    if place < inferior:
+        return "inferior"
+    return "sufficient" if place >= first_sufficient else "open"
+
+
+# ---------------------------------------------------------------- the table of a sweep
 
 COMPARISON_COLUMNS = {
     **dict.fromkeys(["task", "model", "method", "target"], "text"),
@@ -34,32 +147,26 @@ def against_full(
 ) -> pd.DataFrame:
     """Test every rank of every target for non-inferiority to full fine-tuning.
 
-    Cuts of full fine-tuning's own update are tested in the same way: their sufficient rank is the
-    functional rank.
+    Updates of full fine-tuning truncated to rank k are tested in the same way; their sufficient
+    rank is the functional rank.
 
-    Parameters
-    ----------
-    runs
-        At each configuration's chosen learning rate, whatever became of them.
-    margin
-        Largest loss of accuracy, as a share of one, that still counts as none.
-    results
-        Where evaluations of truncated updates are; `None` tests none of these.
+    Args:
+        runs: Runs at each configuration's chosen learning rate, whatever their status.
+        margin: Largest acceptable loss of score, between 0 and 1.
+        results: Folder with the evaluations of truncated updates; `None` tests none of them.
 
-    Returns
-    -------
-    The columns `COMPARISON_COLUMNS`: `score` is the adapter's; differences are shares of one;
-    intervals are over seeds and test examples; that of the retention is NaN where it is unbounded.
-    The head alone, which has no ΔW, has rank 0.
+    Returns:
+        The columns `COMPARISON_COLUMNS`. `score` is the adapter's; differences and limits are
+        shares of one. Intervals are over seeds and test examples; an unbounded interval of the
+        retention is NaN. The linear probe has rank 0.
 
-    Raises
-    ------
-    InputError
-        The margin is no share, predictions can't be read, or the runs' test splits differ.
+    Raises:
+        InputError: The margin is not between 0 and 1, predictions can't be read, or the test
+            splits of the runs differ.
     """
     rows = []
-    cuts = [] if results is None else cut_beside_whole(runs, results)
-    for _, group in groupby([*paired_with_full(runs), *cuts], key=_target):
+    truncated = [] if results is None else cut_beside_whole(runs, results)
+    for _, group in groupby([*paired_with_full(runs), *truncated], key=_target):
         by_rank = {pairs.adapter_rank: pairs for pairs in group}
         found = sufficient_rank(
             {rank: pairs.difference_SE for rank, pairs in by_rank.items()},

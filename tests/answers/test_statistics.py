@@ -1,61 +1,22 @@
-"""That intervals cover, and that a sufficient rank is not declared where there is none."""
+"""Intervals hold the true value as often as they say."""
 
 import math
-from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from scipy import stats
 
 from lowrank_study.answers.statistics import (
-    ERROR,
     MeanEstimate,
     Retention,
-    SufficientRank,
     interval_of_mean,
     interval_over_pairs,
     mean_score,
     paired_difference,
     retention,
     retention_over_seeds,
-    sufficient_rank,
 )
-
-DIFFICULTY_SD = 2.5  # of an example: two seeds then disagree on about one in ten
-SHARED_DIFFICULTY, SHARED_SEED, SHARED_NOISE = 0.95, 0.5, 0.5  # correlations of paired runs
-EXAMPLES = 1000
-
-
-def simulated(
-    *, sweeps: int, seeds: int, accuracies: Sequence[float], seed_sd: float, start: int = 0
-) -> Iterator[npt.NDArray[np.bool_]]:
-    """Give the correctness (runs, seeds, examples) of sweeps of paired runs.
-
-    A run answers an example rightly when m + a_s + d_e + noise_se > 0: seeds, examples and
-    noise are normal, and each correlates with that of the first run. Its true accuracy is
-    exactly the one asked for, and over seeds has nearly the standard deviation asked for.
-    """
-    rng = np.random.default_rng(start)
-    runs = len(accuracies)
-    quantiles = stats.norm.ppf(accuracies)
-    slopes = stats.norm.pdf(quantiles) / math.hypot(1, DIFFICULTY_SD)
-    seed_sds = seed_sd / slopes
-    means = quantiles * np.sqrt(1 + DIFFICULTY_SD**2 + seed_sds**2)
-
-    def correlated(shared: float, *shape: int) -> npt.NDArray[np.float32]:
-        drawn = rng.standard_normal((runs, *shape), dtype=np.float32)
-        drawn[1:] *= math.sqrt(1 - shared**2)
-        drawn[1:] += shared * drawn[0]
-        return drawn
-
-    for _ in range(sweeps):
-        score = correlated(SHARED_NOISE, seeds, EXAMPLES)
-        score += np.float32(DIFFICULTY_SD) * correlated(SHARED_DIFFICULTY, 1, EXAMPLES)
-        score += (means + seed_sds * correlated(SHARED_SEED, seeds, 1).T).T.astype(np.float32)
-        yield score > 0
-
 
 def coverage(
     *, seeds: int, accuracy: float, difference: float | None, seed_sd: float, sweeps: int = 1000
@@ -236,104 +197,6 @@ def test_retention_of_equal_predictions_has_a_width() -> None:
     assert not one.is_bounded
     none = retention(adapter[:0], full[:0], chance=0.5)
     assert math.isnan(none.ratio)
-
-
-# ---------------------------------------------------------------- sufficient rank
-
-
-def made_differences(means: dict[int, float], seeds: int = 6) -> dict[int, np.ndarray]:
-    """Give differences with exactly these means, each seed a little off, ± 0.2 points."""
-    made = {}
-    for rank, mean in means.items():
-        made[rank] = np.zeros((seeds, EXAMPLES))
-        for seed in range(seeds):
-            changed = round(EXAMPLES * mean) + (2 if seed % 2 else -2)
-            made[rank][seed, : abs(changed)] = np.sign(changed)
-    return made
-
-
-def decisions(found: SufficientRank) -> dict[int, str]:
-    return {test.rank: test.decision for test in found.tests}
-
-
-def test_the_answer_is_an_interval_of_ranks() -> None:
-    means = {1: -0.06, 2: -0.05, 4: -0.021, 8: -0.015, 16: -0.004, 32: -0.002}
-    found = sufficient_rank(made_differences(means), margin=0.02)
-    assert decisions(found) == {
-        1: "inferior",
-        2: "inferior",
-        4: "open",
-        8: "open",
-        16: "sufficient",
-        32: "sufficient",
-    }
-    assert (found.lowest, found.highest) == (4, 16)
-    for test in found.tests:
-        assert (test.low, test.high) == test.difference.interval(0.90)
-        assert test.difference.mean == pytest.approx(means[test.rank])
-        assert test.seeds == 6
-
-
-def test_the_sequences_stop_at_the_first_that_fails() -> None:
-    means = {1: -0.02, 2: -0.06, 4: -0.001, 8: -0.02, 16: -0.001}
-    found = sufficient_rank(made_differences(means), margin=0.02)
-    assert decisions(found) == {1: "open", 2: "open", 4: "open", 8: "open", 16: "sufficient"}
-    assert (found.lowest, found.highest) == (1, 16)
-
-
-def test_either_end_may_be_open() -> None:
-    none = sufficient_rank(made_differences({1: -0.02, 2: -0.02}), margin=0.02)
-    assert (none.lowest, none.highest) == (1, None)
-    above = sufficient_rank(made_differences({1: -0.08, 2: -0.07}), margin=0.02)
-    assert (above.lowest, above.highest) == (None, None)
-    every = sufficient_rank(made_differences({1: 0.0, 2: 0.0}), margin=0.02)
-    assert (every.lowest, every.highest) == (1, 1)
-
-
-def test_a_rank_that_cannot_be_tested_ends_the_sequence() -> None:
-    differences = made_differences({1: -0.08, 2: -0.07, 4: 0.0, 8: 0.0})
-    for rank in (1, 8):
-        differences[rank] = differences[rank][:1]
-    found = sufficient_rank(differences, margin=0.02)
-    assert set(decisions(found).values()) == {"open"}
-    assert (found.lowest, found.highest) == (1, None)
-    assert math.isnan(found.tests[-1].low)
-
-
-def test_a_rank_that_lost_runs_does_not_suffice() -> None:
-    differences = made_differences({1: -0.08, 4: 0.0, 8: 0.0, 16: 0.0})
-    found = sufficient_rank(differences, margin=0.02, lost=[4])
-    assert decisions(found) == {1: "inferior", 4: "open", 8: "sufficient", 16: "sufficient"}
-    assert sufficient_rank(differences, margin=0.02, lost=[16]).highest is None
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("full", "seed_sd"), [(0.78, 0.007), (0.9, 0.004)])
-def test_null_sweeps_are_wrongly_declared_at_most_one_in_twenty(
-    full: float, seed_sd: float
-) -> None:
-    margin, ranks, sweeps = 0.02, [1, 2, 4, 8, 16, 32, 64, 128], 2000
-    accuracies = [full, *[full - margin] * len(ranks)]
-    sufficient = inferior = 0
-    for correct in simulated(sweeps=sweeps, seeds=6, accuracies=accuracies, seed_sd=seed_sd):
-        whole = correct[0].astype(np.int8)
-        found = sufficient_rank(
-            {rank: run - whole for rank, run in zip(ranks, correct[1:], strict=True)}, margin=margin
-        )
-        sufficient += found.highest is not None
-        inferior += found.lowest != ranks[0]
-    # The most that one in twenty gives in 99 of 100 such simulations.
-    bound = stats.binom.ppf(0.99, sweeps, ERROR)
-    assert sufficient <= bound
-    assert inferior <= bound
-
-
-def test_a_true_loss_of_nothing_is_found_sufficient() -> None:
-    found = [
-        sufficient_rank({8: run.astype(int) - full}, margin=0.02).highest
-        for full, run in simulated(sweeps=200, seeds=6, accuracies=[0.9, 0.9], seed_sd=0.003)
-    ]
-    assert found.count(8) > 150
 
 
 @pytest.mark.parametrize(

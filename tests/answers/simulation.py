@@ -1,0 +1,41 @@
+"""Simulated sweeps of paired runs, whose true accuracies are known."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+DIFFICULTY_SD = 2.5  # of an example: two seeds then disagree on about one in ten
+SHARED_DIFFICULTY, SHARED_SEED, SHARED_NOISE = 0.95, 0.5, 0.5  # correlations of paired runs
+EXAMPLES = 1000
+
+
+def simulated(
+    *, sweeps: int, seeds: int, accuracies: Sequence[float], seed_sd: float, start: int = 0
+) -> Iterator[npt.NDArray[np.bool_]]:
+    """Give the correctness (runs, seeds, examples) of sweeps of paired runs.
+
+    A run answers an example rightly when m + a_s + d_e + noise_se > 0: seeds, examples and
+    noise are normal, and each correlates with that of the first run. Its true accuracy is
+    exactly the one asked for, and over seeds has nearly the standard deviation asked for.
+    """
+    rng = np.random.default_rng(start)
+    runs = len(accuracies)
+    quantiles = stats.norm.ppf(accuracies)
+    slopes = stats.norm.pdf(quantiles) / math.hypot(1, DIFFICULTY_SD)
+    seed_sds = seed_sd / slopes
+    means = quantiles * np.sqrt(1 + DIFFICULTY_SD**2 + seed_sds**2)
+
+    def correlated(shared: float, *shape: int) -> npt.NDArray[np.float32]:
+        drawn = rng.standard_normal((runs, *shape), dtype=np.float32)
+        drawn[1:] *= math.sqrt(1 - shared**2)
+        drawn[1:] += shared * drawn[0]
+        return drawn
+
+    for _ in range(sweeps):
+        score = correlated(SHARED_NOISE, seeds, EXAMPLES)
+        score += np.float32(DIFFICULTY_SD) * correlated(SHARED_DIFFICULTY, 1, EXAMPLES)
+        score += (means + seed_sds * correlated(SHARED_SEED, seeds, 1).T).T.astype(np.float32)
+        yield score > 0
