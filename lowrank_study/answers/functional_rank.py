@@ -1,7 +1,7 @@
 """What the truncated updates of a sweep's full fine-tuning classify rightly, as tables.
 
     truncation_table(runs, Path("results"))       # one row a run and cut
-    correctness_by_kept_rank(runs, results)[8]    # (seeds, examples)
+    scores_by_kept_rank(runs, results)[8]    # (seeds, examples)
 
 A run's evaluations are one Parquet file, one row a cut (`truncation.py`) and test text.
 """
@@ -21,7 +21,7 @@ from lowrank_study.results import truncation_file
 from lowrank_study.runs.store import TrainedRun
 
 SCOPES = ("all", "noise_cut", "layers", "roles")
-CUT_KEY = ["scope", "part", "kept_rank"]
+TRUNCATION_KEY = ["scope", "part", "kept_rank"]
 """What tells the cuts of a run apart; `kept_rank` is missing but for the scope `all`."""
 
 
@@ -67,7 +67,7 @@ def truncation_table(runs: Sequence[TrainedRun], results: Path) -> pd.DataFrame:
         rows = read_truncation(run, results)
         if rows is not None:
             rows["correct"] = rows["label"] == rows["predicted"]
-            made = rows.groupby(CUT_KEY, dropna=False, sort=False).agg(
+            made = rows.groupby(TRUNCATION_KEY, dropna=False, sort=False).agg(
                 kept_directions=("kept_directions", "first"),
                 energy_kept=("energy_kept", "first"),
                 test_score=("correct", "mean"),
@@ -80,7 +80,7 @@ def truncation_table(runs: Sequence[TrainedRun], results: Path) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)[list(TRUNCATION_COLUMNS)]
 
 
-def correctness_by_kept_rank(
+def scores_by_kept_rank(
     runs: Sequence[TrainedRun], results: Path
 ) -> dict[int, npt.NDArray[np.bool_]]:
     """Return which test texts are classified rightly at each kept rank, (seeds, examples).
@@ -114,7 +114,7 @@ def correctness_by_kept_rank(
 
 
 _COLUMNS = (
-    *CUT_KEY, "n", "mean_test_score", "test_low_95", "test_high_95", "mean_difference",
+    *TRUNCATION_KEY, "n", "mean_test_score", "test_low_95", "test_high_95", "mean_difference",
     "difference_low_95", "difference_high_95", "kept_directions", "energy_kept", "examples",
 )  # fmt: skip
 
@@ -133,7 +133,7 @@ def score_by_kept_rank(truncation: pd.DataFrame | None, runs: pd.DataFrame) -> p
     # A truncation that was stopped has not cut all seeds at every rank: those that it has not are
     # left out, for a mean over a few is not to be held against the interval of all.
     everywhere = (table["scope"] != "all") | (
-        table.groupby(CUT_KEY, dropna=False)["run_id"].transform("nunique")
+        table.groupby(TRUNCATION_KEY, dropna=False)["run_id"].transform("nunique")
         == table["run_id"].nunique()
     )
     table = table[everywhere]
@@ -142,14 +142,14 @@ def score_by_kept_rank(truncation: pd.DataFrame | None, runs: pd.DataFrame) -> p
         for run_id, value in chosen[["run_id", "test_score"]].itertuples(index=False)
     }
     rows = []
-    for key, group in table.groupby(CUT_KEY, dropna=False):
+    for key, group in table.groupby(TRUNCATION_KEY, dropna=False):
         values = group["test_score"].to_numpy(dtype=np.float64)
         whole = np.array([accuracy[run_id] for run_id in group["run_id"]])
         low, high = interval_of_mean(values)
         below, above = interval_of_mean(values - whole)
         rows.append(
             {
-                **dict(zip(CUT_KEY, key, strict=True)),
+                **dict(zip(TRUNCATION_KEY, key, strict=True)),
                 "n": len(values),
                 "mean_test_score": values.mean(),
                 "test_low_95": low,

@@ -17,13 +17,13 @@ import numpy.typing as npt
 import pandas as pd
 
 from lowrank_study.answers.full_runs import chosen_full_runs
-from lowrank_study.answers.functional_rank import correctness_by_kept_rank
+from lowrank_study.answers.functional_rank import scores_by_kept_rank
 from lowrank_study.errors import InputError
 from lowrank_study.results import truncation_file
 from lowrank_study.runs.store import TrainedRun
 from lowrank_study.spec import HeadOnly, Lora, target_name
 
-CUT = "truncation"
+TRUNCATED = "truncation"
 """The method of what was not trained at a rank but cut to it."""
 
 
@@ -91,10 +91,10 @@ def paired_with_full(runs: Sequence[TrainedRun]) -> list[PairedRuns]:
     ]
 
 
-def cut_beside_whole(runs: Sequence[TrainedRun], results: Path) -> list[PairedRuns]:
+def truncated_with_full(runs: Sequence[TrainedRun], results: Path) -> list[PairedRuns]:
     """Pair every cut of full fine-tuning's update with the whole update, seed by seed.
 
-    `adapter_rank` is then the rank that was kept of every matrix; the method is `CUT`.
+    `adapter_rank` is then the rank that was kept of every matrix; the method is `TRUNCATED`.
 
     Parameters
     ----------
@@ -106,13 +106,13 @@ def cut_beside_whole(runs: Sequence[TrainedRun], results: Path) -> list[PairedRu
     pairs = []
     for full in chosen_full_runs(runs):
         there = [run for run in full if truncation_file(results, run.spec.run_id).is_file()]
-        by_rank = correctness_by_kept_rank(there, results)
+        by_rank = scores_by_kept_rank(there, results)
         for rank in sorted(by_rank)[:-1]:
             pairs.append(
                 PairedRuns(
                     task=there[0].spec.task.name,
                     model=there[0].spec.model.name,
-                    method=CUT,
+                    method=TRUNCATED,
                     target="",
                     adapter_rank=rank,
                     seeds=tuple(run.spec.seed for run in there),

@@ -1,9 +1,9 @@
 """The sufficient rank: the smallest rank that loses no more than a margin to full fine-tuning.
 
-    >>> found = sufficient_rank({4: difference_4_SE, 8: difference_8_SE}, margin=0.02)
-    >>> found.lowest, found.highest
-    (4, 8)
-    >>> against_full(runs, margin=0.02, results=results)[["adapter_rank", "decision"]]
+>>> found = sufficient_rank({4: difference_4_SE, 8: difference_8_SE}, margin=0.02)
+>>> found.lowest, found.highest
+(4, 8)
+>>> against_full(runs, margin=0.02, results=results)[["adapter_rank", "decision"]]
 """
 
 import math
@@ -15,7 +15,7 @@ from typing import Literal
 
 import pandas as pd
 
-from lowrank_study.answers.paired_scores import PairedRuns, cut_beside_whole, paired_with_full
+from lowrank_study.answers.paired_scores import PairedRuns, paired_with_full, truncated_with_full
 from lowrank_study.answers.statistics import (
     ERROR,
     Matrix,
@@ -165,7 +165,7 @@ def against_full(
             splits of the runs differ.
     """
     rows = []
-    truncated = [] if results is None else cut_beside_whole(runs, results)
+    truncated = [] if results is None else truncated_with_full(runs, results)
     for _, group in groupby([*paired_with_full(runs), *truncated], key=_target):
         by_rank = {pairs.adapter_rank: pairs for pairs in group}
         found = sufficient_rank(

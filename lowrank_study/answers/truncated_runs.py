@@ -21,15 +21,15 @@ import pandas as pd
 import torch
 
 from lowrank_study.answers.full_runs import chosen_of_sweep
-from lowrank_study.answers.functional_rank import CUT_KEY, SCOPES, read_truncation
+from lowrank_study.answers.functional_rank import SCOPES, TRUNCATION_KEY, read_truncation
 from lowrank_study.answers.truncation import (
-    Cut,
+    Truncation,
     TunedModel,
     check_recorded,
-    cuts_of,
     decompose,
     energy_kept,
     threads_of,
+    truncations_of,
     tuned_matrices,
 )
 from lowrank_study.config.fields import Fields
@@ -174,7 +174,7 @@ def truncate_run(
         table = None
     known = set() if table is None else set(_keys(table))
     with tuned_matrices(run) as (pairing, matrices):
-        cuts = cuts_of(matrices, scopes=scopes, ranks=ranks)
+        cuts = truncations_of(matrices, scopes=scopes, ranks=ranks)
         missing = [cut for cut in cuts if (cut.scope, cut.part, cut.kept_rank) not in known]
         if not missing:
             return run.spec.run_id
@@ -197,7 +197,9 @@ def truncate_run(
     return run.spec.run_id
 
 
-def _rows(cut: Cut, directions: int, energy: float, predictions: Predictions) -> pd.DataFrame:
+def _rows(
+    cut: Truncation, directions: int, energy: float, predictions: Predictions
+) -> pd.DataFrame:
     count = len(predictions.labels)
     return pd.DataFrame(
         {
@@ -214,5 +216,5 @@ def _rows(cut: Cut, directions: int, energy: float, predictions: Predictions) ->
 
 
 def _keys(table: pd.DataFrame) -> list[tuple[str, str, int | None]]:
-    rows = table[CUT_KEY].drop_duplicates().itertuples(index=False, name=None)
+    rows = table[TRUNCATION_KEY].drop_duplicates().itertuples(index=False, name=None)
     return [(scope, part, None if pd.isna(k) else int(k)) for scope, part, k in rows]

@@ -70,7 +70,7 @@ class DecomposedUpdate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cut:
+class Truncation:
     """How much is kept of the update of every matrix, in one evaluation."""
 
     scope: str
@@ -96,9 +96,9 @@ class Cut:
                 return matrix.side if matrix.role == self.part else 0
 
 
-def cuts_of(
+def truncations_of(
     matrices: Sequence[UpdatedMatrix], *, scopes: Sequence[str], ranks: Sequence[int] | None
-) -> list[Cut]:
+) -> list[Truncation]:
     """Return the evaluations of a run.
 
     Parameters
@@ -122,11 +122,13 @@ def cuts_of(
         match scope:
             case "all":
                 # The full one first: it costs nothing, and the others are compared with it.
-                cuts += [Cut(scope=scope, part="", kept_rank=k) for k in [largest, *kept]]
+                cuts += [Truncation(scope=scope, part="", kept_rank=k) for k in [largest, *kept]]
             case "noise_cut":
-                cuts.append(Cut(scope=scope, part="", kept_rank=None))
+                cuts.append(Truncation(scope=scope, part="", kept_rank=None))
             case _:
-                cuts += [Cut(scope=scope, part=part, kept_rank=None) for part in parts[scope]]
+                cuts += [
+                    Truncation(scope=scope, part=part, kept_rank=None) for part in parts[scope]
+                ]
     return cuts
 
 

@@ -17,6 +17,8 @@ from lowrank_study.answers.statistics import (
     retention,
     retention_over_seeds,
 )
+from tests.answers.simulation import simulated
+
 
 def coverage(
     *, seeds: int, accuracy: float, difference: float | None, seed_sd: float, sweeps: int = 1000

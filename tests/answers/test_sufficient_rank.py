@@ -10,9 +10,14 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from lowrank_study.answers.paired_scores import CUT, paired_with_full
+from lowrank_study.answers.paired_scores import TRUNCATED, paired_with_full
 from lowrank_study.answers.statistics import ERROR, mean_score, paired_difference
-from lowrank_study.answers.sufficient_rank import COMPARISON_COLUMNS, SufficientRank, against_full, sufficient_rank
+from lowrank_study.answers.sufficient_rank import (
+    COMPARISON_COLUMNS,
+    SufficientRank,
+    against_full,
+    sufficient_rank,
+)
 from lowrank_study.config.run import compose
 from lowrank_study.errors import InputError
 from lowrank_study.results import truncation_file
@@ -195,7 +200,7 @@ def test_cuts_of_an_update_are_tested_against_the_whole(tmp_path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         pd.concat(rows).to_parquet(path)
     table = against_full(runs, margin=0.02, results=tmp_path).set_index("adapter_rank")
-    assert list(table["method"]) == [CUT] * 3
+    assert list(table["method"]) == [TRUNCATED] * 3
     assert list(table["decision"]) == ["inferior", "inferior", "sufficient"]
     assert table.loc[8, "difference"] == 0.0
     assert table.loc[0, "score"] == 0.5

@@ -14,7 +14,7 @@ from lowrank_study.answers import truncated_runs
 from lowrank_study.answers.full_runs import chosen_full_runs
 from lowrank_study.answers.functional_rank import (
     SCOPES,
-    correctness_by_kept_rank,
+    scores_by_kept_rank,
     truncation_table,
 )
 from lowrank_study.answers.truncated_runs import (
@@ -24,14 +24,14 @@ from lowrank_study.answers.truncated_runs import (
     truncate_sweep,
 )
 from lowrank_study.answers.truncation import (
-    Cut,
     DecomposedUpdate,
+    Truncation,
     TunedModel,
-    cuts_of,
     decompose,
     energy_kept,
     threads_of,
     truncated,
+    truncations_of,
     tuned_matrices,
 )
 from lowrank_study.checkpoints import find_matrices, open_weights
@@ -105,7 +105,7 @@ def test_the_error_is_what_eckart_and_young_say(results: Path) -> None:
 def test_the_noise_cut_is_that_of_the_spectra(results: Path) -> None:
     run = runs_of(results)[0]
     measured = {s.module: row(s)["gavish_donoho_rank"] for s in spectra_of_run(run)}
-    cut = Cut(scope="noise_cut", part="", kept_rank=None)
+    cut = Truncation(scope="noise_cut", part="", kept_rank=None)
     found = {update.matrix.match.name: cut.kept(update) for update in decomposed(run)}
     assert found == measured
 
@@ -116,7 +116,7 @@ def test_layers_and_roles_part_the_matrices(results: Path) -> None:
         ("layers", ["outside", "0", "1"]),
         ("roles", ["query", "mlp_up", "bert.pooler.dense", "bert.embeddings.word_embeddings"]),
     ):
-        cuts = cuts_of([update.matrix for update in updates], scopes=[scope], ranks=None)
+        cuts = truncations_of([update.matrix for update in updates], scopes=[scope], ranks=None)
         assert {cut.part for cut in cuts} >= set(names)
         for update in updates:
             kept = [cut.kept(update) for cut in cuts]
@@ -128,7 +128,7 @@ def test_the_full_rank_comes_before_doubling_ones(results: Path) -> None:
     matrices = [update.matrix for update in decomposed(runs_of(results)[0])]
 
     def ranks(asked: list[int] | None) -> list[int | None]:
-        return [cut.kept_rank for cut in cuts_of(matrices, scopes=["all"], ranks=asked)]
+        return [cut.kept_rank for cut in truncations_of(matrices, scopes=["all"], ranks=asked)]
 
     assert ranks(None) == [16, 0, 1, 2, 4, 8]
     assert ranks([3, 0, 99]) == [16, 0, 3]
@@ -162,7 +162,7 @@ def test_a_sweep_is_truncated_once(results: Path, monkeypatch: pytest.MonkeyPatc
     parts = table[table["scope"] == "layers"]
     assert parts["energy_kept"].sum() == pytest.approx(1.0)
 
-    correct = correctness_by_kept_rank([first, second], results)
+    correct = scores_by_kept_rank([first, second], results)
     assert list(correct) == [0, 1, 2, 4, 8, 16]
     own = pd.read_parquet(second.folder / "predictions.parquet")
     np.testing.assert_array_equal(correct[16][1], own["label"] == own["predicted"])

@@ -7,7 +7,7 @@ These are the only statements of the summary that rest on a test; see `answers/s
 
 from typing import Any
 
-from lowrank_study.answers.paired_scores import CUT
+from lowrank_study.answers.paired_scores import TRUNCATED
 from lowrank_study.reporting.display import (
     NARROW_SPACE,
     adapter_name,
@@ -31,7 +31,7 @@ def sufficient(data: SettingData) -> list[Finding]:
         match key["method"]:
             case "head":
                 topic, text = "The head alone, tested", _of_head(rising[0])
-            case method if method == CUT:
+            case method if method == TRUNCATED:
                 topic = "Functional rank, tested"
                 text = _text("functional rank of full fine-tuning’s update", rising)
             case _:
