@@ -1,9 +1,12 @@
-"""What the truncated updates of a sweep's full fine-tuning classify rightly, as tables.
+"""The functional rank: the smallest rank that the update of full fine-tuning needs.
 
-    truncation_table(runs, Path("results"))       # one row a run and cut
-    scores_by_kept_rank(runs, results)[8]    # (seeds, examples)
+    truncation_table(runs, results)               # one row per run and truncation
+    score_by_kept_rank(truncation, runs)          # one row per truncation, over seeds
+    scores_by_kept_rank(runs, results)[8]         # scores at rank 8, (seeds, examples)
 
-A run's evaluations are one Parquet file, one row a cut (`truncation.py`) and test text.
+`truncation.py` truncates and evaluates, `truncated_runs.py` does so for a sweep. A run's
+evaluations are one Parquet file with one row per truncation and test example.
+`sufficient_rank.py` tests these scores against those of the whole update.
 """
 
 from collections.abc import Sequence
@@ -22,29 +25,25 @@ from lowrank_study.runs.store import TrainedRun
 
 SCOPES = ("all", "noise_cut", "layers", "roles")
 TRUNCATION_KEY = ["scope", "part", "kept_rank"]
-"""What tells the cuts of a run apart; `kept_rank` is missing but for the scope `all`."""
+"""Identifies a truncation of a run; `kept_rank` is NA except for the scope `all`."""
 
 
 def read_truncation(run: TrainedRun, results: Path) -> pd.DataFrame | None:
     """Return the evaluations of a run's truncated updates, or `None` if there are none.
 
-    Raises
-    ------
-    InputError
-        The file is damaged, or the run's checkpoint has changed since.
+    Raises:
+        InputError: The file is damaged, or the run's checkpoint has changed since.
     """
     path = truncation_file(results, run.spec.run_id)
     if not path.is_file():
         return None
-    remedy = f"remove it and run experiments/truncate.py on the sweep of {run.spec.run_id} again"
+    remedy = f"delete it and run experiments/truncate.py again for the sweep of {run.spec.run_id}"
     try:
         rows = pd.read_parquet(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} can't be read as a table: {remedy}") from error
     if rows.attrs.get("made_from") != run.checkpoint_sha256:
-        raise InputError(
-            f"{path} was evaluated on another checkpoint than the run has now: {remedy}"
-        )
+        raise InputError(f"{path} was made from an earlier checkpoint of the run: {remedy}")
     return rows
 
 
@@ -56,22 +55,28 @@ TRUNCATION_COLUMNS = {
 }
 
 
-def truncation_table(runs: Sequence[TrainedRun], results: Path) -> pd.DataFrame:
-    """Return one row a run and cut, of the runs that have been truncated.
+def scores_of(run: TrainedRun, predictions: pd.DataFrame) -> npt.NDArray[np.float64]:
+    """Return the score of each test example: 1 if the predicted class is right, else 0."""
+    right = predictions["label"] == predictions["predicted"]
+    return right.to_numpy(dtype=np.float64)
 
-    `kept_directions` are those kept over all matrices together, `energy_kept` their share of
-    Σ‖ΔW‖²_F over all matrices.
+
+def truncation_table(runs: Sequence[TrainedRun], results: Path) -> pd.DataFrame:
+    """Return one row per truncated run and truncation.
+
+    `kept_directions` counts the kept directions of all matrices together. `energy_kept` is their
+    share of Σ‖ΔW‖²_F over all matrices.
     """
     parts = []
     for run in runs:
         rows = read_truncation(run, results)
         if rows is not None:
-            rows["correct"] = rows["label"] == rows["predicted"]
+            rows["score"] = scores_of(run, rows)
             made = rows.groupby(TRUNCATION_KEY, dropna=False, sort=False).agg(
                 kept_directions=("kept_directions", "first"),
                 energy_kept=("energy_kept", "first"),
-                test_score=("correct", "mean"),
-                examples=("correct", "size"),
+                test_score=("score", "mean"),
+                examples=("score", "size"),
             )
             made = made.reset_index().sort_values("kept_rank", kind="stable")
             parts.append(made.assign(run_id=run.spec.run_id))
@@ -82,33 +87,31 @@ def truncation_table(runs: Sequence[TrainedRun], results: Path) -> pd.DataFrame:
 
 def scores_by_kept_rank(
     runs: Sequence[TrainedRun], results: Path
-) -> dict[int, npt.NDArray[np.bool_]]:
-    """Return which test texts are classified rightly at each kept rank, (seeds, examples).
+) -> dict[int, npt.NDArray[np.float64]]:
+    """Return the scores of the test examples at each kept rank, (seeds, examples).
 
-    Seeds are in the order of `runs`; the highest rank is the tuned model itself. Only ranks
-    that all of the runs have are there.
+    Seeds are in the order of `runs`. Only ranks that all runs have are included; the highest one
+    is the tuned model.
 
-    Raises
-    ------
-    InputError
-        A run has not been truncated, or the runs don't share their test texts.
+    Raises:
+        InputError: A run has not been truncated, or the runs have different test examples.
     """
-    found: list[dict[int, npt.NDArray[np.bool_]]] = []
+    found: list[dict[int, npt.NDArray[np.float64]]] = []
     labels: npt.NDArray[np.int64] | None = None
     for run in runs:
         if (rows := read_truncation(run, results)) is None:
             path = truncation_file(results, run.spec.run_id)
-            raise InputError(f"no {path}: run experiments/truncate.py on its sweep first")
+            raise InputError(f"{path} is missing: run experiments/truncate.py on its sweep first")
         found.append({})
         for kept, group in rows[rows["scope"] == "all"].groupby("kept_rank"):
             own = group["label"].to_numpy()
             if not np.array_equal(own, own if labels is None else labels):
                 raise InputError(
-                    f"{run.spec.run_id} has other test texts than {runs[0].spec.run_id}: give "
-                    "runs of one task"
+                    f"{run.spec.run_id} and {runs[0].spec.run_id} have different test examples: "
+                    "give runs of one task"
                 )
             labels = own
-            found[-1][int(str(kept))] = own == group["predicted"].to_numpy()
+            found[-1][int(str(kept))] = scores_of(run, group)
     shared = sorted(set.intersection(*(set(ranks) for ranks in found))) if found else []
     return {rank: np.stack([ranks[rank] for ranks in found]) for rank in shared}
 
@@ -120,31 +123,32 @@ _COLUMNS = (
 
 
 def score_by_kept_rank(truncation: pd.DataFrame | None, runs: pd.DataFrame) -> pd.DataFrame:
-    """Give test accuracy over the seeds of full fine-tuning, one row a cut of its update.
+    """Return the test score over seeds of full fine-tuning, one row per truncation.
 
-    The intervals are those of `interval_of_mean`. `mean_difference` is to the whole update of
-    the same seeds, so that the spread of whole runs is no part of its interval.
-    `kept_directions` and `energy_kept` are means over seeds.
+    The intervals are those of `interval_of_mean`. `mean_difference` compares with the whole update
+    of the same seed, so its interval excludes the variance between seeds. `kept_directions` and
+    `energy_kept` are means over seeds.
+
+    Args:
+        truncation: The table of `truncation_table`; `None` gives no rows.
+        runs: The runs at the chosen learning rates, as `tables.runs_table` gives them.
     """
     if truncation is None:
         return pd.DataFrame(columns=list(_COLUMNS))
     chosen = runs[runs["status"] == "done"]
     table = truncation[truncation["run_id"].isin(chosen["run_id"])]
-    # A truncation that was stopped has not cut all seeds at every rank: those that it has not are
-    # left out, for a mean over a few is not to be held against the interval of all.
+    # An interrupted truncation lacks some seeds at some ranks. Leave these ranks out: a mean over
+    # fewer seeds is not comparable.
     everywhere = (table["scope"] != "all") | (
         table.groupby(TRUNCATION_KEY, dropna=False)["run_id"].transform("nunique")
         == table["run_id"].nunique()
     )
     table = table[everywhere]
-    accuracy = {
-        str(run_id): float(value)
-        for run_id, value in chosen[["run_id", "test_score"]].itertuples(index=False)
-    }
+    score_of = dict(zip(chosen["run_id"], chosen["test_score"], strict=True))
     rows = []
     for key, group in table.groupby(TRUNCATION_KEY, dropna=False):
         values = group["test_score"].to_numpy(dtype=np.float64)
-        whole = np.array([accuracy[run_id] for run_id in group["run_id"]])
+        whole = np.array([score_of[run_id] for run_id in group["run_id"]], dtype=np.float64)
         low, high = interval_of_mean(values)
         below, above = interval_of_mean(values - whole)
         rows.append(
@@ -164,10 +168,11 @@ def score_by_kept_rank(truncation: pd.DataFrame | None, runs: pd.DataFrame) -> p
         )
     made = pd.DataFrame(rows, columns=list(_COLUMNS))
     made["kept_rank"] = made["kept_rank"].astype("Int64")
-    return made.iloc[_order(made)].reset_index(drop=True)
+    return made.iloc[_by_scope(made)].reset_index(drop=True)
 
 
-def _order(rows: pd.DataFrame) -> list[int]:
+def _by_scope(rows: pd.DataFrame) -> list[int]:
+    """Return the positions of the rows in the order of scopes, ranks, layers and roles."""
     roles = in_order(rows.loc[rows["scope"] == "roles", "part"])
 
     def place(index: int) -> tuple[int, float]:

@@ -1,11 +1,10 @@
-"""Which test examples runs got right, each adapter's paired with full fine-tuning's.
+"""Scores of test examples, paired between an adapter and full fine-tuning.
 
     >>> for pairs in paired_with_full(runs):
     ...     pairs.adapter_rank, pairs.difference_SE.mean()
 
-A pair is an adapter's run and the run of full fine-tuning with its seed, on the same task and
-model: they share the seed's data order and every test example. Shape suffixes: S seeds, E test
-examples.
+A pair is a run of an adapter and the run of full fine-tuning with the same task, model and seed.
+Both have the same data order and test examples. Shape suffixes: S seeds, E test examples.
 """
 
 from collections.abc import Sequence
@@ -17,19 +16,22 @@ import numpy.typing as npt
 import pandas as pd
 
 from lowrank_study.answers.full_runs import chosen_full_runs
-from lowrank_study.answers.functional_rank import scores_by_kept_rank
+from lowrank_study.answers.functional_rank import scores_by_kept_rank, scores_of
 from lowrank_study.errors import InputError
 from lowrank_study.results import truncation_file
 from lowrank_study.runs.store import TrainedRun
 from lowrank_study.spec import HeadOnly, Lora, target_name
 
 TRUNCATED = "truncation"
-"""The method of what was not trained at a rank but cut to it."""
+"""The method of updates that were truncated to a rank instead of trained at it."""
+
+Predictions = dict[int, tuple[TrainedRun, pd.DataFrame]]
+"""Seed → run and its predictions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedRuns:
-    """An adapter's configuration beside full fine-tuning, seed by seed."""
+    """An adapter's configuration paired with full fine-tuning, seed by seed."""
 
     task: str
     model: str
@@ -37,33 +39,33 @@ class PairedRuns:
     target: str
     adapter_rank: int
     seeds: tuple[int, ...]
-    """Those with a pair: both runs are done and have kept their predictions."""
+    """Seeds of the pairs. Both runs of a pair are done and have predictions."""
     lost: int
-    """Runs of the configuration that diverged or failed."""
-    adapter_SE: npt.NDArray[np.bool_]
-    """Whether the adapter's run answered the example rightly."""
-    full_SE: npt.NDArray[np.bool_]
-    """Whether full fine-tuning's did."""
+    """Number of the adapter's runs that diverged or failed."""
+    adapter_SE: npt.NDArray[np.float64]
+    """Scores of the adapter's runs."""
+    full_SE: npt.NDArray[np.float64]
+    """Scores of full fine-tuning."""
     chance: float
-    """Share of the test split's commonest class; NaN without a pair."""
+    """Score at chance level; NaN without a pair."""
 
     @property
-    def difference_SE(self) -> npt.NDArray[np.int8]:
-        """The adapter's correctness less full fine-tuning's: -1, 0 or 1."""
-        return self.adapter_SE.astype(np.int8) - self.full_SE.astype(np.int8)
+    def difference_SE(self) -> npt.NDArray[np.float64]:
+        """The adapter's scores minus those of full fine-tuning."""
+        return self.adapter_SE - self.full_SE
 
 
 def paired_with_full(runs: Sequence[TrainedRun]) -> list[PairedRuns]:
-    """Pair every LoRA configuration of the runs with full fine-tuning, where that was run.
+    """Pair every LoRA configuration and the linear probe with full fine-tuning.
 
-    The head alone is paired too, as an adapter of rank 0 and no target. A configuration without any
-    pair is given too, with no seeds: it was tried, and can't be compared. Only the runs that are to
-    be compared belong here: one learning rate for each configuration.
+    The linear probe counts as an adapter of rank 0 without a target. A configuration without pairs
+    is included, with no seeds. A task and model without full fine-tuning is left out.
 
-    Raises
-    ------
-    InputError
-        Predictions can't be read, or two runs that would be paired have other test examples.
+    Args:
+        runs: Runs at one learning rate per configuration.
+
+    Raises:
+        InputError: Predictions can't be read, or paired runs have different test examples.
     """
     full: dict[tuple[str, str], list[TrainedRun]] = {}
     adapters: dict[tuple[str, str, str, str, int], list[TrainedRun]] = {}
@@ -77,7 +79,7 @@ def paired_with_full(runs: Sequence[TrainedRun]) -> list[PairedRuns]:
         elif isinstance(method, Lora):
             key = (*setting, spec.method_name, target_name(method.target), method.rank)
             adapters.setdefault(key, []).append(run)
-    # Full fine-tuning's are read once, though every configuration is paired with them.
+    # Read predictions of full fine-tuning once for all configurations.
     read = {setting: _predictions(mine) for setting, mine in full.items()}
     return [
         _pair(
@@ -92,16 +94,13 @@ def paired_with_full(runs: Sequence[TrainedRun]) -> list[PairedRuns]:
 
 
 def truncated_with_full(runs: Sequence[TrainedRun], results: Path) -> list[PairedRuns]:
-    """Pair every cut of full fine-tuning's update with the whole update, seed by seed.
+    """Pair every truncated update of full fine-tuning with the whole update, seed by seed.
 
-    `adapter_rank` is then the rank that was kept of every matrix; the method is `TRUNCATED`.
+    `adapter_rank` is the kept rank of every matrix; the method is `TRUNCATED`.
 
-    Parameters
-    ----------
-    runs
-        At each configuration's chosen learning rate.
-    results
-        Where the evaluations of truncated updates are.
+    Args:
+        runs: Runs at each configuration's chosen learning rate.
+        results: Folder with the evaluations of truncated updates.
     """
     pairs = []
     for full in chosen_full_runs(runs):
@@ -125,8 +124,8 @@ def truncated_with_full(runs: Sequence[TrainedRun], results: Path) -> list[Paire
     return pairs
 
 
-def _predictions(runs: Sequence[TrainedRun]) -> dict[int, tuple[TrainedRun, pd.DataFrame]]:
-    """Return seed → run and its predictions, for the done runs that have any."""
+def _predictions(runs: Sequence[TrainedRun]) -> Predictions:
+    """Read the predictions of the done runs that have some."""
     found = {}
     for run in runs:
         file = run.folder / "predictions.parquet"
@@ -136,18 +135,14 @@ def _predictions(runs: Sequence[TrainedRun]) -> dict[int, tuple[TrainedRun, pd.D
                 found[run.spec.seed] = run, pd.read_parquet(file, columns=["label", "predicted"])
             except (OSError, ValueError) as error:
                 raise InputError(
-                    f"the predictions {file} can't be read ({error}): remove the run's folder "
-                    f"and run it again"
+                    f"{file} can't be read ({error}): delete the folder of this run and rerun "
+                    "its sweep"
                 ) from error
     return found
 
 
 def _pair(
-    key: tuple[str, str, str, str, int],
-    adapter: dict[int, tuple[TrainedRun, pd.DataFrame]],
-    full: dict[int, tuple[TrainedRun, pd.DataFrame]],
-    *,
-    lost: int,
+    key: tuple[str, str, str, str, int], adapter: Predictions, full: Predictions, *, lost: int
 ) -> PairedRuns:
     task, model, method, target, rank = key
     seeds = tuple(sorted(adapter.keys() & full.keys()))
@@ -156,8 +151,12 @@ def _pair(
         if not np.array_equal(predictions["label"], labels):
             raise InputError(
                 f"runs {full[seeds[0]][0].spec.run_id!r} and {run.spec.run_id!r} were tested on "
-                f"other examples: compare runs of one split only"
+                "different examples: compare runs with the same test split"
             )
+    adapter_SE, full_SE = (
+        np.array([scores_of(*of[seed]) for seed in seeds]).reshape(len(seeds), len(labels))
+        for of in (adapter, full)
+    )
     return PairedRuns(
         task=task,
         model=model,
@@ -166,12 +165,7 @@ def _pair(
         adapter_rank=rank,
         seeds=seeds,
         lost=lost,
-        adapter_SE=_correct([adapter[seed][1] for seed in seeds], len(labels)),
-        full_SE=_correct([full[seed][1] for seed in seeds], len(labels)),
+        adapter_SE=adapter_SE,
+        full_SE=full_SE,
         chance=float(labels.value_counts(normalize=True).max()),
     )
-
-
-def _correct(predictions: Sequence[pd.DataFrame], examples: int) -> npt.NDArray[np.bool_]:
-    rows = [(one["label"] == one["predicted"]).to_numpy(dtype=bool) for one in predictions]
-    return np.array(rows, dtype=bool).reshape(len(rows), examples)

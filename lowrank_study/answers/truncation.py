@@ -1,13 +1,12 @@
-"""Functional rank: what the update of full fine-tuning still does when little of it is kept.
+"""Truncate the update of a fine-tuned model to rank k and evaluate the model again.
 
-Every matrix W = W0 + ΔW of a tuned model becomes W0 + [ΔW]_k, [ΔW]_k its best approximation of
-rank k, and the model reads the test split again:
+Every matrix W = W0 + ΔW becomes W0 + [ΔW]_k, where [ΔW]_k is the best approximation of rank k:
 
-    model.keep(updates, [cut.kept(update) for update in updates])
+    model.keep(updates, [truncation.kept(update) for update in updates])
     model.predict()
 
-What is no matrix with a W0 (biases, norms, the new head) keeps its tuned values throughout. So
-k = 0 is "head, biases and norms alone", not the pretrained model, and all of k is the tuned one.
+Biases, norms and the new head have no ΔW of low rank and keep their tuned values. So k = 0 is not
+the pretrained model but "only head, biases and norms tuned"; the full rank is the tuned model.
 Embeddings are matrices like any other.
 """
 
@@ -36,29 +35,29 @@ from lowrank_study.training.models import head_names, load_classifier, model_fol
 from lowrank_study.training.packing import Pack
 
 OUTSIDE = "outside"
-"""The part of the scope `layers` that holds what is in no layer: embeddings, a pooler."""
+"""The part of the scope `layers` for matrices outside the layers, such as embeddings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class UpdatedMatrix:
-    """A matrix that a run has tuned, and where it belongs; nothing of it is read yet."""
+    """A tuned matrix and its place in the model; its weights are not read yet."""
 
     match: Match
     """The matrix in both checkpoints."""
     layer: str
     """Number of its layer, or `OUTSIDE`."""
     role: str
-    """Its role in the layer; outside the layers its module path, as a role says little there."""
+    """Its role in the layer; outside the layers its module path."""
 
     @property
     def side(self) -> int:
-        """min(out, in): the largest rank its update can have."""
+        """min(out, in), the largest possible rank of its update."""
         return min(self.match.shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class DecomposedUpdate:
-    """The singular directions of a matrix's update, and the matrix before and after."""
+    """A matrix before and after tuning, with the singular directions of its update."""
 
     matrix: UpdatedMatrix
     W0_OI: npt.NDArray[np.floating[Any]]
@@ -66,23 +65,23 @@ class DecomposedUpdate:
     directions: Directions
     """All of ΔW = W − W0, in float64."""
     noise_rank: int
-    """How many of them stand above the Gavish–Donoho cut."""
+    """Number of directions above the Gavish–Donoho threshold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Truncation:
-    """How much is kept of the update of every matrix, in one evaluation."""
+    """How much of every matrix's update one evaluation keeps."""
 
     scope: str
-    """`all` matrices to `kept_rank`; `noise_cut`: what stands above each one's noise; `layers`
-    or `roles`: the whole update of one `part` alone."""
+    """`all`: every matrix truncated to `kept_rank`; `noise_cut`: every matrix truncated to its
+    directions above noise; `layers` or `roles`: only the whole update of one `part`."""
     part: str
     """Number of the layer, or the role; empty for the other scopes."""
     kept_rank: int | None
-    """Directions kept of each matrix, for the scope `all`."""
+    """Directions kept of each matrix; only for the scope `all`."""
 
     def kept(self, update: DecomposedUpdate) -> int:
-        """Return how many directions of a matrix's update are kept."""
+        """Return the number of directions kept of one update."""
         matrix = update.matrix
         match self.scope:
             case "all":
@@ -99,16 +98,12 @@ class Truncation:
 def truncations_of(
     matrices: Sequence[UpdatedMatrix], *, scopes: Sequence[str], ranks: Sequence[int] | None
 ) -> list[Truncation]:
-    """Return the evaluations of a run.
+    """Return the truncations to evaluate for a run.
 
-    Parameters
-    ----------
-    matrices
-        Those that the run has tuned.
-    scopes
-        Of `SCOPES`.
-    ranks
-        Those kept in the scope `all`; `None` is 0, 1, 2, 4 … The full rank is always added.
+    Args:
+        matrices: The matrices that the run tuned.
+        scopes: Some of `functional_rank.SCOPES`.
+        ranks: Ranks of the scope `all`; `None` is 0, 1, 2, 4 … The full rank is always added.
     """
     largest = max(matrix.side for matrix in matrices)
     doubling = [0, *(2**octave for octave in range(largest.bit_length()))]
@@ -117,24 +112,24 @@ def truncations_of(
         "layers": dict.fromkeys(matrix.layer for matrix in matrices),
         "roles": dict.fromkeys(matrix.role for matrix in matrices),
     }
-    cuts = []
+    found = []
     for scope in scopes:
         match scope:
             case "all":
-                # The full one first: it costs nothing, and the others are compared with it.
-                cuts += [Truncation(scope=scope, part="", kept_rank=k) for k in [largest, *kept]]
+                # The full rank comes first: it costs nothing, and the others are compared with it.
+                found += [Truncation(scope=scope, part="", kept_rank=k) for k in [largest, *kept]]
             case "noise_cut":
-                cuts.append(Truncation(scope=scope, part="", kept_rank=None))
+                found.append(Truncation(scope=scope, part="", kept_rank=None))
             case _:
-                cuts += [
+                found += [
                     Truncation(scope=scope, part=part, kept_rank=None) for part in parts[scope]
                 ]
-    return cuts
+    return found
 
 
 @contextmanager
 def tuned_matrices(run: TrainedRun) -> Iterator[tuple[Pairing, list[UpdatedMatrix]]]:
-    """Open a run's checkpoint, after a check of its hashes, with the pretrained one."""
+    """Check the hashes of a run's checkpoint and open it together with the pretrained one."""
     run.check_files("checkpoint/")
     model = run.spec.model
     roles = model.roles_by_path
@@ -152,12 +147,10 @@ def _placed(match: Match, roles: dict[str, str]) -> UpdatedMatrix:
 
 
 def decompose(pairing: Pairing, matrix: UpdatedMatrix) -> DecomposedUpdate:
-    """Decompose the update of one matrix; its noise rank is that of the run's spectrum.
+    """Decompose the update of one matrix.
 
-    Raises
-    ------
-    InputError
-        A weight is NaN or infinite.
+    Raises:
+        InputError: A weight is NaN or infinite.
     """
     match = matrix.match
     if (both := pairing.read(match)) is None:
@@ -173,12 +166,10 @@ def decompose(pairing: Pairing, matrix: UpdatedMatrix) -> DecomposedUpdate:
 
 
 def truncated(update: DecomposedUpdate, kept: int) -> npt.NDArray[np.floating[Any]]:
-    """Return W0 + Σ_{i≤kept} σᵢ uᵢ vᵢᵀ, (out, in), in the dtype of W.
+    """Return W0 + Σ_{i≤kept} σᵢ uᵢ vᵢᵀ, (out, in), summed in float64, in the dtype of W.
 
-    Added up in float64. None of the update is W0 and all of it W, bit for bit.
-
-    No matrix of that rank is nearer to ΔW in the Frobenius norm; what is missing of its square is
-    Σ_{i>kept} σᵢ².
+    Rank 0 gives W0 and the full rank gives W, both bit for bit. No other matrix of that rank is
+    nearer to ΔW in the Frobenius norm; the squared error is Σ_{i>kept} σᵢ².
 
     Source: Eckart & Young, "The approximation of one matrix by another of lower rank", 1936.
     """
@@ -193,7 +184,7 @@ def truncated(update: DecomposedUpdate, kept: int) -> npt.NDArray[np.floating[An
 
 
 def energy_kept(updates: Sequence[DecomposedUpdate], kept: Sequence[int]) -> float:
-    """Return the share of Σ‖ΔW‖²_F over all matrices that is kept; NaN where nothing changed."""
+    """Return the kept share of Σ‖ΔW‖²_F over all matrices; NaN if no matrix changed."""
     squares = [update.directions.singular_values**2 for update in updates]
     total = sum(float(square.sum()) for square in squares)
     held = sum(float(square[:k].sum()) for square, k in zip(squares, kept, strict=True))
@@ -201,12 +192,10 @@ def energy_kept(updates: Sequence[DecomposedUpdate], kept: Sequence[int]) -> flo
 
 
 class TunedModel:
-    """A run's model as it was evaluated, whose matrices can be overwritten.
+    """A run's model, set up for evaluation, with matrices that can be overwritten.
 
-    Raises
-    ------
-    InputError
-        A matrix of the backbone has no matched W0, so that it could not be truncated.
+    Raises:
+        InputError: A matrix of the backbone has no W0 and so can't be truncated.
     """
 
     def __init__(self, run: TrainedRun, pairing: Pairing, device: str) -> None:
@@ -230,17 +219,17 @@ class TunedModel:
         )
 
     def predict(self) -> Predictions:
-        """Read the test split."""
+        """Predict the test split."""
         scores = partial(self._pack.scores_of, 0)
         return predict(scores, self._test, device=self._device, precision=self._precision)
 
     @torch.no_grad()
     def keep(self, updates: Sequence[DecomposedUpdate], kept: Sequence[int]) -> None:
-        """Keep so many directions of the update of each matrix."""
+        """Truncate the update of each matrix to its number of kept directions."""
         stored: dict[str, npt.NDArray[np.floating[Any]]] = {}
         for update, directions in zip(updates, kept, strict=True):
             after = update.matrix.match.after
-            if after.tensor not in stored:  # query, key and value may share one
+            if after.tensor not in stored:  # query, key and value may share a tensor
                 parameter = self._model.get_parameter(after.tensor)
                 stored[after.tensor] = parameter.cpu().numpy().copy()
             after.put(stored[after.tensor], truncated(update, directions))
@@ -259,7 +248,7 @@ class TunedModel:
 
 @contextmanager
 def threads_of(run: TrainedRun) -> Iterator[None]:
-    """Compute with as many threads as the run did: sums in another order may flip a prediction."""
+    """Use as many threads as the run did, as another order of sums may flip a prediction."""
     before = torch.get_num_threads()
     torch.set_num_threads(int(run.record["provenance"]["threads"]))
     try:
@@ -269,12 +258,10 @@ def threads_of(run: TrainedRun) -> Iterator[None]:
 
 
 def check_recorded(run: TrainedRun, whole: Predictions) -> None:
-    """Refuse a run whose checkpoint, with nothing cut, is not what its record says.
+    """Check that a run's checkpoint without truncation gives the recorded test score.
 
-    Raises
-    ------
-    InputError
-        The test accuracy differs from the recorded one.
+    Raises:
+        InputError: It does not.
     """
     found, recorded = whole.metrics()["accuracy"], run.record["test"]["accuracy"]
     if found != recorded:

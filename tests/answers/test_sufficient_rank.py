@@ -108,7 +108,7 @@ def test_without_full_fine_tuning_there_is_nothing_to_compare(runs: Runs) -> Non
 def test_other_test_examples_are_refused(runs: Runs) -> None:
     mine = runs.add(0, [0], rank=4, labels=LABELS[:-5])
     runs.add(0, [0], rank=None)
-    with pytest.raises(InputError, match=f"{mine.spec.run_id}.*tested on other"):
+    with pytest.raises(InputError, match=f"{mine.spec.run_id}.*tested on different"):
         paired_with_full(runs.made)
 
 
@@ -117,7 +117,7 @@ def test_a_split_that_differs_between_seeds_is_refused(runs: Runs) -> None:
     for seed, labels in enumerate((LABELS, LABELS[::-1])):
         for rank in (4, None):
             runs.add(seed, [0], rank=rank, labels=labels)
-    with pytest.raises(InputError, match="tested on other examples"):
+    with pytest.raises(InputError, match="tested on different examples"):
         paired_with_full(runs.made)
 
 
