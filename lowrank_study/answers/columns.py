@@ -16,15 +16,15 @@ from lowrank_study.errors import InputError
 
 
 def typed_table(frame: pd.DataFrame, columns: Mapping[str, str], name: str) -> pd.DataFrame:
-    """Give a copy of a table with its columns in their kinds.
+    """Return a copy of a table with each column converted to its kind.
 
     Raises:
-        InputError: a column is missing, or holds something else.
+        InputError: A column is missing or can't be converted.
     """
     missing = [column for column in columns if column not in frame.columns]
     if missing:
         raise InputError(
-            f"the {name} table lacks the column(s) {', '.join(missing)}: it needs "
+            f"the {name} table lacks the column(s) {', '.join(missing)}. It needs "
             f"{', '.join(columns)}"
         )
     table = frame.reset_index(drop=True).copy()

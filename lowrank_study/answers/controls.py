@@ -1,17 +1,17 @@
-"""What the measures read where there is nothing to find.
+"""Controls: the values of the measures where there is nothing to find.
 
     controls_of(runs, shuffled, results=results, directions=8)    # one tidy table
     rank_along_training(runs[0], device="auto")
 
 Each row is one matrix under one `control`:
 
-* `trained`: the update of a real run, to compare with;
-* `noise`: independent Gaussian entries with that update's shape and norm;
-* `weight_decay`: −c·W0, what the run's own decay alone would have changed;
-* `shuffled_labels`: the update of a run whose training labels were dealt out anew;
-* `seeds`: the updates of two seeds, direction by direction;
-* `noise_pair`: two noises of that shape, direction by direction;
-* `training`: W − W0 of a run that is still being trained, after `step` steps.
+* `trained`: the update of a real run, for comparison;
+* `noise`: independent Gaussian entries with the shape and norm of that update;
+* `weight_decay`: −c·W0, the change that weight decay alone would have made;
+* `shuffled_labels`: the update of a run with shuffled training labels;
+* `seeds`: the overlap between the updates of two seeds;
+* `noise_pair`: the overlap between two noise matrices of that shape;
+* `training`: W − W0 after `step` steps of training.
 """
 
 import math
@@ -71,7 +71,7 @@ Row = dict[str, Any]
 
 
 def controls_table(spec: RunSpec, rows: Sequence[Row]) -> pd.DataFrame:
-    """Return rows of one task and model as a table with all of `CONTROL_COLUMNS`."""
+    """Return the rows of one task and model as a table with `CONTROL_COLUMNS`."""
     table = pd.DataFrame(list(rows), columns=list(CONTROL_COLUMNS))
     kinds = {column: _DTYPES[kind] for column, kind in CONTROL_COLUMNS.items()}
     return table.assign(task=spec.task.name, model=spec.model.name).astype(kinds)
@@ -84,18 +84,13 @@ def controls_of(
     results: Path,
     directions: int,
 ) -> pd.DataFrame:
-    """Return every control but that along training, for the full fine-tuning of one setting.
+    """Return all controls except `training` for full fine-tuning of one task and model.
 
-    Parameters
-    ----------
-    runs
-        Real ones that differ in nothing but their seeds. Noise and decay are of the first.
-    shuffled
-        Such runs on shuffled labels.
-    results
-        Where the spectra of all these runs are.
-    directions
-        Most leading directions of two updates that are compared; 1, 2, 4 … of them are.
+    Args:
+        runs: Runs that differ only in their seeds. Noise and decay use the first one.
+        shuffled: Such runs on shuffled labels.
+        results: Folder with the spectra of all these runs.
+        directions: Compare the leading 1, 2, 4 … directions of two updates, up to this number.
     """
     rows = [row for run in runs for row in _measured(run, "trained", results)]
     rows += [row for run in shuffled for row in _measured(run, "shuffled_labels", results)]
@@ -105,11 +100,15 @@ def controls_of(
 
 
 def _measured(run: TrainedRun, control: str, results: Path) -> list[Row]:
-    """What the sweep has measured of a run's updates."""
+    """Return the spectra that were measured for a run, as rows of a control.
+
+    Raises:
+        InputError: The run has no spectra.
+    """
     if (spectra := read_spectra(run, results)) is None:
         raise InputError(
-            f"{run.spec.run_id} has no spectra: run its sweep again to measure them or see "
-            "the reason"
+            f"{run.spec.run_id} has no spectra: rerun its sweep to measure them or to see why "
+            "that fails"
         )
     return [{**row(each), "control": control, "run_id": run.spec.run_id} for each in spectra]
 
@@ -121,7 +120,7 @@ def _noise_and_decay(run: TrainedRun) -> Iterator[Row]:
     rng, decayed = np.random.default_rng(run.spec.seed), decayed_share(run)
     for update in updates_of_run(run):
         of_run = {"run_id": run.spec.run_id}
-        # Of the real W0: noise and decay are measured without it, as nothing of them was stored.
+        # Noise and decay have no W0 of their own; their relative norm refers to the real one.
         assert update.W0_OI is not None
         base = frobenius_norm(update.W0_OI)
         noise = row(measure(noise_like(update, rng), method="gram"))
@@ -133,17 +132,17 @@ def _noise_and_decay(run: TrainedRun) -> Iterator[Row]:
 
 
 def noise_like(update: Update, rng: np.random.Generator) -> DenseUpdate:
-    """Return independent Gaussian entries with the shape and the Frobenius norm of an update."""
+    """Return Gaussian noise with the shape and the Frobenius norm of an update."""
     noise = rng.standard_normal(update.shape)
     noise *= update.frobenius_norm() / np.linalg.norm(noise)
     return _in_place_of(update, noise)
 
 
 def decayed_share(run: TrainedRun) -> float:
-    """Return c, the share of a matrix that weight decay alone takes away up to the kept step.
+    """Return c, the share of a matrix that weight decay alone removes by the kept step.
 
-    c = 1 − Π_t (1 − ηₜ λ) over the steps t, ηₜ the schedule's rate and λ the decay: AdamW
-    shrinks a weight by ηₜ λ before its step.
+    c = 1 − Π_t (1 − ηₜ λ) over the steps t, with the learning rate ηₜ and the weight decay λ.
+    AdamW multiplies a weight by 1 − ηₜ λ before each step.
 
     Source: Loshchilov & Hutter, "Decoupled weight decay regularization", 2019, algorithm 2.
     """
@@ -156,7 +155,7 @@ def decayed_share(run: TrainedRun) -> float:
 
 
 def decay_of(update: Update, share: float) -> DenseUpdate:
-    """Return −share·W0 in the place of an update."""
+    """Return −share·W0 as an update."""
     assert update.W0_OI is not None
     delta = -share * update.W0_OI.astype(np.float64)
     return _in_place_of(update, delta)
@@ -177,7 +176,7 @@ def _in_place_of(update: Update, delta_OI: npt.NDArray[np.float64]) -> DenseUpda
 
 
 def _overlaps(runs: Sequence[TrainedRun], directions: int) -> Iterator[Row]:
-    """How alike two seeds' updates are, and two noises of the same shape."""
+    """Yield the overlap of the updates of two seeds, and of two noise matrices."""
     rng = np.random.default_rng([runs[0].spec.seed, 1])
     ids = [run.spec.run_id for run in runs]
     for updates in zip(*(updates_of_run(run) for run in runs), strict=True):
@@ -194,7 +193,7 @@ def _overlaps(runs: Sequence[TrainedRun], directions: int) -> Iterator[Row]:
 
 
 def _similarities(update: Update, one: Directions, other: Directions) -> Iterator[Row]:
-    """φ(k, k) of 1, 2, 4 … leading directions on either side, with the level of chance."""
+    """Yield φ(k, k) for k = 1, 2, 4 … on both sides, with its chance level."""
     out, in_ = update.shape
     k, most = 1, min(one.singular_values.size, other.singular_values.size)
     while k <= most:
@@ -217,10 +216,10 @@ def _similarities(update: Update, one: Directions, other: Directions) -> Iterato
 
 
 def rank_along_training(run: TrainedRun, *, device: str) -> pd.DataFrame:
-    """Train a run of full fine-tuning once more, and measure its updates after 1, 2, 4 … steps.
+    """Train a run of full fine-tuning again and measure its updates after 1, 2, 4 … steps.
 
-    Steps and weights are the run's own: only what is read of the data meanwhile is left out.
-    W0 and the names of the matrices come from the run's checkpoint.
+    The steps and weights are those of the run; only its evaluations are left out. W0 and the names
+    of the matrices come from the run's checkpoint.
     """
     last = int(run.record["steps"])
     watched = {2**octave for octave in range(last.bit_length())} | {last}

@@ -1,4 +1,4 @@
-"""Which runs of full fine-tuning speak for a sweep: those at the rate that validation chose.
+"""The runs of full fine-tuning at the learning rate that validation chose.
 
 for runs in chosen_of_sweep("rank_sweep", Path("results")):
     runs[0].spec.task.name, [run.spec.seed for run in runs]
@@ -19,10 +19,9 @@ from lowrank_study.sweeps.tuning import configuration, worth
 def chosen_of_sweep(sweep: str, results: Path) -> list[list[TrainedRun]]:
     """Return `chosen_full_runs` of a sweep in the store.
 
-    Raises
-    ------
-    InputError
-        No such sweep, no ended run of full fine-tuning in it, or some that were not trained alike.
+    Raises:
+        InputError: There is no such sweep, it has no ended run of full fine-tuning, or its runs
+            differ in more than method, rate and seeds.
     """
     store = RunStore(runs_folder(results))
     runs = store.ended(store.sweep(sweep))
@@ -39,9 +38,11 @@ def chosen_of_sweep(sweep: str, results: Path) -> list[list[TrainedRun]]:
 def chosen_full_runs(runs: Sequence[TrainedRun]) -> list[list[TrainedRun]]:
     """Return the runs of full fine-tuning of each task and model, in order of their seeds.
 
-    They are alike (`sweeps.settings.check_alike`) but for their rates, of which the one stands that
-    validation prefers (`sweeps.tuning.preference`). Runs that did not read the test split, and
-    those on shuffled labels, are left out.
+    Validation chooses their rate (`sweeps.tuning.preference`). Runs that did not read the test
+    split and runs on shuffled labels are left out.
+
+    Args:
+        runs: Runs that `sweeps.settings.check_alike` accepts.
     """
     settings: dict[tuple[str, str], dict[str, list[TrainedRun]]] = defaultdict(dict)
     for run in runs:

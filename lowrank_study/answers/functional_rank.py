@@ -57,8 +57,7 @@ TRUNCATION_COLUMNS = {
 
 def scores_of(run: TrainedRun, predictions: pd.DataFrame) -> npt.NDArray[np.float64]:
     """Return the score of each test example: 1 if the predicted class is right, else 0."""
-    right = predictions["label"] == predictions["predicted"]
-    return right.to_numpy(dtype=np.float64)
+    return np.asarray(predictions["label"] == predictions["predicted"], dtype=np.float64)
 
 
 def truncation_table(runs: Sequence[TrainedRun], results: Path) -> pd.DataFrame:

@@ -1,9 +1,9 @@
-"""Learning rates against validation accuracy, and which was chosen.
+"""Validation score by learning rate, and the chosen rates.
 
-    rates = rates_by_configuration(study.rates)    # one row a configuration and rate
-    best_rates(rates)                              # one row a configuration
+    rates = rates_by_configuration(study.rates)    # one row per configuration and rate
+    best_rates(rates)                              # one row per configuration
 
-Made of the runs that choose rates (`sweeps/tuning.py`): none of them read the test split.
+The runs are those that choose rates (`sweeps/tuning.py`). None of them reads the test split.
 """
 
 from collections.abc import Sequence
@@ -24,11 +24,11 @@ RATE_COLUMNS = [
 
 
 def rates_by_configuration(rates: pd.DataFrame) -> pd.DataFrame:
-    """Give validation accuracy over the choosing runs, one row a configuration and rate.
+    """Return the mean validation score of each configuration and learning rate.
 
-    `rule` is what α and the scaling are as a function of the rank; `chosen` marks the rate that
-    `sweeps.tuning.preference` prefers; one that lost a run is never chosen. `behind` is by how much
-    its accuracy lies below the chosen one's, over the seeds that both have, with its t interval.
+    `rule` gives α and the scaling as a function of the rank. `chosen` marks the rate that
+    `sweeps.tuning.preference` prefers; a rate that lost a run is never chosen. `behind` is how far
+    a rate's score is below that of the chosen rate, over their common seeds, with its t interval.
     """
     if not len(rates):
         return pd.DataFrame(columns=[*CONFIGURATION, *RATE_COLUMNS])
@@ -52,9 +52,9 @@ def rates_by_configuration(rates: pd.DataFrame) -> pd.DataFrame:
 
 
 def _behind(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """How far each rate that was not chosen lies below the chosen one, by the seeds of both."""
+    """Return how far each other rate is below the chosen one, over their common seeds."""
     keys = [*CONFIGURATION, "rule"]
-    accuracy = {
+    scores = {
         tuple(key.values()): group.set_index("seed")["validation_score"]
         for key, group in groups(runs[runs["status"] == "done"], [*keys, "learning_rate"])
     }
@@ -63,14 +63,14 @@ def _behind(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
         best = rows.loc[rows["chosen"], "learning_rate"]
         others = rows.loc[~rows["chosen"] & (rows["runs"] > rows["lost"]), "learning_rate"]
         for index, rate in others.items() if len(best) else ():
-            apart = accuracy[*key.values(), best.iloc[0]] - accuracy[*key.values(), rate]
+            apart = scores[*key.values(), best.iloc[0]] - scores[*key.values(), rate]
             values = apart.dropna().to_numpy(dtype=np.float64)
             found[index] = (mean_of(apart), *interval_of_mean(values))
     return pd.DataFrame.from_dict(found, orient="index", columns=BEHIND, dtype=np.float64)
 
 
 def preferred(table: pd.DataFrame, keys: Sequence[str]) -> list[int]:
-    """Give the index of the row that validation prefers, of those that share `keys`."""
+    """Return the index of the row that validation prefers in each group of `keys`."""
     worth = table.apply(
         lambda row: preference(
             lost=row["lost"],
@@ -84,7 +84,7 @@ def preferred(table: pd.DataFrame, keys: Sequence[str]) -> list[int]:
 
 
 def best_rates(table: pd.DataFrame) -> pd.DataFrame:
-    """Give the chosen rate of each configuration, the range tried, and its ratio to full's.
+    """Return the chosen rate of each configuration, with the range that was tried.
 
     `ratio_to_full` divides by the rate chosen for full fine-tuning in the same setting.
     """
@@ -103,10 +103,10 @@ def best_rates(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def with_rules(runs: pd.DataFrame) -> pd.DataFrame:
-    """Add the column `rule`: how α, and the factor before B·A, follow from the rank.
+    """Add the column `rule`: how α and the scaling of B·A depend on the rank.
 
-    A run can follow two rules (α = 16 and α = 2r at rank 8): it then has two rows. A rule is what
-    at least two ranks follow, where there are two; a run that follows none is given by its α.
+    A run that fits two rules (α = 16 and α = 2r at rank 8) gets two rows. If there are several
+    ranks, at least two must fit a rule. A run that fits no rule is labelled by its α.
     """
     alpha, rank = runs["alpha"].astype(float), runs["adapter_rank"].astype(float)
     kinds = {True: "α/√r", False: "α/r"}
@@ -120,7 +120,7 @@ def with_rules(runs: pd.DataFrame) -> pd.DataFrame:
         if most < 2:
             rules = rules[: len(set(alpha[mine]))]
         kept = [(name, rows) for name, rows in rules if rank[rows].nunique() >= min(2, most)]
-        if kept:  # what follows none of them is shown by its α
+        if kept:
             of_rules = pd.concat([rows for _, rows in kept], axis="columns").any(axis="columns")
             others = mine & ~of_rules
             values = sorted(set(alpha[others]))

@@ -1,4 +1,4 @@
-"""The order in which the matrices of a layer are named: that of the data through it.
+"""The order of the roles of a layer's matrices: that in which data flow through the layer.
 
 >>> in_order(["value", "mlp_up", "conv1", "query"])
 ['query', 'value', 'mlp_up', 'conv1']
@@ -18,19 +18,19 @@ ROLES = (
     "mlp_up",
     "mlp_down",
 )
-"""Roles in their order; any other comes after these, in alphabetical order."""
+"""Other roles follow these in alphabetical order."""
 
 
 def role_order(role: str) -> tuple[int, str]:
-    """Give what roles are sorted by."""
+    """Return the sort key of a role."""
     return (ROLES.index(role), "") if role in ROLES else (len(ROLES), role)
 
 
 def in_order(roles: Iterable[str]) -> list[str]:
-    """Give different roles in their order."""
+    """Return the distinct roles in order."""
     return sorted(set(roles), key=role_order)
 
 
 def roles_inside(spectra: pd.DataFrame) -> list[str]:
-    """Give the roles inside the layers, in their order."""
+    """Return the roles of matrices inside the layers, in order."""
     return in_order(spectra.loc[spectra["layer"].notna(), "role"])

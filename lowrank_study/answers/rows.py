@@ -1,4 +1,4 @@
-"""Rows of tables: grouped by what may be missing, in one order, and condensed to a number.
+"""Group the rows of a table by keys that may be NA, and summarise each group.
 
     for key, rows in groups(runs, CONFIGURATION):
         key["adapter_rank"], median_of(rows["train_seconds"])
@@ -25,7 +25,7 @@ TUNING = ["alpha", "scaling_rule", "learning_rate"]
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Give the rows as mappings from column to value."""
+    """Return the rows as mappings from column to value."""
     names = [str(name) for name in frame.columns]
     return [dict(zip(names, row, strict=True)) for row in frame.itertuples(index=False, name=None)]
 
@@ -33,7 +33,7 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 def places_of(
     frame: pd.DataFrame, keys: list[str]
 ) -> Iterator[tuple[dict[str, Any], npt.NDArray[np.intp]]]:
-    """Give where the rows of each combination of values of the keys are; see `groups`."""
+    """Yield each combination of key values with the positions of its rows; see `groups`."""
     places: dict[tuple[object, ...], list[int]] = {}
     for place, row in enumerate(frame[keys].itertuples(index=False, name=None)):
         places.setdefault(key_of(row), []).append(place)
@@ -44,22 +44,22 @@ def places_of(
 
 
 def groups(frame: pd.DataFrame, keys: list[str]) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
-    """Give the rows of each combination of values of the keys, in order; NA is None.
+    """Yield each combination of key values with its rows, in order; NA becomes None.
 
-    Full fine-tuning comes before adapters, roles are in the order of a layer, and what is
-    outside the layers comes after them.
+    Full fine-tuning comes before adapters, roles are in the order of a layer, and matrices outside
+    the layers come last.
     """
     for key, places in places_of(frame, keys):
         yield key, frame.iloc[places]
 
 
 def key_of(row: tuple[object, ...]) -> tuple[object, ...]:
-    """Give the values of a row with None for whatever is missing, so that they compare."""
+    """Return the values of a row, with None for NA so that they compare."""
     return tuple(None if value is pd.NA or value != value else value for value in row)
 
 
 def _order(column: str, value: object) -> tuple[int, float, str]:
-    """Give what the values of a column are sorted by: what has none is first, but layers last."""
+    """Return the sort key of a column's value: None comes first, but last among layers."""
     if column == "role":
         place, name = role_order(str(value))
         return place, 0.0, name
@@ -71,24 +71,24 @@ def _order(column: str, value: object) -> tuple[int, float, str]:
 
 
 def mean_of(column: "pd.Series[Any]") -> float:
-    """Give the mean of what is known, NaN of nothing."""
+    """Return the mean of the known values, NaN if there are none."""
     values = column.dropna().to_numpy(dtype=np.float64)
     return float(values.mean()) if len(values) else math.nan
 
 
 def median_of(column: "pd.Series[Any]") -> float:
-    """Give the median of what is known, NaN of nothing."""
+    """Return the median of the known values, NaN if there are none."""
     return middle_of(column.dropna().to_numpy(dtype=np.float64))
 
 
 def middle_of(values: Vector) -> float:
-    """Give the median of what is not NaN, NaN of nothing."""
+    """Return the median of the values that are not NaN, NaN if there are none."""
     known = values[~np.isnan(values)]
     return float(np.median(known)) if len(known) else math.nan
 
 
 def extreme_of(column: "pd.Series[Any]", *, largest: bool) -> float:
-    """Give the largest or the least of what is known, NaN of nothing."""
+    """Return the largest or smallest known value, NaN if there are none."""
     values = column.dropna().to_numpy(dtype=np.float64)
     if not len(values):
         return math.nan
@@ -96,17 +96,17 @@ def extreme_of(column: "pd.Series[Any]", *, largest: bool) -> float:
 
 
 def over_full(table: pd.DataFrame, column: str) -> "pd.Series[float]":
-    """Divide a column by full fine-tuning's in the same setting; NaN without one, or by 0."""
+    """Divide a column by its value for full fine-tuning in the same setting; NaN if none or 0."""
     full = table.loc[table["method"] == "full"].set_index(SETTING)[column].rename("of_full")
     return table[column] / table.join(full, on=SETTING)["of_full"].replace(0, math.nan)
 
 
 def whole(value: float) -> int | None:
-    """Round to a whole number; NaN is none."""
+    """Round to a whole number; NaN becomes None."""
     return None if math.isnan(value) else round(value)
 
 
 def shared_value(column: npt.NDArray[Any]) -> int | None:
-    """Give the value that all entries have, or none where they differ."""
+    """Return the value that all entries share, or None if they differ."""
     values = {str(value) for value in column if not pd.isna(value)}
     return int(values.pop()) if len(values) == 1 else None

@@ -1,10 +1,10 @@
-"""Test accuracy over seeds, and which learning rate of a configuration is used.
+"""Test scores over seeds, and the learning rate that stands for each configuration.
 
-    accuracy = score_by_rank(study.runs)   # one row a configuration and learning rate
-    accuracy[accuracy["chosen"]]              # one row a configuration
+    scores = score_by_rank(study.runs)    # one row per configuration and learning rate
+    scores[scores["chosen"]]              # one row per configuration
 
-Where a configuration was run with several learning rates (or alphas), the one that **validation**
-prefers is `chosen` (`sweeps.tuning.preference`). Test accuracy never chooses.
+If a configuration was run with several learning rates (or values of α), validation chooses one
+(`sweeps.tuning.preference`). The test score never chooses.
 """
 
 import math
@@ -28,14 +28,13 @@ from lowrank_study.answers.tables import RUN_COLUMNS
 
 
 def score_by_rank(runs: pd.DataFrame) -> pd.DataFrame:
-    """Give test accuracy over seeds, one row for each configuration and learning rate.
+    """Return the test score over seeds of each configuration and learning rate.
 
-    `n` counts the done runs that have a test accuracy; means, sd and the interval
-    (`test_low_95`, `test_high_95`, see `interval_of_mean`) are over those. `runs`,
-    `diverged` and `failed` count what was run. `test_standard_error` is
-    sqrt(p (1 - p) / test_examples), the error of one accuracy from the drawing of the test
-    set, which the interval over seeds does not hold. `chosen` marks the learning rate that
-    figures and sentences use.
+    `n` counts the done runs with a test score. Means, sd and the interval (`test_low_95`,
+    `test_high_95`, see `interval_of_mean`) are over these runs. `runs`, `diverged` and `failed`
+    count all runs. `test_standard_error` is sqrt(p (1 - p) / test_examples), the error of one
+    score from the sampling of the test set, which the interval over seeds does not include.
+    `chosen` marks the learning rate that figures and sentences use.
     """
     typed = typed_table(runs, RUN_COLUMNS, "runs")
     rows = [{**key, **_score_of(group)} for key, group in groups(typed, [*CONFIGURATION, *TUNING])]
@@ -80,19 +79,19 @@ def _score_of(group: pd.DataFrame) -> dict[str, object]:
     }
 
 
-def at_several_scalings(accuracy: pd.DataFrame) -> bool:
-    """Tell whether some configuration was run at more than one α or scaling, of which one stands.
+def at_several_scalings(scores: pd.DataFrame) -> bool:
+    """Return whether a configuration was run with more than one α or scaling rule.
 
-    The chosen rows of its ranks may then follow several rules of α.
+    The chosen rows may then follow different rules at different ranks.
     """
-    tried = accuracy[[*CONFIGURATION, "alpha", "scaling_rule"]].drop_duplicates()
+    tried = scores[[*CONFIGURATION, "alpha", "scaling_rule"]].drop_duplicates()
     return bool(tried.duplicated(CONFIGURATION).any())
 
 
-def chosen_runs(runs: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFrame:
-    """Give the runs, whatever became of them, at each configuration's chosen learning rate."""
+def chosen_runs(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs at each configuration's chosen learning rate, whatever their status."""
     runs = typed_table(runs, RUN_COLUMNS, "runs")
-    keys = accuracy.loc[accuracy["chosen"], [*CONFIGURATION, *TUNING]]
+    keys = scores.loc[scores["chosen"], [*CONFIGURATION, *TUNING]]
     wanted = {key_of(row) for row in keys.itertuples(index=False, name=None)}
     rows = runs[[*CONFIGURATION, *TUNING]].itertuples(index=False, name=None)
     return runs[[key_of(row) in wanted for row in rows]]

@@ -1,4 +1,4 @@
-"""Ended runs and their spectra as tidy tables: one row a run, a matrix, a singular value."""
+"""Tidy tables of ended runs and their spectra: one row per run, matrix or singular value."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ RUN_COLUMNS = {
     **dict.fromkeys(["train_seconds", "evaluate_seconds", "examples_per_second"], "real"),
     "precision": "text",
 }
-"""What a report needs of `runs_table`."""
+"""The columns of `runs_table` that a report needs."""
 SPECTRA_COLUMNS = {
     **dict.fromkeys(["run_id", "module", "role", "storage_dtype"], "text"),
     **dict.fromkeys(["layer", "out_features", "in_features"], "whole"),
@@ -43,16 +43,16 @@ SINGULAR_VALUE_COLUMNS = {
 }
 
 Spectra = Mapping[str, Sequence[Spectrum]]
-"""By run."""
+"""Spectra by run id."""
 
 
 def runs_table(runs: Sequence[TrainedRun]) -> pd.DataFrame:
-    """Return one row a run, whatever became of it; what a run has not is missing."""
+    """Return one row per run, whatever its status; absent values are NA."""
     return pd.DataFrame([_row(run) for run in runs])
 
 
 def without_folders(message: str) -> str:
-    """Leave of each absolute path its last part: tables are published, folders name people."""
+    """Shorten absolute paths to their last part, as tables are published and paths name people."""
     return re.sub(r"(?<![\w:/.])(?:/[^/\s'\"]+)+(?=/)", "…", message)
 
 
@@ -99,13 +99,13 @@ def _row(run: TrainedRun) -> dict[str, Any]:
 
 
 def spectra_tables(runs: Sequence[TrainedRun], results: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the spectra of the runs (a row a matrix) and their singular values (a row a value)."""
+    """Return the spectra of the runs (one row per matrix) and all their singular values."""
     spectra = _spectra(runs, results)
     return _rows(spectra, spectra_table), _rows(spectra, singular_values_table)
 
 
 def ranks_table(runs: Sequence[TrainedRun], results: Path) -> pd.DataFrame:
-    """Return the spectra of the runs, a row a matrix, without their singular values."""
+    """Return the spectra of the runs, one row per matrix, without the singular values."""
     return _rows(_spectra(runs, results), spectra_table)
 
 
