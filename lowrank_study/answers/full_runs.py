@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lowrank_study.errors import InputError
+from lowrank_study.methods.full import FullFineTuning
 from lowrank_study.results import runs_folder
 from lowrank_study.runs.store import RunStore, TrainedRun
-from lowrank_study.spec import FullFineTuning
 from lowrank_study.sweeps.settings import check_alike
 from lowrank_study.sweeps.tuning import configuration, worth
 

@@ -20,7 +20,6 @@ from lowrank_study.answers.functional_rank import scores_by_kept_rank, scores_of
 from lowrank_study.errors import InputError
 from lowrank_study.results import truncation_file
 from lowrank_study.runs.store import TrainedRun
-from lowrank_study.spec import HeadOnly, Lora, target_name
 
 TRUNCATED = "truncation"
 """The method of updates that were truncated to a rank instead of trained at it."""
@@ -72,12 +71,10 @@ def paired_with_full(runs: Sequence[TrainedRun]) -> list[PairedRuns]:
     for run in runs:
         spec, method = run.spec, run.spec.method
         setting = (spec.task.name, spec.model.name)
-        if spec.method_name == "full":
+        if method.label == "full":
             full.setdefault(setting, []).append(run)
-        elif isinstance(method, HeadOnly):
-            adapters.setdefault((*setting, spec.method_name, "", 0), []).append(run)
-        elif isinstance(method, Lora):
-            key = (*setting, spec.method_name, target_name(method.target), method.rank)
+        elif method.is_baseline or method.adapter_rank is not None:
+            key = (*setting, method.label, method.target_label or "", method.adapter_rank or 0)
             adapters.setdefault(key, []).append(run)
     # Read predictions of full fine-tuning once for all configurations.
     read = {setting: _predictions(mine) for setting, mine in full.items()}

@@ -8,7 +8,6 @@ from typing import Any
 import pandas as pd
 
 from lowrank_study.runs.store import TrainedRun
-from lowrank_study.spec import Lora, PeftMethod, target_name
 from lowrank_study.spectra.spectrum import Spectrum, singular_values_table, spectra_table
 from lowrank_study.sweeps.measured_spectra import read_spectra
 
@@ -59,17 +58,16 @@ def without_folders(message: str) -> str:
 def _row(run: TrainedRun) -> dict[str, Any]:
     spec, record, method = run.spec, run.record, run.spec.method
     test, validation = record.get("test", {}), record.get("validation") or {}
-    lora = spec.lora
     return {
         "run_id": spec.run_id,
         "task": spec.task.name,
         "model": spec.model.name,
-        "method": spec.method_name,
-        "adapter_rank": lora.rank if lora else None,
-        "target": target_name(method.target) if isinstance(method, Lora | PeftMethod) else None,
-        "alpha": lora.alpha if lora else None,
-        "scaling": lora.scaling if lora else None,
-        "scaling_rule": lora.scaling_rule if lora else None,
+        "method": method.label,
+        "adapter_rank": method.adapter_rank,
+        "target": method.target_label,
+        "alpha": method.adapter_alpha,
+        "scaling": method.adapter_scaling,
+        "scaling_rule": method.adapter_scaling_rule,
         "learning_rate": method.learning_rate,
         "seed": spec.seed,
         "data_seed": spec.data_seed,
@@ -86,7 +84,9 @@ def _row(run: TrainedRun) -> dict[str, Any]:
         "test_examples": record.get("examples", {}).get("test"),
         "steps": record.get("steps"),
         "trainable_parameters": record.get("trainable_parameters"),
-        "adapted_parameters": record.get("adapter_parameters") or None if lora else None,
+        "adapted_parameters": (record.get("adapter_parameters") or None)
+        if method.adapter_rank is not None
+        else None,
         "total_parameters": record.get("total_parameters"),
         "checkpoint_bytes": record.get("checkpoint_bytes"),
         "train_seconds": record.get("train_seconds"),

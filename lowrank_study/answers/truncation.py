@@ -23,6 +23,7 @@ import torch
 from lowrank_study.checkpoints import Match, Pairing, module_of, open_weights, pair
 from lowrank_study.data.splits import load_splits, load_tokenizer
 from lowrank_study.errors import InputError
+from lowrank_study.methods.layers.modules import head_names
 from lowrank_study.runs.store import TrainedRun
 from lowrank_study.spectra.spectrum import measure, row
 from lowrank_study.spectra.subspaces import Directions
@@ -31,7 +32,7 @@ from lowrank_study.sweeps.settings import check_same_rows, rows_key
 from lowrank_study.training.batches import extreme_texts
 from lowrank_study.training.evaluate import Predictions, predict
 from lowrank_study.training.fit import torch_device
-from lowrank_study.training.models import head_names, load_classifier, model_folder
+from lowrank_study.training.models import load_classifier, model_folder
 from lowrank_study.training.packing import Pack
 
 OUTSIDE = "outside"

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from lowrank_study.config.composition import Composer, composer_of, plain
 from lowrank_study.config.run import RunConfig, check_used, read_config
 from lowrank_study.errors import InputError
-from lowrank_study.spec import LocalPath, Lora, PeftMethod
+from lowrank_study.spec import LocalPath
 
 
 def planned_configs(*overrides: str, is_grid: bool = False) -> list[RunConfig]:
@@ -56,7 +56,7 @@ def planned_configs(*overrides: str, is_grid: bool = False) -> list[RunConfig]:
         for jobs in product(_grid(composer, grid), _jobs(several))
         for config in configs_of_job(composer, [*fixed, *jobs[0], *jobs[1]])
     ]
-    if not any(isinstance(config.spec.method, Lora | PeftMethod) for config in configs):
+    if not any(config.spec.method.is_adapter for config in configs):
         first_job = composer.config([*fixed, *next(_jobs(several))])
         check_used({"method": plain(first_job.method)})  # other parts may need values from cases
     _check_one_sweep(configs)

@@ -9,7 +9,6 @@ the model or the data to be checked (does a target match? is the column there?) 
 where those are first read.
 """
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,19 +21,9 @@ from lowrank_study.config.sources import read_source
 from lowrank_study.config.task import read_task
 from lowrank_study.errors import InputError
 from lowrank_study.machine import processor
-from lowrank_study.spec import (
-    BaseModel,
-    FullFineTuning,
-    HeadOnly,
-    Lora,
-    Method,
-    PeftMethod,
-    RunSpec,
-    TrainSpec,
-)
+from lowrank_study.methods import method_named, method_names
+from lowrank_study.spec import BaseModel, RunSpec, TrainSpec
 
-SCALING_RULES = ("alpha_over_rank", "alpha_over_sqrt_rank")
-INITS = ("kaiming", "gaussian")
 PRECISIONS = ("auto", "fp32", "bf16")
 TRACKERS = ("none", "jsonl", "wandb")
 
@@ -126,6 +115,7 @@ def read_config(config: Mapping[str, Any]) -> RunConfig:
     top = Fields("", config)
     device = top.text("device")
     trainer = top.part("trainer")
+    method = top.part("method")
     head_learning_rate = trainer.optional_number("head_learning_rate", above=0.0)
     return RunConfig(
         results=Path(top.utf8_path_text("results")),
@@ -141,7 +131,9 @@ def read_config(config: Mapping[str, Any]) -> RunConfig:
         spec=RunSpec(
             seed=top.integer("seed", at_least=0),
             data_seed=top.integer("data_seed", at_least=0),
-            method=_method(top.part("method"), head_learning_rate),
+            method=method_named(method.one_of("name", method_names())).from_fields(
+                method, head_learning_rate=head_learning_rate
+            ),
             model=_model(top.part("model")),
             task=read_task(top.part("task")),
             train=_train(trainer, device),  # last: `precision: auto` imports torch, for seconds
@@ -204,31 +196,6 @@ def _model(fields: Fields) -> BaseModel:
     )
 
 
-def _method(fields: Fields, head_learning_rate: float | None) -> Method:
-    kind = fields.one_of("name", ("full", "head", "lora", "peft"))
-    learning_rate = fields.number("learning_rate", above=0.0)
-    # Of these two rank, alpha and target may stand there: a sweep over methods names them.
-    if kind == "full":
-        return FullFineTuning(learning_rate=learning_rate)
-    if kind == "head":
-        return HeadOnly(learning_rate=head_learning_rate or learning_rate)
-    target = fields.names("target")
-    if not target:
-        raise InputError("method.target=[]: name a preset such as attention_qv, or modules")
-    if kind == "peft":
-        return _peft_method(fields, learning_rate, target)
-    rank = fields.integer("rank", at_least=1)
-    return Lora(
-        learning_rate=learning_rate,
-        rank=rank,
-        alpha=_alpha(fields.value("alpha"), rank),
-        scaling_rule=fields.one_of("scaling", SCALING_RULES),
-        dropout=fields.number("dropout", least=0.0, below=1.0),
-        init=fields.one_of("init", INITS),
-        target=target,
-    )
-
-
 def check_used(config: Mapping[str, Any]) -> None:
     """Refuse an adapter's setting if no run of the command has an adapter.
 
@@ -241,38 +208,15 @@ def check_used(config: Mapping[str, Any]) -> None:
     """
     method = Fields("", config).part("method")
     kind = method.value("name")
-    if kind not in ("full", "head"):
+    if method_named(kind).is_adapter:
         return
-    for name in ("rank", "alpha", "scaling", "dropout", "init", "target"):
-        if name in method.settings and (value := method.value(name)) is not None:
+    for name in method.settings:
+        value = method.value(name)
+        if name not in ("name", "learning_rate") and value is not None:
             raise InputError(
                 f"method.{name}={value!r}: method={kind} has no {name}, and would ignore it: leave "
                 "it out, or choose method=lora"
             )
-
-
-def _peft_method(fields: Fields, learning_rate: float, target: tuple[str, ...]) -> PeftMethod:
-    """Read a PEFT method; options that are not part of a run's name are checked by PEFT."""
-    options = fields.optional_part("options")
-    if "r" in options.settings:
-        options.integer("r", at_least=0)
-    if "lora_alpha" in options.settings:
-        options.number("lora_alpha", above=0.0)
-    return PeftMethod(
-        learning_rate=learning_rate,
-        peft_type=fields.text("peft_type").upper(),
-        target=target,
-        options=options.mapping(),
-    )
-
-
-def _alpha(value: Any, rank: int) -> float:
-    """A number, or a rule: `2r` is twice the rank, `r` the rank itself."""
-    rule = re.fullmatch(r"(\d+(?:\.\d+)?)?\s*r", value) if isinstance(value, str) else None
-    number = float(rule.group(1) or 1) * rank if rule else value
-    if isinstance(number, (int, float)) and not isinstance(number, bool) and 0 < number < math.inf:
-        return float(number)
-    raise InputError(f"method.alpha={value!r}: a positive number, or a rule such as 2r, is needed")
 
 
 def _train(fields: Fields, device: str) -> TrainSpec:

@@ -17,8 +17,9 @@ import pandas as pd
 from scipy.stats import chi2
 
 from lowrank_study.answers.statistics import CONFIDENCE, interval_of_mean, interval_over_pairs
+from lowrank_study.methods.full import FullFineTuning
+from lowrank_study.methods.lora import Lora
 from lowrank_study.runs.store import TrainedRun
-from lowrank_study.spec import FullFineTuning, HeadOnly, Lora, target_name
 from lowrank_study.spectra import svd
 from lowrank_study.spectra.against_base import (
     amplification,
@@ -255,13 +256,11 @@ MEASURES: dict[str, Measure] = {
 
 def _configuration(run: TrainedRun) -> dict[str, Any]:
     method = run.spec.method
-    if isinstance(method, FullFineTuning | HeadOnly):
-        return {"target": run.spec.method_name, "adapter_rank": 0}
-    return {"target": target_name(method.target), "adapter_rank": _rank(run)}
+    return {"target": method.target_label or method.label, "adapter_rank": _rank(run)}
 
 
 def _rank(run: TrainedRun) -> int:
-    return run.spec.method.rank if isinstance(run.spec.method, Lora) else 0
+    return run.spec.method.adapter_rank or 0
 
 
 def _updates(run: TrainedRun, role: str | None = None) -> Iterable[Update]:

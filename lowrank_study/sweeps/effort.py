@@ -8,13 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lowrank_study.data.splits import Splits, load_splits
-from lowrank_study.methods.lora_layers import is_linear, linear_shape, lora_modules
-from lowrank_study.spec import Asset, FullFineTuning, HeadOnly, PeftMethod, RunSpec, Task
+from lowrank_study.methods.head import HeadOnly
+from lowrank_study.methods.layers.linear import adapted_modules, is_linear, linear_shape
+from lowrank_study.spec import Asset, RunSpec, Task
 from lowrank_study.training.models import model_folder, model_without_weights
-
-_PASSING = 64
-"""An adapted map costs as much as so many ranks more: thin products pass over activations that
-are large. Measured on one core, MiniLM, ranks 1 to 128 on two maps a layer and on all."""
 
 
 @dataclass(slots=True)
@@ -23,7 +20,7 @@ class Effort:
 
     _folders: dict[Asset, Path] = field(default_factory=dict)
     _splits: dict[tuple[Path, Task], Splits] = field(default_factory=dict)
-    _maps: dict[tuple[Path, str, tuple[str, ...]], tuple[int, int]] = field(default_factory=dict)
+    _maps: dict[tuple[Path, str, str | None], tuple[int, int]] = field(default_factory=dict)
 
     def of(self, spec: RunSpec) -> float:
         """Return a run's multiplications and additions.
@@ -45,14 +42,7 @@ class Effort:
             self._splits[folder, spec.task] = load_splits(spec.task, folder)
         splits = self._splits[folder, spec.task]
         weights, widths = self._shapes(spec, folder, len(splits.labels))
-        match spec.method:
-            case FullFineTuning():
-                trained = 3 * weights
-            case HeadOnly():
-                trained = weights
-            case _:
-                rank = spec.lora.rank if spec.lora else 0
-                trained = 2 * weights + 3 * widths * (rank + _PASSING)
+        trained = spec.method.multiplications(weights, widths)
         evaluated = spec.train.evaluations * splits.validation.lengths.sum()
         if spec.train.read_test:
             seen = splits.train.first(len(splits.validation))
@@ -62,12 +52,12 @@ class Effort:
 
     def _shapes(self, spec: RunSpec, folder: Path, labels: int) -> tuple[int, int]:
         """Give the model's weights, and the sum of (in + out) over the maps that LoRA adapts."""
-        key = folder, type(spec.method).__name__, getattr(spec.method, "target", ())
+        key = folder, type(spec.method).__name__, spec.method.target_label
         if key not in self._maps:
-            if isinstance(spec.method, PeftMethod):  # PEFT can't build some kinds without weights
+            if spec.method.needs_weights:
                 spec = replace(spec, method=HeadOnly(learning_rate=spec.method.learning_rate))
             model = model_without_weights(spec, folder, number_of_labels=labels)
             shapes = [linear_shape(module) for module in model.modules() if is_linear(module)]
-            adapted = [linear_shape(module.base) for _, module in lora_modules(model)]
+            adapted = [linear_shape(module.base) for _, module in adapted_modules(model)]
             self._maps[key] = sum(i * o for i, o in shapes), sum(map(sum, adapted))
         return self._maps[key]

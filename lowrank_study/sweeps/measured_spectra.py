@@ -7,11 +7,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lowrank_study.checkpoints.adapters.peft_settings import KINDS
 from lowrank_study.errors import InputError
 from lowrank_study.results import spectra_file
 from lowrank_study.runs.store import TrainedRun
-from lowrank_study.spec import HeadOnly, PeftMethod
 from lowrank_study.spectra.spectra_file import (
     count_spectra,
     load_spectra,
@@ -28,21 +26,13 @@ def is_asked_for(run: TrainedRun) -> bool:
     return run.status == "done" and run.spec.train.read_test
 
 
-def why_no_matrix(run: TrainedRun) -> str | None:
-    """Return why the updates of a run's method can't be measured; None if they can."""
-    method = run.spec.method
-    if not isinstance(method, PeftMethod) or method.peft_type in KINDS:
-        return None
-    return f"the updates of peft_type={method.peft_type} can't be read as exact matrices"
-
-
 def is_measured(run: TrainedRun, results: Path) -> bool:
     """Whether the stored spectra belong to the run's current checkpoint.
 
     Older versions left an empty file where a checkpoint could not be read.
     """
     path = spectra_file(results, run.spec.run_id)
-    has_none = isinstance(run.spec.method, HeadOnly) or why_no_matrix(run) is not None
+    has_none = run.spec.method.is_baseline or run.spec.method.why_no_updates is not None
     try:
         of_now = path.is_file() and spectra_made_from(path) == run.checkpoint_sha256
         return of_now and (has_none or count_spectra(path) > 0)
@@ -78,9 +68,9 @@ def without_spectra(
     """
     found = {}
     for run in runs:
-        if not is_asked_for(run) or isinstance(run.spec.method, HeadOnly):
+        if not is_asked_for(run) or run.spec.method.is_baseline:
             continue
-        if reason := why_no_matrix(run):
+        if reason := run.spec.method.why_no_updates:
             if not is_readable:
                 found[run.spec.run_id] = reason
         elif not is_measured(run, results):

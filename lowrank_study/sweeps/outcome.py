@@ -13,9 +13,9 @@ from typing import Any
 from lowrank_study.config.fields import Fields
 from lowrank_study.config.run import RunConfig
 from lowrank_study.errors import InputError, Unfinished
+from lowrank_study.methods import Method
 from lowrank_study.results import runs_folder
 from lowrank_study.runs.store import RunStore, TrainedRun
-from lowrank_study.spec import Method
 from lowrank_study.sweeps.measured_spectra import without_spectra
 
 

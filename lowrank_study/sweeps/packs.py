@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from lowrank_study.spec import Lora, RunSpec, to_mapping
+from lowrank_study.spec import RunSpec, to_mapping
 
 _SAVED = 0.1
 """Share of its cost that a run saves in a large pack; measured on two cores, a GPU saves more."""
@@ -51,7 +51,7 @@ def packs(
     for spec in specs:
         groups[_key(spec)].append(spec)
     for group in groups.values():
-        group.sort(key=lambda spec: spec.method.rank if isinstance(spec.method, Lora) else 0)
+        group.sort(key=lambda spec: spec.method.adapter_rank or 0)
     most = {key: limit(group[-1]) for key, group in groups.items()}
     tried = []
     for size in range(max(most.values()), 0, -1):
@@ -74,8 +74,8 @@ def _finished(costs: Sequence[float], workers: int) -> float:
 
 def _key(spec: RunSpec) -> str:
     """What runs must share to be packed; a run that can't be packed shares it with none."""
-    if not isinstance(spec.method, Lora) or spec.train.reference:
+    if spec.method.pack_key is None or spec.train.reference:
         return spec.run_id
     shared = [spec.task, spec.model, spec.train, spec.data_seed]
-    shared += [spec.method.target, spec.method.dropout]
+    shared += [spec.method.name, *spec.method.pack_key]
     return json.dumps([to_mapping(part) for part in shared], sort_keys=True)

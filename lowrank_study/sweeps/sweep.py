@@ -14,7 +14,7 @@ from lowrank_study.left_out import check_left_out, in_words
 from lowrank_study.machine import cores_of_workers, free_cores
 from lowrank_study.results import runs_folder
 from lowrank_study.runs.store import RunStore, TrainedRun
-from lowrank_study.spec import Asset, Lora, RunSpec
+from lowrank_study.spec import Asset, RunSpec
 from lowrank_study.sweeps.effort import Effort
 from lowrank_study.sweeps.launch.local import run_workers
 from lowrank_study.sweeps.packs import packs
@@ -189,7 +189,7 @@ def _checkpoint_bytes(spec: RunSpec, folder: Path) -> int:
     if not spec.train.read_test:  # it chooses a rate, and keeps no model
         return 0
     weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    return weights // 4 if isinstance(spec.method, Lora) else 2 * weights  # 2: 16-bit sources
+    return spec.method.checkpoint_bytes(weights)
 
 
 def _places(workers: int | None, device: str, runs: int) -> list[tuple[str, str]]:
@@ -218,7 +218,7 @@ def _most_packed(spec: RunSpec, places: Sequence[tuple[str, str]], most: int | N
     from lowrank_study.training.models import model_folder, model_without_weights
     from lowrank_study.training.unpadded import can_unpad
 
-    if not isinstance(spec.method, Lora):
+    if spec.method.pack_key is None:
         return 1
     device = torch_device(places[0][1])
     folder = model_folder(spec.model)

@@ -1,22 +1,19 @@
 """The updates of an ended run, from what it saved, and their spectra."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
-from lowrank_study.checkpoints import Pairing, open_adapter, open_weights, pair, shown
+from lowrank_study.checkpoints import open_weights
 from lowrank_study.errors import InputError
 from lowrank_study.results import spectra_file
 from lowrank_study.runs.store import TrainedRun
-from lowrank_study.spec import FullFineTuning, HeadOnly
-from lowrank_study.spectra.adapter_updates import updates_of_adapter
 from lowrank_study.spectra.spectra_file import save_spectra
 from lowrank_study.spectra.spectrum import Spectrum, measure
-from lowrank_study.spectra.updates import Update, update_of_match
+from lowrank_study.spectra.updates import Update
 from lowrank_study.sweeps.measured_spectra import (
     is_asked_for,
     is_measured,
-    why_no_matrix,
 )
 from lowrank_study.training.models import model_folder
 
@@ -30,7 +27,7 @@ def measure_run(run: TrainedRun, results: Path) -> None:
     if not is_asked_for(run) or is_measured(run, results):
         return
     try:
-        spectra = [] if why_no_matrix(run) else spectra_of_run(run)
+        spectra = [] if run.spec.method.why_no_updates else spectra_of_run(run)
     except InputError as error:
         print(f"{run.spec.run_id}: no spectra: {error}", file=sys.stderr)
         return
@@ -55,27 +52,9 @@ def updates_of_run(run: TrainedRun) -> Iterator[Update]:
         The checkpoint can't be read, differs from the one that the run wrote, or has a matrix that
         can't be compared.
     """
-    if isinstance(run.spec.method, HeadOnly):
+    if run.spec.method.is_baseline:
         return
     run.check_files("checkpoint/")
     model = run.spec.model
-    roles = model.roles_by_path
     with open_weights(model_folder(model)) as base:
-        if isinstance(run.spec.method, FullFineTuning):
-            with open_weights(run.checkpoint) as tuned:
-                yield from _updates_of_pair(pair(base, tuned), roles)
-        else:
-            with open_adapter(run.checkpoint) as adapter:
-                adapter.refuse_partial()
-                yield from updates_of_adapter(adapter, base=base, roles=roles, skipped={})
-
-
-def _updates_of_pair(pairing: Pairing, roles: Mapping[str, str]) -> Iterator[Update]:
-    """Yield every update of a run that was tuned in full, where none may be left out."""
-    pairing.refuse_partial()
-    for match in pairing.matches:
-        if (both := pairing.read(match)) is None:
-            where = shown(pairing.after.path)
-            why = pairing.skipped[match.name]
-            raise InputError(f"{where}: {shown(match.name)}: {why}; train the run again")
-        yield update_of_match(match, *both, roles=roles)
+        yield from run.spec.method.updates(run.checkpoint, base=base, roles=model.roles_by_path)

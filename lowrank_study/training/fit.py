@@ -23,13 +23,14 @@ from lowrank_study.data.splits import (
 )
 from lowrank_study.errors import InputError
 from lowrank_study.left_out import in_words
+from lowrank_study.methods.layers.linear import round_frozen
 from lowrank_study.provenance import provenance
-from lowrank_study.spec import Lora, RunSpec
+from lowrank_study.spec import RunSpec
 from lowrank_study.training.batches import Batch, extreme_texts, steps_of, training_batches
 from lowrank_study.training.evaluate import autocast
 from lowrank_study.training.member import FitResult, Member, Stopwatch, is_evaluated
 from lowrank_study.training.memory import peak_memory_bytes, reset_peak_memory
-from lowrank_study.training.models import halve_frozen, model_folder, weights_sha256
+from lowrank_study.training.models import model_folder, weights_sha256
 from lowrank_study.training.packing import Pack, share_frozen
 from lowrank_study.training.tracking import Tracker
 
@@ -103,8 +104,8 @@ def fit_together(jobs: Sequence[Job], *, device: str) -> list[FitResult | Except
         sample=sample,
         reference=spec.train.reference,
     )
-    if spec.train.precision == "bf16" and isinstance(spec.method, Lora):
-        halve_frozen(members[0].model)
+    if spec.train.precision == "bf16" and spec.method.rounds_frozen:
+        round_frozen(members[0].model)
     outcomes: dict[int, FitResult | Exception] = {}
 
     @contextmanager

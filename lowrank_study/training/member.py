@@ -12,17 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_study.data.splits import Split, Splits
-from lowrank_study.methods.lora_layers import lora_modules, merged
-from lowrank_study.spec import Lora, Method, PeftMethod, RunSpec
+from lowrank_study.methods import Method
+from lowrank_study.methods.layers.linear import adapted_modules, merged
+from lowrank_study.methods.layers.modules import head_parameters
+from lowrank_study.spec import RunSpec
 from lowrank_study.training.batches import Batch
 from lowrank_study.training.evaluate import Predictions, predict
-from lowrank_study.training.models import (
-    build_model,
-    head_parameters,
-    name_classes,
-)
+from lowrank_study.training.models import build_model, name_classes
 from lowrank_study.training.optim import make_optimizer, make_schedule
-from lowrank_study.training.saving import save_model
 from lowrank_study.training.tracking import Tracker
 
 Scores = Callable[[Batch], Tensor]
@@ -154,7 +151,7 @@ class Member:
                 # As many rows as validation has tell the gap between seen and unseen texts.
                 seen = self._splits.train.first(len(self._splits.validation))
                 train = self._read(scores, seen).metrics()
-            save_model(self.model, self._spec, checkpoint_folder, base=base)
+            self._spec.method.save(self.model, checkpoint_folder, spec=self._spec, base=base)
         files = checkpoint_folder.rglob("*.safetensors")
         record = {
             "test": test.metrics() if test else {},
@@ -206,8 +203,7 @@ def _restore(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 def _parameter_counts(model: nn.Module, method: Method) -> dict[str, int]:
     """Count all, trained and adapter parameters (LoRA: Σ r(d + k), without the head)."""
     trained = {p for p in model.parameters() if p.requires_grad}
-    is_adapter = isinstance(method, Lora | PeftMethod)
-    adapter = trained - head_parameters(model) if is_adapter else set()
+    adapter = trained - head_parameters(model) if method.is_adapter else set()
     return {
         "trainable_parameters": sum(p.numel() for p in trained),
         "adapter_parameters": sum(p.numel() for p in adapter),
@@ -223,7 +219,7 @@ def _merge_round_trip_error(model: nn.Module) -> float | None:
     """Largest |((W0 + delta) - delta) - W0| over the adapted maps; `None` where there are none."""
     errors = [
         module.round_trip_error()
-        for _, module in lora_modules(model)
-        if module.base.weight.dtype == torch.float32
+        for _, module in adapted_modules(model)
+        if module.weight.dtype == torch.float32
     ]
     return max(errors) if errors else None

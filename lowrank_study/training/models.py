@@ -21,18 +21,8 @@ from lowrank_study import assets
 from lowrank_study.data.splits import Splits, padding_id
 from lowrank_study.errors import InputError
 from lowrank_study.hashing import sha256_of
-from lowrank_study.methods.lora_layers import add_lora, check_rank, is_linear
-from lowrank_study.methods.peft import add_peft
-from lowrank_study.spec import (
-    BaseModel,
-    FullFineTuning,
-    HeadOnly,
-    LocalPath,
-    Lora,
-    PeftMethod,
-    RunSpec,
-    path_matches,
-)
+from lowrank_study.methods.layers.modules import head_names, in_head
+from lowrank_study.spec import BaseModel, LocalPath, RunSpec
 from lowrank_study.training.dequantised import dequantised
 from lowrank_study.training.padding import check_reads, pad_by_tokenizer
 
@@ -65,40 +55,14 @@ def build_model(spec: RunSpec, folder: Path, *, number_of_labels: int) -> nn.Mod
     """
     torch.manual_seed(spec.seed)
     model = load_classifier(folder, number_of_labels=number_of_labels, dropout=spec.model.dropout)
-    return _with_method(model, spec)
+    return spec.method.attach(model, spec.model)
 
 
 def model_without_weights(spec: RunSpec, folder: Path, *, number_of_labels: int) -> nn.Module:
     """Return what `build_model` would, on the meta device: shapes without numbers."""
     with torch.device("meta"):
         model = copy.deepcopy(_without_weights(folder, number_of_labels, spec.model.dropout))
-        return _with_method(model, spec)
-
-
-def _with_method(model: nn.Module, spec: RunSpec) -> nn.Module:
-    match spec.method:
-        case FullFineTuning():
-            model.requires_grad_(True)
-        case HeadOnly():
-            model.requires_grad_(False)
-            train_head(model)
-        case Lora() as lora:
-            add_lora(model, dict.fromkeys(target_modules(model, spec.model, lora.target), lora))
-            train_head(model)
-        case PeftMethod() as method:
-            return add_peft(
-                model,
-                method,
-                modules=target_modules(model, spec.model, method.target),
-                heads=head_names(model),
-                find=functools.partial(
-                    target_modules,
-                    model,
-                    spec.model,
-                    setting="method.options.feedforward_modules",
-                ),
-            )
-    return model
+        return spec.method.attach(model, spec.model)
 
 
 def load_classifier(folder: Path, *, number_of_labels: int, dropout: float | None) -> nn.Module:
@@ -177,102 +141,6 @@ def _quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def head_names(model: nn.Module) -> list[str]:
-    """Return the names of the modules outside the pretrained backbone: the new head.
-
-    This is `classifier` in BERT, `pooler` and `classifier` in DeBERTa, `head` and `classifier` in
-    ModernBERT. Every weight that a checkpoint lacks is in one of them, since `load_classifier`
-    refuses any other gap. A method that trains and saves these modules leaves no random weight.
-    """
-    backbone = str(model.base_model_prefix)
-    return [
-        name
-        for name, child in model.named_children()
-        if name != backbone and any(True for _ in child.parameters())
-    ]
-
-
-def in_head(name: str, heads: Sequence[str]) -> bool:
-    """Whether a module or weight, given by its path in the model, is part of a head."""
-    return name.partition(".")[0] in heads
-
-
-def head_parameters(model: nn.Module) -> set[nn.Parameter]:
-    """Return the trained parameters of the new head, of a model adapted by PEFT as well."""
-    within_peft = getattr(model, "get_base_model", None)
-    classifier: nn.Module = within_peft() if within_peft else model
-    heads = [classifier.get_submodule(name) for name in head_names(classifier)]
-    return {p for head in heads for p in head.parameters() if p.requires_grad}
-
-
-def train_head(model: nn.Module) -> None:
-    """Make the new head trainable."""
-    for name in head_names(model):
-        model.get_submodule(name).requires_grad_(True)
-
-
-def target_modules(
-    model: nn.Module, base: BaseModel, target: Sequence[str], *, setting: str = "method.target"
-) -> list[str]:
-    """Return the paths of the linear maps that a target names.
-
-    Parameters
-    ----------
-    model
-        The pretrained model with its head.
-    base
-        Its presets and roles.
-    target
-        Each a preset of the model, a role, or the end of module paths (`*` for the layer's number).
-    setting
-        Name of the setting that gave them, for the error.
-
-    Raises
-    ------
-    InputError
-        A name that matches no linear map of the model.
-    """
-    heads = head_names(model)
-    linear = [
-        name
-        for name, module in model.named_modules()
-        if is_linear(module) and not in_head(name, heads)
-    ]
-    chosen: set[str] = set()
-    for wanted in target:
-        for role in base.target_presets.get(wanted, (wanted,)):
-            matched = _matching(linear, base, role)
-            if not matched:
-                raise _no_target(linear, base, f"{setting}={wanted!r}", role)
-            chosen.update(matched)
-    return [name for name in linear if name in chosen]
-
-
-def _matching(linear: Sequence[str], base: BaseModel, role: str) -> list[str]:
-    return [name for name in linear if path_matches(name, base.roles.get(role, role))]
-
-
-def _no_target(linear: Sequence[str], base: BaseModel, setting: str, role: str) -> InputError:
-    """Return an error with the reason and the names that are valid for this model."""
-    roles = [name for name in base.roles if _matching(linear, base, name)]
-    presets = [name for name, of in base.target_presets.items() if set(of) <= set(roles)]
-    endings = {
-        ".".join("*" if part.isdigit() else part for part in name.split(".")[-2:])
-        for name in linear
-    }
-    valid = ", ".join([*presets, *roles, *sorted(endings)[:16]])
-    why = (
-        f": the model configuration places the role {role} at {base.roles[role]!r}, which fits "
-        "another architecture"
-        if role in base.roles
-        else ""
-    )
-    return InputError(
-        f"{setting} matches no linear map of {base.name}{why}. Valid are {valid}; "
-        "give one or a list, as in [a,b]"
-    )
-
-
 def check_fits(spec: RunSpec, folder: Path, splits: Splits) -> None:
     """Refuse texts, a target or a rank that do not fit the model, before anything is trained.
 
@@ -282,14 +150,10 @@ def check_fits(spec: RunSpec, folder: Path, splits: Splits) -> None:
         As in `build_model`, or the model can't read the texts (`check_reads`). Except for PEFT's
         methods, a model without weights is checked, which is fast.
     """
-    number_of_labels = len(splits.labels)
-    model = _without_weights(folder, number_of_labels, spec.model.dropout)
-    check_reads(model, spec, splits)
-    if isinstance(spec.method, PeftMethod):
-        build_model(spec, folder, number_of_labels=number_of_labels)
-    elif isinstance(spec.method, Lora):
-        for name in target_modules(model, spec.model, spec.method.target):
-            check_rank(spec.method.rank, model.get_submodule(name), name)
+    labels = len(splits.labels)
+    check_reads(_without_weights(folder, labels, spec.model.dropout), spec, splits)
+    build = build_model if spec.method.needs_weights else model_without_weights
+    build(spec, folder, number_of_labels=labels)
 
 
 @functools.cache
@@ -310,10 +174,3 @@ def _without_weights(folder: Path, number_of_labels: int, dropout: float | None)
 def _unloadable(folder: Path, error: Exception) -> InputError:
     reason = str(error).strip().splitlines()[0][:200]
     return InputError(f"{folder} can't be loaded as a sequence classifier: {reason}")
-
-
-def halve_frozen(model: nn.Module) -> None:
-    """Keep the frozen maps' weights in bf16, so that autocast need not cast them every step."""
-    for module in model.modules():
-        if is_linear(module) and not module.weight.requires_grad:
-            module.weight.data = module.weight.data.bfloat16()

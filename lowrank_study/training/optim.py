@@ -1,13 +1,14 @@
 """Optimizer and schedule: AdamW, linear warm-up, linear decay to zero."""
 
+from collections import defaultdict
 from typing import Any
 
 import torch
 from torch import nn, optim
 from torch.optim.lr_scheduler import LambdaLR
 
-from lowrank_study.spec import HeadOnly, PeftMethod, RunSpec, TrainSpec
-from lowrank_study.training.models import head_parameters
+from lowrank_study.methods.layers.modules import head_parameters
+from lowrank_study.spec import RunSpec, TrainSpec
 
 
 def make_optimizer(model: nn.Module, spec: RunSpec) -> optim.Optimizer:
@@ -21,26 +22,26 @@ def make_optimizer(model: nn.Module, spec: RunSpec) -> optim.Optimizer:
     Biases and norms, the parameters of one dimension, are not decayed. The new head has a rate of
     its own where the spec gives one.
     """
-    train, rate = spec.train, spec.method.learning_rate
-    by_peft, head_alone = isinstance(spec.method, PeftMethod), isinstance(spec.method, HeadOnly)
-    head_rate = None if head_alone else train.head_learning_rate
-    head = head_parameters(model) if by_peft or head_rate is not None else set()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {
-            "params": [p for p in trained if (p in head) == in_head and (p.ndim > 1) == decayed],
-            "lr": head_rate if in_head and head_rate is not None else rate,
-            "weight_decay": train.weight_decay if decayed else 0.0,
-        }
-        for in_head in (False, True)
-        for decayed in (True, False)
-    ]
-    if by_peft:
-        adapter = groups[0]
-        adapter["pull"], adapter["weight_decay"] = adapter["weight_decay"], 0.0
-        adapter["starts"] = [p.detach().clone() for p in adapter["params"]]
+    train, method = spec.train, spec.method
+    head_rate = method.head_learning_rate(train)
+    separate_head = method.pulls_to_start or head_rate is not None
+    head = head_parameters(model) if separate_head else set()
+    grouped: dict[tuple[bool, bool, float], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            in_head = parameter in head
+            rate = head_rate if in_head and head_rate is not None else method.learning_rate_of(name)
+            grouped[in_head, parameter.ndim < 2, rate].append(parameter)
+    groups: list[dict[str, Any]] = []
+    for (in_head, is_vector, rate), parameters in sorted(grouped.items()):
+        decay = 0.0 if is_vector else train.weight_decay
+        group = {"params": parameters, "lr": rate, "weight_decay": decay}
+        if method.pulls_to_start and not in_head and not is_vector:
+            starts = [parameter.detach().clone() for parameter in parameters]
+            group |= {"weight_decay": 0.0, "pull": decay, "starts": starts}
+        groups.append(group)
     optimizer = optim.AdamW(
-        [group for group in groups if group["params"]],
+        groups,
         betas=train.adam_betas,
         eps=train.adam_epsilon,
         fused=True,

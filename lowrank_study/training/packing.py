@@ -23,13 +23,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from lowrank_study.errors import InputError
-from lowrank_study.methods.lora_layers import LoraLinear, lora_modules
+from lowrank_study.methods.layers.linear import adapted_modules
+from lowrank_study.methods.layers.modules import head_names
 from lowrank_study.training.attention import one_run
 from lowrank_study.training.batches import Batch
-from lowrank_study.training.models import head_names
 from lowrank_study.training.probe import Findings, difference, findings
 from lowrank_study.training.unpadded import (
     can_unpad,
@@ -81,8 +80,9 @@ class Pack:
         assert len(models) == 1 or not self._plain
         # A run alone is a pack of one: its operations round at the same places as in any other
         # pack. In bf16, other operations would give other weights.
-        is_lora = next(lora_modules(models[0]), None) is not None
-        self._joint = models[0] if self._plain or not is_lora else _joint(models, self.active)
+        layer = next((module for _, module in adapted_modules(models[0])), None)
+        is_packable = layer is not None and layer.packed is not None and not self._plain
+        self._joint = _joint(models, self.active) if is_packable else models[0]
         alone = self._alone(sample)
         if not self._plain:
             for model in {*models, self._joint}:
@@ -181,39 +181,14 @@ def _joint(models: Sequence[nn.Module], active: list[int]) -> nn.Module:
     first = models[0]
     instead: dict[int, Any] = {id(tensor): tensor for tensor in first.parameters()}
     instead |= {id(tensor): tensor for tensor in first.buffers()}
-    for name, module in lora_modules(first):
-        instead[id(module)] = _PackedLora([m.get_submodule(name) for m in models], active)
+    for name, module in adapted_modules(first):
+        assert module.packed is not None
+        instead[id(module)] = module.packed([m.get_submodule(name) for m in models], active)
     for name in head_names(first):
         heads = [model.get_submodule(name) for model in models]
         instead[id(heads[0])] = _PackedHead(heads, active)
     joint: nn.Module = copy.deepcopy(first, instead)
     return joint
-
-
-class _PackedLora(nn.Module):
-    """The adapted map of several runs: y = x Wᵀ + b + scaling_r · (x A_rᵀ) B_rᵀ for run r."""
-
-    def __init__(self, loras: Sequence[Any], active: list[int]) -> None:
-        super().__init__()
-        self.loras = nn.ModuleList(loras)
-        self._active = active
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (R, ..., in) to (R, ..., out); the first dimension may hold R times as many."""
-        loras: list[LoraLinear] = [self.loras[number] for number in self._active]  # type: ignore[misc]
-        y: Tensor = loras[0].base(x)
-        rank = max(lora.A_RI.shape[0] for lora in loras)
-        # Smaller ranks are filled up with zeros, whose gradients are zero.
-        A_RKI = torch.stack([_filled(lora.A_RI, rank) for lora in loras])
-        B_ROK = torch.stack([_filled(lora.B_OR.T * lora.scaling, rank).T for lora in loras])
-        dropped = functional.dropout(x, loras[0].dropout, self.training)
-        low_RTK = dropped.reshape(len(loras), -1, x.shape[-1]) @ A_RKI.mT
-        of_runs = y.reshape(len(loras), -1, y.shape[-1])
-        return torch.baddbmm(of_runs.to(low_RTK.dtype), low_RTK, B_ROK.mT).view_as(y)
-
-
-def _filled(factor: Tensor, rank: int) -> Tensor:
-    return functional.pad(factor, (0, 0, 0, rank - factor.shape[0]))
 
 
 class _PackedHead(nn.Module):

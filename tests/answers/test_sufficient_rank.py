@@ -20,9 +20,11 @@ from lowrank_study.answers.sufficient_rank import (
 )
 from lowrank_study.config.run import compose
 from lowrank_study.errors import InputError
+from lowrank_study.methods.full import FullFineTuning
+from lowrank_study.methods.lora import Lora
 from lowrank_study.results import truncation_file
 from lowrank_study.runs.store import TrainedRun
-from lowrank_study.spec import FullFineTuning, Lora, RunSpec
+from lowrank_study.spec import RunSpec
 from tests.answers.simulation import EXAMPLES, simulated
 
 LABELS = np.array([0, 1, 1, 0, 1] * 40)

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from lowrank_study.answers.tables import spectra_tables
 from lowrank_study.config.run import compose
-from lowrank_study.spec import Lora
+from lowrank_study.methods.lora import Lora
 from lowrank_study.sweeps.sweep import sweep
 from lowrank_study.training.fit import fit
 from lowrank_study.training.tracking import NoTracker

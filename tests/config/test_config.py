@@ -6,7 +6,8 @@ import pytest
 
 from lowrank_study.config.run import check_used, compose, composed
 from lowrank_study.errors import InputError
-from lowrank_study.spec import HubRepo, Lora
+from lowrank_study.methods.lora import Lora
+from lowrank_study.spec import HubRepo
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ from lowrank_study.config.composition import CONF_FOLDER, composer_of, plain
 from lowrank_study.config.jobs import configs_of_job, planned_configs
 from lowrank_study.config.run import RunConfig, read_config
 from lowrank_study.errors import InputError
-from lowrank_study.spec import FullFineTuning, HeadOnly, Lora
+from lowrank_study.methods.full import FullFineTuning
+from lowrank_study.methods.head import HeadOnly
+from lowrank_study.methods.lora import Lora
 
 
 def composed(*overrides: str) -> list[RunConfig]:

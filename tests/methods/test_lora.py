@@ -12,23 +12,12 @@ from transformers.pytorch_utils import Conv1D
 
 from lowrank_study.config.run import compose
 from lowrank_study.errors import InputError
-from lowrank_study.methods.lora_layers import (
-    LoraLinear,
-    add_lora,
-    linear_shape,
-    lora_modules,
-    merge_lora,
-    merged,
-    unmerge_lora,
-)
-from lowrank_study.spec import Lora, RunSpec
-from lowrank_study.training.models import (
-    build_model,
-    head_names,
-    load_classifier,
-    target_modules,
-)
-from lowrank_study.training.saving import load_adapter, save_model
+from lowrank_study.methods.layers.linear import linear_shape, merged
+from lowrank_study.methods.layers.lora import LoraLinear, add_lora, load_adapter, lora_modules
+from lowrank_study.methods.layers.modules import head_names, target_modules
+from lowrank_study.methods.lora import Lora
+from lowrank_study.spec import RunSpec
+from lowrank_study.training.models import build_model, load_classifier
 
 FAMILIES = ("bert", "roberta", "distilbert", "gpt2", "llama")
 PRESETS = ("attention_qv", "attention_all", "mlp", "all_linear")
@@ -232,12 +221,15 @@ def test_merge_and_unmerge(family: str, tiny_model: Callable[[str], Path]) -> No
     originals = {name: m.base.weight.clone() for name, m in lora_modules(model)}
     errors = {name: m.round_trip_error() for name, m in lora_modules(model)}
     apart = model(**inputs()).logits
-    merge_lora(model)
-    merge_lora(model)  # a second time changes nothing
+    for _, module in lora_modules(model):
+        module.merge()
+    for _, module in lora_modules(model):  # a second time changes nothing
+        module.merge()
     torch.testing.assert_close(model(**inputs()).logits, apart, rtol=1e-5, atol=1e-5)
     with pytest.raises(RuntimeError, match="merged"):
         next(lora_modules(model))[1].round_trip_error()
-    unmerge_lora(model)
+    for _, module in lora_modules(model):
+        module.unmerge()
     for name, module in lora_modules(model):
         error = (module.base.weight - originals[name]).abs().max().item()
         assert error == errors[name]
@@ -315,7 +307,7 @@ def test_our_adapter_loads_in_peft(
     spec = spec_of(family, "method.target=all_linear", "method.scaling=alpha_over_sqrt_rank")
     ours = build_model(spec, tiny_model(family), number_of_labels=3)
     randomise_b(ours)
-    save_model(ours, spec, tmp_path, base=tiny_model(family))
+    spec.method.save(ours, tmp_path, spec=spec, base=tiny_model(family))
     torch.manual_seed(5)  # another head: PEFT must bring ours back
     base = load_classifier(tiny_model(family), number_of_labels=3, dropout=0.0)
     theirs = peft.PeftModel.from_pretrained(base, tmp_path)

@@ -17,20 +17,17 @@ from lowrank_study.checkpoints import open_adapter, open_weights
 from lowrank_study.config.composition import CONF_FOLDER
 from lowrank_study.config.run import compose
 from lowrank_study.errors import InputError
-from lowrank_study.methods import peft as peft_methods
-from lowrank_study.spec import PEFT_LORA_DEFAULTS, PeftMethod, RunSpec
+from lowrank_study.methods.layers import peft_kinds
+from lowrank_study.methods.layers.modules import head_parameters
+from lowrank_study.methods.peft import LORA_DEFAULTS, PeftMethod
+from lowrank_study.spec import RunSpec
 from lowrank_study.spectra.adapter_updates import updates_of_adapter
 from lowrank_study.sweeps.effort import Effort
-from lowrank_study.training.models import (
-    build_model,
-    head_parameters,
-    load_classifier,
-)
+from lowrank_study.training.models import build_model, load_classifier
 from lowrank_study.training.optim import make_optimizer
-from lowrank_study.training.saving import save_model
 
 SMALL: dict[str, dict[str, Any]] = {
-    **{kind: {} for kind in peft_methods.TRAINED},
+    **{kind: {} for kind in peft_kinds.TRAINED},
     "BOFT": {"boft_block_size": 4},
     "C3A": {"block_size": 8},
     "FOURIERFT": {"n_frequency": 20},
@@ -138,7 +135,7 @@ def test_a_kind_trains_what_it_should_and_is_read_back(
     train(model, spec, steps=4)
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad != torch.equal(parameter, before[name]), name
-    save_model(model, spec, tmp_path, base=bert)
+    spec.method.save(model, tmp_path, spec=spec, base=bert)
     again = reloaded(bert, tmp_path)
     torch.testing.assert_close(scores(again), scores(model), rtol=0, atol=1e-6)
     if kind in READ:
@@ -198,18 +195,18 @@ def test_weight_decay_pulls_an_adapter_towards_its_start(bert: Path) -> None:
 
 def test_defaults_of_lora_are_those_of_peft() -> None:
     config = peft.LoraConfig()
-    assert {name: getattr(config, name) for name in PEFT_LORA_DEFAULTS} == PEFT_LORA_DEFAULTS
+    assert {name: getattr(config, name) for name in LORA_DEFAULTS} == LORA_DEFAULTS
 
 
 def test_every_kind_of_this_peft_is_known() -> None:
     kinds = {kind.value for kind in peft.PEFT_TYPE_TO_CONFIG_MAPPING}
-    assert kinds == set(peft_methods.TRAINED) | set(peft_methods._REFUSED)
-    for kind, options in (*peft_methods._IGNORED.items(), *peft_methods._ONLY_WITH.items()):
+    assert kinds == set(peft_kinds.TRAINED) | set(peft_kinds._REFUSED)
+    for kind, options in (*peft_kinds._IGNORED.items(), *peft_kinds._ONLY_WITH.items()):
         config = peft.PEFT_TYPE_TO_CONFIG_MAPPING[kind]
         assert set(options) <= {field.name for field in dataclasses.fields(config)}
 
 
-@pytest.mark.parametrize("kind", sorted(peft_methods._REFUSED))
+@pytest.mark.parametrize("kind", sorted(peft_kinds._REFUSED))
 def test_a_kind_that_would_not_train_as_it_says_is_refused(kind: str, bert: Path) -> None:
     with pytest.raises(InputError, match=rf"^method.peft_type={kind}: .* Valid: .*LOHA") as refused:
         build_model(spec_of(kind, {}), bert, number_of_labels=3)
@@ -264,15 +261,14 @@ def test_every_option_in_the_tables_is_refused(bert: Path) -> None:
     model = load_classifier(bert, number_of_labels=3, dropout=0.0)
 
     def check(kind: str, options: dict[str, Any], message: str) -> None:
-        method = spec_of(kind, options).method
-        assert isinstance(method, PeftMethod)
+        spec = spec_of(kind, options)
         with pytest.raises(InputError, match=rf"^method.options.{message}"):
-            peft_methods.add_peft(model, method, modules=(), heads=(), find=list)
+            spec.method.attach(model, spec.model)
 
-    for kind, refused in peft_methods._IGNORED.items():
+    for kind, refused in peft_kinds._IGNORED.items():
         for option in refused:
             check(kind, {option: 3}, f"{option}: .*Valid for {kind}")
-    for kind, conditions in peft_methods._ONLY_WITH.items():
+    for kind, conditions in peft_kinds._ONLY_WITH.items():
         for option, (other, value) in conditions.items():
             unmet = not value if isinstance(value, bool) else "full"
             check(kind, {option: 3, other: unmet}, f"{option}: .* only if method.options.{other}")
@@ -377,7 +373,7 @@ def test_all_that_is_new_is_trained_saved_and_loaded(
         if "modules_to_save" in name and not torch.equal(p, before[name])
     }
     assert trained == heads
-    save_model(model, spec, tmp_path / "adapter", base=folder)
+    spec.method.save(model, tmp_path / "adapter", spec=spec, base=folder)
     again = reloaded(folder, tmp_path / "adapter")
     torch.testing.assert_close(scores(again), scores(model), rtol=0, atol=1e-6)
     fresh = load_classifier(folder, number_of_labels=3, dropout=0.0).eval()

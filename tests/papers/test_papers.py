@@ -10,12 +10,13 @@ from lowrank_study.config.composition import CONF_FOLDER
 from lowrank_study.config.jobs import planned_configs
 from lowrank_study.config.run import compose
 from lowrank_study.errors import InputError
+from lowrank_study.methods.lora import Lora
 from lowrank_study.papers import measures as paper_measures
 from lowrank_study.papers.measures import MEASURES
 from lowrank_study.papers.tables import beside, load_paper, read_paper, runs_of
 from lowrank_study.reporting.papers import markdown_of
 from lowrank_study.runs.store import RunStore, TrainedRun
-from lowrank_study.spec import HubRepo, Lora
+from lowrank_study.spec import HubRepo
 from lowrank_study.spectra.noise import noise_energy_rank
 from lowrank_study.spectra.updates import FactoredUpdate
 from lowrank_study.training.fit import fit

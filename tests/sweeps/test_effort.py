@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lowrank_study.config.run import compose
 from lowrank_study.data.splits import load_splits
-from lowrank_study.spec import FullFineTuning, RunSpec
+from lowrank_study.methods.full import FullFineTuning
+from lowrank_study.spec import RunSpec
 from lowrank_study.sweeps.effort import Effort
 from lowrank_study.training.batches import extreme_texts, training_batches
 from lowrank_study.training.fit import backward

@@ -7,8 +7,8 @@ import pytest
 
 from lowrank_study.config.run import compose, composed
 from lowrank_study.errors import InputError, Unfinished
+from lowrank_study.methods.full import FullFineTuning
 from lowrank_study.runs.store import RunStore
-from lowrank_study.spec import FullFineTuning
 from lowrank_study.sweeps.outcome import check_sweeps, in_words, require_sweeps
 from tests.conftest import RunCommand
 

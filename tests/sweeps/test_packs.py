@@ -3,7 +3,8 @@
 from itertools import pairwise
 
 from lowrank_study.config.run import compose
-from lowrank_study.spec import Lora, RunSpec
+from lowrank_study.methods.lora import Lora
+from lowrank_study.spec import RunSpec
 from lowrank_study.sweeps.packs import packs
 
 
@@ -33,7 +34,7 @@ def test_every_run_is_in_one_pack_with_runs_that_it_may_be_packed_with() -> None
     assert sorted(s.run_id for pack in made for s in pack) == sorted(s.run_id for s in specs)
     for pack in made:
         assert len(pack) <= 4
-        assert len({(s.method_name, s.data_seed) for s in pack}) == 1
+        assert len({(s.method.label, s.data_seed) for s in pack}) == 1
         if len(pack) > 1:
             targets = {s.method.target for s in pack}  # type: ignore[union-attr]
             ranks = [s.method.rank for s in pack]  # type: ignore[union-attr]

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from lowrank_study.config.run import compose
 from lowrank_study.data.splits import Split, load_splits
 from lowrank_study.errors import InputError
+from lowrank_study.methods.layers.lora import load_adapter
 from lowrank_study.training import batches, member
 from lowrank_study.training.batches import evaluation_batches, steps_of, training_batches
 from lowrank_study.training.evaluate import predict
@@ -21,7 +22,6 @@ from lowrank_study.training.fit import Job, fit, fit_together, torch_device
 from lowrank_study.training.member import Diverged, FitResult
 from lowrank_study.training.models import build_model, load_classifier
 from lowrank_study.training.optim import make_optimizer, rate_share
-from lowrank_study.training.saving import load_adapter
 from lowrank_study.training.tracking import JsonLinesTracker, NoTracker
 from lowrank_study.training.unpadded import padded_scores
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from lowrank_study.config.run import compose
 from lowrank_study.data.splits import Split
-from lowrank_study.methods.lora_layers import add_lora
-from lowrank_study.spec import Lora
+from lowrank_study.methods.layers.lora import add_lora
+from lowrank_study.methods.lora import Lora
 from lowrank_study.training.batches import Batch, batch_of, padded
 from lowrank_study.training.models import load_classifier
 from lowrank_study.training.unpadded import (

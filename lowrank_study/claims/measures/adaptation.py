@@ -14,8 +14,8 @@ from lowrank_study.claims.measures.outcome import (
     exactly,
     measure,
 )
-from lowrank_study.methods.lora_layers import LoraLinear
-from lowrank_study.spec import Lora
+from lowrank_study.methods.layers.lora import LoraLinear
+from lowrank_study.methods.lora import Lora
 
 WIDTH, RANK, BATCH = 64, 8, 16
 

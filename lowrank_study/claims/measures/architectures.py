@@ -26,9 +26,9 @@ from lowrank_study.config.composition import CONF_FOLDER
 from lowrank_study.config.fields import Fields
 from lowrank_study.config.run import read_yaml
 from lowrank_study.errors import InputError
-from lowrank_study.methods.lora_layers import linear_shape
+from lowrank_study.methods.layers.linear import linear_shape
+from lowrank_study.methods.layers.modules import target_modules
 from lowrank_study.spec import BaseModel, HubRepo
-from lowrank_study.training.models import target_modules
 
 FOLDER = CONF_FOLDER / "claim" / "architecture"
 

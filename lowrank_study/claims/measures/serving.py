@@ -21,9 +21,11 @@ from lowrank_study.claims.measures.evidence import Evidence, part
 from lowrank_study.claims.measures.intervals import median_interval
 from lowrank_study.claims.measures.outcome import Lacking, Measured, Outcome, measure
 from lowrank_study.config.run import compose
-from lowrank_study.methods.lora_layers import add_lora, lora_modules, merge_lora
-from lowrank_study.spec import Lora
-from lowrank_study.training.models import load_classifier, model_folder, target_modules
+from lowrank_study.methods.layers.linear import adapted_modules
+from lowrank_study.methods.layers.lora import add_lora, lora_modules
+from lowrank_study.methods.layers.modules import target_modules
+from lowrank_study.methods.lora import Lora
+from lowrank_study.training.models import load_classifier, model_folder
 
 TEXTS, TOKENS, ADAPTERS, WARM_UP = 8, 32, 4, 2
 
@@ -81,7 +83,8 @@ def _ways() -> dict[str, Callable[[], None]]:
     adapted = [_adapted(base, names, spec.method, seed) for seed in range(ADAPTERS)]
     merged = [copy.deepcopy(model) for model in adapted]
     for model in merged:
-        merge_lora(model)
+        for _, module in adapted_modules(model):
+            module.merge()
     generator = torch.Generator().manual_seed(0)
     texts = torch.randint(1000, 20000, (TEXTS, TOKENS), generator=generator)
     parts = texts.chunk(ADAPTERS)

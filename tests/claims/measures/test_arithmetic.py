@@ -16,9 +16,9 @@ from lowrank_study.claims.measures.noise_levels import random_projection
 from lowrank_study.claims.measures.outcome import Measured, Observed, Outcome
 from lowrank_study.claims.verdicts import check_claim
 from lowrank_study.errors import InputError
-from lowrank_study.methods.lora_layers import add_lora
-from lowrank_study.spec import Lora
-from lowrank_study.training.models import target_modules
+from lowrank_study.methods.layers.lora import add_lora
+from lowrank_study.methods.layers.modules import target_modules
+from lowrank_study.methods.lora import Lora
 
 CLAIMS = {claim.id: claim for claim in load_claims()}
 

@@ -1,0 +1,148 @@
+"""Linear maps of a model, and the layers that replace them: an update ΔW beside a frozen weight.
+
+    >>> replace_maps(model, {"encoder.layer.0.attention.self.query": make_layer})
+    >>> with merged(model):            # W += ΔW: no extra cost at inference
+    ...     evaluate(model)
+
+Letters: O out_features, I in_features.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from lowrank_study.errors import InputError
+
+
+class AdaptedLinear(nn.Module):
+    """A frozen linear map with a trainable update; subclasses give `delta_OI` and `forward`.
+
+    Args:
+        base: `nn.Linear`, or GPT-2's `Conv1D`, which stores its weight as (in, out). Its weight
+            is frozen; its bias is kept as it is.
+    """
+
+    packed: ClassVar[type[nn.Module] | None] = None
+    """Class that computes the layers of several runs as one (`training/packing.py`), or None."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.merged = False
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight, as the base stores it."""
+        weight = self.base.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    def delta_OI(self) -> Tensor:
+        """Return the update ΔW, (out, in), detached."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Add the update to the weight; a second merge changes nothing."""
+        if not self.merged:
+            self._add_to_weight(self.delta_OI())
+            self.merged = True
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Subtract the update again: `(W + delta) - delta`, W up to rounding."""
+        if self.merged:
+            self._add_to_weight(-self.delta_OI())
+            self.merged = False
+
+    @torch.no_grad()
+    def round_trip_error(self) -> float:
+        """Return max |((W + delta) - delta) - W|, what merging and unmerging would leave behind."""
+        if self.merged:
+            raise RuntimeError("the weight is merged: its original is not there to compare with")
+        weight = self.weight
+        delta = self._as_stored(self.delta_OI()).to(weight.dtype)
+        return float((((weight + delta) - delta) - weight).abs().max())
+
+    def _as_stored(self, delta_OI: Tensor) -> Tensor:
+        return delta_OI.T if isinstance(self.base, Conv1D) else delta_OI
+
+    def _add_to_weight(self, delta_OI: Tensor) -> None:
+        weight = self.weight
+        weight += self._as_stored(delta_OI).to(weight.dtype)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear map that can be adapted."""
+    return isinstance(module, (nn.Linear, Conv1D))
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int]:
+    """Return (in_features, out_features) of a linear map."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    rows, columns = weight.shape
+    return (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
+
+
+def check_rank(rank: int, module: nn.Module, name: str) -> None:
+    """Refuse a rank above min(in, out) of a linear map, where B @ A would not be low-rank.
+
+    Raises:
+        InputError: The rank doesn't fit; the message names the map and the valid ranks.
+    """
+    in_features, out_features = linear_shape(module)
+    if not 1 <= rank <= min(in_features, out_features):
+        raise InputError(
+            f"method.rank={rank}: {name} maps {in_features} to {out_features} features, so "
+            f"ranks from 1 to {min(in_features, out_features)} are valid"
+        )
+
+
+def replace_maps(model: nn.Module, layers: Mapping[str, Callable[[nn.Module], nn.Module]]) -> None:
+    """Freeze the whole model, and put a new layer in the place of each named linear map.
+
+    Args:
+        model: Changed in place.
+        layers: Module path → function that makes the new layer from the linear map.
+    """
+    model.requires_grad_(False)
+    for name, make in layers.items():
+        parent_name, _, attribute = name.rpartition(".")
+        parent = model.get_submodule(parent_name)
+        setattr(parent, attribute, make(getattr(parent, attribute)))
+
+
+def adapted_modules(model: nn.Module) -> Iterator[tuple[str, AdaptedLinear]]:
+    """Yield every adapted map with its path in the model."""
+    for name, module in model.named_modules():
+        if isinstance(module, AdaptedLinear):
+            yield name, module
+
+
+@contextmanager
+def merged(model: nn.Module) -> Iterator[None]:
+    """Evaluate with merged weights, then put the original tensors back: bit-identical."""
+    originals: list[tuple[AdaptedLinear, Tensor]] = []
+    try:
+        for _, module in adapted_modules(model):
+            if not module.merged:
+                originals.append((module, module.weight.data))
+                module.weight.data = module.weight.data.clone()
+                module.merge()
+        yield
+    finally:
+        for module, original in originals:
+            module.weight.data = original
+            module.merged = False
+
+
+def round_frozen(model: nn.Module) -> None:
+    """Keep the frozen maps' weights in bf16, so that autocast need not cast them every step."""
+    for module in model.modules():
+        if is_linear(module) and not module.weight.requires_grad:
+            module.weight.data = module.weight.data.bfloat16()

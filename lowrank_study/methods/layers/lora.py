@@ -1,0 +1,200 @@
+"""LoRA's layer: a frozen linear map plus a trainable product of two thin matrices.
+
+    y = x Wᵀ + b + scaling · (x Aᵀ) Bᵀ        W (out, in) frozen, A (rank, in), B (out, rank)
+
+B starts at zero, so that training starts at the pretrained model (Hu et al. 2021, section 4.1).
+
+    >>> add_lora(model, {"encoder.layer.0.attention.self.query": lora})
+    >>> train(model)
+
+Letters: O out_features, I in_features, R rank, K largest rank of a pack, T tokens of a run.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from lowrank_study.checkpoints import open_adapter, save_adapter
+from lowrank_study.errors import InputError
+from lowrank_study.hashing import sha256_of_file
+from lowrank_study.methods.layers.linear import (
+    AdaptedLinear,
+    check_rank,
+    is_linear,
+    linear_shape,
+    replace_maps,
+)
+from lowrank_study.methods.layers.modules import head_names, in_head, train_head
+from lowrank_study.methods.lora import Lora
+
+
+class PackedLora(nn.Module):
+    """The adapted map of several runs: y = x Wᵀ + b + scaling_r · (x A_rᵀ) B_rᵀ for run r."""
+
+    def __init__(self, loras: Sequence[nn.Module], active: list[int]) -> None:
+        super().__init__()
+        self.loras = nn.ModuleList(loras)
+        self._active = active
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (R, ..., in) to (R, ..., out); the first dimension may hold R times as many."""
+        loras: list[LoraLinear] = [self.loras[number] for number in self._active]  # type: ignore[misc]
+        y: Tensor = loras[0].base(x)
+        rank = max(lora.A_RI.shape[0] for lora in loras)
+        # Smaller ranks are filled up with zeros, whose gradients are zero.
+        A_RKI = torch.stack([_filled(lora.A_RI, rank) for lora in loras])
+        B_ROK = torch.stack([_filled(lora.B_OR.T * lora.scaling, rank).T for lora in loras])
+        dropped = functional.dropout(x, loras[0].dropout, self.training)
+        low_RTK = dropped.reshape(len(loras), -1, x.shape[-1]) @ A_RKI.mT
+        of_runs = y.reshape(len(loras), -1, y.shape[-1])
+        return torch.baddbmm(of_runs.to(low_RTK.dtype), low_RTK, B_ROK.mT).view_as(y)
+
+
+def _filled(factor: Tensor, rank: int) -> Tensor:
+    return functional.pad(factor, (0, 0, 0, rank - factor.shape[0]))
+
+
+class LoraLinear(AdaptedLinear):
+    """A linear map with a low-rank update beside it.
+
+    Args:
+        base: The linear map.
+        lora: Rank, scaling, dropout and initialisation.
+        name: Path of the map in the model, for the error.
+
+    Raises:
+        InputError: The rank is above min(in, out), where B @ A would no longer be low-rank.
+    """
+
+    packed: ClassVar[type[nn.Module] | None] = PackedLora
+
+    def __init__(self, base: nn.Module, lora: Lora, name: str) -> None:
+        super().__init__(base)
+        in_features, out_features = linear_shape(base)
+        check_rank(lora.rank, base, name)
+        device = self.weight.device
+        self.A_RI = nn.Parameter(torch.empty(lora.rank, in_features, device=device))
+        self.B_OR = nn.Parameter(torch.zeros(out_features, lora.rank, device=device))
+        if lora.init == "gaussian":
+            nn.init.normal_(self.A_RI, std=1 / lora.rank)
+        else:
+            nn.init.kaiming_uniform_(self.A_RI, a=math.sqrt(5))
+        self.scaling = lora.scaling
+        self.dropout = lora.dropout
+
+    def forward(self, x_I: Tensor) -> Tensor:
+        """Return `base(x) + scaling · (x Aᵀ) Bᵀ`; x is (..., in), the result (..., out)."""
+        y_O: Tensor = self.base(x_I)
+        if self.merged:
+            return y_O
+        dropped_I = functional.dropout(x_I, self.dropout, self.training)
+        low_R = functional.linear(dropped_I, self.A_RI)
+        if low_R.dtype != y_O.dtype or low_R.dtype != self.B_OR.dtype:  # autocast casts B itself
+            return y_O + functional.linear(low_R, self.B_OR) * self.scaling
+        # One call instead of a product, a scaling and a sum: fewer passes over (..., out).
+        summed_O = torch.addmm(
+            y_O.flatten(0, -2), low_R.flatten(0, -2), self.B_OR.T, alpha=self.scaling
+        )
+        return summed_O.view_as(y_O)
+
+    def delta_OI(self) -> Tensor:
+        """Return the update `scaling · B @ A`, (out, in), detached."""
+        return (self.B_OR.detach() @ self.A_RI.detach()) * self.scaling
+
+
+def add_lora(
+    model: nn.Module, loras: Mapping[str, Lora], *, layer: type[LoraLinear] = LoraLinear
+) -> None:
+    """Freeze the whole model, and put a LoRA layer in the place of each named linear map.
+
+    Args:
+        model: Changed in place.
+        loras: Module path → its LoRA; ranks may differ from map to map.
+        layer: Class of the layers.
+    """
+    replace_maps(
+        model, {name: partial(layer, lora=lora, name=name) for name, lora in loras.items()}
+    )
+
+
+def lora_modules(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
+    """Yield every LoRA layer with its path in the model."""
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLinear):
+            yield name, module
+
+
+def save_lora(model: nn.Module, lora: Lora, folder: Path, *, base_name: str, base: Path) -> None:
+    """Save the factors and the head in PEFT's layout.
+
+    Args:
+        model: The trained model.
+        lora: Its method.
+        folder: Folder to write to.
+        base_name: Name of the pretrained model.
+        base: Folder of the pretrained model; the adapter stores the hashes of its weights, and is
+            refused on another base.
+    """
+    heads, modules = head_names(model), dict(lora_modules(model))
+    state = model.state_dict().items()
+    save_adapter(
+        folder,
+        factors={name: (each.A_RI.detach(), each.B_OR.detach()) for name, each in modules.items()},
+        saved_modules={name: value.detach() for name, value in state if in_head(name, heads)},
+        modules_to_save=heads,
+        rank=lora.rank,
+        alpha=lora.alpha,
+        use_rslora=lora.scaling_rule == "alpha_over_sqrt_rank",
+        dropout=lora.dropout,
+        target_modules=sorted(modules),
+        base_model_name=base_name,
+        task_type="SEQ_CLS",
+        fan_in_fan_out=any(isinstance(each.base, Conv1D) for each in modules.values()),
+        base_sha256=[sha256_of_file(file) for file in sorted(base.glob("*.safetensors"))],
+    )
+
+
+def load_adapter(model: nn.Module, folder: Path) -> None:
+    """Put a saved LoRA adapter, ours or PEFT's, on a freshly loaded model.
+
+    Raises:
+        InputError: The adapter is of another kind, or has modules or shapes that the model lacks.
+    """
+    with open_adapter(folder) as adapter:
+        adapter.refuse_partial()
+        if adapter.kind != "lora":
+            raise InputError(f"{folder}: a {adapter.kind} adapter; load it with PEFT")
+        linear = {name for name, module in model.named_modules() if is_linear(module)}
+        if unknown := sorted(set(adapter.modules()) - linear):
+            raise InputError(f"{folder}: adapts {unknown[0]!r}, not a linear map of the model")
+        factors = {name: adapter.factors(name) for name in adapter.modules()}
+        saved = {name: torch.from_numpy(adapter.read(name)) for name in adapter.saved_weights()}
+    if unknown := sorted(set(saved) - set(model.state_dict())):
+        raise InputError(f"{folder}: it saves {unknown[0]!r}, which the model lacks")
+    model.load_state_dict(saved, strict=False)
+    add_lora(model, {name: _lora_of(f.A_RI.shape[0], f.scaling) for name, f in factors.items()})
+    with torch.no_grad():
+        for name, module in lora_modules(model):
+            module.A_RI.copy_(torch.from_numpy(factors[name].A_RI))
+            module.B_OR.copy_(torch.from_numpy(factors[name].B_OR))
+    train_head(model)
+
+
+def _lora_of(rank: int, scaling: float) -> Lora:
+    """Return what a saved adapter says of its LoRA; it doesn't say how it was trained."""
+    return Lora(
+        learning_rate=math.nan,
+        rank=rank,
+        alpha=scaling * rank,
+        scaling_rule="alpha_over_rank",
+        dropout=0.0,
+        init="kaiming",
+        target=(),
+    )
