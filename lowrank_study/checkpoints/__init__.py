@@ -11,14 +11,15 @@ Every faulty file raises an `InputError` of one line that names file, tensor and
 
 from lowrank_study.checkpoints.adapters import Adapter, Factors, open_adapter
 from lowrank_study.checkpoints.adapters.saving import save_adapter
-from lowrank_study.checkpoints.formats.shards import refuse_several_adapters
+from lowrank_study.checkpoints.formats.folder import refuse_several_adapters
 from lowrank_study.checkpoints.formats.source_file import SourceFile, shown
-from lowrank_study.checkpoints.formats.tensors import Array, TensorInfo
-from lowrank_study.checkpoints.matrices.finding import Matrix, find_matrices, module_of
+from lowrank_study.checkpoints.formats.tensors import Array, TensorInfo, coarser
+from lowrank_study.checkpoints.matrices.finding import find_matrices
+from lowrank_study.checkpoints.matrices.matrix import Matrix
+from lowrank_study.checkpoints.names import canonical, is_vocabulary, module_of
 from lowrank_study.checkpoints.pairing.architecture import is_adapter
-from lowrank_study.checkpoints.pairing.match import Match, coarser, is_vocabulary
+from lowrank_study.checkpoints.pairing.match import Match
 from lowrank_study.checkpoints.pairing.pairing import Pairing, pair
-from lowrank_study.checkpoints.pairing.renames import canonical
 from lowrank_study.checkpoints.pairing.unpaired import Unpaired, left_out_parts
 from lowrank_study.checkpoints.weights import Weights, open_weights
 

@@ -276,7 +276,7 @@ def test_what_cannot_be_read_in_parts_is_cut_out_of_the_whole(
 def test_a_tied_vocabulary_is_recognised_in_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lowrank_study.checkpoints.pairing.sides._BLOCK", 8)
+    monkeypatch.setattr("lowrank_study.checkpoints.pairing.tied._BLOCK", 8)
     for name, seed in (("a", 0), ("b", 1)):
         both = tensors(torch.float32, seed=seed)
         both["lm_head.weight"] = both["h.embed_tokens.weight"].clone()

@@ -25,9 +25,9 @@ from lowrank_study.checkpoints.adapters.formulas import (
 from lowrank_study.checkpoints.adapters.peft_delta import peft_delta
 from lowrank_study.checkpoints.adapters.saving import BASE_HASH
 from lowrank_study.checkpoints.formats.source_file import Closing, SourceFile, shown
-from lowrank_study.checkpoints.formats.tensors import Array
-from lowrank_study.checkpoints.matrices.finding import is_transposed, module_of
-from lowrank_study.checkpoints.pairing.match import coarser, is_vocabulary
+from lowrank_study.checkpoints.formats.tensors import Array, coarser
+from lowrank_study.checkpoints.matrices.finding import is_transposed
+from lowrank_study.checkpoints.names import is_vocabulary, module_of
 from lowrank_study.checkpoints.weights import Weights
 from lowrank_study.errors import InputError
 from lowrank_study.left_out import LeftOut, in_words

@@ -15,9 +15,13 @@ import numpy as np
 from lowrank_study.checkpoints.adapters.content import Content, stored_shape
 from lowrank_study.checkpoints.formats.source_file import shown
 from lowrank_study.checkpoints.formats.tensors import Array
-from lowrank_study.checkpoints.matrices.finding import module_of
-from lowrank_study.checkpoints.pairing.match import is_head, is_vocabulary, may_be_tied
-from lowrank_study.checkpoints.pairing.renames import canonical
+from lowrank_study.checkpoints.names import (
+    canonical,
+    is_head,
+    is_vocabulary,
+    may_be_tied,
+    module_of,
+)
 from lowrank_study.checkpoints.weights import Weights
 from lowrank_study.errors import InputError
 

@@ -23,7 +23,8 @@ from typing import Any
 from lowrank_study.checkpoints.adapters.content import Content, Sorter, checked_ranks
 from lowrank_study.checkpoints.adapters.peft_settings import read_settings
 from lowrank_study.checkpoints.adapters.saving import CONFIG_NAME, WEIGHTS_NAME
-from lowrank_study.checkpoints.formats.source_file import parse_json, shown
+from lowrank_study.checkpoints.formats.json_text import parse_json
+from lowrank_study.checkpoints.formats.source_file import shown
 from lowrank_study.checkpoints.weights import Weights
 from lowrank_study.errors import InputError
 

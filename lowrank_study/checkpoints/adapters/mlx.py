@@ -17,7 +17,7 @@ from lowrank_study.checkpoints.adapters.content import Content, Sorter, checked_
 from lowrank_study.checkpoints.adapters.peft_settings import checked_number
 from lowrank_study.checkpoints.adapters.saving import CONFIG_NAME
 from lowrank_study.checkpoints.formats.source_file import shown
-from lowrank_study.checkpoints.pairing.match import is_vocabulary
+from lowrank_study.checkpoints.names import is_vocabulary
 from lowrank_study.checkpoints.weights import Weights
 from lowrank_study.errors import InputError
 

@@ -17,12 +17,13 @@ from lowrank_study.checkpoints.adapters.gguf import read_gguf_lora
 from lowrank_study.checkpoints.adapters.mlx import read_mlx
 from lowrank_study.checkpoints.adapters.peft import read_peft
 from lowrank_study.checkpoints.adapters.saving import CONFIG_NAME, WEIGHTS_NAME
-from lowrank_study.checkpoints.formats.shards import (
+from lowrank_study.checkpoints.formats.folder import (
     adapters_inside,
     refuse_several_adapters,
     unread_flags,
 )
-from lowrank_study.checkpoints.formats.source_file import SourceFile, read_json, shown
+from lowrank_study.checkpoints.formats.json_text import read_json
+from lowrank_study.checkpoints.formats.source_file import SourceFile, shown
 from lowrank_study.checkpoints.weights import open_weights
 from lowrank_study.errors import InputError
 

@@ -1,6 +1,6 @@
-"""Quantised weights in safetensors: float8 with its scales is read, the rest refused by name.
+"""Read float8 weights with their scales, and refuse other quantised weights by name.
 
-float8 checkpoints keep a scale beside each weight; the weight is `stored * scale`, where the
+A float8 checkpoint keeps a scale beside each weight. The weight is `stored * scale`, where the
 scale is one number, one per output row, or one per block (DeepSeek's 128 x 128):
 
     layers.0.mlp.down_proj.weight             float8_e4m3fn [7168, 2048]
@@ -37,15 +37,19 @@ _PACKED = {
 }
 """Suffixes of tensor names that only packed formats use; the first match decides."""
 
-PACKED = "whole numbers, perhaps weights packed in an unknown way"
+PACKED = "integers, perhaps weights packed in an unknown way"
+"""Why a tensor of integers is left out that isn't clearly a counter or mask."""
+
 _PACKED_DTYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32")
 """Dtypes that a vector of packed weights may have."""
+
 _COUNTERS = ("_index", "_indices", "_idx", "_idxs", "_ids", "_mask")
 """Ends of names of tables and positions."""
 
 _SCALE_ENDS = ("_scale_inv", "_scale")
 _OTHER_ENDS = (".input_scale", ".activation_scale", ".k_scale", ".v_scale", ".output_scale")
 _METHODS_READ = ("fp8", "fbgemm_fp8", "compressed-tensors")
+_SAVE_WIDER = "save the model in bfloat16 or float32"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,22 +65,19 @@ class Scale:
 
 
 def refuse_packed(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], where: str) -> None:
-    """Refuse packed formats by name.
+    """Refuse packed formats.
 
     Raises:
-        InputError: naming the format and a tensor that is stored in it.
+        InputError: names the format and a tensor that is stored in it.
     """
     remedy = (
-        "give the checkpoint it was quantised from, or dequantise it in the library that wrote it "
-        "and save it in bfloat16 or float32"
+        "which can't be read exactly; give the checkpoint it was quantised from, or dequantise it "
+        "in the library that wrote it and save it in bfloat16 or float32"
     )
     for end, scheme in _PACKED.items():
         found = next((name for name in tensors if name.endswith(end)), None)
         if found is not None:
-            raise InputError(
-                f"{where}: tensor {shown(found)} is {scheme} quantised, which can't be read "
-                f"exactly; {remedy}"
-            )
+            raise InputError(f"{where}: tensor {shown(found)} is {scheme} quantised, {remedy}")
     for name, tensor in tensors.items():
         module = name.removesuffix(".weight")
         if tensor.dtype == "uint32" and {f"{module}.scales", f"{module}.biases"} <= tensors.keys():
@@ -91,10 +92,7 @@ def refuse_packed(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], 
     method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
     floats8 = any(tensor.dtype.startswith("float8") for tensor in tensors.values())
     if method not in _METHODS_READ and not floats8 and any(map(_is_packed, tensors.values())):
-        raise InputError(
-            f"{where}: config.json says it is quantised by {shown(method)}, which can't be read "
-            f"exactly; {remedy}"
-        )
+        raise InputError(f"{where}: config.json says it is quantised by {shown(method)}, {remedy}")
 
 
 def _is_packed(tensor: TensorInfo) -> bool:
@@ -107,7 +105,7 @@ def find_scales(
     """Return the scale of every float8 tensor.
 
     Raises:
-        InputError: a float8 tensor without a scale, or with one of a shape not understood.
+        InputError: a float8 tensor has no scale, or one of an unknown shape.
     """
     scales: dict[str, Scale] = {}
     for name, tensor in tensors.items():
@@ -121,7 +119,7 @@ def find_scales(
             raise InputError(
                 f"{where}: tensor {shown(name)} is {tensor.dtype} with {len(found)} scale tensors "
                 f"(looked for {shown(', '.join(candidates), 300)}); without exactly one its values "
-                "are unknown: save the model in bfloat16 or float32"
+                f"are unknown: {_SAVE_WIDER}"
             )
         scales[name] = _scale(tensor, tensors[found[0]], config, where)
     return scales
@@ -145,24 +143,9 @@ def _scale(tensor: TensorInfo, scale: TensorInfo, config: Mapping[str, Any], whe
             return Scale(name=scale.name, rows=block[0], columns=block[1])
     raise InputError(
         f"{where}: tensor {shown(tensor.name)} of shape {list(shape)} has scales "
-        f"{shown(scale.name)} of dtype {scale.dtype} and shape {list(scale.shape)}: neither one, "
-        "one per row, nor blocks of the config's weight_block_size; save it in bfloat16 or float32"
+        f"{shown(scale.name)} of dtype {scale.dtype} and shape {list(scale.shape)}, which is "
+        "neither one, one per row, nor blocks of the config's weight_block_size; " + _SAVE_WIDER
     )
-
-
-def apply_scale(
-    values: Array, first_row: int, scale: Scale, read_scales: Callable[[str], Array]
-) -> Array:
-    """Return `stored * scale` in float64, which holds the product of the two exactly.
-
-    Args:
-        values: some rows of the stored float8 tensor.
-        first_row: which row of the tensor they begin with.
-        scale: its scale.
-        read_scales: reads a tensor by its name in the file.
-    """
-    with np.errstate(invalid="ignore"):  # NaN and Inf pass through, for the caller to find
-        return values * scale_factors(values.shape, first_row, scale, read_scales)
 
 
 def scale_factors(
@@ -171,9 +154,9 @@ def scale_factors(
     """Return the scale of each stored number of some rows, in float64.
 
     Args:
-        shape: shape of the rows.
-        first_row: index of their first row in the tensor.
-        scale: its scale.
+        shape: the shape of the rows.
+        first_row: the index of their first row in the tensor.
+        scale: the tensor's scale.
         read_scales: reads a tensor by its name in the file.
     """
     factors = read_scales(scale.name).astype(np.float64)
@@ -191,7 +174,7 @@ def skip_reasons(
     """Return why each tensor that isn't a weight is left out: counters, masks, scales.
 
     Raises:
-        InputError: a matrix of integers that is named a weight.
+        InputError: a matrix of integers is named a weight.
     """
     used = {scale.name for scale in scales.values()}
     reasons: dict[str, str] = {}
@@ -203,8 +186,8 @@ def skip_reasons(
         elif not is_readable(tensor.dtype):
             if _is_packed(tensor):
                 raise InputError(
-                    f"{where}: tensor {shown(name)} holds weights as {tensor.dtype} without scales "
-                    "that are understood; save the model in bfloat16 or float32"
+                    f"{where}: tensor {shown(name)} holds weights as {tensor.dtype} without known "
+                    f"scales; {_SAVE_WIDER}"
                 )
             counter = f"{tensor.dtype}, a counter or mask, not weights"
             reasons[name] = counter if _is_counter(tensor) else PACKED
@@ -212,7 +195,7 @@ def skip_reasons(
 
 
 def _is_counter(tensor: TensorInfo) -> bool:
-    """Whether whole numbers hold no weights, as far as shape, dtype and name tell."""
+    """Whether integers hold no weights, judged by shape, dtype and name."""
     return (
         tensor.dtype == "bool"
         or tensor.shape[:1] in ((), (1,))

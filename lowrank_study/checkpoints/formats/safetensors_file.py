@@ -1,11 +1,11 @@
-"""The header of a safetensors file, checked before anything is believed.
+"""Read the header of a safetensors file; every byte after it must belong to exactly one tensor.
 
 A file is eight bytes (length N of the header, little-endian), N bytes of JSON and then the
-tensors: `{"w": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}`. The library
-accepts names given twice and spends seconds and gigabytes on a bloated header, so the header
-is parsed here. Every byte after it has to belong to exactly one tensor.
+tensors: `{"w": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}`. The safetensors
+library accepts repeated names and spends seconds and gigabytes on a bloated header, so the header
+is parsed here.
 
-    read_headers([SourceFile.open(path, root=path.parent)])     # ([TensorInfo(name="w", ...)], {})
+    read_safetensors([SourceFile.open(path, root=path.parent)]).tensors     # [TensorInfo(...)]
 
 Source: https://huggingface.co/docs/safetensors (format).
 """
@@ -14,12 +14,11 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-from lowrank_study.checkpoints.formats.source_file import SourceFile, parse_json, shown
+from lowrank_study.checkpoints.formats.json_text import parse_json
+from lowrank_study.checkpoints.formats.source_file import SourceFile, damaged, hostile, shown
+from lowrank_study.checkpoints.formats.stored import MAX_TENSORS, Format, Stored, read_plain_rows
 from lowrank_study.checkpoints.formats.tensors import ITEM_BYTES, TensorInfo
 from lowrank_study.errors import InputError
-
-MAX_TENSORS = 200_000
-"""Most tensors in a model; the largest public ones have about 140 000, over all shards."""
 
 _HEADER_BYTES = 32 * 2**20
 _KEYS = {"dtype", "shape", "data_offsets"}
@@ -43,52 +42,55 @@ _DTYPES = {
 }
 
 
-def read_headers(
-    files: Sequence[SourceFile],
-) -> tuple[list[TensorInfo], dict[str, Any]]:
+def read_safetensors(files: Sequence[SourceFile]) -> Stored:
     """Return every tensor of some safetensors files, in file order, and their metadata.
 
     Raises:
-        InputError: anything but intact files.
+        InputError: a file isn't intact.
     """
     headers = [_raw_header(file) for file in files]
-    count = sum(header.count(b'"data_offsets"') for header in headers)
-    if count > MAX_TENSORS:
-        raise InputError(
-            f"{shown(files[0].path)}: more than {MAX_TENSORS} tensors; it is damaged or hostile: "
-            "get it from a source you trust"
-        )
+    if sum(header.count(b'"data_offsets"') for header in headers) > MAX_TENSORS:
+        raise hostile(shown(files[0].path), f"more than {MAX_TENSORS} tensors")
     tensors: list[TensorInfo] = []
     metadata: dict[str, Any] = {}
     for file, raw in zip(files, headers, strict=True):
-        where = shown(file.path)
-        header = parse_json(raw, f"{where}: header")
+        header = parse_json(raw, f"{shown(file.path)}: header")
         more = header.pop("__metadata__", {})
         if not isinstance(more, dict):
-            raise InputError(f"{where}: its __metadata__ is not an object; get the file again")
+            raise damaged(shown(file.path), "its __metadata__ is not an object")
         metadata.update(more)
         found = [_tensor(name, entry, file, 8 + len(raw)) for name, entry in header.items()]
         _check_layout(found, file, 8 + len(raw))
         tensors += found
-    return tensors, metadata
+    return Stored(
+        tensors=tensors, metadata=metadata, config={}, read_rows=read_plain_rows, flags=[]
+    )
+
+
+SAFETENSORS = Format(
+    name="safetensors",
+    suffixes=(".safetensors",),
+    # A GGUF file of 123 tensors has these bytes too.
+    recognises=lambda head: head[5:] == b"\0\0\0{" and head[:4] != b"GGUF",
+    runs_code=False,
+    read=read_safetensors,
+)
 
 
 def _raw_header(file: SourceFile) -> bytearray:
-    """Return the bytes of a header whose length is believable."""
+    """Return the bytes of a header of plausible length."""
     where = shown(file.path)
     if file.size < 8:
-        raise InputError(f"{where}: {file.size} bytes is too short for safetensors; get it again")
+        raise damaged(where, f"{file.size} bytes is too short for safetensors")
     length = int.from_bytes(file.read(0, 8), "little")
     if length > file.size - 8:
-        raise InputError(
-            f"{where}: says its header has {length} bytes, the file has {file.size}; it is "
-            "truncated or not safetensors: get it again from its source"
+        raise damaged(
+            where,
+            f"says its header has {length} bytes, but the file has {file.size}, so it is "
+            "truncated or not safetensors",
         )
     if length > _HEADER_BYTES:
-        raise InputError(
-            f"{where}: header of {length} bytes is above the limit of {_HEADER_BYTES}; "
-            "it is damaged or hostile: get it from a source you trust"
-        )
+        raise hostile(where, f"header of {length} bytes is above the limit of {_HEADER_BYTES}")
     raw = file.read(8, 8 + length)
     if raw[:1] != b"{":
         raise InputError(f"{where}: its header doesn't open with '{{'; it is not safetensors")
@@ -101,34 +103,31 @@ def _is_count(value: Any) -> bool:
 
 def _tensor(name: str, entry: Any, file: SourceFile, data_start: int) -> TensorInfo:
     """Check one entry of a header."""
-
-    def refusal(what: str) -> InputError:
-        return InputError(
-            f"{shown(file.path)}: tensor {shown(name)}: {what}; get it again from its source"
-        )
-
+    where = f"{shown(file.path)}: tensor {shown(name)}"
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:
-        raise refusal("its name is not valid Unicode") from None
+        raise damaged(where, "its name is not valid Unicode") from None
     if not isinstance(entry, dict) or entry.keys() != _KEYS:
-        raise refusal("needs exactly dtype, shape and data_offsets")
+        raise damaged(where, "needs exactly dtype, shape and data_offsets")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     dtype = _DTYPES.get(code) if isinstance(code, str) else None
     if dtype is None:
         raise InputError(
-            f"{shown(file.path)}: tensor {shown(name)}: dtype {shown(code)} can't be read exactly; "
+            f"{where}: dtype {shown(code)} can't be read exactly; "
             f"save the model in one of {', '.join(_DTYPES)}"
         )
     if not isinstance(shape, list) or len(shape) > 16 or not all(map(_is_count, shape)):
-        raise refusal(f"shape {shown(shape)} is not a list of sizes")
+        raise damaged(where, f"shape {shown(shape)} is not a list of sizes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
-        raise refusal(f"data_offsets {shown(offsets)} are not two positions")
+        raise damaged(where, f"data_offsets {shown(offsets)} are not two positions")
     start, stop = offsets
-    if stop - start != prod(shape) * ITEM_BYTES[dtype]:
-        raise refusal(
-            f"{code} of shape {shown(shape)} needs {shown(prod(shape) * ITEM_BYTES[dtype])} bytes, "
-            f"its offsets {shown(offsets)} give {stop - start}"
+    needed = prod(shape) * ITEM_BYTES[dtype]
+    if stop - start != needed:
+        raise damaged(
+            where,
+            f"{code} of shape {shown(shape)} needs {shown(needed)} bytes, but its offsets "
+            f"{shown(offsets)} give {stop - start}",
         )
     return TensorInfo(
         name=name,
@@ -146,18 +145,16 @@ def _check_layout(tensors: list[TensorInfo], file: SourceFile, data_start: int) 
     position = data_start
     for tensor in sorted(tensors, key=lambda tensor: (tensor.start, tensor.stop)):
         if tensor.start != position:
-            kind = "overlaps the tensor before it" if tensor.start < position else "leaves a hole"
-            raise InputError(
-                f"{where}: tensor {shown(tensor.name)} {kind}, at byte {tensor.start} instead of "
-                f"{position}; the file is damaged or hostile: get it again from its source"
+            fault = "overlaps the tensor before it" if tensor.start < position else "leaves a hole"
+            raise hostile(
+                where,
+                f"tensor {shown(tensor.name)} {fault}, at byte {tensor.start} instead of "
+                f"{position}",
             )
         position = tensor.stop
     if position > file.size:
-        raise InputError(
-            f"{where}: truncated, {file.size} of {position} bytes; get it again from its source"
-        )
+        raise damaged(where, f"truncated, {file.size} of {position} bytes")
     if position < file.size:
-        raise InputError(
-            f"{where}: {file.size - position} bytes after the last tensor belong to none; "
-            "the file is damaged or hostile: get it again from its source"
+        raise hostile(
+            where, f"{file.size - position} bytes after the last tensor belong to no tensor"
         )

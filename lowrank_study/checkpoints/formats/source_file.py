@@ -1,30 +1,22 @@
-"""Opening files that may be hostile: regular files inside a given folder, unchanged while read.
+"""Open files that may be hostile: regular files in one folder that stay unchanged while read.
 
-A checkpoint is downloaded from strangers. A name in it may be a pipe that never ends, a
-link to somebody's private file, or a file another process is still writing. All reading of
-the package goes through `SourceFile`, which refuses each of these.
+Checkpoints come from strangers. A name in one can be a pipe that never ends, a link to a private
+file, or a file that another process is still writing. All reading goes through `SourceFile`, which
+refuses each of these.
 
     with SourceFile.open(folder / "model.safetensors", root=folder) as file:
         first_eight = file.read(0, 8)
 """
 
 import hashlib
-import itertools
-import json
 import os
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from lowrank_study.errors import InputError
-
-JSON_BYTES = 32 * 2**20
-"""Largest JSON text that is parsed; the index of a 671B model has 9 MB."""
-
-JSON_TOKENS = 1_000_000
-"""Most separators (`,` `:` `[` `{`) a parsed JSON text may hold: it bounds time and memory."""
 
 _CHUNK = 4 * 2**20
 
@@ -38,28 +30,27 @@ def shown(text: object, limit: int = 160) -> str:
     return line if len(line) <= limit else line[: limit - 3] + "..."
 
 
-def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+def damaged(where: str, what: str) -> InputError:
+    """Return the error for a file that contradicts its own format."""
+    return InputError(f"{where}: {what}; the file is damaged: get it again from its source")
 
 
-def _hub_blobs(root: Path) -> Path | None:
-    """The `blobs` folder of the Hugging Face hub cache that `root` is a snapshot of, if it is."""
-    for parent in (root, *root.parents):
-        if parent.name == "snapshots" and parent.parent.name.startswith("models--"):
-            return parent.parent / "blobs"
-    return None
+def hostile(where: str, what: str) -> InputError:
+    """Return the error for a file that no honest program writes."""
+    return InputError(
+        f"{where}: {what}; the file is damaged or hostile: get it from a source you trust"
+    )
 
 
 def resolve_inside(path: Path, root: Path) -> Path:
-    """Return the real path of `path`, which has to lie inside `root` (or its hub cache's blobs)."""
+    """Return the real path of `path`, which must lie in `root` or in its hub cache's blobs."""
     try:
         real, real_root = path.resolve(strict=True), root.resolve(strict=True)
     except FileNotFoundError:
         raise InputError(f"{shown(path)}: no such file; check the path") from None
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(f"{shown(path)}: can't be opened ({shown(error)})") from None
-    blobs = _hub_blobs(real_root)
-    if real.is_relative_to(real_root) or (blobs is not None and real.parent == blobs):
+    if real.is_relative_to(real_root) or real.parent == _hub_blobs(real_root):
         return real
     raise InputError(
         f"{shown(path)}: is a link that leaves its folder (to {shown(real)}); "
@@ -67,8 +58,16 @@ def resolve_inside(path: Path, root: Path) -> Path:
     )
 
 
+def _hub_blobs(root: Path) -> Path | None:
+    """Return the folder of blobs if `root` is a snapshot in a Hugging Face hub cache."""
+    for parent in (root, *root.parents):
+        if parent.name == "snapshots" and parent.parent.name.startswith("models--"):
+            return parent.parent / "blobs"
+    return None
+
+
 class Closing(ABC):
-    """What a `with` block closes at its end."""
+    """A context manager that closes itself at the end of its block."""
 
     @abstractmethod
     def close(self) -> None:
@@ -82,7 +81,7 @@ class Closing(ABC):
 
 
 class SourceFile(Closing):
-    """One regular file, open for reading; every read checks that it hasn't changed since."""
+    """One regular file, open for reading; every read checks that it hasn't changed."""
 
     def __init__(self, path: Path, real: Path, descriptor: int, identity: tuple[int, ...]) -> None:
         self.path = path
@@ -94,67 +93,58 @@ class SourceFile(Closing):
 
     @classmethod
     def open(cls, path: Path, *, root: Path) -> Self:
-        """Open `path`, which has to be a regular file inside the folder `root`.
+        """Open a regular file inside the folder `root`.
 
         Raises:
             InputError: the file is missing, unreadable, a folder, pipe or device, or a link
                 that leaves `root`.
         """
         real = resolve_inside(path, root)
-        # Asked before opening too: opening a device can have effects of its own.
+        refusal = InputError(
+            f"{shown(path)}: is not a regular file (a folder, pipe or device); "
+            "give a checkpoint file"
+        )
         try:
-            regular = stat.S_ISREG(os.stat(real).st_mode)
-            if regular:
-                flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
-                descriptor = os.open(real, flags)
+            # Checked before opening too, because opening a device can have effects.
+            if not stat.S_ISREG(os.stat(real).st_mode):
+                raise refusal
+            descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
             raise InputError(f"{shown(path)}: can't be opened ({error.strerror})") from None
-        if not regular:
-            raise InputError(
-                f"{shown(path)}: is not a regular file (a folder, pipe or device); "
-                "give a checkpoint file"
-            )
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             os.close(descriptor)
-            raise InputError(f"{shown(path)}: is not a regular file; give a checkpoint file")
+            raise refusal
         return cls(path, real, descriptor, _identity(status))
 
     def read(self, start: int, stop: int) -> bytearray:
         """Return the bytes `start:stop`; refuse if the file is shorter or has changed."""
-        if self._descriptor is None:
-            raise ValueError(f"{self.path} is closed")
         if not 0 <= start <= stop <= self.size:
-            raise InputError(
-                f"{shown(self.path)}: bytes {start} to {stop} asked of a file of {self.size}; "
-                "it is truncated or damaged: download it again"
+            raise damaged(
+                shown(self.path), f"bytes {start} to {stop} are needed of a file of {self.size}"
             )
-        return self._gather(start, stop - start, stop - start, 1)
+        return self.read_pieces(start, stop - start, stop - start, 1)
 
     def read_pieces(self, start: int, length: int, step: int, count: int) -> bytearray:
-        """Return `count` pieces of `length` bytes, each beginning `step` after the last, joined.
+        """Return `count` pieces of `length` bytes, joined; each begins `step` after the last.
 
-        Some columns of a row-major matrix are such pieces; nothing between them is read.
+        Some columns of a row-major matrix are such pieces. Nothing between them is read.
         """
+        if self._descriptor is None:
+            raise ValueError(f"{self.path} is closed")
         if count and not 0 <= start <= start + (count - 1) * step + length <= self.size:
             raise ValueError(f"{count} pieces from byte {start} of a file of {self.size}")
         if length == step:
-            return self._gather(start, length * count, length * count, 1)
-        return self._gather(start, length, step, count)
-
-    def _gather(self, start: int, length: int, step: int, count: int) -> bytearray:
-        if self._descriptor is None:
-            raise ValueError(f"{self.path} is closed")
+            length, step, count = length * count, length * count, 1
         buffer = bytearray(length * count)
         view = memoryview(buffer)
         for piece in range(count):
-            if not self._fill(view[piece * length : (piece + 1) * length], start + piece * step):
-                self._refuse_changed()
+            self._fill(view[piece * length : (piece + 1) * length], start + piece * step)
         self.check_unchanged()
         return buffer
 
-    def _fill(self, view: memoryview, position: int) -> bool:
-        """Read into a buffer; whether there was enough to fill it."""
+    def _fill(self, view: memoryview, position: int) -> None:
+        """Read from a position until the buffer is full."""
         assert self._descriptor is not None
         done = 0
         while done < len(view):
@@ -163,32 +153,28 @@ class SourceFile(Closing):
             except OSError as error:
                 raise InputError(f"{shown(self.path)}: can't be read ({error.strerror})") from None
             if count == 0:
-                return False
+                raise self._changed()
             done += count
-        return True
 
     def check_unchanged(self) -> None:
-        """Refuse a file whose size, time of change or identity differs from when it was opened."""
+        """Refuse a file whose size, modification time or identity has changed since opening."""
         assert self._descriptor is not None
         try:
-            same = (
-                _identity(os.fstat(self._descriptor)) == self._identity
-                and _identity(os.stat(self._real)) == self._identity
-            )
+            now = _identity(os.fstat(self._descriptor)), _identity(os.stat(self._real))
         except OSError:
-            same = False
-        if not same:
-            self._refuse_changed()
+            raise self._changed() from None
+        if now != (self._identity, self._identity):
+            raise self._changed()
 
-    def _refuse_changed(self) -> None:
-        raise InputError(
+    def _changed(self) -> InputError:
+        return InputError(
             f"{shown(self.path)}: changed while it was read; wait until it is written, "
             "then run again"
         )
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the whole file in hexadecimal, streamed once when first asked for."""
+        """SHA-256 of the whole file in hexadecimal, computed on first use."""
         if self._sha256 is None:
             digest = hashlib.sha256()
             for start in range(0, self.size, _CHUNK):
@@ -203,50 +189,8 @@ class SourceFile(Closing):
             self._descriptor = None
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        keys = sorted(key for key, _ in pairs)
-        double = next(a for a, b in itertools.pairwise(keys) if a == b)
-        raise InputError(f"the name {shown(double)} occurs twice")
-    return result
-
-
-def parse_json(data: bytes | bytearray, where: str) -> dict[str, Any]:
-    """Parse a JSON object whose size, depth and keys are checked; `where` opens the errors.
-
-    Raises:
-        InputError: too large, not UTF-8, not JSON, not an object, or a key given twice.
-    """
-    tokens = sum(data.count(mark) for mark in (b",", b":", b"[", b"{"))
-    if len(data) > JSON_BYTES or tokens > JSON_TOKENS:
-        raise InputError(
-            f"{where}: {len(data)} bytes with {tokens} entries is more than any real checkpoint "
-            f"has (limits {JSON_BYTES} and {JSON_TOKENS}); it is damaged or hostile: "
-            "get it from a source you trust"
-        )
-    try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
-    except InputError as error:
-        raise InputError(f"{where}: {error}; get the file again from its source") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{where}: is not valid JSON ({shown(error)}); get the file again from its source"
-        ) from None
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: holds a JSON {type(value).__name__}, not an object")
-    return value
-
-
-def read_json(path: Path, *, root: Path) -> dict[str, Any]:
-    """Read a JSON object from a file inside the folder `root`, as `parse_json`."""
-    with SourceFile.open(path, root=root) as file:
-        if file.size > JSON_BYTES:
-            raise InputError(
-                f"{shown(path)}: {file.size} bytes is too large for a JSON file here "
-                f"(limit {JSON_BYTES}); get it again from its source"
-            )
-        return parse_json(file.read(0, file.size), shown(path))
+def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def close_all(files: Iterable[SourceFile]) -> None:

@@ -1,16 +1,15 @@
-"""Layout of stacked experts: which axis is which, and how gate and up are fused.
+"""The layout of stacked experts: their axes, and how gate and up are fused.
 
 Most models store (experts, out, in). Some store (experts, in, out), and one model may exist in both
 layouts: transformers transposes Qwen3-VL's experts when it loads and saves them.
 
     is_in_out("mlp.experts.w2", {"w2": (8, 768, 2048)}, [{"hidden_size": 2048}])     # True
-
-`gate_and_up` gives the rows of gate and up if one tensor contains both.
 """
 
 from collections.abc import Mapping
 
-from lowrank_study.checkpoints.matrices.fused import Models
+from lowrank_study.checkpoints.matrices.fused import Models, any_is
+from lowrank_study.checkpoints.names import last_part
 
 _IN_OUT = (
     "aria",
@@ -22,7 +21,7 @@ _IN_OUT = (
     "qwen3_vl_moe",
     "qwen3_vl_moe_text",
 )
-"""Models whose files hold (experts, in, out), used if the sizes don't decide."""
+"""Models that store (experts, in, out), used if the sizes don't decide."""
 
 _FROM_HIDDEN = (
     "gate_up_proj",
@@ -39,7 +38,7 @@ _TO_HIDDEN = ("down_proj", "w2", "down_projs", "fc2", "output_linear")
 STACKS = (*_FROM_HIDDEN, *_TO_HIDDEN)
 """Last parts of the names of stacked experts."""
 
-_TURNS = ("gpt_oss", "openai_privacy_filter")
+_ALTERNATING = ("gpt_oss", "openai_privacy_filter")
 """Models in which rows of gate and up alternate; in all others gate comes first."""
 
 
@@ -51,32 +50,27 @@ def holds_experts(module: str) -> bool:
 def is_in_out(module: str, shapes: Mapping[str, tuple[int, ...]], models: Models) -> bool:
     """Whether a stack of experts is stored (experts, in, out).
 
-    The hidden size in the config decides, if exactly one axis of this stack, or of another stack
-    of the same experts, has that size; otherwise the model_type does.
+    The config's hidden size decides if exactly one axis of this stack, or of another stack of the
+    same experts, has that size. Otherwise the model_type decides.
 
     Args:
         module: the module path.
-        shapes: shapes of the stacks of these experts, by the last part of their module path.
+        shapes: the shapes of these experts' stacks, by the last part of their module path.
         models: from `fused.models_within`.
     """
-    if "_exps" in module:  # GGUF names, always (out, in)
+    if "_exps" in module:  # GGUF is always (out, in)
         return False
-    own = module.rpartition(".")[2]
+    own = last_part(module)
     for leaf in sorted(shapes, key=lambda leaf: leaf != own):
         for hidden in (model.get("hidden_size") for model in models):
             first, second = (size == hidden for size in shapes[leaf][1:])
             if first != second:
                 return first if leaf in _FROM_HIDDEN else second
-    return any(model.get("model_type") in _IN_OUT for model in models)
+    return any_is(models, _IN_OUT)
 
 
 def gate_and_up(rows: int, models: Models) -> tuple[int, dict[str, tuple[int, int]]]:
-    """Return the groups of rows of a fused `gate_up_proj`, and each part's rows in a group.
-
-    Args:
-        rows: out features of the fused matrix.
-        models: from `fused.models_within`.
-    """
-    if any(model.get("model_type") in _TURNS for model in models):
+    """Return the number of groups of rows in a fused `gate_up_proj`, and each part's rows."""
+    if any_is(models, _ALTERNATING):
         return rows // 2, {"gate_proj": (0, 1), "up_proj": (1, 2)}
     return 1, {"gate_proj": (0, rows // 2), "up_proj": (rows // 2, rows)}

@@ -1,165 +1,52 @@
-"""Every linear map of a checkpoint as one (out, in) matrix, in the model's own terms.
+"""Find every linear map of a checkpoint, each as one (out, in) matrix.
 
 A stored tensor isn't always such a matrix. GPT-2 stores (in, out); attention often stores
 query, key and value fused in one tensor; a mixture of experts stores all experts in one; a
-convolution has more than two axes. `find_matrices` says which rows of which tensor make up
+convolution has more than two axes. `find_matrices` returns which rows of which tensor make up
 each matrix, without reading any:
 
     matrices, skipped = find_matrices(weights)
     matrices["h.0.attn.c_attn.query"].read()        # (768, 768), of the stored (768, 2304)
 
-Convolutions (out, in, *kernel) become (out, in * prod(kernel)). What is fused but can't be
-split exactly is one matrix, and its `note` says so.
+Convolutions (out, in, *kernel) become (out, in * prod(kernel)). A fused tensor that can't be split
+exactly is one matrix, and its `note` says so.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
-import numpy as np
-
-from lowrank_study.checkpoints.formats.tensors import Array
-from lowrank_study.checkpoints.matrices.experts import STACKS, gate_and_up, holds_experts, is_in_out
+from lowrank_study.checkpoints.matrices.experts import (
+    STACKS,
+    gate_and_up,
+    holds_experts,
+    is_in_out,
+)
 from lowrank_study.checkpoints.matrices.fused import (
     CONV1D_MODELS,
     Models,
+    any_is,
     is_fused,
     models_within,
-    pieces,
+    split,
     unknown_layout,
 )
+from lowrank_study.checkpoints.matrices.matrix import Matrix
+from lowrank_study.checkpoints.names import last_part, module_of
 from lowrank_study.checkpoints.weights import Weights
 
 _CONV1D_NAMES = ("c_attn", "c_proj", "c_fc", "q_attn")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Matrix:
-    """One (out, in) matrix and how to cut it out of a stored tensor."""
-
-    name: str
-    """Module path; a part of a fused tensor or an expert has its own last part."""
-    tensor: str
-    """Name of the stored tensor."""
-    storage_dtype: str
-    """Dtype of the stored tensor."""
-    shape: tuple[int, int]
-    """(out, in)."""
-    weights: Weights
-    """The checkpoint it is read from."""
-    expert: int | None
-    """Index on the first axis of the stored tensor, for a mixture of experts."""
-    transposed: bool
-    """Whether the tensor is stored as (in, out)."""
-    groups: int
-    """Number of equal groups of rows that each hold a piece (attention heads, or 1)."""
-    first: int
-    """First row of the piece in each group."""
-    last: int
-    """One past the last row of the piece in each group."""
-    note: str
-    """Remark if it is not one linear map of the model; usually empty."""
-
-    def read(self) -> Array:
-        """Return the matrix as float32 or float64, exactly."""
-        if self.expert is None:
-            return self._oriented(self.weights.read(self.tensor))
-        rows = self.weights.read_rows(self.tensor, self.expert, self.expert + 1)
-        return self._oriented(rows[0])
-
-    def read_scales(self) -> Array | None:
-        """Return the scale of each entry, or None if the entries are stored unscaled."""
-        if not self.weights.is_scaled(self.tensor):
-            return None
-        return self.cut(self.weights.read_scales(self.tensor))
-
-    def cut(self, stored: Array) -> Array:
-        """Return this matrix out of its whole stored tensor, or out of a change of it."""
-        return self._oriented(stored if self.expert is None else stored[self.expert])
-
-    def put(self, stored: Array, values: Array) -> None:
-        """Write this matrix into its whole stored tensor, in place, where `cut` takes it from.
-
-        Args:
-            stored: the tensor, contiguous.
-            values: (out, in).
-        """
-        whole = stored if self.expert is None else stored[self.expert]
-        matrix = whole.reshape(whole.shape[0], -1)
-        if self.transposed:
-            matrix = matrix.T
-        grouped = np.arange(matrix.shape[0]).reshape(self.groups, -1)
-        matrix[grouped[:, self.first : self.last].ravel()] = values
-
-    def _oriented(self, values: Array) -> Array:
-        matrix = values.reshape(values.shape[0], -1)
-        if self.transposed:
-            matrix = matrix.T
-        if self.groups * (self.last - self.first) != matrix.shape[0]:
-            grouped = matrix.reshape(self.groups, -1, matrix.shape[1])
-            matrix = grouped[:, self.first : self.last].reshape(-1, matrix.shape[1])
-        return np.ascontiguousarray(matrix)
-
-    @property
-    def reads_parts(self) -> bool:
-        """Whether `read_part` can give a part of it without reading the rest."""
-        return self.groups == 1 and self.weights.reads_parts(self.tensor)
-
-    def read_part(self, rows: tuple[int, int], columns: tuple[int, int]) -> Array:
-        """Return some rows and columns of the matrix, exactly, and read nothing else of it.
-
-        Args:
-            rows: first row and one past the last.
-            columns: first column and one past the last.
-        """
-        shape = self.weights.shape(self.tensor)
-        if self.expert is not None:
-            shape = shape[1:]
-        above = shape[0] * (self.expert or 0)
-        rows = rows[0] + self.first, rows[1] + self.first
-        down, across = (columns, rows) if self.transposed else (rows, columns)
-        values = self.weights.read_part(
-            self.tensor,
-            width=prod(shape[1:]),
-            rows=(above + down[0], above + down[1]),
-            columns=across,
-        )
-        return values.T if self.transposed else values
-
-    def read_blocks(self, shape: tuple[int, int], entries: int) -> Iterator[Array]:
-        """Yield the matrix in consecutive blocks of its longer axis, that axis first.
-
-        Args:
-            shape: (out, in) of what is read, from the top left; as a rule that of the matrix.
-            entries: most entries of a block, but for a single row or column.
-
-        Yields:
-            (part of the longer axis, shorter axis); a square matrix's longer axis is its rows.
-        """
-        tall = shape[0] >= shape[1]
-        whole = None if self.reads_parts else self.read()[: shape[0], : shape[1]]
-        step = max(1, entries // min(shape))
-        for first in range(0, max(shape), step):
-            part = first, min(first + step, max(shape))
-            rows, columns = (part, (0, shape[1])) if tall else ((0, shape[0]), part)
-            if whole is None:
-                block = self.read_part(rows, columns)
-            else:
-                block = whole[rows[0] : rows[1], columns[0] : columns[1]]
-            yield block if tall else block.T
-
-
 def find_matrices(
     weights: Weights, config: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Matrix], dict[str, str]]:
-    """Return all matrices by name, and the tensors of two or more axes left out, with the reason.
-
-    Vectors (fewer than two axes) are in neither.
+    """Return all matrices by name, and other tensors of two or more axes with the reason.
 
     Args:
         weights: the opened model.
-        config: another config.json to go by than the one beside the weights.
+        config: a config.json that replaces the one beside the weights.
     """
     matrices: dict[str, Matrix] = {}
     skipped: dict[str, str] = {}
@@ -175,31 +62,24 @@ def find_matrices(
     return matrices, skipped
 
 
-def module_of(tensor: str) -> str:
-    """Return the module path of a weight: its name without `.weight`."""
-    return tensor.removesuffix(".weight")
-
-
 def _matrices_of(tensor: str, weights: Weights, models: Models) -> list[Matrix] | str:
-    """Return the matrices one stored tensor holds, or why it is left out."""
+    """Return the matrices that a stored tensor holds, or why it is left out."""
     shape = weights.shape(tensor)
     module = module_of(tensor)
-    leaf = module.rpartition(".")[2]
+    leaf = last_part(module)
     if leaf.endswith("bias"):
         return f"{len(shape)} axes, shape {list(shape)}: stacked biases rather than a matrix"
-    transposed = _is_transposed(tensor, weights, models)
     if len(shape) == 3 and holds_experts(module):
-        whole = _whole(tensor, weights, shape[1:], transposed=transposed, note="")
+        whole = _whole(tensor, weights, shape[1:], models, note="")
         return [replace(whole, name=f"{module}.{index}", expert=index) for index in range(shape[0])]
     if f"{tensor}.weight" in weights:
         return f"shape {list(shape)}, beside a module of the same name"
     if len(shape) > 2 and (shape[0] == 1 or module == tensor):
         return f"{len(shape)} axes, shape {list(shape)}: neither a matrix nor a convolution"
-    note = _note(module, shape, models)
-    whole = _whole(tensor, weights, shape, transposed=transposed, note=note)
+    whole = _whole(tensor, weights, shape, models, note=_note(module, shape, models))
     if not is_fused(leaf, models):
         return [whole]
-    found = pieces(leaf, module, whole.shape[0], models)
+    found = split(leaf, module, whole.shape[0], models)
     if found is None:
         return [replace(whole, note=unknown_layout(models))]
     groups, parts = found
@@ -207,7 +87,7 @@ def _matrices_of(tensor: str, weights: Weights, models: Models) -> list[Matrix] 
 
 
 def _whole(
-    tensor: str, weights: Weights, shape: tuple[int, ...], *, transposed: bool, note: str
+    tensor: str, weights: Weights, shape: tuple[int, ...], models: Models, *, note: str
 ) -> Matrix:
     """Return a stored tensor, or one expert of it, as one matrix.
 
@@ -215,9 +95,10 @@ def _whole(
         tensor: its name.
         weights: the checkpoint.
         shape: its shape, without the axis of experts.
-        transposed: whether it is stored (in, out).
+        models: from `fused.models_within`.
         note: as in `Matrix`.
     """
+    transposed = _is_transposed(tensor, weights, models)
     stored = shape[0], prod(shape[1:])
     out, in_ = stored[::-1] if transposed else stored
     return Matrix(
@@ -237,20 +118,14 @@ def _whole(
 
 def _piece(whole: Matrix, name: str, groups: int, rows: Sequence[int]) -> Matrix:
     first, last = rows
-    out = groups * (last - first)
-    return replace(
-        whole, name=name, shape=(out, whole.shape[1]), groups=groups, first=first, last=last
-    )
+    shape = groups * (last - first), whole.shape[1]
+    return replace(whole, name=name, shape=shape, groups=groups, first=first, last=last)
 
 
 def split_expert(matrix: Matrix, models: Models) -> list[Matrix]:
     """Return one expert of a stack as the matrices that other files store separately.
 
     `experts.gate_up_proj.3` becomes `experts.3.gate_proj` and `experts.3.up_proj`.
-
-    Args:
-        matrix: one from `find_matrices`.
-        models: from `fused.models_within`.
     """
     if matrix.expert is None:
         return []
@@ -264,33 +139,27 @@ def split_expert(matrix: Matrix, models: Models) -> list[Matrix]:
     ]
 
 
-def is_transposed(tensor: str, weights: Weights, config: Mapping[str, Any] | None = None) -> bool:
+def is_transposed(tensor: str, weights: Weights) -> bool:
     """Whether the config says that the tensor is stored (in, out).
 
     GPT-2 and related models use Conv1D; GPT-OSS, Llama 4 and others store experts this way.
     """
-    return _is_transposed(
-        tensor, weights, models_within(weights.config if config is None else config)
-    )
+    return _is_transposed(tensor, weights, models_within(weights.config))
 
 
 def _is_transposed(tensor: str, weights: Weights, models: Models) -> bool:
     module = module_of(tensor)
     shape = weights.shape(tensor)
-    parent, _, leaf = module.rpartition(".")
     if len(shape) == 3:
+        parent = module.rpartition(".")[0]
         return holds_experts(module) and is_in_out(module, _stacks(parent, weights), models)
-    return (
-        len(shape) == 2
-        and leaf in _CONV1D_NAMES
-        and any(model.get("model_type") in CONV1D_MODELS for model in models)
-    )
+    return len(shape) == 2 and last_part(module) in _CONV1D_NAMES and any_is(models, CONV1D_MODELS)
 
 
 def _stacks(parent: str, weights: Weights) -> dict[str, tuple[int, ...]]:
     """Return the shapes of all stacks of some experts, by the last part of their names."""
     names = {
-        module_of(name).removeprefix(f"{parent}."): name
+        leaf: name
         for leaf in STACKS
         for name in (f"{parent}.{leaf}", f"{parent}.{leaf}.weight")
         if name in weights
@@ -307,6 +176,6 @@ def _note(module: str, shape: tuple[int, ...], models: Models) -> str:
     groups = models[0].get("num_conv_pos_embedding_groups", 1) if "pos_conv" in module else 1
     if groups != 1:
         return "a grouped convolution, whose rows read different inputs, measured as one matrix"
-    if shape[1] == 1:  # the shape is the same for a depthwise convolution and for one channel
+    if shape[1] == 1:  # a depthwise convolution and one input channel have the same shape
         return "a convolution in groups, or of one input channel, measured as one matrix"
     return ""

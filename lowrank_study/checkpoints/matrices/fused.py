@@ -1,13 +1,14 @@
-"""Layout of query, key and value in one fused tensor, as each model's own code reads them.
+"""The layout of query, key and value in one fused tensor, as each model's own code reads it.
 
-    pieces("qkv_proj", "layers.0.self_attn.qkv_proj", 16, [{"model_type": "phi3", ...}])
+    split("qkv_proj", "layers.0.self_attn.qkv_proj", 16, [{"model_type": "phi3", ...}])
     # (1, [("query", 0, 8), ("key", 8, 12), ("value", 12, 16)])
 
 Most models store all rows of the query, then those of key and value. Others store query, key and
-value of each attention head together, so the rows form groups.
+value of each attention head together, so the rows form groups. A model is one row of `_LAYOUTS`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -29,13 +30,14 @@ _LEAVES = (
 )
 """Last parts of names under which any model stores query, key and value together."""
 
-Pieces = tuple[int, list[tuple[str, int, int]]]
-"""Number of groups of rows, and for each part its name, first and last row in a group."""
 Models = Sequence[Mapping[str, Any]]
 """The config of a model, and those of the models nested in it."""
 
-Sizes = Callable[[str], int]
-_Layout = Callable[[Sizes, Mapping[str, Any], int], tuple[int, tuple[str, ...], list[int]] | None]
+Parts = tuple[int, list[tuple[str, int, int]]]
+"""The number of groups of rows; for each part its name, first and last row in a group."""
+
+_Sizes = tuple[int, tuple[str, ...], list[int]]
+"""The number of groups of rows, and the names and rows of the parts of a group."""
 
 _LEVELS = 3
 """Deepest nesting of models: a decoder in a thinker in a talking model."""
@@ -56,29 +58,34 @@ def _is_model(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("model_type"), str)
 
 
+def any_is(models: Models, types: Collection[Any]) -> bool:
+    """Whether the model_type of any model is one of these."""
+    return any(model.get("model_type") in types for model in models)
+
+
 def is_fused(leaf: str, models: Models) -> bool:
     """Whether query, key and value share a tensor whose name ends with `leaf`."""
     return leaf in _LEAVES or any((leaf, _model_type(model)) in _LAYOUTS for model in models)
 
 
-def pieces(leaf: str, module: str, out: int, models: Models) -> Pieces | None:
+def split(leaf: str, module: str, out: int, models: Models) -> Parts | None:
     """Return the rows of each part of a fused tensor, or None if the layout is unknown.
 
     Args:
-        leaf: last part of the module path.
+        leaf: the last part of the module path.
         module: the module path.
         out: rows of the tensor.
         models: from `models_within`.
     """
     if leaf == "in_proj_weight":  # torch.nn.MultiheadAttention, in any model
-        return _checked(_thirds(lambda key: 0, {}, out), out)
+        return _checked(_thirds(_Attention({}, out)), out)
     if leaf == "c_attn" and "crossattention" in module.split("."):
-        halves = any(_model_type(model) in CONV1D_MODELS for model in models)
-        return _checked((1, _QKV[1:], [out // 2] * 2), out) if halves else None
+        known = any(_model_type(model) in CONV1D_MODELS for model in models)
+        return _checked((1, _QKV[1:], [out // 2] * 2), out) if known else None
     for model in models:
         layout = _LAYOUTS.get((leaf, _model_type(model)))
         if layout is not None:
-            return _checked(layout(_sizes_of(model), model, out), out)
+            return _checked(layout(_Attention(model, out)), out)
     return None
 
 
@@ -98,15 +105,8 @@ def _model_type(settings: Mapping[str, Any]) -> str:
     return model_type if isinstance(model_type, str) else ""
 
 
-def _sizes_of(settings: Mapping[str, Any]) -> Sizes:
-    def size(key: str) -> int:
-        value = settings.get(key)
-        return value if type(value) is int and value > 0 else 0
-
-    return size
-
-
-def _checked(found: tuple[int, tuple[str, ...], list[int]] | None, out: int) -> Pieces | None:
+def _checked(found: _Sizes | None, out: int) -> Parts | None:
+    """Return the ranges of rows of a layout, or None if they don't fill the tensor."""
     if found is None:
         return None
     groups, names, sizes = found
@@ -118,80 +118,85 @@ def _checked(found: tuple[int, tuple[str, ...], list[int]] | None, out: int) -> 
     ]
 
 
-def _heads(size: Sizes) -> int:
-    return size("num_attention_heads") or size("n_head") or size("n_heads")
+@dataclass(frozen=True, slots=True)
+class _Attention:
+    """The sizes of a model's attention, by the names that configs use; 0 if unknown."""
+
+    settings: Mapping[str, Any]
+    out: int
+    """Rows of the fused tensor."""
+
+    def size(self, *keys: str) -> int:
+        """Return the first of these settings that is a positive integer."""
+        values = (self.settings.get(key) for key in keys)
+        return next((value for value in values if type(value) is int and value > 0), 0)
+
+    @property
+    def heads(self) -> int:
+        return self.size("num_attention_heads", "n_head", "n_heads")
+
+    @property
+    def head(self) -> int:
+        """Rows of one attention head."""
+        hidden = self.size("hidden_size", "n_embd", "d_model")
+        per_head = hidden // self.heads if self.heads else 0
+        return self.size("head_dim", "kv_channels") or per_head
+
+    @property
+    def key_heads(self) -> int:
+        return self.size("num_key_value_heads") or self.heads
 
 
-def _head(size: Sizes) -> int:
-    """Return the rows of one attention head; 0 if unknown."""
-    hidden = size("hidden_size") or size("n_embd") or size("d_model")
-    heads = _heads(size)
-    return size("head_dim") or size("kv_channels") or (hidden // heads if heads else 0)
+_Layout = Callable[[_Attention], _Sizes | None]
 
 
-def _thirds(size: Sizes, settings: Mapping[str, Any], out: int) -> tuple[int, Any, list[int]]:
-    return 1, _QKV, [out // 3] * 3
+def _thirds(model: _Attention) -> _Sizes:
+    return 1, _QKV, [model.out // 3] * 3
 
 
-def _by_head(size: Sizes, settings: Mapping[str, Any], out: int) -> Any:
-    heads = _heads(size)
-    return (heads, _QKV, [out // heads // 3] * 3) if heads else None
+def _by_head(model: _Attention) -> _Sizes | None:
+    return (model.heads, _QKV, [model.out // model.heads // 3] * 3) if model.heads else None
 
 
-def _query_then_key_value(size: Sizes, key_heads: int) -> Any:
-    head = _head(size)
-    return 1, _QKV, [_heads(size) * head, key_heads * head, key_heads * head]
+def _query_then_key_value(model: _Attention, key_heads: int) -> _Sizes:
+    head = model.head
+    return 1, _QKV, [model.heads * head, key_heads * head, key_heads * head]
 
 
-def _by_key_head(size: Sizes, key_heads: int) -> Any:
+def _by_key_head(model: _Attention, key_heads: int) -> _Sizes | None:
     """Return the layout in groups: query heads, their key head, its value head."""
     if not key_heads:
         return None
-    head = _head(size)
-    return key_heads, _QKV, [_heads(size) // key_heads * head, head, head]
+    head = model.head
+    return key_heads, _QKV, [model.heads // key_heads * head, head, head]
 
 
-def _phi3(size: Sizes, settings: Mapping[str, Any], out: int) -> Any:
-    return _query_then_key_value(size, size("num_key_value_heads") or _heads(size))
+def _falcon(model: _Attention) -> _Sizes | None:
+    if model.settings.get("new_decoder_architecture"):
+        return _by_key_head(model, model.size("num_kv_heads"))
+    return _multi_query(model)
 
 
-def _falcon(size: Sizes, settings: Mapping[str, Any], out: int) -> Any:
-    if settings.get("new_decoder_architecture"):
-        return _by_key_head(size, size("num_kv_heads"))
-    if settings.get("multi_query", True):
-        return _query_then_key_value(size, 1)
-    return _by_head(size, settings, out)
+def _multi_query(model: _Attention) -> _Sizes | None:
+    shared = model.settings.get("multi_query", True)
+    return _query_then_key_value(model, 1) if shared else _by_head(model)
 
 
-def _bigcode(size: Sizes, settings: Mapping[str, Any], out: int) -> Any:
-    if settings.get("multi_query", True):
-        return _query_then_key_value(size, 1)
-    return _by_head(size, settings, out)
+def _chatglm(model: _Attention) -> _Sizes | None:
+    if model.settings.get("multi_query_attention"):
+        return _query_then_key_value(model, model.size("multi_query_group_num"))
+    return _by_head(model)
 
 
-def _chatglm(size: Sizes, settings: Mapping[str, Any], out: int) -> Any:
-    if settings.get("multi_query_attention"):
-        return _query_then_key_value(size, size("multi_query_group_num"))
-    return _by_head(size, settings, out)
-
-
-def _internlm2(size: Sizes, settings: Mapping[str, Any], out: int) -> Any:
-    return _by_key_head(size, size("num_key_value_heads") or _heads(size))
-
-
-def _dbrx(size: Sizes, settings: Mapping[str, Any], out: int) -> Any:
-    attention = settings.get("attn_config")
+def _dbrx(model: _Attention) -> _Sizes:
+    attention = model.settings.get("attn_config")
     keys = attention.get("kv_n_heads", 1) if isinstance(attention, dict) else 1
-    return _query_then_key_value(size, keys if type(keys) is int else 0)
+    return _query_then_key_value(model, keys if type(keys) is int else 0)
 
 
-def _codegen(size: Sizes, settings: Mapping[str, Any], out: int) -> Any:
-    """Four groups, as it was trained on four devices; the value comes before the key."""
-    return 4, ("query", "value", "key"), [out // 12] * 3
-
-
-def _gate_up(size: Sizes, settings: Mapping[str, Any], out: int) -> Any:
-    return 1, ("gate", "up"), [out // 2] * 2
+def _codegen(model: _Attention) -> _Sizes:
+    """Return four groups, one per device of its training; the value comes before the key."""
+    return 4, ("query", "value", "key"), [model.out // 12] * 3
 
 
 _TIMM_THIRDS = ("vit_", "deit", "beit", "eva", "swin")
@@ -206,23 +211,28 @@ _VISION_TOWERS = (
 )  # fmt: skip
 
 _LAYOUTS: dict[tuple[str, str], _Layout] = {
-    **{("c_attn", model): _thirds for model in (*CONV1D_MODELS, "qwen")},
-    **{("Wqkv", model): _thirds for model in ("modernbert", "mpt", "nomic_bert")},
-    **{("qkv", model): _thirds for model in _VISION_TOWERS},
-    ("W_pack", "baichuan"): _thirds,
-    **{
-        ("query_key_value", model): _by_head
-        for model in ("bloom", "gpt_neox", "gpt_neox_japanese", "persimmon")
-    },
-    ("in_proj", "deberta"): _by_head,
-    ("qkv_proj", "minimax"): _by_head,
-    ("qkv_proj", "codegen"): _codegen,
-    **{("qkv_proj", model): _phi3 for model in ("phi3", "phi4_multimodal")},
-    ("gate_up_proj", "phi3"): _gate_up,
-    ("c_attn", "gpt_bigcode"): _bigcode,
-    ("query_key_value", "falcon"): _falcon,
-    ("query_key_value", "chatglm"): _chatglm,
-    ("wqkv", "internlm2"): _internlm2,
-    ("Wqkv", "dbrx"): _dbrx,
+    (leaf, model_type): layout
+    for leaf, types, layout in (
+        ("c_attn", (*CONV1D_MODELS, "qwen"), _thirds),
+        ("Wqkv", ("modernbert", "mpt", "nomic_bert"), _thirds),
+        ("qkv", _VISION_TOWERS, _thirds),
+        ("W_pack", ("baichuan",), _thirds),
+        ("query_key_value", ("bloom", "gpt_neox", "gpt_neox_japanese", "persimmon"), _by_head),
+        ("in_proj", ("deberta",), _by_head),
+        ("qkv_proj", ("minimax",), _by_head),
+        ("qkv_proj", ("codegen",), _codegen),
+        (
+            "qkv_proj",
+            ("phi3", "phi4_multimodal"),
+            lambda model: _query_then_key_value(model, model.key_heads),
+        ),
+        ("gate_up_proj", ("phi3",), lambda model: (1, ("gate", "up"), [model.out // 2] * 2)),
+        ("c_attn", ("gpt_bigcode",), _multi_query),
+        ("query_key_value", ("falcon",), _falcon),
+        ("query_key_value", ("chatglm",), _chatglm),
+        ("wqkv", ("internlm2",), lambda model: _by_key_head(model, model.key_heads)),
+        ("Wqkv", ("dbrx",), _dbrx),
+    )
+    for model_type in types
 }
-"""Last part of the name and model_type to the layout in the model's own code."""
+"""The last part of the name and the model_type to the layout in the model's own code."""

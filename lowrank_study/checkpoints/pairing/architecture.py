@@ -1,14 +1,11 @@
-"""Check that two checkpoints can be compared: same architecture, both complete models.
-
-config = shared_config(before, after)      # the config.json to read both by
-"""
+"""Check that two checkpoints can be compared: one architecture, and both complete models."""
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from lowrank_study.checkpoints.formats.source_file import shown
-from lowrank_study.checkpoints.matrices.fused import models_within
+from lowrank_study.checkpoints.matrices.fused import any_is, models_within
 from lowrank_study.checkpoints.weights import Weights
 from lowrank_study.errors import InputError
 
@@ -37,45 +34,37 @@ _ADAPTER_PART = re.compile(
 _WITH_ADAPTERS = ("phi4_multimodal", "phi4mm")
 """Models whose own adapters have these names too."""
 
+_Config = Mapping[str, Any]
 
-def shared_config(before: Weights, after: Weights) -> Mapping[str, Any]:
-    """Return the config.json for reading both checkpoints.
 
-    One config must decide for both: a square (in, out) matrix would otherwise go unnoticed.
+def shared_config(before: Weights, after: Weights) -> _Config:
+    """Return the one config.json by which both checkpoints are read.
+
+    With two configs, a square (in, out) matrix could be read in two orientations.
 
     Raises:
         InputError: architecture or size differ, or one is an unmerged adapter.
     """
-    _check_sizes(before, after)
     configs = before.config, after.config
+    outer = _same_part(*configs)
+    for key, left, right in (
+        ("model_type", *outer),
+        *((key, *both) for both in (outer, *_inner_parts(*outer)) for key in _SIZES),
+    ):
+        _check_size(key, before, after, (left.get(key), right.get(key)))
     for weights in (before, after):
-        _refuse_adapter(weights, configs)
-    return max(configs, key=_tells)
+        if not any_is(configs, _WITH_ADAPTERS):
+            _refuse_adapter(weights)
+    return max(configs, key=_information)
 
 
-def _tells(config: Mapping[str, Any]) -> tuple[int, int]:
-    """Rank configs by how informative they are: models that are named, then settings."""
+def _information(config: _Config) -> tuple[int, int]:
+    """Rank configs by the models that they name, then by their settings."""
     return sum("model_type" in inner for inner in models_within(config)), len(config)
 
 
-def is_adapter(weights: Weights) -> bool:
-    """Whether a file holds only an adapter, by the names of any format."""
-    names = weights.names()
-    return any(map(_ADAPTER_PART.search, names)) and not any(".base_layer." in n for n in names)
-
-
-def _check_sizes(before: Weights, after: Weights) -> None:
-    outer = _same_part(before.config, after.config)
-    _check_size("model_type", before, after, outer)
-    for pair in (outer, *_inner_parts(*outer)):
-        for key in _SIZES:
-            _check_size(key, before, after, pair)
-
-
-def _check_size(
-    key: str, before: Weights, after: Weights, configs: tuple[Mapping[str, Any], Mapping[str, Any]]
-) -> None:
-    left, right = (config.get(key) for config in configs)
+def _check_size(key: str, before: Weights, after: Weights, sizes: tuple[Any, Any]) -> None:
+    left, right = sizes
     if isinstance(left, str | int) and isinstance(right, str | int) and left != right:
         raise InputError(
             f"{key} is {shown(left)} in {shown(before.path)} and {shown(right)} in "
@@ -83,9 +72,7 @@ def _check_size(
         )
 
 
-def _inner_parts(
-    before: Mapping[str, Any], after: Mapping[str, Any]
-) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+def _inner_parts(before: _Config, after: _Config) -> list[tuple[_Config, _Config]]:
     """Return the configs of the models inside two others, such as both vision towers."""
     both = [(inner, after.get(key)) for key, inner in before.items()]
     return [
@@ -95,10 +82,8 @@ def _inner_parts(
     ]
 
 
-def _same_part(
-    before: Mapping[str, Any], after: Mapping[str, Any]
-) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Return the configs of the part that both have: a language model may be nested in one."""
+def _same_part(before: _Config, after: _Config) -> tuple[_Config, _Config]:
+    """Return the configs of the part that both have: one may be a model inside the other."""
     for inner in models_within(before):
         if inner.get("model_type") == after.get("model_type"):
             return inner, after
@@ -108,13 +93,17 @@ def _same_part(
     return before, after
 
 
-def _refuse_adapter(weights: Weights, configs: tuple[Mapping[str, Any], ...]) -> None:
+def is_adapter(weights: Weights) -> bool:
+    """Whether a file holds only an adapter, by the names of any format."""
+    names = weights.names()
+    return any(map(_ADAPTER_PART.search, names)) and not any(".base_layer." in n for n in names)
+
+
+def _refuse_adapter(weights: Weights) -> None:
     """Refuse a model that was saved with its adapter beside the weights it changes.
 
     Such a file does not contain the settings that merge it, such as alpha.
     """
-    if any(config.get("model_type") in _WITH_ADAPTERS for config in configs):
-        return
     names = weights.names()
     found = next((name for name in names if _ADAPTER_PART.search(name)), None)
     if found is None:

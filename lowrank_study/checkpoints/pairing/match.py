@@ -5,30 +5,12 @@
 Axis suffixes: O out features, I in features.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from lowrank_study.checkpoints.formats.tensors import Array
-from lowrank_study.checkpoints.matrices.finding import Matrix
-
-_VOCABULARY = (
-    "embed_tokens",
-    "word_embeddings",
-    "wte",
-    "embed_in",
-    "embed_out",
-    "lm_head",
-    "shared",
-    "tok_embeddings",
-    "token_embd",
-    "output_embeddings",
-    "decoder",
-)
-"""Last parts of module paths whose rows are tokens of a vocabulary."""
-
-_PRECISION = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
-"""Storage dtypes by the step of a weight, finest first, for magnitudes down to about 1e-5."""
+from lowrank_study.checkpoints.formats.tensors import Array, coarser
+from lowrank_study.checkpoints.matrices.matrix import Matrix
+from lowrank_study.checkpoints.names import is_vocabulary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -52,16 +34,13 @@ class Match:
         return self.before.read()[:rows], self.after.read()[:rows]
 
     def read_blocks(self, entries: int) -> Iterator[tuple[slice, Array, Array]]:
-        """Yield (part, W0, W) in blocks along the longer axis, which comes first.
+        """Yield (range, W0, W) in blocks along the longer axis, which comes first.
 
         The numbers equal those of `read`, but only one block is in memory at a time. Formats that
         can't be read in parts (GGUF, PyTorch's own files, interleaved heads) are held as a whole.
 
         Args:
-            entries: largest number of entries in a block; a block has at least one row or column.
-
-        Yields:
-            The range along the longer axis, and both matrices there: (range, shorter axis).
+            entries: largest number of entries in a block of more than one row or column.
         """
         first = 0
         blocks = (each.read_blocks(self.shape, entries) for each in (self.before, self.after))
@@ -82,14 +61,13 @@ def match_of(name: str, before: Matrix, after: Matrix) -> Match | None:
     """Return the match of two matrices, or None if their shapes differ.
 
     Args:
-        name: module path in the tuned checkpoint; only a vocabulary may differ in rows.
+        name: module path in the tuned checkpoint; only a vocabulary's rows may differ.
         before: the pretrained matrix.
         after: the tuned matrix.
     """
     rows = min(before.shape[0], after.shape[0])
-    if before.shape[1] != after.shape[1] or (
-        before.shape[0] != after.shape[0] and not is_vocabulary(name)
-    ):
+    resized = before.shape[0] != after.shape[0]
+    if before.shape[1] != after.shape[1] or (resized and not is_vocabulary(name)):
         return None
     return Match(
         name=name,
@@ -98,31 +76,3 @@ def match_of(name: str, before: Matrix, after: Matrix) -> Match | None:
         before=before,
         after=after,
     )
-
-
-def coarser(*dtypes: str) -> str:
-    """Return the storage dtype with fewest significant bits; GGUF's quantisations are coarsest."""
-    return max(dtypes, key=lambda dtype: _PRECISION.index(dtype) if dtype in _PRECISION else 99)
-
-
-def is_vocabulary(module: str) -> bool:
-    """Whether the rows of a module's weight are tokens of a vocabulary, which may be resized.
-
-    Args:
-        module: its path; GGUF and Llama's own files call the head just "output".
-    """
-    return module == "output" or module.rpartition(".")[2] in _VOCABULARY
-
-
-def is_head(module: str) -> bool:
-    """Whether a module turns hidden states into scores of tokens; Whisper's is `proj_out`."""
-    heads = ("lm_head", "embed_out", "output", "decoder")
-    return module == "proj_out" or (is_vocabulary(module) and module.rpartition(".")[2] in heads)
-
-
-def may_be_tied(config: Mapping[str, Any]) -> bool:
-    """Whether a model may tie its head: its config, or its language model's, doesn't deny it."""
-    inner = config.get("text_config")
-    configs = [config, inner if isinstance(inner, dict) else {}]
-    said = [each["tie_word_embeddings"] for each in configs if "tie_word_embeddings" in each]
-    return True in said or not said

@@ -18,19 +18,7 @@ from lowrank_study.left_out import LeftOut
 SIDES = ("before", "after")
 """The pretrained and the tuned checkpoint, as the command calls them."""
 
-_BUFFERS = (
-    "inv_freq",
-    "original_inv_freq",
-    "freqs_cis",
-    "cos_cached",
-    "sin_cached",
-    "masked_bias",
-    "attn_mask",
-    "causal_mask",
-    "relative_position_index",
-)
-"""Last parts of names of constants: positions, masks."""
-_NAMED = 3
+_EXAMPLES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +42,15 @@ class Unpaired:
         return cls(side=side, name=name, parameters=prod(shape), is_matrix=is_matrix, why=why)
 
 
-def is_buffer(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor is a constant of the model's code; GPT-2 calls its causal mask `bias`."""
-    leaf = name.rpartition(".")[2]
-    return leaf in _BUFFERS or (leaf == "bias" and len(shape) == 4 and shape[:2] == (1, 1))
+def of_other_shape(
+    name: str, before: tuple[int, ...], after: tuple[int, ...], *, is_matrix: bool
+) -> list[Unpaired]:
+    """Describe both sides of a tensor whose shapes differ."""
+    why = f"shape {list(before)} before, {list(after)} after"
+    return [
+        Unpaired.of(side, name, shape, why, is_matrix=is_matrix)
+        for side, shape in zip(SIDES, (before, after), strict=True)
+    ]
 
 
 def left_out_parts(items: Iterable[Unpaired], *, side: str, compared: int) -> list[LeftOut]:
@@ -68,15 +61,16 @@ def left_out_parts(items: Iterable[Unpaired], *, side: str, compared: int) -> li
         side: one of `SIDES`.
         compared: how many parameters of this checkpoint are compared.
     """
-    counted = [item for item in items if item.parameters]
-    total = compared + sum(item.parameters for item in counted)
     by_reason: dict[str, list[Unpaired]] = {}
-    for item in counted:
-        by_reason.setdefault(_kind(item.why), []).append(item)
+    for item in items:
+        if item.parameters:
+            reason = "another shape" if item.why.startswith("shape ") else item.why
+            by_reason.setdefault(reason, []).append(item)
+    counts = {reason: sum(item.parameters for item in group) for reason, group in by_reason.items()}
     return [
         LeftOut(
-            count=sum(item.parameters for item in group),
-            total=total,
+            count=counts[reason],
+            total=compared + sum(counts.values()),
             unit="parameters",
             of=side,
             why=f"{reason}: {_examples(group)}",
@@ -85,11 +79,7 @@ def left_out_parts(items: Iterable[Unpaired], *, side: str, compared: int) -> li
     ]
 
 
-def _kind(why: str) -> str:
-    return "another shape" if why.startswith("shape ") else why
-
-
 def _examples(group: list[Unpaired]) -> str:
     names = list(dict.fromkeys(item.name for item in group))
-    told = ", ".join(shown(name, 80) for name in names[:_NAMED])
-    return told if len(names) <= _NAMED else f"{told} and {len(names) - _NAMED} more"
+    first = ", ".join(shown(name, 80) for name in names[:_EXAMPLES])
+    return first if len(names) <= _EXAMPLES else f"{first} and {len(names) - _EXAMPLES} more"

@@ -21,7 +21,7 @@ def test_32_a_folder_of_several_adapters_names_them(tmp_path: Path, write_adapte
         write_adapter(FACTORS, PLAIN, folder=f"all/{name}")
     with pytest.raises(InputError) as caught:
         open_adapter(tmp_path / "all")
-    assert "holds 2 adapters in folders of their own (first, second); give one" in str(caught.value)
+    assert "holds 2 adapters in separate folders (first, second); give one" in str(caught.value)
     assert str(caught.value).endswith("all/first")
     for given in ("first", "first/adapter_config.json", "first/adapter_model.safetensors"):
         with open_adapter(tmp_path / "all" / given) as adapter:
@@ -41,7 +41,9 @@ def test_weights_beside_an_adapter_are_mentioned(write_adapter: Any) -> None:
     folder = write_adapter(FACTORS, PLAIN)
     (folder / "non_lora_trainables.bin").write_bytes(b"x")
     with open_adapter(folder) as adapter:
-        assert "not read, though it lies beside: non_lora_trainables.bin" in adapter.flags
+        assert (
+            "weight files in the same folder aren't read: non_lora_trainables.bin" in adapter.flags
+        )
 
 
 def test_31_the_only_file_of_a_folder_is_read(tmp_path: Path) -> None:

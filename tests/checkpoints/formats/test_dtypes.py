@@ -150,7 +150,7 @@ def test_30_float8_without_clear_scales_is_refused(
             "MLX quantised.*mlx_lm.convert --dequantize",
         ),
         ({"experts.down_proj_blocks": torch.ones(2, dtype=torch.uint8)}, {}, "MXFP4"),
-        ({"q.weight": torch.ones(2, 2, dtype=torch.int8)}, {}, "int8 without scales"),
+        ({"q.weight": torch.ones(2, 2, dtype=torch.int8)}, {}, "int8 without known scales"),
         (
             {"q.weight": torch.ones(2, 2, dtype=torch.int8)},
             {"quantization_config": {"quant_method": "quanto"}},

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lowrank_study.checkpoints import Pairing, Weights, open_weights, pair
-from lowrank_study.checkpoints.pairing.unpaired import is_buffer
+from lowrank_study.checkpoints.names import is_buffer
 
 State = dict[str, torch.Tensor]
 WriteModel = Callable[..., Path]

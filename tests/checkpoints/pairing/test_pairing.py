@@ -263,7 +263,7 @@ def test_weights_in_files_beside_the_model_are_told(write_model: Any) -> None:
     for name in ("mm_projector.bin", "pytorch_model.bin", "optimizer.pt"):
         (folder / name).write_bytes(b"x")
     with open_weights(folder) as weights:
-        assert weights.flags == ("not read, though it lies beside: mm_projector.bin",)
+        assert weights.flags == ("weight files in the same folder aren't read: mm_projector.bin",)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 
 from lowrank_study.checkpoints import canonical
-from lowrank_study.checkpoints.pairing.renames import canonical_names
+from lowrank_study.checkpoints.names import canonical_names
 
 LAYER = "layers.0.self_attn.q_proj.weight"
 SAME_WEIGHT = [
