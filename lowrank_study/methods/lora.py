@@ -7,6 +7,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -42,6 +43,8 @@ class Lora(Method):
     """A preset's name, or roles, or module paths."""
 
     rounds_frozen: ClassVar[bool] = True
+    peft_settings: ClassVar[Mapping[str, Any]] = {}
+    """Further settings with which PEFT loads a variant, such as `use_dora`."""
 
     @classmethod
     def from_fields(cls, fields: "Fields", *, head_learning_rate: float | None) -> Self:

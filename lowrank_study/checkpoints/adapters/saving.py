@@ -13,6 +13,7 @@ Axis suffixes: O out features, I in features, R adapter rank.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from lowrank_study.checkpoints.formats.source_file import shown
@@ -47,6 +48,7 @@ def save_adapter(
     task_type: str | None,
     fan_in_fan_out: bool = False,
     base_sha256: Sequence[str] = (),
+    settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Write `adapter_model.safetensors` and `adapter_config.json` as PEFT writes them.
 
@@ -57,7 +59,8 @@ def save_adapter(
         folder: created where needed; must not hold an adapter already.
         factors: module path in the base model to (A_RI, B_OR), of shapes (rank, in) and
             (out, rank); saved in the dtype they have.
-        saved_modules: parameter name in the base model to the full trained weight.
+        saved_modules: further tensors by their name in the adapted model, such as the full trained
+            weights of a head.
         modules_to_save: the modules those parameters belong to, by PEFT's setting of that name.
         rank: R, the same for all modules.
         alpha: numerator of the scaling.
@@ -68,6 +71,7 @@ def save_adapter(
         task_type: PEFT's, such as "SEQ_CLS", or None.
         fan_in_fan_out: True where the base stores (in, out), as GPT-2's Conv1D does.
         base_sha256: SHA-256 of the base model's files; `open_adapter` then refuses other bases.
+        settings: further settings of PEFT's LoRA, such as use_dora.
 
     Raises:
         InputError: the folder holds an adapter, a factor has another rank or shape, or
@@ -112,6 +116,7 @@ def save_adapter(
         "init_lora_weights": True,
         "rank_pattern": {},
         "alpha_pattern": {},
+        **settings,
     }
     copies = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)

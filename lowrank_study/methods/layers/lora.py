@@ -108,6 +108,10 @@ class LoraLinear(AdaptedLinear):
         """Return the update `scaling · B @ A`, (out, in), detached."""
         return (self.B_OR.detach() @ self.A_RI.detach()) * self.scaling
 
+    def further_tensors(self) -> dict[str, Tensor]:
+        """Return what a variant of LoRA trains besides A and B, by PEFT's names."""
+        return {}
+
 
 def add_lora(
     model: nn.Module, loras: Mapping[str, Lora], *, layer: type[LoraLinear] = LoraLinear
@@ -143,11 +147,13 @@ def save_lora(model: nn.Module, lora: Lora, folder: Path, *, base_name: str, bas
             refused on another base.
     """
     heads, modules = head_names(model), dict(lora_modules(model))
-    state = model.state_dict().items()
+    saved = {name: value for name, value in model.state_dict().items() if in_head(name, heads)}
+    for path, module in modules.items():
+        saved |= {f"{path}.{name}": value for name, value in module.further_tensors().items()}
     save_adapter(
         folder,
         factors={name: (each.A_RI.detach(), each.B_OR.detach()) for name, each in modules.items()},
-        saved_modules={name: value.detach() for name, value in state if in_head(name, heads)},
+        saved_modules=saved,
         modules_to_save=heads,
         rank=lora.rank,
         alpha=lora.alpha,
@@ -158,6 +164,7 @@ def save_lora(model: nn.Module, lora: Lora, folder: Path, *, base_name: str, bas
         task_type="SEQ_CLS",
         fan_in_fan_out=any(isinstance(each.base, Conv1D) for each in modules.values()),
         base_sha256=[sha256_of_file(file) for file in sorted(base.glob("*.safetensors"))],
+        settings=lora.peft_settings,
     )
 
 
