@@ -9,9 +9,9 @@ PIP_FLAGS := --disable-pip-version-check --quiet
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-study: .venv/ready  ## fetch model and data, run the rank sweep, write results/report/report.html
-	@$(BIN)/python experiments/train.py experiment=rank_sweep || [ $$? -eq 1 ]  # 1: some runs failed
-	@$(BIN)/python analysis/report.py sweep=rank_sweep
+study: .venv/ready  ## fetch model and data, train 18 runs, write results/report/report.html
+	@$(BIN)/python experiments/train.py experiment=first_study || [ $$? -eq 1 ]  # 1: some runs failed
+	@$(BIN)/python analysis/report.py sweep=first_study
 
 reproduce: .venv/ready  ## remake the flagship study; says beforehand how long that will take
 	@$(BIN)/python experiments/reproduce.py

@@ -39,7 +39,7 @@ FEW_TEXTS = ("task.train_size=128", "task.validation_size=64", "task.test_size=6
 
 
 def specs_of(*, quick: bool) -> list[RunSpec]:
-    """Nine runs of `make study`: full fine-tuning and four ranks of both targets, one seed."""
+    """Return nine runs of `rank_sweep`: full fine-tuning, and four ranks of both targets."""
     base = ["model.dropout=0.0", *(FEW_TEXTS if quick else [])]
     lora = [
         compose(*base, f"method={method}", f"method.rank={rank}")
