@@ -31,13 +31,15 @@ from lowrank_study.answers.truncation import threads_of, tuned_matrices
 from lowrank_study.errors import InputError
 from lowrank_study.runs.store import TrainedRun
 from lowrank_study.spec import RunSpec
-from lowrank_study.spectra.spectrum import measure, row
+from lowrank_study.spectra.measures import shown_in
+from lowrank_study.spectra.spectrum import measure
 from lowrank_study.spectra.subspaces import (
     Directions,
     chance_similarity,
     subspace_similarity,
 )
 from lowrank_study.spectra.svd import frobenius_norm
+from lowrank_study.spectra.tables import row
 from lowrank_study.spectra.updates import DenseUpdate, Update, update_of_match
 from lowrank_study.sweeps.measured_spectra import read_spectra
 from lowrank_study.sweeps.updates import updates_of_run
@@ -45,10 +47,7 @@ from lowrank_study.training.fit import Job, fit_together
 from lowrank_study.training.optim import rate_share
 from lowrank_study.training.tracking import NoTracker
 
-RANKS = (
-    "frobenius_norm", "relative_norm", "energy_rank_90", "energy_rank_99", "effective_rank",
-    "stable_rank", "participation_ratio", "gavish_donoho_rank",
-)  # fmt: skip
+RANKS = tuple(measure.name for measure in shown_in("controls"))
 SIMILARITIES = (
     "similarity_right", "similarity_right_chance", "similarity_left", "similarity_left_chance",
 )  # fmt: skip

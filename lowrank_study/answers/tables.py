@@ -8,7 +8,9 @@ from typing import Any
 import pandas as pd
 
 from lowrank_study.runs.store import TrainedRun
-from lowrank_study.spectra.spectrum import Spectrum, singular_values_table, spectra_table
+from lowrank_study.spectra.measures import shown_in
+from lowrank_study.spectra.spectrum import Spectrum
+from lowrank_study.spectra.tables import singular_values_table, spectra_table
 from lowrank_study.sweeps.measured_spectra import read_spectra
 
 RUN_COLUMNS = {
@@ -28,11 +30,8 @@ RUN_COLUMNS = {
 SPECTRA_COLUMNS = {
     **dict.fromkeys(["run_id", "module", "role", "storage_dtype"], "text"),
     **dict.fromkeys(["layer", "out_features", "in_features"], "whole"),
-    **dict.fromkeys(["frobenius_norm", "base_frobenius_norm", "relative_norm"], "real"),
-    **dict.fromkeys(["numerical_rank", "stable_rank", "effective_rank"], "real"),
-    **dict.fromkeys(["energy_rank_90", "energy_rank_95", "energy_rank_99"], "real"),
-    **dict.fromkeys(["participation_ratio", "sigma1_over_sigma10", "mp_edge"], "real"),
-    **dict.fromkeys(["rank_above_mp_edge", "gavish_donoho_rank", "rounding_floor"], "real"),
+    "numerical_rank": "real",
+    **{measure.name: "real" for measure in shown_in("sweep")},
     "resolvable": "flag",
 }
 SINGULAR_VALUE_COLUMNS = {

@@ -25,8 +25,9 @@ from lowrank_study.data.splits import load_splits, load_tokenizer
 from lowrank_study.errors import InputError
 from lowrank_study.methods.layers.modules import head_names
 from lowrank_study.runs.store import TrainedRun
-from lowrank_study.spectra.spectrum import measure, row
+from lowrank_study.spectra.spectrum import measure
 from lowrank_study.spectra.subspaces import Directions
+from lowrank_study.spectra.tables import row
 from lowrank_study.spectra.updates import layer_of, role_in, update_of_match
 from lowrank_study.sweeps.settings import check_same_rows, rows_key
 from lowrank_study.training.batches import extreme_texts

@@ -16,18 +16,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lowrank_study.measurement.readings import (
-    MEASURES,
-    Reading,
-    energy_above_floor,
-    resolved,
-    without_value,
-)
 from lowrank_study.spectra.against_base import (
     amplification,
     intruder_dimensions,
     left_singular_vectors,
     overlap_with_base,
+)
+from lowrank_study.spectra.measures import (
+    MEASURES,
+    Reading,
+    resolved,
+    without_value,
 )
 from lowrank_study.spectra.spectrum import Spectrum
 from lowrank_study.spectra.subspaces import (
@@ -131,7 +130,7 @@ def against_base(
     else:
         result |= dict.fromkeys(_ALONG_DIRECTIONS, without_value("not resolvable"))
     overlap = overlap_with_base(update, k=min(directions, *update.shape))
-    share = energy_above_floor(spectrum)
+    share = spectrum.energy_above_floor()
     stands = not math.isnan(share) and share >= 0.9
     for side in ("left", "right"):
         value = getattr(overlap, side)

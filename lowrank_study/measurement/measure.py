@@ -32,7 +32,6 @@ from lowrank_study.measurement.files import (
     second_subject,
 )
 from lowrank_study.measurement.flags import flags_of, flags_of_start, flags_of_two
-from lowrank_study.measurement.readings import readings, without_value
 from lowrank_study.measurement.records import (
     MeasuredMatrix,
     Measurement,
@@ -42,6 +41,7 @@ from lowrank_study.measurement.records import (
     Step,
 )
 from lowrank_study.measurement.updates import measured_updates
+from lowrank_study.spectra.measures import FitRange, readings, without_value
 from lowrank_study.spectra.spectrum import Spectrum
 from lowrank_study.spectra.subspaces import Directions
 from lowrank_study.spectra.updates import Update
@@ -174,7 +174,7 @@ def _each(
 def _measured(
     update: Update | None, spectrum: Spectrum, settings: MeasureSettings
 ) -> MeasuredMatrix:
-    found = readings(spectrum, fit_first=settings.fit_first, fit_last=settings.fit_last)
+    found = readings(spectrum, FitRange(first=settings.fit_first, last=settings.fit_last))
     cosines: tuple[float, ...] = ()
     if settings.compare_with_base and update is None:
         found |= not_compared()

@@ -28,12 +28,13 @@ from lowrank_study.spectra.against_base import (
 )
 from lowrank_study.spectra.noise import noise_energy_rank
 from lowrank_study.spectra.ranks import energy_rank
-from lowrank_study.spectra.spectrum import measure, row
+from lowrank_study.spectra.spectrum import measure
 from lowrank_study.spectra.subspaces import (
     chance_similarity,
     directions_of,
     subspace_similarity,
 )
+from lowrank_study.spectra.tables import row
 from lowrank_study.spectra.updates import FactoredUpdate, Update
 from lowrank_study.sweeps.updates import updates_of_run
 

@@ -29,7 +29,8 @@ from lowrank_study.results import spectra_file
 from lowrank_study.runs.store import RunStore, TrainedRun
 from lowrank_study.spectra.ranks import energy_rank
 from lowrank_study.spectra.spectra_file import load_spectra
-from lowrank_study.spectra.spectrum import measure, row
+from lowrank_study.spectra.spectrum import measure
+from lowrank_study.spectra.tables import row
 from lowrank_study.spectra.updates import DenseUpdate
 from lowrank_study.sweeps.worker import work
 from lowrank_study.training.optim import make_optimizer, make_schedule

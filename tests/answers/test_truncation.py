@@ -39,7 +39,7 @@ from lowrank_study.config.run import compose
 from lowrank_study.errors import InputError
 from lowrank_study.results import truncation_file
 from lowrank_study.runs.store import RunStore, TrainedRun
-from lowrank_study.spectra.spectrum import row
+from lowrank_study.spectra.tables import row
 from lowrank_study.sweeps.updates import spectra_of_run
 
 

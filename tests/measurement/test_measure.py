@@ -24,7 +24,6 @@ from lowrank_study.measurement.files import (
     Subject,
 )
 from lowrank_study.measurement.measure import measure_spectra
-from lowrank_study.measurement.readings import MEASURES, readings
 from lowrank_study.measurement.records import (
     MeasuredMatrix,
     Measurement,
@@ -33,8 +32,7 @@ from lowrank_study.measurement.records import (
 )
 from lowrank_study.measurement.request import read_request
 from lowrank_study.spec import HubRepo
-from lowrank_study.spectra.spectrum import Spectrum, measure
-from lowrank_study.spectra.updates import DenseUpdate
+from lowrank_study.spectra.measures import MEASURES
 
 Tensors = Mapping[str, torch.Tensor]
 Array = npt.NDArray[np.float64]
@@ -379,48 +377,6 @@ def test_progress_counts_every_matrix_once(base: Path, tuned: Path, noisy_model:
     assert shares == sorted(shares)
     assert shares[-1] == pytest.approx(1.0)
     assert told[-1].outcome == "90 % energy rank 2"
-
-
-def spectrum_of(delta: Array, dtype: str, w0: Array | None, method: Any = "gram") -> Spectrum:
-    return measure(
-        DenseUpdate(
-            name="m", layer=None, role="m", storage_dtype=dtype, delta_OI=delta,
-            W0_OI=w0,
-        ),
-        method=method,
-    )  # fmt: skip
-
-
-def test_what_an_incomplete_spectrum_leaves_open_is_not_computed() -> None:
-    rng = np.random.default_rng(0)
-    delta = rng.standard_normal((256, 2)) @ rng.standard_normal((2, 256))
-    spectrum = spectrum_of(delta, "float64", None, "certified")
-    assert not spectrum.complete
-    found = readings(spectrum, fit_first=1, fit_last=100)
-    assert found["energy_rank_90"].value == 2
-    assert found["effective_rank"].status == "not computed"
-    assert found["numerical_rank"].status == "not computed"
-    assert found["mp_edge"].status == "not computed"
-
-
-@pytest.mark.parametrize(("relative", "status"), [(0.003, "not resolvable"), (0.02, "resolved")])
-def test_a_true_rank_4_in_bfloat16(relative: float, status: str) -> None:
-    """A reader of σ alone would report a rank in the hundreds for the smaller of the two."""
-    torch.manual_seed(0)
-    size = 512
-    w0 = torch.randn(size, size) / size**0.5
-    delta = torch.randn(size, 4) @ torch.randn(4, size)
-    delta *= relative * w0.norm() / delta.norm()
-    before, after = (w.bfloat16().double().numpy() for w in (w0, w0 + delta))
-    found = readings(spectrum_of(after - before, "bfloat16", before), fit_first=1, fit_last=100)
-    reading = found["energy_rank_90"]
-    assert reading.status == status
-    assert reading.as_read is not None
-    if status == "resolved":
-        assert reading.value == 4
-    else:
-        assert reading.as_read > 100
-    assert found["gavish_donoho_rank"].as_read == 4
 
 
 def fine_and_coarse(folder: Path, *, relative: float, begun: str) -> CheckpointPair:

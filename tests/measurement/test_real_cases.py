@@ -21,12 +21,12 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 from lowrank_study.assets import fetch
 from lowrank_study.checkpoints import open_adapter, open_weights
 from lowrank_study.config.run import compose, composed
-from lowrank_study.measurement.readings import MEASURES
 from lowrank_study.measurement.records import MeasuredMatrix, Measurement
 from lowrank_study.measurement.request import measure_request, read_request
 from lowrank_study.results import spectra_file
 from lowrank_study.runs.store import TrainedRun
 from lowrank_study.spectra.adapter_updates import updates_of_adapter
+from lowrank_study.spectra.measures import MEASURES
 from lowrank_study.spectra.spectra_file import load_spectra
 from lowrank_study.sweeps.sweep import sweep
 from lowrank_study.training.models import load_classifier, model_folder

@@ -254,8 +254,8 @@ def test_runs_that_make_no_sense_are_refused(
 
 
 def test_a_missing_column_is_named(small_study: StudyTables) -> None:
-    with pytest.raises(InputError, match=r"the spectra table lacks the column\(s\) mp_edge"):
-        checked(replace(small_study, spectra=small_study.spectra.drop(columns="mp_edge")))
+    with pytest.raises(InputError, match=r"the spectra table lacks the column\(s\) stable_rank"):
+        checked(replace(small_study, spectra=small_study.spectra.drop(columns="stable_rank")))
 
 
 def test_spectra_of_a_stranger_are_refused(small_study: StudyTables) -> None:

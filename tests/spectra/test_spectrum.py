@@ -1,97 +1,23 @@
-"""The record of one spectrum: measured, told in one row, and kept bit for bit in a file."""
+"""The spectrum of one update: its singular values, and every number in one row."""
 
-import json
 import math
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from lowrank_study.errors import InputError
 from lowrank_study.spectra import ranks
-from lowrank_study.spectra.spectra_file import load_spectra, save_spectra
-from lowrank_study.spectra.spectrum import (
-    SPECTRA_COLUMNS,
-    Spectrum,
-    energy_rank_of,
-    measure,
-    resolvable_at,
-    row,
-    singular_values_table,
-    spectra_table,
-)
-from lowrank_study.spectra.updates import DenseUpdate, FactoredUpdate
-
-TABLE = [
-    "run_id", "module", "layer", "role", "out_features", "in_features", "storage_dtype",
-    "frobenius_norm", "base_frobenius_norm", "relative_norm", "numerical_rank", "stable_rank",
-    "energy_rank_90", "energy_rank_95", "energy_rank_99", "effective_rank",
-    "participation_ratio", "sigma1_over_sigma10", "mp_edge", "rank_above_mp_edge",
-    "gavish_donoho_rank", "rounding_floor", "resolvable",
-]  # fmt: skip
-
-
-def orthonormal(rng, rows, columns):
-    return np.linalg.qr(rng.standard_normal((rows, columns)))[0]
-
-
-def dense(delta, *, W0=None, dtype="float32", layer=0):
-    return DenseUpdate(
-        name=f"encoder.layer.{layer}.attention.query",
-        layer=layer,
-        role="query",
-        storage_dtype=dtype,
-        delta_OI=delta,
-        W0_OI=W0,
-    )
-
-
-def factored(B, A, scaling, *, W0=None, dtype="float32"):
-    return FactoredUpdate(
-        name="encoder.layer.1.attention.value",
-        layer=1,
-        role="value",
-        storage_dtype=dtype,
-        B_OR=B,
-        A_RI=A,
-        scaling=scaling,
-        W0_OI=W0,
-    )
-
-
-def same(first, second):
-    """Whether two spectra agree in every bit."""
-    for field in fields(Spectrum):
-        a, b = getattr(first, field.name), getattr(second, field.name)
-        if isinstance(a, np.ndarray):
-            if a.dtype != b.dtype or a.tobytes() != b.tobytes():
-                return False
-        elif isinstance(a, float) and math.isnan(a):
-            if not math.isnan(b):
-                return False
-        elif a != b or type(a) is not type(b):
-            return False
-    return True
-
-
-@pytest.fixture
-def planted():
-    """Rank 4 of known values on a float32 base, with noise far below it."""
-    rng = np.random.default_rng(0)
-    sigma = np.array([8.0, 4.0, 2.0, 1.0])
-    delta = orthonormal(rng, 120, 4) * sigma @ orthonormal(rng, 80, 4).T
-    W0 = rng.standard_normal((120, 80)).astype(np.float32)
-    return sigma, delta, W0
+from lowrank_study.spectra.measures import MEASURES
+from lowrank_study.spectra.spectrum import measure
+from lowrank_study.spectra.tables import row
+from tests.spectra.conftest import dense, factored, orthonormal
 
 
 @pytest.mark.parametrize("method", ["gram", "svd"])
 def test_every_number_of_a_planted_update(planted, method):
     sigma, delta, W0 = planted
     told = row(measure(dense(delta, W0=W0), method=method))
-    assert list(told) == TABLE[1:]
     assert (told["module"], told["layer"]) == ("encoder.layer.0.attention.query", 0)
     assert (told["role"], told["storage_dtype"]) == ("query", "float32")
     assert (told["out_features"], told["in_features"]) == (120, 80)
@@ -120,11 +46,12 @@ def test_certified_settles_energy_ranks_and_leaves_the_rest_open(planted):
     assert [told[f"energy_rank_{p}"] for p in (90, 95, 99)] == [4, 5, 7]
     assert told["stable_rank"] == pytest.approx(170 / 64, rel=1e-9)
     assert told["resolvable"] is True
-    for name in ("numerical_rank", "rank_above_mp_edge", "gavish_donoho_rank"):
+    for name in (
+        "numerical_rank", "rank_above_mp_edge", "gavish_donoho_rank", "effective_rank",
+        "participation_ratio", "mp_edge",
+    ):  # fmt: skip
         assert told[name] is None
-    for name in ("effective_rank", "participation_ratio", "mp_edge"):
-        assert math.isnan(told[name])
-    assert energy_rank_of(replace(spectrum, residual_norm=10.0), 0.9) is None
+    assert replace(spectrum, residual_norm=10.0).energy_rank(0.9) is None
 
 
 def test_factors_say_what_their_product_says():
@@ -133,9 +60,8 @@ def test_factors_say_what_their_product_says():
     B, A = rng.standard_normal((90, 5)), rng.standard_normal((5, 70))
     by_factors = row(measure(factored(B, A, 0.25, W0=W0), method="gram"))
     by_product = row(measure(dense(0.25 * B @ A, W0=W0, dtype="float64"), method="svd"))
-    for name in TABLE[6:]:
-        if name in ("storage_dtype", "mp_edge", "rounding_floor", "sigma1_over_sigma10"):
-            continue
+    names = {measure.name for measure in MEASURES if measure.value is not None}
+    for name in names - {"mp_edge", "rounding_floor", "sigma1_over_sigma10"}:
         assert by_factors[name] == pytest.approx(by_product[name], rel=1e-9), name
     assert by_factors["gavish_donoho_rank"] == by_factors["rank_above_mp_edge"] == 5
     assert by_factors["mp_edge"] == 0.0
@@ -167,8 +93,8 @@ def test_rank_of_a_difference_in_16_bits_counts_only_what_is_above_its_rounding(
     assert told["energy_rank_90"] > 50
     assert told["resolvable"] is False
     spectrum = measure(dense(strong, W0=kept(W0), dtype="bfloat16"), method="gram")
-    assert resolvable_at(spectrum, 0.90)
-    assert not resolvable_at(spectrum, 0.9999)
+    assert spectrum.resolvable_at(0.90)
+    assert not spectrum.resolvable_at(0.9999)
 
 
 @pytest.mark.parametrize("method", ["gram", "svd", "certified"])
@@ -177,9 +103,7 @@ def test_identical_checkpoints_have_rank_zero_and_undefined_ratios(method):
     told = row(measure(dense(np.zeros((6, 5)), W0=W0), method=method))
     assert told["frobenius_norm"] == 0.0
     assert told["relative_norm"] == 0.0
-    for name in TABLE:
-        if name.startswith("energy_rank"):
-            assert told[name] == 0
+    assert [told[f"energy_rank_{percent}"] for percent in (90, 95, 99)] == [0, 0, 0]
     for name in ("stable_rank", "sigma1_over_sigma10"):
         assert math.isnan(told[name])
     assert told["resolvable"] is False
@@ -226,105 +150,3 @@ def test_what_cannot_be_measured_is_refused():
         measure(dense(np.array([[1.0, math.nan]])), method="gram")
     with pytest.raises(InputError, match="choose 'gram', 'svd' or 'certified'"):
         measure(dense(np.ones((2, 2))), method="lapack")  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def several(planted):
-    _, delta, W0 = planted
-    rng = np.random.default_rng(6)
-    outside = DenseUpdate(
-        name="classifier",
-        layer=None,
-        role="classifier",
-        storage_dtype="bfloat16",
-        delta_OI=rng.standard_normal((3, 4)) * 1e-30,
-        W0_OI=None,
-    )
-    return [
-        measure(dense(delta, W0=W0), method="gram"),
-        measure(factored(rng.standard_normal((9, 2)), np.ones((2, 8)), 0.1), method="gram"),
-        measure(outside, method="svd"),
-        measure(dense(np.zeros((4, 4)), layer=11), method="gram"),
-        measure(dense(np.kron(np.eye(2), delta)), method="certified"),
-    ]
-
-
-def test_a_file_gives_back_every_bit(several, tmp_path):
-    path = tmp_path / "spectra.parquet"
-    save_spectra(path, several)
-    again = load_spectra(path)
-    assert len(again) == len(several)
-    for first, second in zip(several, again, strict=True):
-        assert same(first, second)
-        assert not same(first, replace(second, frobenius_norm=second.frobenius_norm + 1.0))
-    assert [p.name for p in tmp_path.iterdir()] == ["spectra.parquet"]
-    versions = json.loads(pq.read_schema(path).metadata[b"lowrank_study"])["versions"]
-    assert versions["numpy"] == np.__version__
-
-
-def test_an_empty_list_is_kept_as_one(tmp_path):
-    save_spectra(tmp_path / "none.parquet", [])
-    assert load_spectra(tmp_path / "none.parquet") == []
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_other(several, tmp_path, monkeypatch):
-    path = tmp_path / "spectra.parquet"
-    save_spectra(path, several[:1])
-    before = path.read_bytes()
-
-    def broken(table, file, **options):
-        file.write(b"half")
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(pq, "write_table", broken)
-    with pytest.raises(OSError, match="no space"):
-        save_spectra(path, several)
-    assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["spectra.parquet"]
-
-
-def test_files_that_are_not_spectra_are_refused(several, tmp_path):
-    with pytest.raises(InputError, match="no file of spectra"):
-        load_spectra(tmp_path / "absent.parquet")
-    with pytest.raises(InputError, match="no folder"):
-        save_spectra(tmp_path / "absent" / "spectra.parquet", several)
-    other = tmp_path / "other.parquet"
-    pq.write_table(pa.table({"a": [1]}), other)
-    with pytest.raises(InputError, match="holds format None"):
-        load_spectra(other)
-    path = tmp_path / "cut.parquet"
-    save_spectra(path, several)
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(InputError, match="isn't a whole Parquet file"):
-        load_spectra(path)
-
-
-def test_spectra_table(several):
-    table = spectra_table("run-1", several)
-    assert list(table.columns) == TABLE == list(SPECTRA_COLUMNS)
-    assert len(table) == 5
-    assert (table["run_id"] == "run-1").all()
-    assert str(table["layer"].dtype) == str(table["energy_rank_90"].dtype) == "Int64"
-    assert table["layer"].tolist() == [0, 1, pd.NA, 11, 0]
-    assert table["resolvable"].dtype == bool
-    assert table["relative_norm"].dtype == np.float64
-    assert table["gavish_donoho_rank"].isna().tolist() == [False] * 4 + [True]
-    empty = spectra_table("run-1", [])
-    assert list(empty.columns) == TABLE
-    assert (empty.dtypes == table.dtypes).all()
-    both = pd.concat([empty, table], ignore_index=True)
-    assert (both.dtypes == table.dtypes).all()
-
-
-def test_singular_values_table(several):
-    table = singular_values_table("run-1", several)
-    assert list(table.columns) == [
-        "run_id", "module", "layer", "role", "index", "singular_value",
-    ]  # fmt: skip
-    assert len(table) == sum(s.singular_values.size for s in several)
-    first = table[: several[0].singular_values.size]
-    np.testing.assert_array_equal(first["singular_value"], several[0].singular_values)
-    assert first["index"].tolist() == list(range(1, len(first) + 1))
-    empty = singular_values_table("run-1", several[3:4])
-    assert len(empty) == 0
-    assert (empty.dtypes == table.dtypes).all()

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from lowrank_study.checkpoints import SourceFile, open_adapter, open_weights, pair, save_adapter
 from lowrank_study.errors import InputError
 from lowrank_study.spectra.adapter_updates import updates_of_adapter
-from lowrank_study.spectra.spectrum import measure, row
+from lowrank_study.spectra.spectrum import measure
+from lowrank_study.spectra.tables import row
 from lowrank_study.spectra.updates import (
     DenseUpdate,
     FactoredUpdate,

@@ -15,7 +15,6 @@ import numpy.typing as npt
 from markupsafe import Markup
 
 from lowrank_study.measurement.files import AdapterOnBase, Subject
-from lowrank_study.measurement.readings import Measure, Reading
 from lowrank_study.measurement.records import MeasuredMatrix, Measurement
 from lowrank_study.provenance import provenance
 from lowrank_study.reporting.display import counted, in_bytes, printable
@@ -33,6 +32,7 @@ from lowrank_study.reporting.spectra_report.tables import (
     vectors_table,
 )
 from lowrank_study.reporting.web_page import packaged, web_page
+from lowrank_study.spectra.measures import Measure, Reading
 from lowrank_study.spectra.noise import noise_energy_rank
 
 ROWS_SHOWN = 2000
@@ -68,7 +68,6 @@ def page_of(found: Measurement) -> str:
         settings=settings,
         two=bool(found.other_matrices),
         similar=any(matrix.similarity is not None for matrix in found.matrices),
-        columns=table_measures(measures),
         rows=_rows(found, measures)[:ROWS_SHOWN],
         rows_all=len(found.matrices) + len(found.other_matrices),
         vectors=[_vector_row(row) for row in vectors.head(ROWS_SHOWN).to_dict("records")],
@@ -115,28 +114,12 @@ def _facts(found: Measurement) -> list[tuple[str, str]]:
     ]
 
 
-_TABLE_MEASURES = (
-    "relative_norm", "energy_rank_90", "energy_rank_95", "energy_rank_99", "effective_rank",
-    "stable_rank", "participation_ratio", "numerical_rank", "gavish_donoho_rank",
-    "rank_above_mp_edge", "largest_singular_value", "mp_edge", "rounding_floor",
-    "energy_above_floor", "sigma1_over_sigma10", "power_law_rate", "power_law_r_squared",
-    "exponential_rate", "exponential_r_squared", "frobenius_norm",
-)  # fmt: skip
-
-
-def table_measures(measures: tuple[Measure, ...]) -> list[Measure]:
-    """Give the measures in the order the page's table has them."""
-    by_name = {measure.name: measure for measure in measures}
-    first = [by_name[name] for name in _TABLE_MEASURES if name in by_name]
-    return first + [measure for measure in measures if measure not in first]
-
-
 def _rows(found: Measurement, measures: tuple[Measure, ...]) -> list[dict[str, Any]]:
     rows = []
     for update, matrix in matrices_of(found):
         spectrum = matrix.spectrum
         cells = []
-        for measure in table_measures(measures):
+        for measure in measures:
             reading = matrix.readings.get(measure.name, NOT_MEASURED)
             cells.append(
                 {

@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from lowrank_study.measurement.readings import MEASURES, Measure, Reading
 from lowrank_study.measurement.records import MeasuredMatrix, Measurement
 from lowrank_study.reporting.display import MISSING, printable, written
+from lowrank_study.spectra.measures import MEASURES, Measure, Reading
 from lowrank_study.spectra.noise import noise_energy_rank
-from lowrank_study.spectra.spectrum import singular_values_table
+from lowrank_study.spectra.tables import singular_values_table
 
 FIRST, OTHER = "first", "other"
 NOISE_RANK = "noise_energy_rank_90"
@@ -47,14 +47,10 @@ def matrices_table(found: Measurement) -> pd.DataFrame:
     frame = pd.DataFrame(rows)
     kinds: dict[str, Any] = {"layer": "Int64", "out_features": "Int64", "in_features": "Int64"}
     for measure in measures:
-        whole = measure.kind == "rank" and measure.name not in _FRACTIONAL
         for name in (measure.name, f"{measure.name}_as_read"):
             if name in frame:
-                kinds[name] = "Int64" if whole else "Float64"
+                kinds[name] = "Int64" if measure.whole else "Float64"
     return frame.astype(kinds)
-
-
-_FRACTIONAL = ("effective_rank", "stable_rank", "participation_ratio")
 
 
 _READ_REGARDLESS = ("gavish_donoho_rank", "rank_above_mp_edge", "overlap_left", "overlap_right")

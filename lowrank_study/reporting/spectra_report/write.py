@@ -211,12 +211,6 @@ def _plain(value: Any) -> Any:
     return value
 
 
-_IN_LATEX = (
-    "relative_norm", "energy_rank_90", "energy_rank_99", "effective_rank", "stable_rank",
-    "gavish_donoho_rank", "amplification_factor", "intruder_dimensions", "similarity",
-)  # fmt: skip
-
-
 def _latex(found: Measurement) -> str:
     """Write the table, after the sentences on what was left out."""
     told = "".join(rf"\noindent {escaped(each)}\par" + "\n" for each in left_out_of(found))
@@ -224,7 +218,7 @@ def _latex(found: Measurement) -> str:
 
 
 def _latex_table(found: Measurement) -> Table:
-    measures = [measure for measure in measures_in(found) if measure.name in _IN_LATEX]
+    measures = [measure for measure in measures_in(found) if "latex" in measure.shown]
     rows = []
     for update, matrix in matrices_of(found):
         spectrum = matrix.spectrum
