@@ -12,7 +12,7 @@ from lowrank_study.config.run import compose
 from lowrank_study.errors import InputError
 from lowrank_study.methods.lora import Lora
 from lowrank_study.papers import measures as paper_measures
-from lowrank_study.papers.measures import MEASURES
+from lowrank_study.papers.measures import PAPER_MEASURES
 from lowrank_study.papers.tables import beside, load_paper, read_paper, runs_of
 from lowrank_study.reporting.papers import markdown_of
 from lowrank_study.runs.store import RunStore, TrainedRun
@@ -143,7 +143,7 @@ def known_adapters(monkeypatch: pytest.MonkeyPatch) -> list[TrainedRun]:
 
 
 def test_similarities_are_of_the_directions_they_say(known_adapters: list[TrainedRun]) -> None:
-    table = MEASURES["similarity_of_ranks"](known_adapters)
+    table = PAPER_MEASURES["similarity_of_ranks"](known_adapters)
     found = table.set_index(["seeds", "of", "i", "j"])["own"]
     assert found["same", "A", 1, 1] == pytest.approx(1.0)  # A's leading axis is the shared one
     assert found["same", "ΔW", 1, 1] == pytest.approx(0.0)  # that of ΔW is its second
@@ -151,7 +151,7 @@ def test_similarities_are_of_the_directions_they_say(known_adapters: list[Traine
     assert found["other"].to_numpy() == pytest.approx(0.0)
     assert (table["of_noise"] == table[["i", "j"]].max(axis=1) / 8).all()
     assert set(table["n"]) == {2}
-    seeds = MEASURES["similarity_of_seeds"](known_adapters)
+    seeds = PAPER_MEASURES["similarity_of_seeds"](known_adapters)
     assert seeds["own"].to_numpy() == pytest.approx(0.0)
     assert set(seeds["n"]) == {1}
     assert seeds["low"].isna().all()
@@ -164,14 +164,14 @@ def test_no_intruders_in_few_matrices_do_not_show_that_there_are_none(
     known_adapters: list[TrainedRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(paper_measures, "INTRUDERS_AMONG", 4)
-    [_, row] = MEASURES["intruders"](known_adapters).to_dict("records")
+    [_, row] = PAPER_MEASURES["intruders"](known_adapters).to_dict("records")
     assert row["adapter_rank"] == 2
     assert (row["own"], row["low"], row["n"]) == (0.0, 0.0, 2)
     assert row["high"] == pytest.approx(-np.log(0.025) / 2)  # P(0 | λ) = e^-λ, of two matrices
 
 
 def test_amplification_is_the_papers_formula(known_adapters: list[TrainedRun]) -> None:
-    table = MEASURES["amplification"](known_adapters[:1]).set_index("quantity")
+    table = PAPER_MEASURES["amplification"](known_adapters[:1]).set_index("quantity")
     # Rank 1: U = e0, V = e0, so UᵀW0V is W0's first entry, 8; ‖ΔW‖ is 2.
     assert table.loc["along_update", "own"] == pytest.approx(8.0)
     assert table.loc["along_weight", "own"] == pytest.approx(8.0)
@@ -199,36 +199,36 @@ def matrices(target: tuple[str, ...]) -> list[str]:
 
 @pytest.mark.slow
 def test_every_measure_reads_trained_runs(trained: list[TrainedRun]) -> None:
-    for name, measure in MEASURES.items():
+    for name, measure in PAPER_MEASURES.items():
         table = measure(trained)
         assert len(table), name
         assert {"own", "low", "high", "n"} <= set(table.columns), name
         assert np.isfinite(table["own"]).all(), name
-    shares = MEASURES["energy_shares"](trained).set_index(["matrix", "maps"])
+    shares = PAPER_MEASURES["energy_shares"](trained).set_index(["matrix", "maps"])
     assert shares.loc[("before", "query"), "of_noise"] == pytest.approx(
         100 * noise_energy_rank(16, 16) / 16
     )
     assert not shares["own"].equals(shares["of_noise"])
-    amplified = MEASURES["amplification"](trained).set_index(["adapter_rank", "quantity"])
+    amplified = PAPER_MEASURES["amplification"](trained).set_index(["adapter_rank", "quantity"])
     width = 16
     norm, along = amplified.loc[(2, "weight_norm")], amplified.loc[(2, "along_random")]
     assert along["own"] == pytest.approx(norm["own"] * 2 / width)
     assert amplified.loc[(2, "along_weight"), "own"] <= norm["own"]
-    rates = MEASURES["best_rates"](trained).set_index(["target", "adapter_rank"])
+    rates = PAPER_MEASURES["best_rates"](trained).set_index(["target", "adapter_rank"])
     assert rates.loc[("full", 0), "own"] == 1.0
-    assert MEASURES["intruders"](trained)["own"].between(0, 10).all()
+    assert PAPER_MEASURES["intruders"](trained)["own"].between(0, 10).all()
 
 
 def test_a_paper_that_can_not_be_read_is_refused() -> None:
-    with pytest.raises(InputError, match="'table9' is unknown: there are biderman"):
+    with pytest.raises(InputError, match="'table9' is unknown; valid: biderman"):
         load_paper("table9")
     good = {"source": "s", "setting": "s", "experiment": "e", "unit": "%", "remark": "r"}
     with pytest.raises(InputError, match=r"measure='luck': valid are accuracy"):
         read_paper("mine", {**good, "measure": "luck", "published": []})
-    with pytest.raises(InputError, match="a list of rows with `published`"):
+    with pytest.raises(InputError, match="give a list of rows with `published`"):
         read_paper("mine", {**good, "measure": "accuracy", "published": [{"own": 1}]})
     wrong = {**good, "measure": "accuracy", "published": [{"colour": "red", "published": 1}]}
-    with pytest.raises(InputError, match=r"'colour'.* are no keys of accuracy"):
+    with pytest.raises(InputError, match=r"'colour'.* are not keys of accuracy"):
         beside(read_paper("mine", wrong), [run_of("method.rank=8", accuracy=0.7)])
 
 
