@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lowrank_study.claims.measures import MEASURES
+from lowrank_study.claims.measures import CLAIM_MEASURES
 from lowrank_study.claims.verdicts import BOUNDS, UNITS, WIDTHS, Claim, needs_evidence
 from lowrank_study.config.composition import CONF_FOLDER
 from lowrank_study.config.fields import Fields
@@ -57,7 +57,7 @@ def read_claim(entry: Mapping[str, Any], *, source: str, where: str) -> Claim:
     named = f"{where}: {fields.text('id')}: "
     fields = Fields(named, {"unit": "", "note": "", **entry})
     call = fields.part("measure")
-    name = call.one_of("name", sorted(MEASURES))
+    name = call.one_of("name", sorted(CLAIM_MEASURES))
     arguments = {key: call.value(key) for key in call.settings if key != "name"}
     tolerance, amount = _tolerance(named, fields.value("tolerance"))
     published = _published(named, fields.value("published"))
@@ -67,8 +67,8 @@ def read_claim(entry: Mapping[str, Any], *, source: str, where: str) -> Claim:
         )
     if tolerance == "between" and isinstance(published, tuple) and len(published) != 2:
         raise InputError(f"{named}tolerance=between: published holds the two ends, low and high")
-    parameters = inspect.signature(MEASURES[name])
-    extra = {"evidence": None} if needs_evidence(MEASURES[name]) else {}
+    parameters = inspect.signature(CLAIM_MEASURES[name])
+    extra = {"evidence": None} if needs_evidence(CLAIM_MEASURES[name]) else {}
     try:
         parameters.bind(**arguments, **extra)
     except TypeError as error:

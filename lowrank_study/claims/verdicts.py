@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lowrank_study.claims.measures import MEASURES
+from lowrank_study.claims.measures import CLAIM_MEASURES
 from lowrank_study.claims.measures.evidence import Evidence
 from lowrank_study.claims.measures.outcome import (
     Interval,
@@ -65,7 +65,7 @@ class Claim:
     amount: float
     """Width that goes with one of `WIDTHS`; `absolute` is in the claim's unit."""
     measure: str
-    """A key of `MEASURES`."""
+    """A key of `CLAIM_MEASURES`."""
     arguments: Mapping[str, Any]
     """What the measure is called with."""
     note: str
@@ -98,7 +98,7 @@ def check_claims(claims: Sequence[Claim], evidence: Evidence) -> list[Entry]:
 
 def check_claim(claim: Claim, evidence: Evidence) -> Entry:
     """Measure one claim on the evidence there is and give its verdict."""
-    function = MEASURES[claim.measure]
+    function = CLAIM_MEASURES[claim.measure]
     given = dict(claim.arguments)
     if needs_evidence(function):
         given["evidence"] = evidence

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lowrank_study.claims.measures import MEASURES
+from lowrank_study.claims.measures import CLAIM_MEASURES
 from lowrank_study.claims.measures.outcome import (
     Interval,
     Measured,
@@ -107,7 +107,7 @@ def _basis(entry: Entry) -> str:
 
 
 def _by_runs(claim: Claim) -> bool:
-    return needs_evidence(MEASURES[claim.measure])
+    return needs_evidence(CLAIM_MEASURES[claim.measure])
 
 
 def published_text(claim: Claim) -> str:

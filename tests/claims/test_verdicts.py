@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lowrank_study.claims.files import load_claims, read_claim
-from lowrank_study.claims.measures import MEASURES
+from lowrank_study.claims.measures import CLAIM_MEASURES
 from lowrank_study.claims.measures.evidence import NO_EVIDENCE
 from lowrank_study.claims.measures.outcome import (
     Interval,
@@ -156,17 +156,17 @@ def test_every_claim_has_a_source_and_a_measure_that_exists() -> None:
     for one in CLAIMS:
         assert one.source.strip()
         assert one.section.strip()
-        assert one.measure in MEASURES, one.id
+        assert one.measure in CLAIM_MEASURES, one.id
         if isinstance(one.published, tuple):
             assert regions_of(one), one.id
 
 
 def test_every_measure_is_used_by_a_claim() -> None:
-    assert {one.measure for one in CLAIMS} == set(MEASURES)
+    assert {one.measure for one in CLAIMS} == set(CLAIM_MEASURES)
 
 
 @pytest.mark.parametrize(
-    "one", [c for c in CLAIMS if needs_evidence(MEASURES[c.measure])], ids=lambda c: str(c.id)
+    "one", [c for c in CLAIMS if needs_evidence(CLAIM_MEASURES[c.measure])], ids=lambda c: str(c.id)
 )
 def test_without_evidence_nothing_holds_or_fails(one: Claim) -> None:
     entry = check_claim(one, NO_EVIDENCE)

@@ -29,7 +29,7 @@ from lowrank_study.reporting.claims_ledger import (
 
 PLAIN = Claim(
     id="memory", source="A paper", section="Table 1", claim="It takes 500 GB.", published=(500.0,),
-    unit="GB", tolerance="relative", amount=0.1, measure="full_memory", arguments={}, note="",
+    unit="GB", tolerance="relative", amount=0.1, measure="formula", arguments={}, note="",
 )  # fmt: skip
 SETTINGS = {
     "sweep": None, "record": None, "live": False, "rounds": 5,

@@ -1,19 +1,11 @@
 """What is measured of a claim, by name; see `outcome.py` for what a measure is."""
 
-from lowrank_study.claims.measures import (  # noqa: F401  importing registers the measures
-    adaptation,
-    architectures,
-    listings,
-    memory,
-    noise_levels,
-    paper_tables,
-    published_numbers,
-    rates,
-    score,
-    serving,
-    update_spectra,
-    worked_examples,
-)
-from lowrank_study.claims.measures.outcome import MEASURES
+import importlib
+import pkgutil
 
-__all__ = ["MEASURES"]
+from lowrank_study.claims.measures.outcome import CLAIM_MEASURES
+
+for _module in pkgutil.iter_modules(__path__):  # a module registers its measures when imported
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["CLAIM_MEASURES"]

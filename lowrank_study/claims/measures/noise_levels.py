@@ -10,9 +10,6 @@ import torch
 from lowrank_study.claims.measures.outcome import Outcome, computed, measure
 from lowrank_study.errors import InputError
 from lowrank_study.spectra import noise, ranks
-from lowrank_study.spectra.against_base import (
-    random_projected_norm,
-)
 from lowrank_study.spectra.subspaces import (
     chance_similarity,
     subspace_similarity,
@@ -107,13 +104,6 @@ def gavish_donoho_polynomial(coefficients: list[float], points: int) -> Outcome:
         for beta in betas
     ]
     return computed(max(errors), f"largest |difference| over {points} values of β")
-
-
-@measure
-def random_projection(norm: float, rank: int, dimension: int) -> Outcome:
-    """Give ‖Uᵀ W V‖ that random directions have: ‖W‖ r / d."""
-    value = random_projected_norm(norm, rank, (dimension, dimension))
-    return computed(value, f"‖W‖ r / d with ‖W‖ = {norm:g}, r = {rank}, d = {dimension}")
 
 
 @measure

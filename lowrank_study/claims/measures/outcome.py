@@ -63,7 +63,7 @@ class Lacking(Exception):
 
 
 Arguments = ParamSpec("Arguments")
-MEASURES: dict[str, Callable[..., Outcome]] = {}
+CLAIM_MEASURES: dict[str, Callable[..., Outcome]] = {}
 """Measures by the name that claims call them by."""
 
 
@@ -77,8 +77,8 @@ def measure(function: Callable[Arguments, Outcome]) -> Callable[Arguments, Outco
         except Lacking as error:
             return Unmeasured(why=f"needs {error}")
 
-    assert function.__name__ not in MEASURES, function.__name__
-    MEASURES[function.__name__] = guarded
+    assert function.__name__ not in CLAIM_MEASURES, function.__name__
+    CLAIM_MEASURES[function.__name__] = guarded
     return guarded
 
 

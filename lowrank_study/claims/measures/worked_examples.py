@@ -12,13 +12,6 @@ Rows = Sequence[Sequence[float]]
 
 
 @measure
-def product_entry(B: Rows, A: Rows, row: int, column: int) -> Outcome:
-    """Give one entry of B A, rows and columns counted from 0."""
-    product = _matrix(B) @ _matrix(A)
-    return computed(float(product[row, column]), f"entry ({row}, {column}) of BA in float64")
-
-
-@measure
 def worked_step(
     quantity: str,
     rows: Sequence[int] | None,

@@ -1,6 +1,7 @@
 """Known answers of the claims that need no training, and their verdicts."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -8,11 +9,10 @@ import torch
 from torch import nn
 
 from lowrank_study.claims.files import load_claims
-from lowrank_study.claims.measures import MEASURES
-from lowrank_study.claims.measures.architectures import architecture_of, trainable_parameters
+from lowrank_study.claims.measures import CLAIM_MEASURES
+from lowrank_study.claims.measures.architectures import architecture_of
 from lowrank_study.claims.measures.evidence import NO_EVIDENCE
-from lowrank_study.claims.measures.memory import full_memory, nf4_bytes
-from lowrank_study.claims.measures.noise_levels import random_projection
+from lowrank_study.claims.measures.formula import adapter, evaluate, formula
 from lowrank_study.claims.measures.outcome import Measured, Observed, Outcome
 from lowrank_study.claims.verdicts import check_claim
 from lowrank_study.errors import InputError
@@ -127,7 +127,7 @@ def test_the_step_agrees_with_finite_differences() -> None:
         return float(0.5 * error @ error)
 
     for quantity, at in (("gradient of A", 0), ("gradient of B", 1)):
-        found = values(MEASURES["worked_step"](**step | {"quantity": quantity}))
+        found = values(CLAIM_MEASURES["worked_step"](**step | {"quantity": quantity}))
         numeric = []
         for index in np.ndindex((A, B)[at].shape):
             moved = [[A.copy(), B.copy()] for _ in range(2)]
@@ -146,7 +146,7 @@ def test_the_step_agrees_with_finite_differences() -> None:
     ],
 )
 def test_adapter_counts(architecture: str, target: str, rank: int, known: int) -> None:
-    assert values(trainable_parameters(architecture, target, rank)) == [known]
+    assert adapter(architecture, target, rank) == known
 
 
 def test_counts_are_those_of_the_adapter_itself() -> None:
@@ -160,25 +160,51 @@ def test_counts_are_those_of_the_adapter_itself() -> None:
         names = target_modules(model, found.base, ("all_linear",))
         add_lora(model, dict.fromkeys(names, lora))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert values(trainable_parameters("gpt2", "all_linear", 4)) == [trained]
+    assert adapter("gpt2", "all_linear", 4) == trained
 
 
 def test_widths_that_4096_belongs_to() -> None:
-    shape = MEASURES["map_shape"]("gpt3_6_7b", "query", stored=False, fused=1)
+    shape = CLAIM_MEASURES["map_shape"]("gpt3_6_7b", "query", stored=False, fused=1)
     assert values(shape) == [4096, 4096]
     assert (
-        values(MEASURES["map_shape"]("gpt2", "query_key_value", stored=False, fused=3)) == [768] * 2
+        values(CLAIM_MEASURES["map_shape"]("gpt2", "query_key_value", stored=False, fused=3))
+        == [768] * 2
     )
     with pytest.raises(InputError, match="architecture 'gpt5': valid are gpt2"):
         architecture_of("gpt5")
 
 
-def test_memory_of_seventy_billion_and_of_nf4() -> None:
-    size = {"parameters": 70e9}
-    assert values(full_memory(size, 4, 4, 8)) == [1120e9]
-    assert values(full_memory(size, 2, 2, 4)) == [560e9]
-    assert values(nf4_bytes({"parameters": 65.2e9}, 64, None)) == pytest.approx([36.7e9], rel=1e-3)
-    assert values(nf4_bytes({"parameters": 65.2e9}, 64, 256)) == pytest.approx([33.6e9], rel=2e-3)
+def test_bits_of_nf4_with_and_without_double_quantisation() -> None:
+    assert evaluate("65.2e9 * nf4_bits(64) / 8", {}) == pytest.approx(36.7e9, rel=1e-3)
+    assert evaluate("65.2e9 * nf4_bits(64, 256) / 8", {}) == pytest.approx(33.6e9, rel=2e-3)
+
+
+def test_a_formula_computes_numbers_lists_and_ranges() -> None:
+    assert values(formula("ceil((1 + 2) * -3 / 2)")) == [-4]
+    assert values(formula(["1 / 4", "7e9"])) == [0.25, 7e9]
+    labelled = formula({"up": "aspect('gpt2', 'mlp_up')"})
+    assert isinstance(labelled, Measured)
+    assert (labelled.values[0].label, labelled.values[0].value) == ("up", 4)
+    open_ = formula("a / b", over={"a": [1, 2], "b": [4, 8]})
+    assert isinstance(open_, Measured)
+    assert (open_.values[0].low, open_.values[0].high) == (0.125, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("__import__('os')", "is not allowed; valid are numbers"),
+        ("(1).real", "is not allowed"),
+        ("rank * 2", "'rank' is not allowed"),
+        ("layers('gpt5')", "architecture 'gpt5': valid are gpt2"),
+        ("1 +", "invalid syntax"),
+        ("1 / 0", "division by zero"),
+        ("days('2020')", "missing 1 required"),
+    ],
+)
+def test_a_formula_refuses_everything_else(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        evaluate(text, {})
 
 
 def test_what_the_adapted_map_does() -> None:
@@ -207,7 +233,7 @@ def test_what_the_adapted_map_does() -> None:
 
 
 def test_layers_couple() -> None:
-    assert values(MEASURES["layer_coupling"](seed=1))[0] > 0.1
+    assert values(CLAIM_MEASURES["layer_coupling"](seed=1))[0] > 0.1
 
 
 def test_what_is_seeded_does_not_depend_on_what_ran_before() -> None:
@@ -234,12 +260,12 @@ def test_random_directions_hold_the_norm_that_the_formula_gives() -> None:
     for _ in range(60):
         U, V = (np.linalg.qr(generator.standard_normal((128, 4)))[0] for _ in range(2))
         squared.append(np.linalg.norm(U.T @ W @ V) ** 2)
-    expected = values(random_projection(float(np.linalg.norm(W)), 4, 128))[0]
+    expected = evaluate("norm * 4 / 128", {"norm": float(np.linalg.norm(W))})
     assert np.sqrt(np.mean(squared)) == pytest.approx(expected, rel=0.1)
 
 
 def test_a_map_that_is_wrapped_everywhere_leaves_the_rest_trainable() -> None:
-    outcome = MEASURES["trainable_besides_adapter"]("llama_7b", ["q_proj", "v_proj"], 8)
+    outcome = CLAIM_MEASURES["trainable_besides_adapter"]("llama_7b", ["q_proj", "v_proj"], 8)
     model = architecture_of("llama_7b").model
     frozen = sum(
         module.weight.numel()
@@ -253,24 +279,24 @@ def test_a_map_that_is_wrapped_everywhere_leaves_the_rest_trainable() -> None:
 def test_an_unknown_quantity_is_named() -> None:
     step = dict(CLAIMS["d004_loss"].arguments) | {"quantity": "speed"}
     with pytest.raises(InputError, match="quantity='speed': valid are delta"):
-        MEASURES["worked_step"](**step)
-    assert isinstance(MEASURES["can_be_unmerged"](seed=3), Observed)
+        CLAIM_MEASURES["worked_step"](**step)
+    assert isinstance(CLAIM_MEASURES["can_be_unmerged"](seed=3), Observed)
 
 
 def test_a_setting_that_a_library_does_not_take_is_named() -> None:
-    found = MEASURES["takes_names"]("peft.LoraConfig", ["r", "rank"])
+    found = CLAIM_MEASURES["takes_names"]("peft.LoraConfig", ["r", "rank"])
     assert isinstance(found, Observed)
     assert (found.value, "rank unknown" in found.how) == (False, True)
 
 
 def test_what_is_wrapped_again_is_all_that_the_wrapper_holds() -> None:
-    again = MEASURES["wrapped_again"]
+    again = CLAIM_MEASURES["wrapped_again"]
     assert values(again("llama_7b", ["q_proj"], 8)) == [3 * 32]
     assert values(again("llama_7b", ["c_attn"], 8)) == [0]
 
 
 def test_a_batch_times_a_weight_from_the_left_has_a_shape_by_chance_only() -> None:
-    listing = MEASURES["batched_listing_computes"]
+    listing = CLAIM_MEASURES["batched_listing_computes"]
     for sequence, works in ((5, False), (8, True)):
         found = listing(batch=2, sequence=sequence, width=8)
         assert isinstance(found, Observed)
