@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lowrank_study.errors import InputError
-from lowrank_study.methods.full import FullFineTuning
 from lowrank_study.results import runs_folder
 from lowrank_study.runs.store import RunStore, TrainedRun
 from lowrank_study.sweeps.settings import check_alike
@@ -47,7 +46,7 @@ def chosen_full_runs(runs: Sequence[TrainedRun]) -> list[list[TrainedRun]]:
     settings: dict[tuple[str, str], dict[str, list[TrainedRun]]] = defaultdict(dict)
     for run in runs:
         spec = run.spec
-        full = isinstance(spec.method, FullFineTuning) and spec.train.read_test
+        full = spec.method.label == "full" and spec.train.read_test
         if full and not spec.train.shuffle_labels:
             of_setting = settings[spec.task.name, spec.model.name]
             of_setting.setdefault(configuration(spec).run_id, []).append(run)
