@@ -37,7 +37,7 @@ def usage(about: str, config_name: str, overrides: Sequence[str]) -> str:
             return _choice_page(composer, group, name, overrides)
     config = OmegaConf.to_container(composer.config([]), resolve=False)
     assert isinstance(config, dict)
-    meanings = _meanings(CONF_FOLDER / f"{config_name}.yaml")
+    meanings = meanings_in(CONF_FOLDER / f"{config_name}.yaml")
     rows = [
         (f"{key}={_shown(config[key])}", meanings.get(key, ""))
         for key in meanings
@@ -58,7 +58,7 @@ def _choice_page(composer: Composer, group: str, name: str, overrides: Sequence[
     config = composer.config(overrides)
     file = CONF_FOLDER / group / f"{name}.yaml"
     head = [line[1:].strip() for line in file.read_text().splitlines() if line.startswith("#")]
-    meanings = _meanings(file)
+    meanings = meanings_in(file)
     part = config.get(group)
     values = OmegaConf.to_container(part, resolve=False) if isinstance(part, DictConfig) else {}
     assert isinstance(values, dict)
@@ -66,12 +66,12 @@ def _choice_page(composer: Composer, group: str, name: str, overrides: Sequence[
     return "\n".join([*head, "", *_table(rows)])
 
 
-def _meanings(file: Path) -> dict[str, str]:
+def meanings_in(file: Path) -> dict[str, str]:
     """Return the comment on each setting in a file and in the files that it builds on."""
     found: dict[str, str] = {}
     for entry in OmegaConf.load(file).get("defaults") or []:
         if isinstance(entry, str) and entry != "_self_":
-            found |= _meanings(file.with_name(f"{entry}.yaml"))
+            found |= meanings_in(file.with_name(f"{entry}.yaml"))
     last = ""
     for line in file.read_text().splitlines():
         if setting := _SETTING.fullmatch(line):
