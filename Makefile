@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP_FLAGS := --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help study reproduce test quick lint format clean
+.PHONY: help study reproduce test quick lint format docs clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ lint: .venv/ready  ## style and types
 format: .venv/ready  ## put the code into the house's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: .venv/ready  ## write the pages that derive from conf/ and the table of measures
+	$(BIN)/python docs/generate.py
 
 clean:  ## remove the environment and what tools left; results/ stays
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -36,8 +36,9 @@ GROUPS = {
 """Files that between them have every setting of a group."""
 INTRODUCTION = """# Settings
 
-Every setting of every command, with its default. `python COMMAND --help` shows the same on the command line. The
-texts come from the comments in `conf/`; `make docs` writes this page again. `???` means that you must give a value.
+Every setting of every command, with its default. `python COMMAND --help` shows the same on the
+command line. The texts come from the comments in `conf/`, and `make docs` writes this page again.
+`???` means that you must give a value.
 """
 
 
@@ -68,10 +69,13 @@ def settings_table(file: Path, prefix: str) -> str:
     lines = ["| Setting | Default | Meaning |", "| --- | --- | --- |"]
     for name, meaning in meanings_in(file).items():
         if name in values:
-            lines.append(
-                f"| `{prefix}{name}` | `{written(values[name])}` | {meaning.replace('|', r'\|')} |"
-            )
+            lines.append(f"| `{prefix}{name}` | `{written(values[name])}` | {cell(meaning)} |")
     return "\n".join(lines) + "\n"
+
+
+def cell(text: str) -> str:
+    """Return a text for a cell of a table."""
+    return text.replace("|", "\\|")
 
 
 def written(value: object) -> str:
@@ -91,13 +95,15 @@ def with_measures(page: str) -> str:
     _, _, tail = rest.partition(END)
     lines = ["| Measure | Formula | On n × n Gaussian noise |", "| --- | --- | --- |"]
     lines += [
-        f"| `{m.name}` | {m.meaning.replace('|', r'\|')} | {m.on_noise} |"
+        f"| `{m.name}` | {cell(m.meaning)} | {m.on_noise} |"
         for m in MEASURES
         if m.group not in ("base", "other")
     ]
     lines += ["", "With `compare_with_base=true` or `other=`, a measured report also has:", ""]
     lines += ["| Measure | Formula |", "| --- | --- |"]
-    lines += [f"| `{m.name}` | {m.meaning} |" for m in MEASURES if m.group in ("base", "other")]
+    lines += [
+        f"| `{m.name}` | {cell(m.meaning)} |" for m in MEASURES if m.group in ("base", "other")
+    ]
     return "\n".join([head + START, "", *lines, "", END + tail])
 
 
