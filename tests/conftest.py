@@ -193,12 +193,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def results(trained: Path, tiny_overrides: list[str], tmp_path: Path) -> Path:
     """Return a copy of a folder with the sweep `two`: two seeds of full fine-tuning, measured."""
     from lowrank_study.config.run import compose
-    from lowrank_study.runs.store import RunStore
-    from lowrank_study.sweeps.worker import work
+    from lowrank_study.sweeps.sweep import sweep
 
     if not (trained / "runs").is_dir():
         specs = [compose(*tiny_overrides, *_FULL, f"seed={seed}") for seed in (0, 1)]
-        RunStore(trained / "runs").plan("two", [[spec] for spec in specs], question="")
-        work(trained, "two", device="cpu", tracker="none")
+        sweep(specs, name="two", results=trained, device="cpu", launcher="inline")
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     return tmp_path

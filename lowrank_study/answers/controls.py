@@ -15,7 +15,7 @@ Each row is one matrix under one `control`:
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -214,7 +214,9 @@ def _similarities(update: Update, one: Directions, other: Directions) -> Iterato
 # ---------------------------------------------------------------- while a run is trained
 
 
-def rank_along_training(run: TrainedRun, *, device: str) -> pd.DataFrame:
+def rank_along_training(
+    run: TrainedRun, *, device: str, on_progress: Callable[[float], None] = lambda share: None
+) -> pd.DataFrame:
     """Train a run of full fine-tuning again and measure its updates after 1, 2, 4 … steps.
 
     The steps and weights are those of the run; only its evaluations are left out. W0 and the names
@@ -241,6 +243,7 @@ def rank_along_training(run: TrainedRun, *, device: str) -> pd.DataFrame:
             spec=replace(run.spec, train=train),
             checkpoint_folder=Path(folder) / "checkpoint",
             tracker=NoTracker(),
+            on_progress=on_progress,
             watch=watch,
         )
         with threads_of(run):

@@ -10,6 +10,7 @@ the table: both are trained once.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,10 @@ from lowrank_study.config.fields import Fields
 from lowrank_study.errors import InputError
 from lowrank_study.files import write_parquet
 from lowrank_study.results import along_training_file, controls_file, runs_folder
+from lowrank_study.runs.leases import Lease
 from lowrank_study.runs.store import RunStore, TrainedRun
+from lowrank_study.sweeps.crew import run_jobs
+from lowrank_study.sweeps.jobs import Advance, Work, end_each
 from lowrank_study.sweeps.sweep import sweep
 
 
@@ -34,6 +38,8 @@ class ControlsRequest:
     """Folder of the run store and of everything made from it."""
     device: str
     """`auto` (a GPU if there is one), or torch's name of a device."""
+    launcher: str
+    """What starts the workers: a file of `sweeps/launch/`."""
     shuffled_seeds: int
     """How many of the runs, in order of their seeds, are trained on shuffled labels too."""
     directions: int
@@ -55,6 +61,7 @@ def read_request(config: Mapping[str, Any]) -> ControlsRequest:
         sweep=fields.text("sweep"),
         results=fields.path_of("results"),
         device=fields.text("device"),
+        launcher=fields.text("launcher"),
         shuffled_seeds=fields.integer("shuffled_seeds", at_least=0),
         directions=fields.integer("directions", at_least=1),
         along_training=fields.flag("along_training"),
@@ -71,29 +78,60 @@ def measure_controls(request: ControlsRequest) -> pd.DataFrame:
     """
     chosen = chosen_of_sweep(request.sweep, request.results)
     shuffled = _on_shuffled_labels(chosen, request)
+    along_training: dict[str, pd.DataFrame] = {}
+    if request.along_training:
+        along_training = _along_training([runs[0] for runs in chosen], request)
     parts = []
     for runs, on_shuffled in zip(chosen, shuffled, strict=True):
         parts.append(
             controls_of(runs, on_shuffled, results=request.results, directions=request.directions)
         )
         if request.along_training:
-            parts.append(_along_training(runs[0], request))
+            parts.append(along_training[runs[0].spec.run_id])
     table = pd.concat(parts, ignore_index=True)
     table.attrs["made_from"] = _made_from([run for runs in (*chosen, *shuffled) for run in runs])
     write_parquet(controls_file(request.results, request.sweep), table)
     return table
 
 
-def _along_training(run: TrainedRun, request: ControlsRequest) -> pd.DataFrame:
-    """Train a run once more and store the measurements on the way, or read stored ones."""
-    path = along_training_file(request.results, run.spec.run_id)
-    made_from = _made_from([run])
-    kept = _table_in(path) if path.is_file() else None
-    if kept is None or kept.attrs.get("made_from", {run.spec.run_id: None}) != made_from:
-        kept = rank_along_training(run, device=request.device)
-        kept.attrs["made_from"] = made_from
-        write_parquet(path, kept)
-    return kept
+def _along_training(
+    runs: Sequence[TrainedRun], request: ControlsRequest
+) -> dict[str, pd.DataFrame]:
+    """Return the measurements of runs along training; let workers make those that are missing."""
+    if missing := [run for run in runs if _read_along_training(run, request.results) is None]:
+        work = Work(results=request.results, sweep=request.sweep, job=__name__, settings={})
+        run_jobs(
+            missing,
+            work,
+            costs={run.spec.run_id: 1.0 for run in missing},
+            launcher=request.launcher,
+            device=request.device,
+            workers=None,
+        )
+    tables = {run.spec.run_id: _read_along_training(run, request.results) for run in runs}
+    return {run_id: table for run_id, table in tables.items() if table is not None}
+
+
+def run(leases: Sequence[Lease], work: Work, *, device: str, advance: Advance) -> None:
+    """Train leased runs once more and store the measurements on the way, as a job of workers."""
+    store = RunStore(runs_folder(work.results))
+
+    def train_again(lease: Lease) -> None:
+        trained = store.load(lease.run_id)
+        table = rank_along_training(trained, device=device, on_progress=partial(advance, lease))
+        table.attrs["made_from"] = _made_from([trained])
+        write_parquet(along_training_file(work.results, lease.run_id), table)
+
+    end_each(leases, work, train_again)
+
+
+def _read_along_training(run: TrainedRun, results: Path) -> pd.DataFrame | None:
+    """Return the measurements of a run along training; None if there are none of its checkpoint."""
+    path, made_from = along_training_file(results, run.spec.run_id), _made_from([run])
+    table = _table_in(path) if path.is_file() else None
+    if table is None or table.attrs.get("made_from", {run.spec.run_id: None}) != made_from:
+        return None
+    return table
 
 
 def _made_from(runs: Sequence[TrainedRun]) -> dict[str, str | None]:
@@ -119,6 +157,7 @@ def _on_shuffled_labels(
         results=request.results,
         question="What do the measures read of updates that were trained on shuffled labels?",
         device=request.device,
+        launcher=request.launcher,
     )
     done = {run.spec.run_id: run for run in trained if run.status == "done"}
     return [[done[spec.run_id] for spec in specs if spec.run_id in done] for specs in wanted]

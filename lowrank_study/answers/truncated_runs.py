@@ -7,18 +7,14 @@ and test text. It is replaced as a whole after every evaluation, so that a stopp
 on with the next one.
 """
 
-import os
-import signal
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing import active_children, get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from lowrank_study.answers.full_runs import chosen_of_sweep
 from lowrank_study.answers.functional_rank import SCOPES, TRUNCATION_KEY, read_truncation
@@ -35,12 +31,12 @@ from lowrank_study.answers.truncation import (
 from lowrank_study.config.fields import Fields
 from lowrank_study.errors import InputError
 from lowrank_study.files import write_parquet
-from lowrank_study.machine import cores_of_workers, end_with_parent, free_cores
-from lowrank_study.results import truncation_file
-from lowrank_study.runs.store import TrainedRun
-from lowrank_study.sweeps.progress import SweepProgress
+from lowrank_study.results import runs_folder, truncation_file
+from lowrank_study.runs.leases import Lease
+from lowrank_study.runs.store import RunStore, TrainedRun
+from lowrank_study.sweeps.crew import run_jobs
+from lowrank_study.sweeps.jobs import Advance, Work, end_each
 from lowrank_study.training.evaluate import Predictions
-from lowrank_study.training.fit import torch_device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +50,8 @@ class TruncateRequest:
     """`auto` (a GPU if there is one), or torch's name of a device."""
     workers: int | None
     """Processes that evaluate at the same time; `None` is one a core."""
+    launcher: str
+    """What starts the workers: a file of `sweeps/launch/`."""
     scopes: tuple[str, ...]
     """Of `SCOPES`."""
     ranks: tuple[int, ...] | None
@@ -88,6 +86,7 @@ def read_request(config: Mapping[str, Any]) -> TruncateRequest:
         results=fields.path_of("results"),
         device=fields.text("device"),
         workers=fields.optional_integer("workers", at_least=1),
+        launcher=fields.text("launcher"),
         scopes=scopes,
         ranks=None if ranks is None else tuple(ranks),
         seeds_of_parts=fields.optional_integer("seeds_of_parts", at_least=0),
@@ -97,62 +96,52 @@ def read_request(config: Mapping[str, Any]) -> TruncateRequest:
 def truncate_sweep(request: TruncateRequest) -> list[TrainedRun]:
     """Evaluate the truncated updates of a sweep's full fine-tuning, and return its runs.
 
-    Raises
-    ------
-    InputError
-        No such sweep, no ended run of full fine-tuning, or a checkpoint that is not what its
-        record says.
+    Raises:
+        InputError: There is no such sweep, it has no ended run of full fine-tuning, or a checkpoint
+            is not what its record says.
+        Unfinished: No worker is left, but some evaluations are missing.
     """
-    chosen = chosen_of_sweep(request.sweep, request.results)
-    jobs = [
-        (run, request.results, request.scopes_of(position), request.ranks, request.device)
-        for runs in chosen
+    scopes = {
+        run.spec.run_id: request.scopes_of(position)
+        for runs in chosen_of_sweep(request.sweep, request.results)
         for position, run in enumerate(runs)
-    ]
-    costs = {run.spec.run_id: float(len(scopes)) for run, _, scopes, _, _ in jobs}
-    shares: dict[str, float] = {}
-    on_cpu = torch_device(request.device).type == "cpu"
-    count = min(request.workers or len(free_cores()), len(jobs)) if on_cpu else 1
-    with SweepProgress(f"{request.sweep}: truncated", costs, shares) as progress:
-
-        def ended(run_id: str) -> None:
-            shares[run_id] = 1.0
-            progress.show(shares)
-
-        if count == 1:
-            for job in jobs:
-                ended(truncate_run(*job))
-            return [job[0] for job in jobs]
-        context = get_context("spawn")
-        places: Any = context.Queue()
-        for cores in cores_of_workers(count):
-            places.put(cores)
-        with ProcessPoolExecutor(count, context, _begin, (places, os.getpid())) as pool:
-            try:
-                for future in as_completed([pool.submit(truncate_run, *job) for job in jobs]):
-                    ended(future.result())
-            except BaseException:
-                for process in active_children():  # files appear whole: none is damaged
-                    process.terminate()
-                pool.shutdown(cancel_futures=True)
-                raise
-    return [job[0] for job in jobs]
+    }
+    work = Work(
+        results=request.results,
+        sweep=request.sweep,
+        job=__name__,
+        settings={
+            "scopes": {run_id: list(each) for run_id, each in scopes.items()},
+            "ranks": None if request.ranks is None else list(request.ranks),
+        },
+    )
+    runs = RunStore(runs_folder(request.results)).ended(list(scopes))
+    run_jobs(
+        runs,
+        work,
+        costs={run_id: float(len(each)) for run_id, each in scopes.items()},
+        launcher=request.launcher,
+        device=request.device,
+        workers=request.workers,
+    )
+    return runs
 
 
-def _begin(places: Any, parent: int) -> None:
-    """Keep a worker on its cores: one process per core is faster than one with two threads.
+def run(leases: Sequence[Lease], work: Work, *, device: str, advance: Advance) -> None:
+    """Evaluate leased runs, as a job of workers."""
+    store = RunStore(runs_folder(work.results))
 
-    It ends with its parent, which alone receives Ctrl-C.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent(parent)
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped, unused-ignore]
+    def truncate(lease: Lease) -> None:
+        truncate_run(
+            store.load(lease.run_id),
+            work.results,
+            work.settings["scopes"][lease.run_id],
+            work.settings["ranks"],
+            device,
+            on_progress=partial(advance, lease),
+        )
 
-    cores = places.get()
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cores)
-    threadpool_limits(len(cores))
-    torch.set_num_threads(len(cores))
+    end_each(leases, work, truncate)
 
 
 def truncate_run(
@@ -161,8 +150,10 @@ def truncate_run(
     scopes: Sequence[str],
     ranks: Sequence[int] | None,
     device: str,
-) -> str:
-    """Evaluate the cuts of a run that its file lacks, and return its id.
+    *,
+    on_progress: Callable[[float], None] = lambda share: None,
+) -> None:
+    """Evaluate the cuts of a run that its file lacks.
 
     A file that was made from another checkpoint of the run is replaced. The model without any
     truncation is evaluated first, and compared with the run's record.
@@ -177,13 +168,13 @@ def truncate_run(
         cuts = truncations_of(matrices, scopes=scopes, ranks=ranks)
         missing = [cut for cut in cuts if (cut.scope, cut.part, cut.kept_rank) not in known]
         if not missing:
-            return run.spec.run_id
+            return
         model = TunedModel(run, pairing, device)
         updates = [decompose(pairing, matrix) for matrix in matrices]
     with threads_of(run):
         whole = model.predict()
         check_recorded(run, whole)
-        for cut in missing:
+        for done, cut in enumerate(missing):
             kept = [cut.kept(update) for update in updates]
             if all(k == update.matrix.side for k, update in zip(kept, updates, strict=True)):
                 predictions = whole
@@ -194,7 +185,7 @@ def truncate_run(
             table = rows if table is None else pd.concat([table, rows], ignore_index=True)
             table.attrs["made_from"] = run.checkpoint_sha256
             write_parquet(path, table)
-    return run.spec.run_id
+            on_progress((done + 1) / len(missing))
 
 
 def _rows(

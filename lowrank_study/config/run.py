@@ -59,6 +59,8 @@ class RunConfig:
     """Largest loss of accuracy, as a share of one, that a sufficient rank may have."""
     device: str
     """`auto` (a GPU if there is one), or torch's name of a device."""
+    launcher: str
+    """What starts the workers: a file of `sweeps/launch/`."""
     tracker: str
     """`none`, `jsonl` or `wandb`."""
     workers: int | None
@@ -123,6 +125,7 @@ def read_config(config: Mapping[str, Any]) -> RunConfig:
         question=top.text("question"),
         margin=top.number("margin", above=0.0, below=1.0),
         device=device,
+        launcher=top.text("launcher"),
         tracker=top.one_of("tracker", TRACKERS),
         workers=top.optional_integer("workers", at_least=1),
         pack=top.optional_integer("pack", at_least=1),

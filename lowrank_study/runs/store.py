@@ -167,6 +167,11 @@ class RunStore:
                     return leases
         return []
 
+    def forget(self, run_ids: Iterable[str]) -> None:
+        """Delete ended runs, so that the next plan includes them again."""
+        for run_id in run_ids:
+            take_away(self.folder / run_id, self._gone)
+
     def load(self, run_id: str) -> TrainedRun:
         """Return an ended run.
 

@@ -1,9 +1,8 @@
-"""What a sweep looks like while it runs: runs done, running, and the time that is left.
+"""How far a command is: one live display on a terminal, plain lines in a log.
 
-    >>> with SweepProgress("rank_sweep", costs, store.progress(run_ids)) as progress:
-    ...     progress.show(store.progress(run_ids))
-
-A bar on a terminal; one line an ended run in a log.
+>>> with Display() as display:
+...     stage = display.stage("rank_sweep", costs, store.progress(run_ids))
+...     stage.show(store.progress(run_ids))
 """
 
 import sys
@@ -12,65 +11,139 @@ from collections.abc import Mapping
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
+from rich.text import Text
 
 
-class SweepProgress:
-    """Shows the shares of a sweep's runs that are done, as the store gives them.
+class Display:
+    """The live display of a command: one line per stage, such as a sweep."""
 
-    Parameters
-    ----------
-    name
-        Of the sweep.
-    costs
-        Run id → what the run costs in relation to the others, for the time that is left.
-    shares
-        Run id → share that is done already, in [0, 1].
-    """
-
-    def __init__(self, name: str, costs: Mapping[str, float], shares: Mapping[str, float]) -> None:
-        self._costs = costs
-        self._told = {run_id for run_id, share in shares.items() if share == 1.0}
-        self._done_at_start = self._done(shares)
-        self._started = time.monotonic()
-        self._console = Console(stderr=True)
-        self._display = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("runs  {task.fields[state]}"),
-            TimeElapsedColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
+    def __init__(self, *, transient: bool = False) -> None:
+        console = Console(stderr=True)
+        self.is_live = console.is_terminal
+        """Whether standard error is a terminal; if not, the caller prints lines."""
+        # Fixed widths come first and names last, so that the bar stays in its place.
+        rest = Column(no_wrap=True, overflow="ellipsis", ratio=1)
+        self._progress = Progress(
+            BarColumn(bar_width=16),
+            TextColumn("{task.fields[count]}"),
+            _Times(),
+            TextColumn("{task.fields[state]}", table_column=rest),
+            console=console,
+            disable=not self.is_live,
+            redirect_stdout=sys.stdout.isatty(),
+            transient=transient,
+            expand=True,
         )
-        self._bar = self._display.add_task(name, total=len(costs), state="starting")
+        self._lines: dict[str, Line] = {}
 
     def __enter__(self) -> Self:
-        self._display.start()
+        self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._display.stop()
+        self._progress.stop()
+
+    def line(self, name: str, state: str = "") -> "Line":
+        """Return the line of that name; it is added if there is none."""
+        if name not in self._lines:
+            self._lines[name] = Line(self._progress, state)
+        return self._lines[name]
+
+    def stage(self, name: str, costs: Mapping[str, float], shares: Mapping[str, float]) -> "Stage":
+        """Return a stage that consists of runs.
+
+        Args:
+            name: Name of the stage; stages of one name share a line.
+            costs: Run id → cost of the run relative to the others, for the time that is left.
+            shares: Run id → share that is already done, in [0, 1].
+        """
+        return Stage(name, costs, shares, line=self.line(name), is_live=self.is_live)
+
+
+class Line:
+    """One line of a display: bar, count, time, time left, and what is happening."""
+
+    def __init__(self, progress: Progress, state: str) -> None:
+        self._progress = progress
+        self._task = progress.add_task(
+            "", total=1.0, count="", state=escape(state), at=0.0, left=None
+        )
+
+    def show(self, *, count: str, share: float, state: str, left: float | None) -> None:
+        """Show the share that is done, and the seconds that are left, if known."""
+        self._progress.update(
+            self._task,
+            completed=share,
+            count=count,
+            state=escape(state),
+            at=time.monotonic(),
+            left=left,
+        )
+
+
+class _Times(ProgressColumn):
+    """The time since the start, and the time left, which counts down between two updates."""
+
+    max_refresh = None
+
+    def __init__(self) -> None:
+        super().__init__(table_column=Column(no_wrap=True))
+
+    def render(self, task: Task) -> Text:
+        """Write both."""
+        text = clock(task.elapsed or 0.0)
+        if (left := task.fields["left"]) is not None:
+            text += f", {clock(max(left - (time.monotonic() - task.fields['at']), 0.0))} left"
+        return Text(text)
+
+
+class Stage:
+    """Shows how many runs of a stage are done, and the time that is left."""
+
+    def __init__(
+        self,
+        name: str,
+        costs: Mapping[str, float],
+        shares: Mapping[str, float],
+        *,
+        line: Line,
+        is_live: bool,
+    ) -> None:
+        self._name, self._costs, self._line, self._is_live = name, costs, line, is_live
+        self._printed = {run_id for run_id, share in shares.items() if share == 1.0}
+        self._done_at_start = self._done(shares)
+        self._started = time.monotonic()
 
     def show(self, shares: Mapping[str, float]) -> None:
-        """Show the shares of the runs that are ended (1.0) or running."""
+        """Show the shares of the runs that have ended (1.0) or are running."""
         ended = [run_id for run_id, share in shares.items() if share == 1.0]
-        left = self._time_left(shares)
         running = len(shares) - len(ended)
-        state = f"{running} running, {left}" if running else left
-        self._display.update(self._bar, completed=len(ended), state=state)
-        if not self._console.is_terminal:
-            for run_id in set(ended) - self._told:
-                print(f"[{len(ended)}/{len(self._costs)}] {run_id}, {left}", file=sys.stderr)
-        self._told.update(ended)
+        all_ended = len(ended) == len(self._costs)
+        doing = "spectra of the last runs" if all_ended else f"{running} running"
+        total = len(self._costs)
+        left = self.seconds_left(shares)
+        self._line.show(
+            count=f"{len(ended):{len(str(total))}}/{total}",
+            share=self._done(shares) / sum(self._costs.values()),
+            state=f"{self._name}: {doing}",
+            left=left,
+        )
+        if not self._is_live:
+            time_left = "" if left is None else f", {clock(left)} left"
+            for run_id in [run_id for run_id in ended if run_id not in self._printed]:
+                print(f"[{len(ended)}/{total}] {run_id}{time_left}", file=sys.stderr)
+        self._printed.update(ended)
 
-    def _time_left(self, shares: Mapping[str, float]) -> str:
-        """From the shares of all runs, so there is one before the first run has ended."""
+    def seconds_left(self, shares: Mapping[str, float]) -> float | None:
+        """Return the time left, from the shares of all runs; None before the first steps."""
         new = self._done(shares) - self._done_at_start
         if new < 1e-3:
-            return "time left is known after the first steps"
+            return None
         to_do = sum(self._costs.values()) - self._done(shares)
-        return f"{clock((time.monotonic() - self._started) * to_do / new)} left"
+        return (time.monotonic() - self._started) * to_do / new
 
     def _done(self, shares: Mapping[str, float]) -> float:
         return sum(self._costs[run_id] * share for run_id, share in shares.items())

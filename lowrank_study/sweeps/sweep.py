@@ -1,29 +1,22 @@
-"""Many runs: check all of them, plan them, start workers, watch the store until they are done.
+"""Sweeps: choose learning rates if asked to, plan all runs, train them by workers, measure spectra.
 
 >>> sweep([compose("method.rank=4"), compose("method.rank=8")], name="two", results=Path("results"))
 """
 
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lowrank_study import assets
 from lowrank_study.config.run import RunConfig, Tuning
-from lowrank_study.left_out import check_left_out, in_words
-from lowrank_study.machine import cores_of_workers, free_cores
 from lowrank_study.results import runs_folder
 from lowrank_study.runs.store import RunStore, TrainedRun
-from lowrank_study.spec import Asset, RunSpec
-from lowrank_study.sweeps.effort import Effort
-from lowrank_study.sweeps.launch.local import run_workers
-from lowrank_study.sweeps.packs import packs
-from lowrank_study.sweeps.settings import check_same_rows, rows_key
+from lowrank_study.spec import RunSpec
+from lowrank_study.sweeps.crew import run_workers
+from lowrank_study.sweeps.jobs import TRAINING, Work
+from lowrank_study.sweeps.plan import PlannedSweep, plan_sweep
+from lowrank_study.sweeps.progress import Display
 from lowrank_study.sweeps.tuning import tuned
-
-_MOST_PACKED = {"cpu": 4, "cuda": 32}
-"""A processor's caches hold no more; a GPU waits less the more there is to do at once."""
-_MEMORY_SHARE = 0.8
+from lowrank_study.sweeps.updates import measure_run
 
 
 def sweep_of(configs: Sequence[RunConfig]) -> list[TrainedRun]:
@@ -38,6 +31,7 @@ def sweep_of(configs: Sequence[RunConfig]) -> list[TrainedRun]:
         results=first.results,
         question=first.question,
         device=first.device,
+        launcher=first.launcher,
         tracker=first.tracker,
         workers=first.workers,
         pack=first.pack,
@@ -53,6 +47,7 @@ def sweep(
     results: Path,
     question: str = "",
     device: str = "auto",
+    launcher: str = "local",
     tracker: str = "none",
     workers: int | None = None,
     pack: int | None = None,
@@ -61,66 +56,51 @@ def sweep(
 ) -> list[TrainedRun]:
     """Train every run that has not ended, measure all spectra, and return the runs in order.
 
-    With `tuning`, rates are chosen first, by the runs of another sweep, `<name>_rates`.
+    Args:
+        specs: The runs.
+        name: Name of the sweep and of its report.
+        results: Folder of the run store and of everything made from it.
+        question: What the sweep asks, in one sentence.
+        device: `auto` (a GPU if there is one), or torch's name of a device.
+        launcher: Name of the launcher that starts the workers (`sweeps/launch/`).
+        tracker: `none`, `jsonl` or `wandb`.
+        workers: Processes that train at the same time; None is one per core or GPU.
+        pack: Most runs that one process trains together; None is the device's own limit.
+        allow_partial: Whether more than 5 % of an input may be left out.
+        tuning: How to choose learning rates first, by runs of the sweep `<name>_rates`; None
+            takes the rates of the specifications.
 
-    Raises
-    ------
-    InputError
-        Any of the runs can't be: then none is planned.
-    Unfinished
-        No worker is left, and not all runs have ended: the same call goes on with the rest.
+    Raises:
+        InputError: One of the runs can't be trained; then none is planned.
+        Unfinished: No worker is left, but some runs have not ended. The same call resumes.
     """
-    from lowrank_study.sweeps.updates import measure_run
+    printed: set[str] = set()
+    with Display() as display:
 
-    if tuning is not None:
-        specs = tuned(
-            specs,
-            tuning,
-            train=lambda trials: sweep(
-                trials,
-                name=rates_sweep(name),
+        def train(specs: Sequence[RunSpec], name: str, question: str) -> list[TrainedRun]:
+            planned = plan_sweep(
+                specs,
+                name=name,
                 results=results,
-                question="Which learning rate is best on validation?",
+                question=question,
                 device=device,
-                tracker=tracker,
+                launcher=launcher,
                 workers=workers,
                 pack=pack,
                 allow_partial=allow_partial,
-            ),
-        )
-    unique = list({spec.run_id: spec for spec in specs}.values())
-    ids = [spec.run_id for spec in unique]
-    store = RunStore(runs_folder(results))
-    check_specs(store.left(unique), results, ended=store.ended(ids), allow_partial=allow_partial)
-    places = _places(workers, device, len(unique))
-    effort = Effort()
-    costs = {spec.run_id: effort.of(spec) for spec in unique}
-    planned = packs(
-        unique,
-        limit=lambda spec: _most_packed(spec, places, pack),
-        workers=len(places),
-        cost=lambda spec: costs[spec.run_id],
-    )
-    run_ids = store.plan(name, planned, question=question)
-    if unique[0].train.read_test:  # runs that choose a rate are planned a few at a time
-        _tell_what_was_replaced(store, name, run_ids)
-    if len(store.ended(run_ids)) < len(run_ids):
-        run_workers(store, costs, name, results, tracker, places[: len(planned)])
-    runs = store.ended(ids)
-    for run in runs:
-        measure_run(run, results)
-        if run.status != "done" and not run.spec.train.read_test:  # the caller reports other runs
-            print(f"{run.status}: {run.spec.run_id}: {run.record['message']}", file=sys.stderr)
-    return runs
+            )
+            for line in planned.lines:
+                if line not in printed:  # each round of tuning reads the same data
+                    printed.add(line)
+                    print(line, flush=True)
+            return _carry_out(planned, tracker, display)
 
-
-def _tell_what_was_replaced(store: RunStore, name: str, run_ids: Sequence[str]) -> None:
-    if earlier := store.earlier(name):
-        print(
-            f"sweep={name} now consists of {len(run_ids)} run(s); {len(earlier)} planned earlier "
-            "under this name are no longer part of it and of its report",
-            file=sys.stderr,
-        )
+        if tuning is not None:
+            rates = "Which learning rate is best on validation?"
+            specs = tuned(
+                specs, tuning, train=lambda trials: train(trials, rates_sweep(name), rates)
+            )
+        return train(specs, name, question)
 
 
 def rates_sweep(name: str) -> str:
@@ -128,109 +108,34 @@ def rates_sweep(name: str) -> str:
     return f"{name}_rates"
 
 
-def check_specs(
-    specs: Sequence[RunSpec],
-    results: Path,
-    *,
-    ended: Sequence[TrainedRun] = (),
-    allow_partial: bool = False,
-) -> None:
-    """Fetch what the runs need and refuse what can't be trained, before anything is written.
-
-    This prints what was read of their data, after the parts that are left out.
-
-    Parameters
-    ----------
-    specs
-        The runs to train.
-    results
-        Folder of the run store and of everything made from it.
-    ended
-        Ended runs of the same sweep.
-    allow_partial
-        Whether more than 5 % of the rows may be left out.
-
-    Raises
-    ------
-    InputError
-        An unreachable source, bad data, a text, target or rank that does not fit, too small a disk.
-    """
-    told = dict.fromkeys(line for run in ended for line in run.record.get("left_out", ()))
-    if not specs:
-        print(*told, sep="\n", end="\n" if told else "", flush=True)
-        return
-    from lowrank_study.data.splits import Splits, load_splits
-    from lowrank_study.training.models import check_fits, model_folder
-
-    # A sweep shares few models and tasks: each is fetched, verified and read once.
-    folders: dict[Asset, Path] = {}
-    splits: dict[str, Splits] = {}
-    for spec in specs:
-        if spec.model.source not in folders:
-            folders[spec.model.source] = model_folder(spec.model)
-        if rows_key(spec) not in splits:
-            splits[rows_key(spec)] = load_splits(spec.task, folders[spec.model.source])
-    for made in splits.values():  # one by one: files of two tasks may share a name
-        check_left_out(made.account.left_out, allow_partial=allow_partial)
-    left_out = dict.fromkeys(part for made in splits.values() for part in made.account.left_out)
-    told |= dict.fromkeys(in_words(left_out))
-    told |= dict.fromkeys(line for made in splits.values() for line in made.account.lines)
-    print(*told, sep="\n", flush=True)
-    check_same_rows(ended, {key: made.sha256 for key, made in splits.items()})
-    needed = 0
-    for spec in specs:
-        folder = folders[spec.model.source]
-        check_fits(spec, folder, splits[rows_key(spec)])
-        needed += _checkpoint_bytes(spec, folder)
-    assets.require_free_space(results, needed)
-
-
-def _checkpoint_bytes(spec: RunSpec, folder: Path) -> int:
-    if not spec.train.read_test:  # it chooses a rate, and keeps no model
-        return 0
-    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    return spec.method.checkpoint_bytes(weights)
-
-
-def _places(workers: int | None, device: str, runs: int) -> list[tuple[str, str]]:
-    """Return (cores, device) of each worker: one a GPU, else one a core, pinned to it.
-
-    One process pinned to each core trains more examples a second than one with two threads.
-    """
-    import torch
-
-    from lowrank_study.training.fit import torch_device
-
-    found = torch_device(device)
-    if found.type != "cpu":
-        gpus = torch.cuda.device_count() if found.type == "cuda" and found.index is None else 1
-        every = [f"cuda:{number}" for number in range(gpus)] if gpus > 1 else [str(found)]
-        return [("", every[number % gpus]) for number in range(min(workers or gpus, runs))]
-    count = min(workers or len(free_cores()), runs)
-    return [(",".join(map(str, cores)), device) for cores in cores_of_workers(count)]
-
-
-def _most_packed(spec: RunSpec, places: Sequence[tuple[str, str]], most: int | None) -> int:
-    """Return how many runs like this one, at most so many, fit into a process's share of memory."""
-    from lowrank_study.data.splits import load_splits
-    from lowrank_study.training.fit import torch_device
-    from lowrank_study.training.memory import free_memory_bytes, predict_peak
-    from lowrank_study.training.models import model_folder, model_without_weights
-    from lowrank_study.training.unpadded import can_unpad
-
-    if spec.method.pack_key is None:
-        return 1
-    device = torch_device(places[0][1])
-    folder = model_folder(spec.model)
-    splits = load_splits(spec.task, folder)
-    model = model_without_weights(spec, folder, number_of_labels=len(splits.labels))
-    if not can_unpad(model):
-        return 1
-    free = free_memory_bytes(device)
-    sharing = sum(torch_device(name) == device for _, name in places)
-    share = math.inf if free is None else _MEMORY_SHARE * free / sharing
-    predicted = predict_peak(spec, folder, splits)
-    if predicted is None:
-        return 1
-    sizes = range(2, (most or _MOST_PACKED.get(device.type, 1)) + 1)
-    return max((size for size in sizes if predicted.peak(size) <= share), default=1)
+def _carry_out(planned: PlannedSweep, tracker: str, display: Display) -> list[TrainedRun]:
+    """Write a plan into the store, let workers carry it out, and return the runs in order."""
+    store = RunStore(runs_folder(planned.results))
+    run_ids = store.plan(planned.name, planned.packs, question=planned.question)
+    reported = planned.packs[0][0].train.read_test  # else the runs choose a rate, a few at a time
+    if reported and (earlier := store.earlier(planned.name)):
+        print(
+            f"sweep={planned.name} now consists of {len(run_ids)} run(s); {len(earlier)} planned "
+            "earlier under this name are no longer part of it and of its report",
+            file=sys.stderr,
+        )
+    if len(store.ended(run_ids)) < len(run_ids):
+        work = Work(
+            results=planned.results,
+            sweep=planned.name,
+            job=TRAINING,
+            settings={"tracker": tracker},
+        )
+        run_workers(
+            work,
+            planned.costs,
+            launcher=planned.launcher,
+            places=planned.places,
+            display=display,
+        )
+    runs = store.ended(list(planned.costs))
+    for run in runs:
+        measure_run(run, planned.results)
+        if run.status != "done" and not reported:  # the caller reports other runs
+            print(f"{run.status}: {run.spec.run_id}: {run.record['message']}", file=sys.stderr)
+    return runs

@@ -32,7 +32,7 @@ from lowrank_study.spectra.spectra_file import load_spectra
 from lowrank_study.spectra.spectrum import measure
 from lowrank_study.spectra.tables import row
 from lowrank_study.spectra.updates import DenseUpdate
-from lowrank_study.sweeps.worker import work
+from lowrank_study.sweeps.sweep import sweep
 from lowrank_study.training.optim import make_optimizer, make_schedule
 
 FULL = ["method=full", "method.learning_rate=5e-3"]
@@ -51,8 +51,7 @@ def results(trained: Path, tiny_overrides: list[str], tmp_path: Path) -> Path:
     if not (trained / "runs").is_dir():
         variants = [["seed=0"], ["seed=1"], ["seed=0", SHUFFLED]]
         specs = [compose(*tiny_overrides, *FULL, *variant) for variant in variants]
-        RunStore(trained / "runs").plan("three", [[spec] for spec in specs], question="")
-        work(trained, "three", device="cpu", tracker="none")
+        sweep(specs, name="three", results=trained, device="cpu", launcher="inline")
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
@@ -152,8 +151,8 @@ def test_an_update_agrees_with_itself_and_noise_by_chance_alone(results: Path) -
 
 def request(results: Path, **changes: object) -> measured_controls.ControlsRequest:
     settings = {
-        "sweep": "three", "results": str(results), "device": "cpu", "shuffled_seeds": 1,
-        "directions": 2, "along_training": True,
+        "sweep": "three", "results": str(results), "device": "cpu", "launcher": "inline",
+        "shuffled_seeds": 1, "directions": 2, "along_training": True,
     }  # fmt: skip
     return read_request(settings | changes)
 

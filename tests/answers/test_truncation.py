@@ -136,8 +136,8 @@ def test_the_full_rank_comes_before_doubling_ones(results: Path) -> None:
 
 def request(results: Path, **changes: object) -> TruncateRequest:
     settings = {
-        "sweep": "two", "results": str(results), "device": "cpu", "workers": 1,
-        "scopes": list(SCOPES), "ranks": None, "seeds_of_parts": 1,
+        "sweep": "two", "results": str(results), "device": "cpu", "launcher": "inline",
+        "workers": None, "scopes": list(SCOPES), "ranks": None, "seeds_of_parts": 1,
     }  # fmt: skip
     return read_request(settings | changes)
 
@@ -173,13 +173,13 @@ def test_a_sweep_is_truncated_once(results: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(truncated_runs, "TunedModel", fails)
     truncate_sweep(request(results))
-    with pytest.raises(AssertionError, match="evaluated again"):
+    with pytest.raises(InputError, match="AssertionError: evaluated again"):
         truncate_sweep(request(results, ranks=[5]))
 
 
 @pytest.mark.slow
 def test_several_processes_find_what_one_does(results: Path) -> None:
-    runs = truncate_sweep(request(results, workers=2, scopes=["all"]))
+    runs = truncate_sweep(request(results, launcher="local", workers=2, scopes=["all"]))
     together = truncation_table(runs, results)
     shutil.rmtree(results / "truncation")
     truncate_sweep(request(results, scopes=["all"]))
@@ -228,7 +228,7 @@ def test_a_checkpoint_that_is_not_the_records_is_refused(results: Path) -> None:
     (run.folder / "record.json").write_text(json.dumps(record))
     with pytest.raises(InputError, match="was recorded: truncate it where it was trained"):
         truncate_sweep(request(results))
-    assert not (results / "truncation").exists()
+    assert not truncation_file(results, run.spec.run_id).exists()
 
 
 @pytest.mark.parametrize(

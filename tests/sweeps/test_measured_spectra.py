@@ -106,7 +106,8 @@ def test_flipped_bits_of_a_checkpoint_are_noticed(
         truncate_sweep(truncate_request(results))
     [reason] = without_spectra([run], results).values()
     assert "has changed since" in reason
-    [said] = study_tables("two", results=results).left_out
+    said, not_truncated = study_tables("two", results=results).left_out
+    assert "has not been truncated" in not_truncated
     assert said.startswith(f"1 run has no spectra ({run.spec.run_id}): …/model.safetensors has ")
     assert str(results) not in said
 
@@ -185,8 +186,8 @@ def test_a_damaged_file_of_spectra_is_noticed_and_measured_again(results: Path) 
 
 def truncate_request(results: Path) -> TruncateRequest:
     settings = {
-        "sweep": "two", "results": str(results), "device": "cpu", "workers": 1,
-        "scopes": ["all"], "ranks": [0], "seeds_of_parts": 1,
+        "sweep": "two", "results": str(results), "device": "cpu", "launcher": "inline",
+        "workers": None, "scopes": ["all"], "ranks": [0], "seeds_of_parts": 1,
     }  # fmt: skip
     return read_request(settings)
 
@@ -227,8 +228,8 @@ def test_a_report_names_the_runs_that_the_others_truncations_lack(results: Path)
 
 def test_controls_of_another_checkpoint_are_refused(results: Path) -> None:
     settings = {
-        "sweep": "two", "results": str(results), "device": "cpu", "shuffled_seeds": 0,
-        "directions": 2, "along_training": False,
+        "sweep": "two", "results": str(results), "device": "cpu", "launcher": "inline",
+        "shuffled_seeds": 0, "directions": 2, "along_training": False,
     }  # fmt: skip
     measure_controls(controls_request(settings))
     assert read_controls("two", results) is not None

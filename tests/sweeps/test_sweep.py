@@ -23,11 +23,12 @@ from lowrank_study.results import spectra_file
 from lowrank_study.runs.store import RunStore
 from lowrank_study.spec import RunSpec
 from lowrank_study.spectra.spectra_file import load_spectra
-from lowrank_study.sweeps import sweep as sweep_module
-from lowrank_study.sweeps.launch import local as worker_processes
-from lowrank_study.sweeps.sweep import check_specs, sweep
+from lowrank_study.sweeps import plan
+from lowrank_study.sweeps.launch import Place, local
+from lowrank_study.sweeps.plan import check_specs
+from lowrank_study.sweeps.sweep import sweep
 from lowrank_study.sweeps.updates import updates_of_run
-from lowrank_study.training import fit, unpadded
+from lowrank_study.training import fit
 from lowrank_study.training.models import build_model, model_folder
 
 
@@ -146,7 +147,7 @@ def test_a_sweep_that_is_not_whole_is_no_answer(
     specs = specs_of(tiny_overrides, LORA, FULL)
     sweep(specs[:1], name="x", results=tmp_path)
     dies, popen = [sys.executable, "-c", "raise SystemExit(1)"], subprocess.Popen
-    monkeypatch.setattr(worker_processes.subprocess, "Popen", lambda *_, **__: popen(dies))
+    monkeypatch.setattr(local.subprocess, "Popen", lambda *_, **__: popen(dies))
     with pytest.raises(Unfinished, match="1 of 2 runs have not ended"):
         sweep(specs, name="x", results=tmp_path)
 
@@ -209,21 +210,21 @@ def test_workers_go_where_they_were_asked_to(
 ) -> None:
     monkeypatch.setattr(fit, "torch_device", torch.device)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    places = sweep_module._places(workers, device, 9)
-    assert [name for _, name in places] == devices
-    assert all((cores != "") == (device == "cpu") for cores, _ in places)
+    places = local.places(workers, device, 9)
+    assert [place.device for place in places] == devices
+    assert all((place.cores != "") == (device == "cpu") for place in places)
 
 
 def test_packs_are_no_larger_than_asked_and_one_where_texts_need_padding(
     tiny_overrides: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [spec] = specs_of(tiny_overrides, LORA)
-    places = [("0", "cpu")]
-    assert sweep_module._most_packed(spec, places, None) == 4
-    assert sweep_module._most_packed(spec, places, 2) == 2
-    assert sweep_module._most_packed(spec, places, 7) == 7
-    monkeypatch.setattr(unpadded, "can_unpad", lambda _: False)
-    assert sweep_module._most_packed(spec, places, 2) == 1
+    places = [Place(cores="0", device="cpu")]
+    assert plan._most_packed(spec, places, None) == 4
+    assert plan._most_packed(spec, places, 2) == 2
+    assert plan._most_packed(spec, places, 7) == 7
+    monkeypatch.setattr(plan, "can_unpad", lambda _: False)
+    assert plan._most_packed(spec, places, 2) == 1
 
 
 def test_a_full_disk_is_told_beforehand(

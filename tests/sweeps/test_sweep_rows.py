@@ -10,7 +10,8 @@ from lowrank_study.data.splits import load_splits
 from lowrank_study.errors import InputError
 from lowrank_study.runs.store import RunStore
 from lowrank_study.spec import RunSpec
-from lowrank_study.sweeps.sweep import check_specs, sweep
+from lowrank_study.sweeps.plan import check_specs
+from lowrank_study.sweeps.sweep import sweep
 from lowrank_study.training.fit import fit
 from lowrank_study.training.models import model_folder
 from lowrank_study.training.tracking import NoTracker
@@ -31,11 +32,10 @@ def specs(tiny_overrides: list[str], review_file: Path, tmp_path: Path) -> Calla
 
 
 def test_what_is_left_out_is_said_first_warm_or_cold(
-    specs: Callable[..., RunSpec], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    specs: Callable[..., RunSpec], tmp_path: Path
 ) -> None:
     for _ in range(2):
-        check_specs([specs(6), specs(6, "seed=1")], tmp_path)
-        lines = capsys.readouterr().out.splitlines()
+        lines = check_specs([specs(6), specs(6, "seed=1")], tmp_path)
         assert lines[0] == FIRST
         assert lines[1] == "holes.csv: 246 rows read, UTF-8, separated by commas"
         assert [line.split(":")[0] for line in lines[2:5]] == ["train", "validation", "test"]
@@ -43,12 +43,12 @@ def test_what_is_left_out_is_said_first_warm_or_cold(
 
 
 def test_more_than_five_percent_left_out_is_refused_unless_it_is_asked_for(
-    specs: Callable[..., RunSpec], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    specs: Callable[..., RunSpec], tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=r"left out: 20 of 260 rows .*allow_partial=true"):
         check_specs([specs(20)], tmp_path)
-    check_specs([specs(20)], tmp_path, allow_partial=True)
-    assert capsys.readouterr().out.startswith("left out: 20 of 260 rows of holes.csv (7.7 %)")
+    first, *_ = check_specs([specs(20)], tmp_path, allow_partial=True)
+    assert first.startswith("left out: 20 of 260 rows of holes.csv (7.7 %)")
 
 
 def test_files_of_one_name_are_judged_one_by_one(

@@ -14,7 +14,8 @@ from lowrank_study.runs import leases
 from lowrank_study.runs.leases import LeaseLost
 from lowrank_study.runs.store import RunStore
 from lowrank_study.sweeps import worker as work_module
-from lowrank_study.sweeps.worker import CANNOT_GO_ON, main, work
+from lowrank_study.sweeps.jobs import TRAINING, Work
+from lowrank_study.sweeps.worker import CANNOT_GO_ON, do_work, main
 from lowrank_study.training import fit
 from lowrank_study.training.member import FitResult
 
@@ -29,10 +30,14 @@ def results(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def training(results: Path) -> Work:
+    return Work(results=results, sweep="s", job=TRAINING, settings={})
+
+
 def train(results: Path, fits: Fit, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Work with simulated training, and return each run's status or message."""
     monkeypatch.setattr(fit, "fit_together", lambda jobs, *, device: fits(jobs))
-    work(results, "s", device="cpu", tracker="none")
+    do_work(training(results), device="cpu")
     store = RunStore(results / "runs")
     ended = store.ended(store.sweep("s"))
     return {run.spec.run_id: str(run.record.get("message", run.status)) for run in ended}
@@ -118,7 +123,7 @@ def test_a_worker_without_its_parent_stops_at_the_next_step(
 
     monkeypatch.setattr(fit, "fit_together", lambda jobs, *, device: fits(jobs))
     with pytest.raises(SystemExit):
-        work(results, "s", device="cpu", tracker="none", parent=os.getppid())
+        do_work(training(results), device="cpu", parent=os.getppid())
     store = RunStore(results / "runs")
     assert store.progress(store.sweep("s")) == {}
     assert not list((results / "runs" / ".running").iterdir())

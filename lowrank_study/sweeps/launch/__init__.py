@@ -1,0 +1,63 @@
+"""Launchers: ways to start workers. Each is one file here, chosen by `launcher=NAME`.
+
+A launcher is a module with two functions (`Launcher`):
+
+    def places(workers, device, jobs): ...    # where to run workers, at most one per job
+    def start(work, place, name): ...         # start one worker, and return its `Process`
+
+The crew (`sweeps/crew.py`) watches the workers, replaces crashed ones and ends them.
+"""
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, cast
+
+from lowrank_study.errors import InputError
+from lowrank_study.sweeps.jobs import Work
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where one worker runs."""
+
+    cores: str
+    """The cores to stay on, such as `0` or `2,3`; empty for any."""
+    device: str
+    """torch's name of a device, or `auto`."""
+
+
+class Process(Protocol):
+    """A worker that was started."""
+
+    @property
+    def exit_code(self) -> int | None:
+        """Return None while it runs; a negative number is the signal that ended it."""
+
+    def ask_to_end(self) -> None:
+        """Ask it to give its runs back and end."""
+
+    def end(self, *, until: float) -> None:
+        """Wait for its end until a time of the monotonic clock; then kill it."""
+
+
+class Launcher(Protocol):
+    """A module of this package."""
+
+    def places(self, workers: int | None, device: str, jobs: int) -> list[Place]:
+        """Return the places of so many workers; None takes as many as the device can use."""
+
+    def start(self, work: Work, place: Place, name: str) -> Process:
+        """Start a worker, which has a unique name in the store."""
+
+
+def launcher_of(name: str) -> Launcher:
+    """Return the launcher of that name.
+
+    Raises:
+        InputError: There is no such launcher.
+    """
+    known = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
+    if name not in known:
+        raise InputError(f"launcher={name!r}: valid are {', '.join(known)}")
+    return cast(Launcher, importlib.import_module(f"{__name__}.{name}"))

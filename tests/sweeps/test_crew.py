@@ -12,11 +12,13 @@ import pytest
 from lowrank_study.config.run import compose
 from lowrank_study.errors import InputError, Unfinished
 from lowrank_study.runs.store import RunStore
-from lowrank_study.sweeps.launch import local as worker_processes
-from lowrank_study.sweeps.launch.local import run_workers
+from lowrank_study.sweeps import crew
+from lowrank_study.sweeps.crew import run_workers
+from lowrank_study.sweeps.jobs import TRAINING, Work
+from lowrank_study.sweeps.launch import Place, local
+from lowrank_study.sweeps.progress import Display, Stage
 from lowrank_study.sweeps.worker import CANNOT_GO_ON
 
-ONE = [("", "cpu")]
 IMPORTS = "import os, sys, time, signal; from pathlib import Path;"
 COMMITS_ONE = (
     "from lowrank_study.runs.store import RunStore;"
@@ -53,9 +55,12 @@ class Run:
             line = [sys.executable, "-c", IMPORTS + worker, *command[3:]]
             return popen(line, **options)  # type: ignore[call-overload, no-any-return]
 
-        self.patch.setattr(worker_processes.subprocess, "Popen", start)
+        self.patch.setattr(local.subprocess, "Popen", start)
         costs = dict.fromkeys(self.store.sweep("s"), 1.0)
-        run_workers(self.store, costs, "s", self.results, "none", ONE)
+        work = Work(results=self.results, sweep="s", job=TRAINING, settings={})
+        places = [Place(cores="", device="cpu")]
+        with Display() as display:
+            run_workers(work, costs, launcher="local", places=places, display=display)
 
 
 def test_workers_that_end_before_they_have_a_run_are_tried_a_few_times(run: "Run") -> None:
@@ -87,16 +92,16 @@ def test_a_removed_folder_ends_the_sweep_at_once(run: "Run") -> None:
 def test_a_worker_that_does_not_end_is_killed(
     run: "Run", store: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_processes, "_SECONDS_TO_END", 0.2)
+    monkeypatch.setattr(crew, "_SECONDS_TO_END", 0.2)
     deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN);" + COMMITS_ONE + ";time.sleep(60)"
-    show = worker_processes.SweepProgress.show
+    show = Stage.show
 
-    def interrupted(self: object, shares: dict[str, float]) -> None:
-        show(self, shares)  # type: ignore[arg-type]
+    def interrupted(self: Stage, shares: dict[str, float]) -> None:
+        show(self, shares)
         if 1.0 in shares.values():
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(worker_processes.SweepProgress, "show", interrupted)
+    monkeypatch.setattr(Stage, "show", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(deaf)
     assert not store.held(store.sweep("s"))
@@ -117,15 +122,20 @@ import signal, subprocess, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 from pathlib import Path
 from lowrank_study.runs.store import RunStore
-from lowrank_study.sweeps.launch import local as worker_processes
+from lowrank_study.sweeps.crew import run_workers
+from lowrank_study.sweeps.jobs import TRAINING, Work
+from lowrank_study.sweeps.launch import Place, local
+from lowrank_study.sweeps.progress import Display
 popen = subprocess.Popen
-worker_processes.subprocess.Popen = lambda command, **options: popen(
+local.subprocess.Popen = lambda command, **options: popen(
     [sys.executable, "-c", sys.argv[2], *command[3:]], **options
 )
 results = Path(sys.argv[1])
-store = RunStore(results / "runs")
-costs = dict.fromkeys(store.sweep("s"), 1.0)
-worker_processes.run_workers(store, costs, "s", results, "none", [("", "cpu")] * 2)
+costs = dict.fromkeys(RunStore(results / "runs").sweep("s"), 1.0)
+work = Work(results=results, sweep="s", job=TRAINING, settings={})
+with Display() as display:
+    places = [Place(cores="", device="cpu")] * 2
+    run_workers(work, costs, launcher="local", places=places, display=display)
 """
 
 

@@ -1,0 +1,193 @@
+"""The workers of one command: start them, watch them, replace crashed ones, end them with it.
+
+>>> run_workers(work, {"run_0": 1.0}, launcher="local", places=places, display=display)
+"""
+
+import math
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Self
+
+from lowrank_study.errors import InputError, Unfinished
+from lowrank_study.runs.store import RunStore, TrainedRun
+from lowrank_study.sweeps.jobs import Work
+from lowrank_study.sweeps.launch import Launcher, Place, Process, launcher_of
+from lowrank_study.sweeps.progress import Display
+from lowrank_study.sweeps.worker import CANNOT_GO_ON
+
+_POLL_SECONDS = 0.5
+_SECONDS_TO_END = 10.0
+_HOPELESS = (2, CANNOT_GO_ON)
+"""Exit codes after which a replacement would end in the same way."""
+_MOST_FRUITLESS = 3
+"""How often workers are started again without any run having ended in between."""
+
+
+def run_workers(
+    work: Work,
+    costs: Mapping[str, float],
+    *,
+    launcher: str,
+    places: Sequence[Place],
+    display: Display,
+) -> None:
+    """Let workers do planned work, and watch them until all runs have ended.
+
+    Args:
+        work: The job, and the sweep that is planned in its store.
+        costs: Run id → cost of the run relative to the others.
+        launcher: Name of the launcher.
+        places: Where the workers run.
+        display: Shows how far the work is.
+
+    Raises:
+        Unfinished: No worker is left, but some runs have not ended.
+        InputError: The sweep's plan was removed meanwhile.
+    """
+    store, run_ids = RunStore(work.folder), list(costs)
+    stage = display.stage(work.sweep, costs, store.progress(run_ids))
+    with _interrupted_by_sigterm(), Crew(store, work, launcher_of(launcher), places) as crew:
+        while crew.is_at_work(run_ids):
+            time.sleep(_POLL_SECONDS)
+            if not store.has_plan(work.sweep):
+                raise InputError(
+                    f"{store.folder}: the plan of sweep={work.sweep} no longer exists; check "
+                    "whether the folder was removed, then run the command again to start anew"
+                )
+            stage.show(store.progress(run_ids))
+        stage.show(store.progress(run_ids))
+    if left := len(run_ids) - len(store.ended(run_ids)):
+        raise Unfinished(
+            f"{left} of {len(run_ids)} runs have not ended, and no worker is left: see the lines "
+            "above for the reason; the same command resumes"
+        )
+
+
+class Crew:
+    """The workers of a sweep, one per place: replaced after a crash, ended with this process."""
+
+    def __init__(
+        self, store: RunStore, work: Work, launcher: Launcher, places: Sequence[Place]
+    ) -> None:
+        self._store, self._work = store, work
+        self._launcher, self._places = launcher, places
+        self._workers: list[_Worker] = []
+        self._fruitless, self._left = 0, math.inf
+
+    def _start(self, place: Place) -> "_Worker":
+        name = uuid.uuid4().hex
+        return _Worker(name, self._launcher.start(self._work, place, name))
+
+    def __enter__(self) -> Self:
+        for place in self._places:
+            self._workers.append(self._start(place))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.process.ask_to_end()
+        until = time.monotonic() + _SECONDS_TO_END
+        for worker in self._workers:
+            worker.process.end(until=until)
+            self._store.give_back_runs_of(worker.name)
+
+    def is_at_work(self, run_ids: Sequence[str]) -> bool:
+        """Replace ended workers while runs are left, and return whether any worker has them.
+
+        This may also be a worker of another command, or one that was started by hand.
+        """
+        for number, worker in enumerate(self._workers):
+            # The run of a crashed worker has failed; another worker continues with the others.
+            if worker.has_crashed and self._store.end_runs_of(worker.name, worker.why_ended):
+                self._workers[number] = self._start(self._places[number])
+        held = self._store.held(run_ids)
+        if any(worker.process.exit_code is None for worker in self._workers):
+            return True
+        free = self._store.free(run_ids)
+        if not free or any(worker.process.exit_code in _HOPELESS for worker in self._workers):
+            return held
+        # The workers that had these runs have died, or ours ended before they took any.
+        self._fruitless = self._fruitless + 1 if len(free) >= self._left else 1
+        self._left = len(free)
+        if self._fruitless > _MOST_FRUITLESS:
+            return held
+        self._workers = [self._start(place) for place in self._places[: len(free)]]
+        return True
+
+
+class _Worker:
+    """A started worker and its name in the store."""
+
+    def __init__(self, name: str, process: Process) -> None:
+        self.name, self.process = name, process
+
+    @property
+    def has_crashed(self) -> bool:
+        """Whether it ended without finishing its work."""
+        return self.process.exit_code not in (None, 0, *_HOPELESS)
+
+    @property
+    def why_ended(self) -> str:
+        """Say how a crashed worker ended."""
+        code = self.process.exit_code or 0
+        if code < 0:
+            names = {each.value: each.name for each in signal.Signals}
+            name = names.get(-code, f"signal {-code}")
+            return f"its worker process was ended by {name} (out of memory?)"
+        return f"its worker process ended with exit code {code}"
+
+
+def run_jobs(
+    runs: Sequence[TrainedRun],
+    work: Work,
+    *,
+    costs: Mapping[str, float],
+    launcher: str,
+    device: str,
+    workers: int | None,
+) -> None:
+    """Let workers do a job on ended runs, and wait for all of them.
+
+    A job keeps its results in files of its own, and skips what these already hold.
+
+    Raises:
+        InputError: The job failed for a run.
+        Unfinished: No worker is left, but some jobs have not ended.
+    """
+    store = RunStore(work.folder)
+    waiting = {run.spec.run_id: run.spec for run in runs}
+    with Display() as display:
+        while waiting:
+            store.forget(waiting)
+            store.plan(work.sweep, [[spec] for spec in waiting.values()], question="")
+            places = launcher_of(launcher).places(workers, device, len(waiting))
+            left = {run_id: costs[run_id] for run_id in waiting}
+            run_workers(work, left, launcher=launcher, places=places, display=display)
+            ended = store.ended(list(waiting))
+            if failed := [run.record["message"] for run in ended if run.status == "failed"]:
+                raise InputError("; ".join(dict.fromkeys(failed)))
+            for run in ended:  # another command may have done it with other settings
+                if run.record["settings"] == work.settings:
+                    del waiting[run.spec.run_id]
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Treat SIGTERM as Ctrl-C, so that workers end before this process does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,28 @@
+"""Run the work in this process, in one worker: for debuggers, profilers and tests."""
+
+from lowrank_study.sweeps.jobs import Work
+from lowrank_study.sweeps.launch import Place
+from lowrank_study.sweeps.worker import do_work
+
+
+class EndedWork:
+    """A worker that has already ended."""
+
+    exit_code = 0
+
+    def ask_to_end(self) -> None:
+        """Do nothing: it has ended."""
+
+    def end(self, *, until: float) -> None:
+        """Do nothing: it has ended."""
+
+
+def places(workers: int | None, device: str, jobs: int) -> list[Place]:
+    """Return one place."""
+    return [Place(cores="", device=device)]
+
+
+def start(work: Work, place: Place, name: str) -> EndedWork:
+    """Do all the work that is free, and return when none is left."""
+    do_work(work, device=place.device, name=name)
+    return EndedWork()

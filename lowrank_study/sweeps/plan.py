@@ -1,0 +1,169 @@
+"""Plan a sweep: check all runs, fetch what they need, group them into packs. Nothing is written.
+
+>>> planned = plan_sweep(specs, name="mine", results=Path("results"))
+>>> planned.packs, planned.places
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lowrank_study import assets
+from lowrank_study.data.splits import Splits, load_splits
+from lowrank_study.left_out import check_left_out, in_words
+from lowrank_study.results import runs_folder
+from lowrank_study.runs.store import RunStore, TrainedRun
+from lowrank_study.spec import Asset, RunSpec
+from lowrank_study.sweeps.effort import Effort
+from lowrank_study.sweeps.launch import Place, launcher_of
+from lowrank_study.sweeps.packs import packs
+from lowrank_study.sweeps.settings import check_same_rows, rows_key
+from lowrank_study.training.fit import torch_device
+from lowrank_study.training.memory import free_memory_bytes, predict_peak
+from lowrank_study.training.models import check_fits, model_folder, model_without_weights
+from lowrank_study.training.unpadded import can_unpad
+
+_MOST_PACKED = {"cpu": 4, "cuda": 32}
+"""Most runs in a pack: a processor's caches hold no more; a GPU is busier with more."""
+_MEMORY_SHARE = 0.8
+"""Share of the free memory that packs may use."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedSweep:
+    """A sweep that can be launched."""
+
+    name: str
+    results: Path
+    """Folder of the run store and of everything made from it."""
+    question: str
+    packs: list[list[RunSpec]]
+    """The runs, grouped into those that are trained together."""
+    costs: dict[str, float]
+    """Run id → multiplications and additions of the run."""
+    launcher: str
+    places: list[Place]
+    """Where the workers run."""
+    lines: list[str]
+    """What was read of the data, for users; left-out parts come first."""
+
+
+def plan_sweep(
+    specs: Sequence[RunSpec],
+    *,
+    name: str,
+    results: Path,
+    question: str = "",
+    device: str = "auto",
+    launcher: str = "local",
+    workers: int | None = None,
+    pack: int | None = None,
+    allow_partial: bool = False,
+) -> PlannedSweep:
+    """Plan the runs of a sweep; see `sweep` for the arguments.
+
+    Raises:
+        InputError: One of the runs can't be trained.
+    """
+    unique = list({spec.run_id: spec for spec in specs}.values())
+    store = RunStore(runs_folder(results))
+    lines = check_specs(
+        store.left(unique),
+        results,
+        ended=store.ended([spec.run_id for spec in unique]),
+        allow_partial=allow_partial,
+    )
+    places = launcher_of(launcher).places(workers, device, len(unique))
+    effort = Effort()
+    costs = {spec.run_id: effort.of(spec) for spec in unique}
+    planned = packs(
+        unique,
+        limit=lambda spec: _most_packed(spec, places, pack),
+        workers=len(places),
+        cost=lambda spec: costs[spec.run_id],
+    )
+    return PlannedSweep(
+        name=name,
+        results=results,
+        question=question,
+        packs=planned,
+        costs=costs,
+        launcher=launcher,
+        places=places[: len(planned)],
+        lines=lines,
+    )
+
+
+def check_specs(
+    specs: Sequence[RunSpec],
+    results: Path,
+    *,
+    ended: Sequence[TrainedRun] = (),
+    allow_partial: bool = False,
+) -> list[str]:
+    """Fetch what runs need, refuse what can't be trained, and return what was read of their data.
+
+    The parts that are left out come first.
+
+    Args:
+        specs: The runs to train.
+        results: Folder of the run store and of everything made from it.
+        ended: Ended runs of the same sweep.
+        allow_partial: Whether more than 5 % of the rows may be left out.
+
+    Raises:
+        InputError: A source can't be reached, data are bad, a text, target or rank does not fit,
+            or the disk is too small.
+    """
+    lines = dict.fromkeys(line for run in ended for line in run.record.get("left_out", ()))
+    if not specs:
+        return list(lines)
+    # A sweep shares few models and tasks: each is fetched, verified and read once.
+    folders: dict[Asset, Path] = {}
+    splits: dict[str, Splits] = {}
+    for spec in specs:
+        if spec.model.source not in folders:
+            folders[spec.model.source] = model_folder(spec.model)
+        if rows_key(spec) not in splits:
+            splits[rows_key(spec)] = load_splits(spec.task, folders[spec.model.source])
+    for made in splits.values():  # one by one: files of two tasks may share a name
+        check_left_out(made.account.left_out, allow_partial=allow_partial)
+    left_out = dict.fromkeys(part for made in splits.values() for part in made.account.left_out)
+    lines |= dict.fromkeys(in_words(left_out))
+    lines |= dict.fromkeys(line for made in splits.values() for line in made.account.lines)
+    check_same_rows(ended, {key: made.sha256 for key, made in splits.items()})
+    needed = 0
+    for spec in specs:
+        folder = folders[spec.model.source]
+        check_fits(spec, folder, splits[rows_key(spec)])
+        needed += _checkpoint_bytes(spec, folder)
+    assets.require_free_space(results, needed)
+    return list(lines)
+
+
+def _checkpoint_bytes(spec: RunSpec, folder: Path) -> int:
+    if not spec.train.read_test:  # it chooses a rate, and keeps no model
+        return 0
+    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return spec.method.checkpoint_bytes(weights)
+
+
+def _most_packed(spec: RunSpec, places: Sequence[Place], most: int | None) -> int:
+    """Return how many runs like this one fit into a process's share of the memory, up to `most`."""
+    if spec.method.pack_key is None:
+        return 1
+    device = torch_device(places[0].device)
+    folder = model_folder(spec.model)
+    splits = load_splits(spec.task, folder)
+    model = model_without_weights(spec, folder, number_of_labels=len(splits.labels))
+    if not can_unpad(model):
+        return 1
+    free = free_memory_bytes(device)
+    sharing = sum(torch_device(place.device) == device for place in places)
+    share = math.inf if free is None else _MEMORY_SHARE * free / sharing
+    predicted = predict_peak(spec, folder, splits)
+    if predicted is None:
+        return 1
+    sizes = range(2, (most or _MOST_PACKED.get(device.type, 1)) + 1)
+    return max((size for size in sizes if predicted.peak(size) <= share), default=1)

@@ -1,0 +1,70 @@
+"""The job of training: train leased runs together, commit each, and measure its spectra."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lowrank_study.runs.leases import Lease
+from lowrank_study.runs.store import RunStore
+from lowrank_study.sweeps.jobs import Advance, Work, end
+from lowrank_study.sweeps.updates import measure_run
+from lowrank_study.training import fit
+from lowrank_study.training.member import Diverged, FitResult
+from lowrank_study.training.tracking import Tracker, make_tracker
+
+
+def run(leases: Sequence[Lease], work: Work, *, device: str, advance: Advance) -> None:
+    """Train runs together and commit each: done, diverged, or failed with the reason."""
+    with ExitStack() as trackers:
+        jobs = [
+            fit.Job(
+                spec=lease.spec,
+                checkpoint_folder=lease.folder / "checkpoint",
+                tracker=trackers.enter_context(_tracker(work, lease)),
+                on_progress=partial(advance, lease),
+            )
+            for lease in leases
+        ]
+        outcomes: Sequence[FitResult | Exception]
+        try:
+            outcomes = fit.fit_together(jobs, device=device)
+        except Exception as error:
+            outcomes = [error] * len(jobs)
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            if not isinstance(outcome, Exception):
+                test = outcome.record["test"].items()
+                metrics = {f"test_{name}": value for name, value in test}
+                job.tracker.log(step=outcome.record["steps"], metrics=metrics)
+    for lease, outcome in zip(leases, outcomes, strict=True):
+        if isinstance(outcome, Diverged):
+            end(lease, {"message": str(outcome)}, status="diverged")
+        else:
+            end(lease, _saved(lease.folder, outcome))
+    for ended in RunStore(work.folder).ended([lease.run_id for lease in leases]):
+        measure_run(ended, work.results)
+
+
+def _tracker(work: Work, lease: Lease) -> Tracker:
+    name = work.settings.get("tracker", "none")
+    return make_tracker(name, lease.spec, lease.folder, work.sweep)
+
+
+def _saved(folder: Path, outcome: FitResult | Exception) -> Mapping[str, Any] | Exception:
+    """Save the predictions of a run, and return its record, or why it failed."""
+    if isinstance(outcome, Exception):
+        return outcome
+    if outcome.test is not None:
+        columns = {
+            "label": outcome.test.labels,
+            "predicted": outcome.test.predicted,
+            "loss": outcome.test.losses,
+        }
+        try:
+            pd.DataFrame(columns).to_parquet(folder / "predictions.parquet", index=False)
+        except Exception as error:
+            return error
+    return outcome.record
