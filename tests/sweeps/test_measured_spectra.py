@@ -199,7 +199,7 @@ def test_cuts_are_evaluated_anew_on_another_checkpoint(results: Path) -> None:
     assert table is not None
     exchange_checkpoints(results)
     again, _ = runs_of(results)
-    with pytest.raises(InputError, match="was evaluated on another checkpoint"):
+    with pytest.raises(InputError, match="was made from an earlier checkpoint"):
         read_truncation(again, results)
     record = {**again.record, "test": second.record["test"]}
     (again.folder / "record.json").write_text(json.dumps(record))
@@ -210,7 +210,7 @@ def test_cuts_are_evaluated_anew_on_another_checkpoint(results: Path) -> None:
     ]
     assert predicted[0] == predicted[1]
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(InputError, match="can't be read as a table: remove it and run"):
+    with pytest.raises(InputError, match="can't be read as a table: delete it and run"):
         read_truncation(again, results)
 
 
