@@ -1,17 +1,17 @@
-"""Attention within each text of a row of concatenated texts, in place of transformers' own.
+"""Attention within each text of a row of concatenated texts.
 
-transformers' models look up an attention function by name. Ours computes the same as theirs for
-each text alone. It applies every argument that a model passes, or refuses it by name.
+The models of transformers look up an attention function by name. This one returns for each text
+what theirs returns for that text alone. It applies or refuses every argument that a model passes.
 
     >>> name = register()
     >>> model.set_attn_implementation(name)
     >>> with texts_of(lengths=(5, 9, 3), runs=1):
     ...     model(input_ids=row_of_17_tokens)
 
-transformers makes the masks (causal, sliding window, chunks), but only for the longest text. What a
-token sees depends on its place in its own text, so a shorter text uses a corner of that mask.
+transformers makes the mask (causal, sliding window, chunks) for the longest text. The tokens that a
+token sees depend on its position in its own text, so a shorter text uses a corner of that mask.
 
-Letters: R runs, T tokens of all texts, L tokens of one, H heads, K features of a head.
+Letters: R runs, T tokens of all texts, L tokens of one text, H heads, K features of a head.
 """
 
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ from lowrank_study.errors import InputError
 
 _NAME = "text_by_text"
 _WITHOUT_EFFECT = {"sliding_window", "position_ids", "deterministic", "output_attentions"}
-"""Arguments that the stock functions ignore too, since the mask contains the window."""
+"""Arguments that the functions of transformers ignore too, because the mask has the window."""
 
 _texts: ContextVar[tuple[tuple[int, ...], int]] = ContextVar("texts")
 
@@ -44,10 +44,9 @@ def register() -> str:
 
 @contextmanager
 def texts_of(lengths: tuple[int, ...], runs: int) -> Iterator[None]:
-    """Set the texts of the row that is computed inside, and the number of runs.
+    """Set the lengths of the texts in the row, and the number of runs that the model computes.
 
-    Dropout drops the same entries in every run, as it would in a run alone, so runs differ in
-    nothing else.
+    Dropout drops the same entries in every run, so a run has the masks that it would have alone.
     """
     token = _texts.set((lengths, runs))
     try:
@@ -59,7 +58,7 @@ def texts_of(lengths: tuple[int, ...], runs: int) -> Iterator[None]:
 
 @contextmanager
 def one_run() -> Iterator[None]:
-    """Mark the computation inside as that of one run, with its own dropout."""
+    """Let dropout inside treat its input as that of a single run."""
     lengths, _ = _texts.get()
     token = _texts.set((lengths, 1))
     try:
@@ -69,19 +68,18 @@ def one_run() -> Iterator[None]:
 
 
 class _SharedDropout(TorchFunctionMode):
-    """Dropout with one mask for all runs, in modules and in functions."""
+    """Use one dropout mask for all runs, in modules and in functions."""
 
     def __torch_function__(
         self, function: Any, _: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Replace torch's dropout function."""
         if function is functional.dropout:
             return _dropped(*args, **(kwargs or {}))
         return function(*args, **(kwargs or {}))
 
 
 def _dropped(input: Tensor, p: float, training: bool = True, inplace: bool = False) -> Tensor:
-    """Drop entries of x, which is (R, ...) or has R times as many rows."""
+    """Apply dropout to x, which is (R, ...) or has R times as many rows as one run's."""
     _, runs = _texts.get()
     if runs == 1 or p == 0.0 or not training:
         return functional.dropout(input, p, training)
@@ -103,31 +101,31 @@ def attend(
     s_aux: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Attend within each text; (R, T, H, K). A narrowed layer has one query per text.
+    """Attend within each text, and return (R, T, H, K).
 
-    Parameters
-    ----------
-    module, query_RHTK, key_RHTK, value_RHTK, scaling, dropout, is_causal
-        As in transformers' own attention functions.
-    attention_mask
-        From `_mask_of_the_longest`, (1, 1, L, L); true where a token is seen.
-    softcap
-        Bound of the attention scores (Gemma 2): s → softcap · tanh(s / softcap).
-    s_aux
-        One score per head that takes part only in the softmax (the sinks of GPT-OSS).
-    others
-        Other arguments; refused unless they have no effect.
+    A narrowed layer (`unpadded.py`) has one query for each text.
 
-    Raises
-    ------
-    InputError
-        The model passes an argument that is not applied here.
+    Args:
+        module: The attention layer.
+        query_RHTK: Queries of all runs.
+        key_RHTK: Keys; in grouped-query attention, with fewer heads than the queries.
+        value_RHTK: Values, with as many heads as the keys.
+        attention_mask: From `_mask_of_the_longest`, (1, 1, L, L); true where a token is seen.
+        scaling: Factor of the attention scores; None is 1/√K.
+        dropout: Probability of dropping an attention weight.
+        is_causal: Whether a token sees no later ones; None asks the module.
+        softcap: Bound of the attention scores (Gemma 2): s → softcap · tanh(s / softcap).
+        s_aux: One score for each head that only enters the softmax (the sinks of GPT-OSS).
+        others: Further arguments; one that would have an effect is refused.
+
+    Raises:
+        InputError: The model passes an argument that can't be applied to concatenated texts.
     """
     _refuse(module, others)
     lengths, _ = _texts.get()
     narrowed = query_RHTK.shape[2] != key_RHTK.shape[2]
     if attention_mask is not None and not _is_ours(attention_mask, max(lengths)):
-        raise _refusal(module, "a mask of its own making")
+        raise _refusal(module, "a mask that it made itself")
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     attended = [
         _attend_one(
@@ -157,7 +155,7 @@ def _is_ours(mask: Tensor, longest: int) -> bool:
 
 
 def _refuse(module: nn.Module, arguments: dict[str, Any]) -> None:
-    """Refuse arguments that are not applied here but read by the stock functions."""
+    """Refuse arguments that transformers' functions read and this one doesn't."""
     for name, value in arguments.items():
         if name not in _WITHOUT_EFFECT and value is not None and value is not False:
             raise _refusal(module, repr(name))
@@ -165,8 +163,8 @@ def _refuse(module: nn.Module, arguments: dict[str, Any]) -> None:
 
 def _refusal(module: nn.Module, what: str) -> InputError:
     return InputError(
-        f"{type(module).__name__} hands {what} to its attention function, which can't be applied "
-        "to concatenated texts: train it with trainer=reference, which pads them"
+        f"{type(module).__name__} passes {what} to its attention function, which can't be applied "
+        "to concatenated texts: train it with trainer=reference, which pads texts"
     )
 
 
@@ -182,7 +180,7 @@ def _attend_one(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """Attend within one text, with torch's kernel if it applies."""
+    """Attend within one text, by torch's fused kernel where it supports the arguments."""
     groups = query.shape[1] // key.shape[1]
     if dropout == 0.0 and softcap is None and sinks is None:
         return functional.scaled_dot_product_attention(
@@ -212,9 +210,9 @@ def _attend_one(
 
 
 def _mask_of_the_longest(**asked: Any) -> Tensor | None:
-    """Return the mask of the row's longest text alone; None if no mask is needed.
+    """Return the mask of the longest text in the row; None if no mask is needed.
 
-    transformers asks for the mask of the whole row; only its pattern is used, not its size.
+    transformers asks for a mask of the whole row. Only the pattern of that request is used.
     """
     lengths, _ = _texts.get()
     longest = max(lengths)

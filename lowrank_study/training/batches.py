@@ -1,12 +1,12 @@
-"""Splits → batches of tensors: texts laid end to end, in a seeded order.
+"""Batches of concatenated texts, in a seeded order.
 
     >>> batch = next(training_batches(split, batch_size=16, epochs=1, seed=0))
     >>> batch.ids_T.shape, len(batch.lengths)
     (torch.Size([431]), 16)
 
-Padding to the longest text would be half of all work here. Texts laid end to end, with their
-lengths beside them, need none, so that texts need not be sorted by length either: which of them
-share a batch is chance alone. `padded` gives the usual rectangle, for models that need it.
+Padding every text to the longest would double the work. Concatenated texts need no padding, so
+they need not be sorted by length either, and batches are random. `padded` returns the usual padded
+rectangle for models that need it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,27 +17,27 @@ import torch
 
 from lowrank_study.data.splits import Split
 
-_EVALUATION_TOKENS = 1024  # larger batches leave the caches and gain nothing
+_EVALUATION_TOKENS = 1024  # larger batches don't fit into the processor's caches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Some texts of a split, end to end. N texts, T tokens in all."""
+    """Some texts of a split, concatenated: N texts with T tokens in total."""
 
     rows: np.ndarray
-    """Which rows of the split these are, (N,)."""
+    """Numbers of the texts' rows in the split, (N,)."""
     lengths: tuple[int, ...]
-    """Tokens of each text; they add up to T."""
+    """Number of tokens of each text; the sum is T."""
     ids_T: torch.Tensor
     types_T: torch.Tensor
     """Segment of each token."""
     labels_N: torch.Tensor
 
     def parts(self, tokens: int) -> "Iterator[Batch]":
-        """Yield the texts in parts of at most so many tokens, whole texts each.
+        """Yield parts of whole texts, each of at most so many tokens or of a single text.
 
-        Gradients of a sum add up over its parts, and what is kept for the backward pass is that
-        of a part.
+        The gradients of the parts add up to those of the batch, and autograd keeps the activations
+        of one part at a time.
         """
         for start, end in _spans(np.asarray(self.lengths), tokens):
             first, last = sum(self.lengths[:start]), sum(self.lengths[:end])
@@ -51,27 +51,27 @@ class Batch:
 
 
 def training_batches(split: Split, *, batch_size: int, epochs: int, seed: int) -> Iterator[Batch]:
-    """Yield every epoch's batches: the same for every run that has this seed of the data."""
+    """Yield the batches of every epoch; they are the same for all runs with this data seed."""
     for order in training_order(len(split), epochs=epochs, seed=seed):
         for start in range(0, len(order), batch_size):
             yield batch_of(split, order[start : start + batch_size])
 
 
 def training_order(rows: int, *, epochs: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield the order in which each epoch reads the rows of the training split."""
+    """Yield the order of the training rows in each epoch."""
     generator = np.random.default_rng([seed, 1])
     for _ in range(epochs):
         yield generator.permutation(rows)
 
 
 def evaluation_batches(split: Split) -> Iterator[Batch]:
-    """Yield the whole split in its order, in batches of a bounded number of tokens."""
+    """Yield the whole split in its order, in batches with a bounded number of tokens."""
     for start, end in _spans(split.lengths, _EVALUATION_TOKENS):
         yield batch_of(split, np.arange(start, end))
 
 
 def _spans(lengths: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
-    """Cut a row of texts into spans of at most so many tokens, or of a single longer text."""
+    """Yield (start, end) of spans of at most so many tokens, or of a single longer text."""
     ends = np.cumsum(lengths)
     start = 0
     while start < len(lengths):
@@ -82,14 +82,14 @@ def _spans(lengths: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
 
 
 def steps_of(split: Split, *, batch_size: int, epochs: int) -> int:
-    """Return how many training batches there are."""
+    """Return the number of training batches."""
     return epochs * -(-len(split) // batch_size)
 
 
 def extreme_texts(splits: Sequence[Split], count: int) -> Batch:
     """Return a batch that alternates the longest and the shortest texts of some splits.
 
-    It reveals anything that depends on the length of a text, or on padding.
+    A model whose output depends on padding or on other texts fails on such a batch.
     """
     order = np.argsort(np.concatenate([split.lengths for split in splits]), kind="stable")
     owners = np.repeat(np.arange(len(splits)), [len(split) for split in splits])
@@ -109,7 +109,7 @@ def extreme_texts(splits: Sequence[Split], count: int) -> Batch:
 
 
 def batch_of(split: Split, rows: np.ndarray) -> Batch:
-    """Lay these rows of a split end to end."""
+    """Concatenate some rows of a split."""
     where = np.concatenate([np.arange(split.offsets[r], split.offsets[r + 1]) for r in rows])
     return Batch(
         rows=rows,
@@ -121,7 +121,7 @@ def batch_of(split: Split, rows: np.ndarray) -> Batch:
 
 
 def padded(values_T: torch.Tensor, lengths: tuple[int, ...], fill: int) -> torch.Tensor:
-    """Turn texts laid end to end, (T,), into rows filled up to the longest, (N, longest)."""
+    """Turn concatenated texts, (T,), into rows padded to the longest, (N, longest)."""
     return torch.nn.utils.rnn.pad_sequence(
         list(torch.split(values_T, list(lengths))), batch_first=True, padding_value=fill
     )

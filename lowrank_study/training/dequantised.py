@@ -1,4 +1,4 @@
-"""Convert a GGUF file to a model folder of Hugging Face, once; verify it at each use."""
+"""Convert a GGUF file to a Hugging Face model folder, once, and verify the folder at each use."""
 
 import shutil
 import tempfile
@@ -10,7 +10,7 @@ from lowrank_study.hashing import find_named, keep_named, sha256_of_file
 
 
 def dequantised(path: Path) -> Path:
-    """Return the folder with the model of a GGUF file as fp32 safetensors."""
+    """Return the folder that holds a GGUF file's model as fp32 safetensors."""
     parent, key = assets.cache_folder() / "dequantised", sha256_of_file(path)[:24]
     if (folder := find_named(parent, stem=key)) is not None:
         return folder

@@ -1,8 +1,8 @@
-"""Peak memory of runs: measured, and predicted before anything is loaded.
+"""Peak memory of runs: measured during training, and predicted before weights are loaded.
 
-Measured is the GPU's where runs train on one, else the process's. A worker process trains many
-runs. Before each, what the last one left is given back to the system and the high-water mark is
-set back (Linux), so that a run's number is its own.
+The measured memory is that of the GPU if runs train on one, else that of the process. A worker
+process trains many runs. Before each run it frees memory and resets the peak (on Linux), so that
+a run's peak is its own.
 
     >>> predict_peak(spec, folder, splits).peak(pack_size=4)
     803000000
@@ -29,19 +29,19 @@ from lowrank_study.training.unpadded import part_tokens, unpad, unpadded_scores
 
 _FLOAT = 4
 _LIBRARIES = 600_000_000
-"""What torch and transformers take where the system doesn't say."""
+"""Memory of torch and transformers, for systems that don't report the process's memory."""
 _FIRST_USE = 110_000_000
-"""What training brings in besides tensors: kernels' code and scratch, and freed blocks that the C
-library holds back. Between 40 MB after few steps and 190 MB after many was seen."""
-_PASSING = 1.25
-"""Tensors that come and go, as a multiple of those that are kept for the backward pass."""
+"""Memory of training besides tensors: code and buffers of kernels, and freed blocks that the C
+library keeps. Measured: 40 MB after few steps, 190 MB after many."""
+_TEMPORARY = 1.25
+"""Memory of all activations, as a multiple of those that autograd keeps."""
 _C_LIBRARY = ctypes.CDLL(None) if sys.platform == "linux" else None
 _RESET = Path("/proc/self/clear_refs")
 _MEMINFO = Path("/proc/meminfo")
 
 
 def free_memory_bytes(device: torch.device) -> int | None:
-    """Return how much memory can still be taken; `None` where the system doesn't say."""
+    """Return the bytes of free memory; None if the system doesn't report them."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     if not _MEMINFO.exists():
@@ -51,26 +51,26 @@ def free_memory_bytes(device: torch.device) -> int | None:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Free what can be freed, and start measuring anew where the system can."""
-    _give_back()
+    """Free unused memory, and reset the peak if the system can."""
+    _free_unused()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif _RESET.exists():
         try:
             _RESET.write_text("5")
-        except OSError:  # not permitted in some containers: the mark is then the process's own
+        except OSError:  # forbidden in some containers: the peak is then that of the whole process
             return
 
 
-def _give_back() -> None:
-    """Let the system have what earlier work left behind in this process."""
+def _free_unused() -> None:
+    """Return memory that earlier runs have freed to the system."""
     gc.collect()
     if _C_LIBRARY is not None and hasattr(_C_LIBRARY, "malloc_trim"):
         _C_LIBRARY.malloc_trim(0)
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Return the largest memory held since the last reset, in bytes."""
+    """Return the peak memory since the last reset, in bytes."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     if has_status():
@@ -81,40 +81,36 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeakPrediction:
-    """What a process will hold that trains runs of one kind together, in bytes."""
+    """Predicted memory, in bytes, of a process that trains a pack of similar runs."""
 
     shared: int
-    """The libraries and the frozen weights."""
+    """Libraries and frozen weights."""
     trained: int
-    """Of each run: trained parameters, their gradients and Adam's two moments."""
+    """For each run: trained parameters, their gradients and Adam's two moments."""
     kept: int
-    """Of each run: what autograd keeps of a batch's longest part for the backward pass."""
+    """For each run: activations that autograd keeps for the longest part of any batch."""
 
     def peak(self, pack_size: int) -> int:
-        """Return the predicted peak for so many runs."""
-        of_a_run = self.trained + int(_PASSING * self.kept)
-        return self.shared + _FIRST_USE + pack_size * of_a_run
+        """Return the predicted peak for a number of runs."""
+        each = self.trained + int(_TEMPORARY * self.kept)
+        return self.shared + _FIRST_USE + pack_size * each
 
 
 def predict_peak(spec: RunSpec, folder: Path, splits: Splits) -> PeakPrediction | None:
     """Predict the peak memory of a process that trains runs like this one.
 
-    The model runs on the meta device, which has shapes but no numbers, and what autograd keeps
-    of it is counted. `None` where it can't: which experts a token meets, say, depends on numbers.
+    The model runs on the meta device, which computes only shapes, and the tensors that autograd
+    keeps are counted. None if a shape depends on values, as in a mixture of experts.
 
-    Parameters
-    ----------
-    spec
-        One of the runs: the one with the largest rank. Its model must be one that `can_unpad`.
-    folder
-        Of the pretrained model.
-    splits
-        The task's texts.
+    Args:
+        spec: The run with the largest rank; `can_unpad` must hold for its model.
+        folder: Folder of the pretrained model.
+        splits: The task's texts.
     """
     model = model_without_weights(spec, folder, number_of_labels=len(splits.labels))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    _give_back()
+    _free_unused()
     libraries = status_bytes("VmRSS") if has_status() else _LIBRARIES
     longest = _longest_part(spec, splits.train, part_tokens(model))
     try:
@@ -127,15 +123,14 @@ def predict_peak(spec: RunSpec, folder: Path, splits: Splits) -> PeakPrediction 
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Attend by the kernel that keeps no attention weights, as the CPU and GPUs do.
+    """Use the kernel that keeps no attention weights, as on CPUs and GPUs.
 
-    Left alone, torch computes attention step by step on the meta device, and keeps every step.
+    On the meta device, torch would compute attention step by step and keep every step.
     """
 
     def __torch_function__(
         self, function: Any, _: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Replace the one function."""
         named = kwargs or {}
         if function is not nn.functional.scaled_dot_product_attention:
             return function(*args, **named)
@@ -154,7 +149,7 @@ def _longest_part(spec: RunSpec, split: Split, tokens: int) -> Batch:
 
 
 def _kept_for_backward(model: nn.Module, batch: Batch) -> int:
-    """Count the bytes of distinct tensors, parameters aside, that autograd keeps of a batch."""
+    """Return the bytes of the tensors, without parameters, that autograd keeps for a batch."""
     own = {id(parameter) for parameter in model.parameters()}
     kept: dict[int, int] = {}
     alive = []
@@ -164,7 +159,7 @@ def _kept_for_backward(model: nn.Module, batch: Batch) -> int:
         if id(origin) not in own:
             storage = origin.untyped_storage()
             kept[storage._cdata] = storage.nbytes()
-            alive.append(storage)  # or its number would be given to another
+            alive.append(storage)  # a freed storage's address would be used again
         return tensor
 
     unpad(model)

@@ -14,13 +14,11 @@ from lowrank_study.spec import RunSpec, TrainSpec
 def make_optimizer(model: nn.Module, spec: RunSpec) -> optim.Optimizer:
     """Return AdamW over the trainable parameters.
 
-    Weight decay pulls weights, LoRA's factors and the new head towards zero, as AdamW does. The
-    parameters of PEFT's adapters are pulled towards their start instead: many rest elsewhere (the
-    scales of IA3 at one, PiSSA's factors at those of W0), and zero would be another model. So ΔW
-    stays as it is without a gradient, for every adapter.
+    Weight decay pulls weights, LoRA's factors and the new head towards zero, as in AdamW. It pulls
+    PEFT's adapters towards their initial values instead, because ΔW = 0 there (the scales of IA3
+    start at one, PiSSA's factors at those of W0). Without a gradient, no adapter changes ΔW.
 
-    Biases and norms, the parameters of one dimension, are not decayed. The new head has a rate of
-    its own where the spec gives one.
+    Biases and norms, which have one dimension, are not decayed.
     """
     train, method = spec.train, spec.method
     head_rate = method.head_learning_rate(train)
@@ -52,14 +50,17 @@ def make_optimizer(model: nn.Module, spec: RunSpec) -> optim.Optimizer:
 
 @torch.no_grad()
 def _pull_to_starts(optimizer: optim.Optimizer, *_: Any) -> None:
-    """Decay towards the initial values: w ← w − rate · decay · (w − start)."""
+    """Decay parameters towards their initial values: w ← w - rate · decay · (w - start)."""
     for group in optimizer.param_groups:
         for parameter, start in zip(group["params"], group.get("starts", ()), strict=False):
             parameter.lerp_(start, group["lr"] * group["pull"])
 
 
 def rate_share(step: int, *, steps: int, warmup_fraction: float) -> float:
-    """Return the share of the peak rate at a step, counted from 0: up linearly, then down to 0."""
+    """Return the rate at a step, counted from 0, as a share of the peak rate.
+
+    It rises linearly during the warm-up, then falls linearly to 0.
+    """
     warmup = round(steps * warmup_fraction)
     if step < warmup:
         return (step + 1) / warmup
@@ -67,6 +68,6 @@ def rate_share(step: int, *, steps: int, warmup_fraction: float) -> float:
 
 
 def make_schedule(optimizer: optim.Optimizer, steps: int, train: TrainSpec) -> LambdaLR:
-    """Return the schedule; step it once after every optimizer step."""
+    """Return the schedule, to be stepped once after every optimizer step."""
     fraction = train.warmup_fraction
     return LambdaLR(optimizer, lambda s: rate_share(s, steps=steps, warmup_fraction=fraction))

@@ -1,7 +1,7 @@
 """Check that model and tokenizer agree on padding, positions, vocabulary and end tokens.
 
-A classifier finds the last token of a text by its configuration's padding id, but the tokenizer
-pads the texts. If the two ids differ, the tokenizer's is used.
+A classifier finds the last token of a text by the padding id in its configuration, but the
+tokenizer pads the texts. If the two ids differ, the tokenizer's is used.
 
     >>> pad_by_tokenizer(model, folder)
     >>> check_reads(model, spec, splits)
@@ -22,13 +22,11 @@ from lowrank_study.training.unpadded import counts_from_padding, positions_of
 def pad_by_tokenizer(model: nn.Module, folder: Path) -> None:
     """Set the padding id of a freshly loaded model to its tokenizer's.
 
-    RoBERTa and related models keep their own: they count positions from it and use it for nothing
-    else. A run's checkpoint has no tokenizer and is already set.
+    RoBERTa and related models keep their own id, because they count positions from it. A run's
+    checkpoint has no tokenizer, and its id is set already.
 
-    Raises
-    ------
-    InputError
-        The padding id is not in the model's vocabulary.
+    Raises:
+        InputError: The padding id is not in the model's vocabulary.
     """
     found = padding_id(folder)
     if found is None or counts_from_padding(model):
@@ -46,22 +44,12 @@ def pad_by_tokenizer(model: nn.Module, folder: Path) -> None:
 
 
 def check_reads(model: nn.Module, spec: RunSpec, splits: Splits) -> None:
-    """Refuse texts that the model can't read.
+    """Refuse texts that the model, with or without weights, can't read.
 
-    Parameters
-    ----------
-    model
-        The model, with or without weights.
-    spec
-        The run; errors name its task and base.
-    splits
-        The texts.
-
-    Raises
-    ------
-    InputError
-        A text has more tokens than the model has positions, a token is not in the vocabulary, or a
-        model that reads a text at its end token (T5, BART) finds none or several in a text.
+    Raises:
+        InputError: A text has more tokens than the model has positions, a token is not in the
+            vocabulary, or a model that reads a text at its end token (T5, BART) finds none or
+            several in a text.
     """
     positions, longest = positions_of(model), splits.longest
     if positions is not None and longest > positions:

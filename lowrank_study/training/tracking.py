@@ -1,4 +1,4 @@
-"""Where a run's curve goes while it trains: nowhere, a JSON-lines file, or wandb.
+"""Trackers store a run's learning curve: nowhere, in a JSON-lines file, or in wandb.
 
 >>> with make_tracker("jsonl", spec, folder) as tracker:
 ...     tracker.log(step=10, metrics={"train_loss": 0.61})
@@ -25,10 +25,10 @@ _FINISH_SECONDS = 10
 
 
 class Tracker(Protocol):
-    """Takes a run's numbers as they come."""
+    """Stores the metrics of a run during training."""
 
     def log(self, *, step: int, metrics: Mapping[str, float]) -> None:
-        """Take the metrics of one step."""
+        """Store the metrics of one step."""
 
     def __enter__(self) -> Self: ...
 
@@ -41,10 +41,10 @@ class Tracker(Protocol):
 
 
 class NoTracker:
-    """Keeps nothing: the run's record has its metrics anyway."""
+    """Stores nothing; the run's record has its final metrics."""
 
     def log(self, *, step: int, metrics: Mapping[str, float]) -> None:
-        """Drop the metrics."""
+        """Ignore the metrics."""
 
     def __enter__(self) -> Self:
         return self
@@ -54,13 +54,13 @@ class NoTracker:
 
 
 class JsonLinesTracker:
-    """Appends one JSON object a step to `curve.jsonl` in the run's folder."""
+    """Appends one JSON object for each step to `curve.jsonl` in the run's folder."""
 
     def __init__(self, folder: Path) -> None:
         self._file = (folder / "curve.jsonl").open("a", encoding="utf-8")
 
     def log(self, *, step: int, metrics: Mapping[str, float]) -> None:
-        """Write the metrics at once, so that a watcher sees them."""
+        """Append the metrics and flush, so that other processes see them at once."""
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
 
@@ -72,10 +72,10 @@ class JsonLinesTracker:
 
 
 class WandbTracker:
-    """One wandb run per run; it never stops training, and delays it by a few seconds at most.
+    """Stores each run in wandb. No failure of wandb stops training or delays it by much.
 
-    It is online if there is a key for the server and the server answers. Otherwise wandb writes to
-    the run's folder, and a line on standard error says why.
+    wandb runs online if there is a key for the server and the server answers. Otherwise it writes
+    to the run's folder, and a message on standard error gives the reason.
     """
 
     def __init__(self, spec: RunSpec, folder: Path, group: str) -> None:
@@ -96,18 +96,18 @@ class WandbTracker:
                 self._run = _started(arguments)
             except Exception as error:  # of any type, such as a refused key or a failing server
                 if os.environ.get("WANDB_MODE") == "offline":
-                    _tell(f"the curve of {spec.run_id} is lost: {_first_line(error)}")
+                    _warn(f"the curve of {spec.run_id} is lost: {_first_line(error)}")
                     break
                 _go_offline(_first_line(error))
 
     def log(self, *, step: int, metrics: Mapping[str, float]) -> None:
-        """Hand the metrics to wandb."""
+        """Pass the metrics to wandb."""
         if self._run is None:
             return
         try:
             self._run.log(dict(metrics), step=step)
         except Exception as error:
-            _tell(f"the rest of the curve is lost: {_first_line(error)}")
+            _warn(f"the rest of the curve is lost: {_first_line(error)}")
             self._run = None
 
     def __enter__(self) -> Self:
@@ -120,14 +120,14 @@ class WandbTracker:
             try:
                 run.finish(exit_code=int(failed))
             except Exception as error:
-                _tell(f"wandb could not finish the run: {_first_line(error)}")
+                _warn(f"wandb could not finish the run: {_first_line(error)}")
 
         if run is not None and not within(_FINISH_SECONDS, finish):
-            _tell("the server takes too long: `wandb sync` sends the rest of the run later")
+            _warn("the server is too slow; send the rest of the run later with `wandb sync`")
 
 
 def why_offline() -> str | None:
-    """Return why wandb can't be used online (no key, or no answer); None if it can."""
+    """Return why wandb can't run online: no key, or no answer; None if it can."""
     server = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
     host = urlsplit(server).hostname or server
     if not os.environ.get("WANDB_API_KEY") and not _has_netrc_entry(host):
@@ -137,7 +137,7 @@ def why_offline() -> str | None:
     def ask() -> None:
         try:
             urlopen(server, timeout=_ANSWER_SECONDS).close()
-        except HTTPError:  # the server has answered
+        except HTTPError:  # this is an answer, too
             pass
         except (OSError, ValueError, HTTPException) as error:
             failed.append(f"{server} can't be reached ({getattr(error, 'reason', error)})")
@@ -156,7 +156,7 @@ def _has_netrc_entry(host: str) -> bool:
 
 
 def within(seconds: float, call: Callable[[], None]) -> bool:
-    """Call a function that may hang, and return whether it came back in time."""
+    """Call a function that may hang, and return whether it finished in time."""
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
     thread.join(seconds)
@@ -164,7 +164,7 @@ def within(seconds: float, call: Callable[[], None]) -> bool:
 
 
 def _started(arguments: Mapping[str, Any]) -> Any:
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it would delay the process's end
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it would delay the process's exit
     import wandb
 
     settings = wandb.Settings(init_timeout=_FINISH_SECONDS)
@@ -174,10 +174,10 @@ def _started(arguments: Mapping[str, Any]) -> Any:
 
 def _go_offline(why: str) -> None:
     os.environ["WANDB_MODE"] = "offline"  # also for the other runs of this process
-    _tell(f"{why}: curves are kept in the runs' folders; send them later with `wandb sync`")
+    _warn(f"{why}: curves stay in the runs' folders; send them later with `wandb sync`")
 
 
-def _tell(message: str) -> None:
+def _warn(message: str) -> None:
     print(f"tracker=wandb: {message}", file=sys.stderr, flush=True)
 
 
@@ -186,7 +186,7 @@ def _first_line(error: Exception) -> str:
 
 
 def make_tracker(name: str, spec: RunSpec, folder: Path, group: str) -> Tracker:
-    """Return the tracker of that name, writing below the run's folder."""
+    """Return a tracker by its name, `none`, `jsonl` or `wandb`, for a run's folder."""
     match name:
         case "jsonl":
             return JsonLinesTracker(folder)

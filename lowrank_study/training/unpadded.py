@@ -1,22 +1,20 @@
-"""A stock classifier on texts laid end to end: nothing is computed for padding.
+"""A forward pass on concatenated texts, in which nothing is computed for padding.
 
-A batch of texts is one row of tokens, and the model's batch dimension is free to mean
-something else: the run (`packing.py`). Three things differ from the stock forward pass, and
-leave the scores as they are, up to the rounding of sums in another order:
+A batch of texts is one row of tokens, and the model's batch dimension holds the runs of a pack
+(`packing.py`). The scores equal those of the stock forward pass, up to the rounding of sums in
+another order. Three parts differ:
 
-1. attention goes text by text (`attention.py`);
-2. the head gets the vector that it reads for each text: that of the first token (encoders), that of
-   the last token that is not padding (decoders), or the mean of all;
-3. BERT's and RoBERTa's last layer is computed for these tokens alone, since nothing else of it
-   is read. Its keys and values are still needed everywhere.
+1. Attention goes text by text (`attention.py`).
+2. The head gets one vector for each text: that of the first token (encoders), that of the last
+   token that is not padding (decoders), or the mean of all tokens.
+3. The last layer of BERT and RoBERTa computes its output only for the tokens that the head reads.
 
     >>> unpad(model)
     >>> scores_RNC = unpadded_scores(model, batch, device)
 
-`padded_scores` is the stock forward pass on a filled-up rectangle: the oracle of all this.
+`padded_scores` is the stock forward pass on padded texts, with which this one is compared.
 
-Letters: R runs, N texts, T tokens of all texts, D features, H heads, K features of a head,
-C classes.
+Letters: R runs, N texts, T tokens of all texts, D features, K features of a head, C classes.
 """
 
 import types
@@ -36,20 +34,20 @@ from lowrank_study.training.batches import Batch, padded
 
 _PART_PRODUCT, _LEAST_TOKENS = 512 * 384 * 384, 128
 _NARROWED = ("bert", "roberta", "xlm-roberta")
-"""Model types whose last layer is laid out as `_narrow_last_layer` expects."""
+"""Model types whose last layer has the modules that `_narrow_last_layer` replaces."""
 _READ_AT_THE_END = ("modernbert-decoder", "ctrl")
 """Decoders whose head is not called `score`."""
 _POSITION_TABLES = ("position_embeddings", "wpe", "embed_positions", "positions_embed")
-"""Names of the module, or the buffer, with one row for each position."""
+"""Names of the module or buffer that has one row for each position."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Reading:
-    """The inputs of the backbone, and which of its outputs the head reads."""
+    """The inputs of the backbone, and the outputs that the head reads."""
 
     inputs: dict[str, Tensor]
     read_N: Tensor | None
-    """Position in the row of the token that is read for each text; `None`: the mean of all."""
+    """Position in the row of the token that is read for each text; None reads the mean."""
     lengths: tuple[int, ...]
 
 
@@ -57,9 +55,9 @@ _reading: ContextVar[_Reading] = ContextVar("reading")
 
 
 def can_unpad(model: nn.Module) -> bool:
-    """Whether a model is from transformers, has one stack, and accepts an attention function.
+    """Whether a model of transformers has one stack of layers and accepts an attention function.
 
-    Others (T5 and BART, DeBERTa, MPNet, BLOOM, Falcon …) are computed with padded texts.
+    All others (T5 and BART, DeBERTa, MPNet, BLOOM, Falcon …) get padded texts.
     """
     if not (isinstance(model, PreTrainedModel) and model._supports_attention_backend):
         return False
@@ -70,7 +68,7 @@ def can_unpad(model: nn.Module) -> bool:
 
 
 def unpad(model: nn.Module) -> None:
-    """Set up a stock sequence classifier, in place, for `unpadded_scores`."""
+    """Prepare a stock model, in place, for `unpadded_scores`."""
     backbone = _backbone(model)
     model.set_attn_implementation(register())  # type: ignore[operator]
     backbone.forward = types.MethodType(_read_of_each_text, backbone)
@@ -80,34 +78,29 @@ def unpad(model: nn.Module) -> None:
 
 
 def part_tokens(model: nn.Module) -> int:
-    """Return how many tokens are computed at once while training: fewer, the wider the model.
+    """Return the number of tokens in one training pass; wider models get fewer.
 
-    So many that a matrix product of the model's width is as large as is quick; more would only
-    add to the memory that is kept for the backward pass. It does not depend on how many runs are
-    packed, so that dropout's masks are the same in a pack and alone.
+    Smaller matrix products would be slower; larger ones would only need more memory for the
+    backward pass. The number doesn't depend on the size of the pack, so that a run has the same
+    dropout masks in a pack as alone.
     """
     config: Any = model.config
     return max(_LEAST_TOKENS, _PART_PRODUCT // int(config.hidden_size) ** 2)
 
 
 def unpadded_scores(model: nn.Module, batch: Batch, device: torch.device, runs: int = 1) -> Tensor:
-    """Return the class scores of texts laid end to end, (R, N, C).
+    """Return the class scores of concatenated texts, (R, N, C).
 
-    Parameters
-    ----------
-    model
-        Set up by `unpad`.
-    batch
-        The texts.
-    device
-        Where the model is.
-    runs
-        How many runs the model computes at once; each gets the same texts.
+    Args:
+        model: A model prepared by `unpad`.
+        batch: The texts.
+        device: The model's device.
+        runs: Number of runs that the model computes at once; each gets the same texts.
     """
     row = {
         "input_ids": batch.ids_T,
         "position_ids": _positions(_backbone(model), batch),
-        # No token is padding. Without this mask, decoders would infer texts from the positions.
+        # Without a mask, decoders would infer the texts' limits from the positions.
         "attention_mask": torch.ones_like(batch.ids_T),
     }
     if _has_types(model):
@@ -122,7 +115,7 @@ def unpadded_scores(model: nn.Module, batch: Batch, device: torch.device, runs: 
     token = _reading.set(reading)
     try:
         with texts_of(batch.lengths, runs):
-            # The head sees as many texts of one token as all runs have texts.
+            # The head sees one token for each text of each run.
             one_token_each = torch.zeros(runs * texts, 1, dtype=torch.long, device=device)
             logits: Tensor = model(input_ids=one_token_each).logits
     finally:
@@ -131,7 +124,7 @@ def unpadded_scores(model: nn.Module, batch: Batch, device: torch.device, runs: 
 
 
 def padded_scores(model: nn.Module, batch: Batch, device: torch.device, pad_id: int) -> Tensor:
-    """Return the class scores of texts filled up to the longest, (1, N, C), by a stock model."""
+    """Return a stock model's class scores of texts padded to the longest, (1, N, C)."""
     inputs = {
         "input_ids": padded(batch.ids_T, batch.lengths, pad_id).to(device),
         "attention_mask": padded(torch.ones_like(batch.ids_T), batch.lengths, 0).to(device),
@@ -152,13 +145,13 @@ def _backbone(model: nn.Module) -> nn.Module:
 
 
 def _texts_T(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return for each token the number of its text, and for each text its first token's place."""
+    """Return the number of each token's text, and the position of each text's first token."""
     lengths = torch.tensor(batch.lengths)
     return torch.arange(len(lengths)).repeat_interleave(lengths), lengths.cumsum(0) - lengths
 
 
 def _positions(backbone: nn.Module, batch: Batch) -> Tensor:
-    """Return each token's position in its text, counted as the stock model counts."""
+    """Return each token's position in its text, as the stock model numbers it."""
     text_T, starts_N = _texts_T(batch)
     padding = _padding_index(backbone)
     if padding is None:
@@ -170,22 +163,22 @@ def _positions(backbone: nn.Module, batch: Batch) -> Tensor:
 
 
 def _padding_index(backbone: nn.Module) -> int | None:
-    """Return the number from which RoBERTa and related models count positions; else None."""
+    """Return the padding id from which RoBERTa and related models count; None for others."""
     embeddings = getattr(backbone, "embeddings", None)
     found = getattr(embeddings, "padding_idx", None)
-    # XLM returns its word table, whose padding_idx does not affect positions.
+    # In XLM, `embeddings` is the word table, whose padding_idx does not affect positions.
     return None if found is None or isinstance(embeddings, nn.Embedding) else int(found)
 
 
 def _read_tokens(model: nn.Module, batch: Batch) -> Tensor | None:
-    """Return where the head reads each text, chosen as in the stock model; None: everywhere."""
+    """Return the position of the token that the head reads in each text; None if it reads all."""
     config: Any = model.config
     if getattr(config, "classifier_pooling", "") == "mean":  # ModernBERT
         return None
     text_T, starts_N = _texts_T(batch)
     if not (hasattr(model, "score") or config.model_type in _READ_AT_THE_END):
         return starts_N
-    # In decoders, the last token that is not padding has seen all others.
+    # A decoder is read at its last token that is not padding.
     there_T = batch.ids_T != config.pad_token_id
     place_T = torch.where(there_T, torch.arange(len(text_T)), starts_N[text_T])
     return starts_N.scatter_reduce(0, text_T, place_T, "amax")
@@ -197,13 +190,13 @@ def counts_from_padding(model: nn.Module) -> bool:
 
 
 def positions_of(model: nn.Module) -> int | None:
-    """Return for how many tokens the model has positions; None if it computes them."""
+    """Return the largest number of tokens that the model has positions for; None if any."""
     padding = _padding_index(_backbone(model))
     found = []
     for name, table in [*model.named_modules(), *model.named_buffers()]:
         if name.rpartition(".")[2] not in _POSITION_TABLES:
             continue
-        if isinstance(table, nn.Embedding):  # OPT and BART begin at the table's own offset
+        if isinstance(table, nn.Embedding):  # OPT and BART start at an offset in the table
             first = int(getattr(table, "offset", 0)) if padding is None else padding + 1
             found.append(table.num_embeddings - first)
         elif isinstance(table, Tensor):  # GPT-J's sines
@@ -212,7 +205,7 @@ def positions_of(model: nn.Module) -> int | None:
 
 
 def _read_of_each_text(self: Any, *_: Any, **__: Any) -> BackboneOutput:
-    """Run the stock backbone on the row; pass the head its vector of each text, (R N, 1, D)."""
+    """Run the stock backbone on the row, and return one vector for each text, (R N, 1, D)."""
     reading = _reading.get()
     hidden = type(self).forward(self, **reading.inputs, use_cache=False).last_hidden_state
     if reading.read_N is None:
@@ -238,7 +231,7 @@ def _narrow_last_layer(backbone: Any) -> None:
 
 
 def _attend_from_read_tokens(self: Any, hidden_RTD: Tensor, *_: Any, **__: Any) -> Any:
-    """Self-attention with the queries of the read tokens alone: (R, T, D) → (R, N, D)."""
+    """Compute self-attention for the tokens that the head reads: (R, T, D) → (R, N, D)."""
 
     def heads(x_RTD: Tensor) -> Tensor:
         return x_RTD.view(*x_RTD.shape[:2], -1, self.attention_head_size).transpose(1, 2)

@@ -86,7 +86,7 @@ EVERY = {**FAST, **PADDED}
 @pytest.fixture(autouse=True)
 def _keep_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
     """Avoid garbage collection, which takes longer than these runs in a process with many tests."""
-    monkeypatch.setattr(memory, "_give_back", lambda: None)
+    monkeypatch.setattr(memory, "_free_unused", lambda: None)
 
 
 @pytest.fixture(scope="module")

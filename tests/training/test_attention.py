@@ -87,14 +87,14 @@ def test_it_is_the_formula_within_each_text(options: dict[str, Any], dropout: fl
     [
         ({"position_bias": torch.zeros(1)}, "'position_bias'"),
         ({"indices": torch.zeros(1)}, "'indices'"),
-        ({"attention_mask": torch.zeros(1, 1, 13, 13)}, "a mask of its own making"),
+        ({"attention_mask": torch.zeros(1, 1, 13, 13)}, "a mask that it made itself"),
     ],
 )
 def test_what_cannot_be_applied_is_refused_by_name(more: dict[str, Any], named: str) -> None:
     arguments = {"attention_mask": None, **more}
     with (
         texts_of(LENGTHS, 2),
-        pytest.raises(InputError, match=rf"Identity hands {named} to .*trainer=reference"),
+        pytest.raises(InputError, match=rf"Identity passes {named} to .*trainer=reference"),
     ):
         attend(nn.Identity(), *handed(), **arguments)
 
