@@ -39,8 +39,9 @@ from lowrank_study.methods.layers.lora import lora_modules
 from lowrank_study.methods.layers.modules import head_names, target_modules
 from lowrank_study.methods.lora import Lora
 from lowrank_study.spec import RunSpec, from_mapping
+from lowrank_study.tasks.classification import Classification
 from lowrank_study.training.batches import training_order
-from lowrank_study.training.models import build_model, load_classifier, model_folder
+from lowrank_study.training.models import build_model, load_model, model_folder
 from lowrank_study.training.optim import make_schedule
 
 
@@ -103,8 +104,8 @@ def train(
     base_folder = model_folder(spec.model)
     splits = load_splits(spec.task, base_folder)
     set_seed(spec.seed)
-    model: Any = load_classifier(
-        base_folder, number_of_labels=len(splits.labels), dropout=spec.model.dropout
+    model: Any = load_model(
+        Classification, base_folder, number_of_labels=len(splits.labels), dropout=spec.model.dropout
     )
     if isinstance(spec.method, Lora):
         config = peft.LoraConfig(

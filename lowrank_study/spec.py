@@ -1,8 +1,8 @@
 """What a run is: frozen records that say everything that changes its numbers, and its name.
 
-A `RunSpec` is a `Task`, a `BaseModel`, a method (`methods/`), a `TrainSpec` and seeds. The records
-have no defaults: YAML under `conf/` is the one home of a value. Runs that may differ in their
-numbers differ in their `run_id`:
+A `RunSpec` is a task (`tasks/`), a `BaseModel`, a method (`methods/`), a `TrainSpec` and seeds. The
+records have no defaults: YAML under `conf/` is the one home of a value. Runs that may differ in
+their numbers differ in their `run_id`:
 
     >>> spec.run_id
     'rotten_tomatoes-minilm-lora_r8_attention_qv-lr1e-3-s0-3f2a9c1d'
@@ -20,9 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lowrank_study.methods import Method
+    from lowrank_study.tasks import Task
 
 _YOUNGER = {"task": ("encoding", "separator"), "train": ("head_learning_rate",)}
 """Fields that older runs lack. `None` is not hashed into a `run_id`, so older ids stay valid."""
+_FIRST_TASK = "Classification"
+"""The kind of task that is stored without its name, since older runs know no other."""
 _LONGEST_STEM = 180
 """Bytes of a run's name before its digest: a file's name ends at 255 on most disks."""
 
@@ -68,42 +71,6 @@ class HubRepo(Variant):
 
 
 Asset = WheelMember | LocalPath | HubRepo
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """A text classification task and how it is split."""
-
-    name: str
-    source: Asset
-    """Where the rows are: one file, a folder of files, or a hub data set."""
-    train: str
-    """File in the source's folder, or hub split; `""` when the source is the one file itself."""
-    validation: str | None
-    """The same for validation; `None` carves it from the training rows."""
-    test: str | None
-    """The same for the test split; `None` carves it from the training rows."""
-    text_columns: tuple[str, ...]
-    """One column, or two for sentence pairs."""
-    label_column: str
-    labels: tuple[str, ...]
-    """Class names in order; other rows are dropped. `()`: those found in train, sorted."""
-    group_column: str | None
-    """Rows that share its value stay in one split (all snippets on one film, say)."""
-    train_size: int | None
-    """Training rows used; `None` for all that remain after carving."""
-    validation_size: int
-    """Validation rows used."""
-    test_size: int | None
-    """Test rows used; `None` for all. A number is needed where test is carved."""
-    split_seed: int
-    """Seed of the carving and subsampling: the same for all runs, so that runs are paired."""
-    max_length: int
-    """Texts are cut to this many tokens."""
-    encoding: str | None
-    """Encoding of a text file, by Python's name; `None` detects it."""
-    separator: str | None
-    """Separator of a text file, one character; `None` detects it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +129,7 @@ class TrainSpec:
 class RunSpec:
     """One training run, entirely."""
 
-    task: Task
+    task: "Task"
     model: BaseModel
     method: "Method"
     train: TrainSpec
@@ -223,7 +190,8 @@ def to_mapping(record: Any) -> Any:
     if dataclasses.is_dataclass(record) and not isinstance(record, type):
         named = {f.name: to_mapping(getattr(record, f.name)) for f in dataclasses.fields(record)}
         kind = type(record).__name__
-        return {"kind": kind, **named} if isinstance(record, Variant) else named
+        has_kind = isinstance(record, Variant) and kind != _FIRST_TASK
+        return {"kind": kind, **named} if has_kind else named
     if isinstance(record, Mapping):
         return {str(key): to_mapping(value) for key, value in record.items()}
     if isinstance(record, (tuple, list)):
@@ -245,15 +213,12 @@ def from_mapping(mapping: Mapping[str, Any]) -> RunSpec:
     The mapping is our own writing: a person's configuration goes through `config.py`, which
     explains what is wrong with it.
     """
-    task = {**dict.fromkeys(_YOUNGER["task"]), **mapping["task"]}
     model = dict(mapping["model"])
     train = {**dict.fromkeys(_YOUNGER["train"]), **mapping["train"]}
-    for key in ("text_columns", "labels"):
-        task[key] = tuple(task[key])
     model["target_presets"] = {k: tuple(v) for k, v in model["target_presets"].items()}
     train["adam_betas"] = tuple(train["adam_betas"])
     return RunSpec(
-        task=Task(**{**task, "source": _source(task["source"])}),
+        task=_task(mapping["task"]),
         model=BaseModel(**{**model, "source": _source(model["source"])}),
         method=_method(mapping["method"]),
         train=TrainSpec(**train),
@@ -267,9 +232,24 @@ def _source(mapping: Mapping[str, Any]) -> Any:
     return _SOURCES[fields.pop("kind")](**fields)
 
 
+def _task(mapping: Mapping[str, Any]) -> "Task":
+    # Tasks and methods are plugins: their packages are looked up here, so that this module needs
+    # none of them.
+    tasks: Any = importlib.import_module("lowrank_study.tasks")
+    fields = {**dict.fromkeys(_YOUNGER["task"]), **_tuples(mapping)}
+    kind = tasks.task_of_kind(fields.pop("kind", _FIRST_TASK))
+    task: Task = kind(**{**fields, "source": _source(fields["source"])})
+    return task
+
+
+def _tuples(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: tuple(value) if isinstance(value, list) else value for key, value in mapping.items()
+    }
+
+
 def _method(mapping: Mapping[str, Any]) -> "Method":
-    # Methods are plugins: the package is looked up here, so that this module needs none of it.
     methods: Any = importlib.import_module("lowrank_study.methods")
-    fields = {key: tuple(v) if isinstance(v, list) else v for key, v in mapping.items()}
+    fields = _tuples(mapping)
     method: Method = methods.method_of_kind(fields.pop("kind"))(**fields)
     return method

@@ -33,12 +33,12 @@ ALLOWED = {
     "results": set(),
     "assets": {"errors", "hashing", "spec"},
     "native": {"assets", "hashing", "machine"},
-    "config": {"errors", "machine", "spec", "assets", "methods"},
+    "config": {"errors", "machine", "spec", "assets", "methods", "tasks"},
     "runs": {"errors", "files", "hashing", "left_out", "machine", "spec"},
     "checkpoints": {"errors", "files", "left_out"},
-    "tasks": BASE | {"data"},
+    "tasks": BOTTOM | {"data"},
     "spectra": BOTTOM | {"checkpoints"},
-    "data": BASE,
+    "data": BOTTOM | {"assets"},
     "methods": BOTTOM | {"checkpoints", "spectra"},
     "training": BASE | {"data", "methods", "tasks"},
     "sweeps": BASE | {"data", "methods", "tasks", "training", "spectra"},
@@ -96,8 +96,10 @@ def test_imports_point_down(file: Path) -> None:
         "import lowrank_study.spec",
         "from lowrank_study.methods import method_named, method_names;"
         "[method_named(name) for name in method_names()]",
+        "from lowrank_study.tasks import task_named, task_names;"
+        "[task_named(name) for name in task_names()]",
     ],
-    ids=["spec", "methods"],
+    ids=["spec", "methods", "tasks"],
 )
 def test_records_of_runs_need_the_standard_library_only(code: str) -> None:
     script = f"import sys; before = set(sys.modules); {code}; print(*set(sys.modules) - before)"

@@ -14,6 +14,7 @@ import pandas as pd
 from lowrank_study.answers.rows import CONFIGURATION, groups, mean_of, over_full
 from lowrank_study.answers.statistics import interval_of_mean
 from lowrank_study.sweeps.tuning import preference
+from lowrank_study.tasks.metric import ACCURACY
 
 BEHIND = ["behind", "behind_low_95", "behind_high_95"]
 RATE_COLUMNS = [
@@ -74,7 +75,8 @@ def preferred(table: pd.DataFrame, keys: Sequence[str]) -> list[int]:
     worth = table.apply(
         lambda row: preference(
             lost=row["lost"],
-            accuracy=row["validation_score"],
+            metric=ACCURACY,
+            score=row["validation_score"],
             loss=row["validation_loss"],
             rate=row["learning_rate"],
         ),

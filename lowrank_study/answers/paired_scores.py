@@ -115,7 +115,7 @@ def truncated_with_full(runs: Sequence[TrainedRun], results: Path) -> list[Paire
                     lost=0,
                     adapter_SE=by_rank[rank],
                     full_SE=by_rank[max(by_rank)],
-                    chance=float(there[0].record["test"]["majority_accuracy"]),
+                    chance=float(there[0].record["test"][there[0].spec.task.metric.chance_name]),
                 )
             )
     return pairs

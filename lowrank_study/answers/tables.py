@@ -56,6 +56,7 @@ def without_folders(message: str) -> str:
 
 def _row(run: TrainedRun) -> dict[str, Any]:
     spec, record, method = run.spec, run.record, run.spec.method
+    metric = spec.task.metric
     test, validation = record.get("test", {}), record.get("validation") or {}
     return {
         "run_id": spec.run_id,
@@ -72,14 +73,14 @@ def _row(run: TrainedRun) -> dict[str, Any]:
         "data_seed": spec.data_seed,
         "status": run.status,
         "message": without_folders(message) if (message := record.get("message")) else message,
-        "validation_score": validation.get("accuracy"),
+        "validation_score": validation.get(metric.name),
         "validation_loss": validation.get("loss"),
-        "test_score": test.get("accuracy"),
+        "test_score": test.get(metric.name),
         "test_macro_f1": test.get("macro_f1"),
         "test_loss": test.get("loss"),
         "train_loss": record.get("train", {}).get("loss"),
-        "train_score": record.get("train", {}).get("accuracy"),
-        "chance": test.get("majority_accuracy"),
+        "train_score": record.get("train", {}).get(metric.name),
+        "chance": metric.chance_level(test),
         "test_examples": record.get("examples", {}).get("test"),
         "steps": record.get("steps"),
         "trainable_parameters": record.get("trainable_parameters"),

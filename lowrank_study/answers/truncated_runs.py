@@ -36,7 +36,7 @@ from lowrank_study.runs.leases import Lease
 from lowrank_study.runs.store import RunStore, TrainedRun
 from lowrank_study.sweeps.crew import run_jobs
 from lowrank_study.sweeps.jobs import Advance, Work, end_each
-from lowrank_study.training.evaluate import Predictions
+from lowrank_study.tasks import Predictions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

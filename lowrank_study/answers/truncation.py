@@ -30,10 +30,11 @@ from lowrank_study.spectra.subspaces import Directions
 from lowrank_study.spectra.tables import row
 from lowrank_study.spectra.updates import layer_of, role_in, update_of_match
 from lowrank_study.sweeps.settings import check_same_rows, rows_key
+from lowrank_study.tasks import Predictions
 from lowrank_study.training.batches import extreme_texts
-from lowrank_study.training.evaluate import Predictions, predict
+from lowrank_study.training.evaluate import predict
 from lowrank_study.training.fit import torch_device
-from lowrank_study.training.models import load_classifier, model_folder
+from lowrank_study.training.models import load_model, model_folder
 from lowrank_study.training.packing import Pack
 
 OUTSIDE = "outside"
@@ -207,8 +208,9 @@ class TunedModel:
         check_same_rows([run], {rows_key(spec): splits.sha256})
         self._test, self._precision = splits.test, spec.train.precision
         self._device = torch_device(device)
-        self._model = load_classifier(
-            run.checkpoint, number_of_labels=len(splits.labels), dropout=None
+        self._task = spec.task
+        self._model = load_model(
+            type(spec.task), run.checkpoint, number_of_labels=len(splits.labels), dropout=None
         ).to(self._device)
         self._model.requires_grad_(False)
         self._check_covered(pairing)
@@ -223,7 +225,8 @@ class TunedModel:
     def predict(self) -> Predictions:
         """Predict the test split."""
         scores = partial(self._pack.scores_of, 0)
-        return predict(scores, self._test, device=self._device, precision=self._precision)
+        device, precision = self._device, self._precision
+        return predict(self._task, scores, self._test, device=device, precision=precision)
 
     @torch.no_grad()
     def keep(self, updates: Sequence[DecomposedUpdate], kept: Sequence[int]) -> None:
@@ -265,10 +268,11 @@ def check_recorded(run: TrainedRun, whole: Predictions) -> None:
     Raises:
         InputError: It does not.
     """
-    found, recorded = whole.metrics()["accuracy"], run.record["test"]["accuracy"]
+    metric = run.spec.task.metric
+    found, recorded = whole.metrics()[metric.name], run.record["test"][metric.name]
     if found != recorded:
         precision = run.spec.train.precision
         raise InputError(
-            f"{run.spec.run_id}: its checkpoint has a test accuracy of {found:.6f} here, "
+            f"{run.spec.run_id}: its checkpoint has a test {metric.label} of {found:.6f} here, "
             f"{recorded:.6f} was recorded: truncate it where it was trained (in {precision})"
         )

@@ -6,19 +6,22 @@ before the split, together with `task.group_column`.
 """
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from lowrank_study.data.labels import normal_form
+from lowrank_study.data.selection import normal_form
 from lowrank_study.errors import InputError
-from lowrank_study.spec import Task
+
+if TYPE_CHECKING:
+    from lowrank_study.tasks import Task
 
 Frames = Mapping[str, pd.DataFrame]
 
 
-def carve(task: Task, frames: Frames) -> dict[str, pd.DataFrame]:
+def carve(task: "Task", frames: Frames) -> dict[str, pd.DataFrame]:
     """Return the rows of the three splits; missing splits are drawn from the training rows.
 
     Raises
@@ -41,7 +44,7 @@ def carve(task: Task, frames: Frames) -> dict[str, pd.DataFrame]:
     return {name: chosen[name] for name in ("train", "validation", "test")}
 
 
-def _check_groups(task: Task, frames: Frames, groups: int) -> None:
+def _check_groups(task: "Task", frames: Frames, groups: int) -> None:
     needed = 1 + sum(name not in frames for name in ("validation", "test"))
     if groups < needed:
         raise InputError(
@@ -51,7 +54,7 @@ def _check_groups(task: Task, frames: Frames, groups: int) -> None:
         )
 
 
-def _drawn(task: Task, given: Frames, *, linked: bool) -> dict[str, pd.DataFrame] | None:
+def _drawn(task: "Task", given: Frames, *, linked: bool) -> dict[str, pd.DataFrame] | None:
     """Draw the splits by groups; None if rows would be lost because of equal texts."""
     generator = np.random.default_rng(task.split_seed)
     frames = dict(given)
@@ -124,7 +127,7 @@ def _linked_groups(frame: pd.DataFrame) -> npt.NDArray[np.int32]:
     return np.asarray(component[groups], dtype=np.int32)
 
 
-def _why_empty(task: Task, train: pd.DataFrame) -> str:
+def _why_empty(task: "Task", train: pd.DataFrame) -> str:
     rows, texts = len(train), train["key"].nunique()
     asked = f"task.validation_size={task.validation_size} and task.test_size={task.test_size}"
     groups = f" in {train['group'].nunique():,} groups" if task.group_column else ""

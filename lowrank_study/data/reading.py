@@ -1,6 +1,6 @@
 """Read the rows of one split from a task's source, unchanged, and report what was read.
 
->>> read_rows(task, "train", task.train).said
+>>> read_splits(task, label_column="label")["train"].said
 'reviews.csv: 300 rows, UTF-8, separated by commas'
 """
 
@@ -11,10 +11,10 @@ import json
 import lzma
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,10 @@ import pandas as pd
 from lowrank_study import assets
 from lowrank_study.data.text_files import Grid, decoded, grid, orange_grid
 from lowrank_study.errors import InputError
-from lowrank_study.spec import HubRepo, Task
+from lowrank_study.spec import HubRepo
+
+if TYPE_CHECKING:
+    from lowrank_study.tasks import Task
 
 _OPENERS = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}
 _SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json", ".parquet")
@@ -51,44 +54,42 @@ class Rows:
     """A message on how many rows were read, and how."""
 
 
-def named_files(task: Task) -> list[str]:
-    """Return the files of a task's source folder that the task reads."""
-    return [file for file in (task.train, task.validation, task.test) if file]
+def read_splits(task: "Task", *, label_column: str | None) -> dict[str, Rows]:
+    """Read the rows of the splits for which the task names a file.
 
+    Args:
+        task: The task.
+        label_column: A column of few distinct values, which shows rows that an open quotation mark
+            hides.
 
-def read_rows(task: Task, split: str, file: str) -> Rows:
-    """Read one split's rows; a local file is verified before and after.
-
-    Raises
-    ------
-    InputError
-        A file can't be read, has changed since it was hashed, or lacks a column.
+    Raises:
+        InputError: A file can't be read, has changed since it was hashed, or lacks a column.
     """
+    files = {"train": task.train, "validation": task.validation, "test": task.test}
+    return {
+        split: _read_rows(task, file, label_column)
+        for split, file in files.items()
+        if file is not None
+    }
+
+
+def _read_rows(task: "Task", file: str, label: str | None) -> Rows:
+    """Read one split's rows; a local file is verified before and after."""
     if isinstance(task.source, HubRepo):
         of = f"{task.source.repo_id}/{file}"
         frame, how = _read_hub(task.source, file), "from the hub"
     else:
-        path = assets.fetch(task.source, named_files(task))
+        path = assets.fetch(task.source, task.files)
         path = path / file if file else path
         of = path.name
-        frame, how = _read_file(path, task)
-        assets.fetch(task.source, named_files(task))
-    _check_columns(task, of, [str(column) for column in frame.columns])
+        frame, how = _read_file(path, task, label)
+        assets.fetch(task.source, task.files)
+    _check_columns(task.columns, of, [str(column) for column in frame.columns])
     return Rows(frame=frame, of=of, said=f"{of}: {len(frame):,} rows read, {how}")
 
 
-def wanted_columns(task: Task) -> list[str]:
-    """Return the columns that a task reads."""
-    group = [task.group_column] if task.group_column else []
-    return [*task.text_columns, task.label_column, *group]
-
-
-def _check_columns(task: Task, of: str, there: Sequence[str]) -> None:
-    settings = dict.fromkeys(task.text_columns, "task.text_columns")
-    settings[task.label_column] = "task.label_column"
-    if task.group_column:
-        settings[task.group_column] = "task.group_column"
-    for name, setting in settings.items():
+def _check_columns(columns: Mapping[str, str], of: str, there: Sequence[str]) -> None:
+    for name, setting in columns.items():
         if name not in there:
             raise InputError(
                 f"{setting}: {of} has no column {name!r}; its columns are "
@@ -119,7 +120,7 @@ def _read_hub(source: HubRepo, split: str) -> pd.DataFrame:
     return frame
 
 
-def _read_file(path: Path, task: Task) -> tuple[pd.DataFrame, str]:
+def _read_file(path: Path, task: "Task", label: str | None) -> tuple[pd.DataFrame, str]:
     """Read a table by its suffix, compressed or not; return it, and how it was read."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     suffix = next((s for s in reversed(suffixes) if s not in (*_OPENERS, ".zst")), "")
@@ -147,14 +148,14 @@ def _read_file(path: Path, task: Task) -> tuple[pd.DataFrame, str]:
     if not text.strip():
         raise InputError(f"{path} can't be read as {suffix}: it is empty")
     if is_grid:
-        found = _grid_of(text, path.name, suffix, task)
+        found = _grid_of(text, path.name, suffix, task, label)
         frame = pd.DataFrame(found.rows, columns=found.header, dtype=object)
         return frame, f"{encoding}, {found.said}"
     records = _json_lines(text, path) if suffix != ".json" else _json_records(text, path)
     return pd.DataFrame(records, dtype=object), f"{encoding}, JSON"
 
 
-def _grid_of(text: str, name: str, suffix: str, task: Task) -> Grid:
+def _grid_of(text: str, name: str, suffix: str, task: "Task", label: str | None) -> Grid:
     if suffix == ".tab" and not task.separator and (found := orange_grid(text, name)):
         return found
     return grid(
@@ -162,8 +163,8 @@ def _grid_of(text: str, name: str, suffix: str, task: Task) -> Grid:
         name,
         separator=task.separator,
         usual="," if suffix == ".csv" else "\t",
-        columns=wanted_columns(task),
-        label=task.label_column,
+        columns=list(task.columns),
+        label=label,
     )
 
 

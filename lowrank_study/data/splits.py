@@ -14,24 +14,23 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from lowrank_study import assets
-from lowrank_study.data.carving import carve
-from lowrank_study.data.labels import class_names, odd_labels, select
-from lowrank_study.data.learnable import check_learnable, described
-from lowrank_study.data.reading import named_files, read_rows
 from lowrank_study.errors import InputError
 from lowrank_study.hashing import find_named, keep_named, sha256_of_files
 from lowrank_study.left_out import LeftOut, in_words
-from lowrank_study.spec import HubRepo, Task, to_mapping
+from lowrank_study.spec import HubRepo, to_mapping
+
+if TYPE_CHECKING:
+    from lowrank_study.tasks import Task
 
 _FORMAT = 2  # increase it when the meaning of cached data changes
 _NAMES = ("train", "validation", "test")
@@ -48,7 +47,7 @@ class Split:
     offsets: np.ndarray
     """Text i is ids[offsets[i] : offsets[i + 1]], int64."""
     labels: np.ndarray
-    """Class number of each text, int64."""
+    """What is asked of each text, int64: its class number in classification."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -119,7 +118,7 @@ class SplitRows:
     account: Account
 
 
-def load_splits(task: Task, model_folder: Path) -> Splits:
+def load_splits(task: "Task", model_folder: Path) -> Splits:
     """Return the task's splits, tokenised by the model's own tokenizer.
 
     Raises
@@ -129,16 +128,16 @@ def load_splits(task: Task, model_folder: Path) -> Splits:
         too small to learn from.
     """
     if not isinstance(task.source, HubRepo):
-        assets.fetch(task.source, named_files(task))
+        assets.fetch(task.source, task.files)
     folder, key = assets.cache_folder() / "tokens", _cache_key(task, model_folder)
     if (path := find_named(folder, stem=key, suffix=".npz")) is not None:
         return _read_cache(path)
-    splits = _tokenise(task, split_rows(task), model_folder)
+    splits = _tokenise(task, task.split_rows(), model_folder)
     _write_cache(folder, key, splits)
     return splits
 
 
-def _cache_key(task: Task, model_folder: Path) -> str:
+def _cache_key(task: "Task", model_folder: Path) -> str:
     """Hash the inputs of tokenisation: the rows, the tokenizer and its library.
 
     A hub set without a revision is not looked up again once it is cached: who wants another state
@@ -149,38 +148,6 @@ def _cache_key(task: Task, model_folder: Path) -> str:
     libraries = [metadata.version(name) for name in ("tokenizers", "transformers")]
     parts = [_FORMAT, described, _tokenizer_hash(model_folder), libraries]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
-
-
-def split_rows(task: Task) -> SplitRows:
-    """Return the rows of train, validation and test, and an account of what was read.
-
-    Raises
-    ------
-    InputError
-        As in `load_splits`.
-    """
-    files = {"train": task.train, "validation": task.validation, "test": task.test}
-    rows = {n: read_rows(task, n, file) for n, file in files.items() if file is not None}
-    selected = {name: select(task, name, read) for name, read in rows.items()}
-    whole = {name: part.frame for name, part in selected.items()}
-    labels = class_names(task, whole["train"])
-    for name, frame in whole.items():
-        if unknown := sorted(set(frame["label"]) - set(labels)):
-            raise InputError(
-                f"label {unknown[0]!r} occurs in {name} but not in train, whose labels are "
-                f"{', '.join(labels[:20])}{' …' if len(labels) > 20 else ''}"
-            )
-    frames = carve(task, whole)
-    warnings = [w for part in selected.values() for w in part.warnings] + odd_labels(labels)
-    warnings += check_learnable(task, frames, whole)
-    account = Account(
-        left_out=tuple(part for each in selected.values() for part in each.left_out),
-        read=(*(read.said for read in rows.values()), *described(frames)),
-        warnings=tuple(warnings),
-    )
-    numbers = {label: number for number, label in enumerate(labels)}
-    numbered = {n: f.assign(label=f["label"].map(numbers)) for n, f in frames.items()}
-    return SplitRows(frames=numbered, labels=labels, account=account)
 
 
 def with_shuffled_labels(splits: Splits, seed: int) -> Splits:
@@ -231,40 +198,52 @@ def padding_id(model_folder: Path) -> int | None:
     return int(load_tokenizer(model_folder).pad_token_id)
 
 
-def _tokenise(task: Task, rows: SplitRows, model_folder: Path) -> Splits:
+def _tokenise(task: "Task", rows: SplitRows, model_folder: Path) -> Splits:
     tokenizer = load_tokenizer(model_folder)
     total = hashlib.sha256("\0".join(rows.labels).encode())
     made = {}
     for name in _NAMES:
         frame = rows.frames[name]
-        pairs = [frame["text_pair"].tolist()] if "text_pair" in frame else []
-        encoded = tokenizer(
-            frame["text"].tolist(),
-            *pairs,
-            truncation=True,
-            max_length=task.max_length,
-            return_token_type_ids=True,
-            return_attention_mask=False,
-        )
-        ids = [np.asarray(tokens, dtype=np.int32) for tokens in encoded["input_ids"]]
-        if empty := [
-            text for text, tokens in zip(frame["text"], ids, strict=True) if not len(tokens)
-        ]:
+        made[name] = task.tokenised(frame, tokenizer)
+        if empty := np.flatnonzero(made[name].lengths == 0).tolist():
             raise InputError(
-                f"the {name} split of {task.name!r} has a text without tokens, {empty[0][:60]!r}: "
-                "remove its row"
+                f"the {name} split of {task.name!r} has a text without tokens, "
+                f"{frame['text'].iloc[empty[0]][:60]!r}: remove its row"
             )
-        made[name] = Split(
-            ids=np.concatenate(ids),
-            types=np.concatenate([np.asarray(t, dtype=np.int8) for t in encoded["token_type_ids"]]),
-            offsets=np.concatenate([[0], np.cumsum([len(tokens) for tokens in ids])]).astype(
-                np.int64
-            ),
-            labels=frame["label"].to_numpy(dtype=np.int64),
-        )
         for field in dataclasses.fields(Split):
             total.update(getattr(made[name], field.name).tobytes())
     return Splits(**made, labels=rows.labels, sha256=total.hexdigest(), account=rows.account)
+
+
+def encoded(
+    tokenizer: Any, texts: Sequence[Sequence[str]], *, max_length: int, labels: np.ndarray
+) -> Split:
+    """Tokenise texts, or pairs of texts, and lay them end to end.
+
+    Args:
+        tokenizer: The model's own.
+        texts: The texts; the second list, if there is one, holds the second text of each pair.
+        max_length: Texts are truncated to this many tokens.
+        labels: What is asked of each text.
+    """
+    found = tokenizer(
+        *map(list, texts),
+        truncation=True,
+        max_length=max_length,
+        return_token_type_ids=True,
+        return_attention_mask=False,
+    )
+    lengths = [len(tokens) for tokens in found["input_ids"]]
+    return Split(
+        ids=_joined(found["input_ids"], np.int32),
+        types=_joined(found["token_type_ids"], np.int8),
+        offsets=np.cumsum([0, *lengths], dtype=np.int64),
+        labels=labels.astype(np.int64),
+    )
+
+
+def _joined(lists: Sequence[Sequence[int]], dtype: type) -> np.ndarray:
+    return np.concatenate([np.asarray(each, dtype=dtype) for each in lists])
 
 
 def _write_cache(folder: Path, key: str, splits: Splits) -> None:

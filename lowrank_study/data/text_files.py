@@ -113,7 +113,13 @@ def _decode(content: bytes, name: str, encoding: str) -> str:
 
 
 def grid(
-    text: str, name: str, *, separator: str | None, usual: str, columns: Sequence[str], label: str
+    text: str,
+    name: str,
+    *,
+    separator: str | None,
+    usual: str,
+    columns: Sequence[str],
+    label: str | None,
 ) -> Grid:
     """Return a delimited text's rows; each has as many fields as the header.
 
@@ -216,7 +222,7 @@ def _records(text: str, separator: str, name: str, *, quoted: bool) -> list[tupl
     return records
 
 
-def _values(records: Sequence[tuple[int, list[str]]], column: str) -> set[str]:
+def _values(records: Sequence[tuple[int, list[str]]], column: str | None) -> set[str]:
     """Return the distinct values of a column; empty if the header lacks it."""
     header = [field.strip() for field in records[0][1]]
     place = header.index(column) if column in header else len(header)
@@ -228,7 +234,7 @@ def _are_equal(records: Sequence[tuple[int, list[str]]]) -> bool:
 
 
 def _swallowed(
-    text: str, records: Sequence[tuple[int, list[str]]], separator: str, label: str
+    text: str, records: Sequence[tuple[int, list[str]]], separator: str, label: str | None
 ) -> int | None:
     """Return the line of a cell that contains lines which look like labelled rows."""
     header = [field.strip() for field in records[0][1]]

@@ -55,7 +55,8 @@ INTRUDERS_AMONG, INTRUDER_COSINE = 10, 0.5
 
 def accuracy(run: TrainedRun) -> Iterator[Row]:
     """Yield the test accuracy in per cent."""
-    yield {**_configuration(run), "own": 100 * run.record["test"]["accuracy"]}
+    score = run.record["test"][run.spec.task.metric.name]
+    yield {**_configuration(run), "own": 100 * score}
 
 
 def amplified(run: TrainedRun) -> Iterator[Row]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from lowrank_study.data.splits import Splits, load_splits
 from lowrank_study.methods.head import HeadOnly
 from lowrank_study.methods.layers.linear import adapted_modules, is_linear, linear_shape
-from lowrank_study.spec import Asset, RunSpec, Task
+from lowrank_study.spec import Asset, RunSpec
+from lowrank_study.tasks import Task
 from lowrank_study.training.models import model_folder, model_without_weights
 
 

@@ -65,7 +65,8 @@ def _rate_of(trial: RunSpec) -> tuple[str, float]:
 def _supposed(trial: RunSpec, middle: float, other_seed: TrainedRun | None) -> TrainedRun:
     """A run that is taken to do as another seed at its rate, or else worse far from the middle."""
     steps = abs(math.log(trial.method.learning_rate / middle))
-    supposed = {"validation": {"accuracy": -steps, "loss": steps}}
+    metric = trial.task.metric
+    supposed = {"validation": {metric.name: metric.worth(-steps), "loss": steps}}
     record = supposed if other_seed is None else other_seed.record
     return TrainedRun(spec=trial, status="done", record=record, folder=Path())
 

@@ -26,9 +26,13 @@ def in_words(runs: Sequence[TrainedRun], *, sweep: str, results: Path) -> str:
         told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
         return f"{len(runs)} runs: {told}; {report_command(sweep, results)} reports them"
     [run] = runs
-    split = "test" if run.spec.train.read_test else "validation"
-    outcome = run.record.get("message") or f"{split} accuracy {run.record[split]['accuracy']:.3f}"
+    outcome = run.record.get("message") or _score(run)
     return f"{run.status}: {outcome}; everything is in {run.folder}"
+
+
+def _score(run: TrainedRun) -> str:
+    split, metric = "test" if run.spec.train.read_test else "validation", run.spec.task.metric
+    return f"{split} {metric.label} {run.record[split][metric.name]:.3f}"
 
 
 def report_command(sweep: str, results: Path) -> str:

@@ -58,11 +58,7 @@ def _saved(folder: Path, outcome: FitResult | Exception) -> Mapping[str, Any] | 
     if isinstance(outcome, Exception):
         return outcome
     if outcome.test is not None:
-        columns = {
-            "label": outcome.test.labels,
-            "predicted": outcome.test.predicted,
-            "loss": outcome.test.losses,
-        }
+        columns = outcome.test.columns
         try:
             pd.DataFrame(columns).to_parquet(folder / "predictions.parquet", index=False)
         except Exception as error:

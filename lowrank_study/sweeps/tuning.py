@@ -18,6 +18,7 @@ from lowrank_study.config.run import Tuning
 from lowrank_study.errors import InputError
 from lowrank_study.runs.store import TrainedRun
 from lowrank_study.spec import RunSpec
+from lowrank_study.tasks.metric import Metric
 
 Train = Callable[[Sequence[RunSpec]], Sequence[TrainedRun]]
 Tried = Mapping[float, tuple[int, ...]]
@@ -87,15 +88,14 @@ def tuned(specs: Sequence[RunSpec], tuning: Tuning, *, train: Train) -> list[Run
     return [_at(spec, order[configuration(spec).run_id][0]) for spec in specs]
 
 
-def preference(*, lost: int, accuracy: float, loss: float, rate: float) -> Preference:
+def preference(*, lost: int, score: float, loss: float, rate: float, metric: Metric) -> Preference:
     """Return what learning rates are compared by: the greatest is chosen.
 
-    One that lost no run, then the better mean accuracy on validation, the smaller mean loss there,
-    the smaller rate. The test split has no say.
+    A rate that lost no run comes first, then the better mean score on validation, the smaller mean
+    loss there, and the smaller rate. The test split has no say.
     """
-    if math.isnan(accuracy):  # none is done
-        accuracy, loss = -math.inf, math.inf
-    return lost == 0, accuracy, -loss, -rate
+    worth, loss = (-math.inf, math.inf) if math.isnan(score) else (metric.worth(score), loss)
+    return lost == 0, worth, -loss, -rate
 
 
 def configuration(spec: RunSpec) -> RunSpec:
@@ -138,9 +138,11 @@ def _at(spec: RunSpec, rate: float) -> RunSpec:
 
 def worth(runs: Sequence[TrainedRun]) -> Preference:
     """Return the preference of the rate that the runs share, by those of them that are done."""
+    metric = runs[0].spec.task.metric
     return preference(
+        metric=metric,
         lost=sum(run.status != "done" for run in runs),
-        accuracy=_mean(runs, "accuracy"),
+        score=_mean(runs, metric.name),
         loss=_mean(runs, "loss"),
         rate=runs[0].spec.method.learning_rate,
     )

@@ -1,0 +1,202 @@
+"""What a kind of task is, and how its class is found.
+
+Each module here but `metric.py` holds one kind: a frozen record of a data set and its splits that
+also knows what a model is asked about each example. The module has the name that `task.kind` gives
+in YAML, so a new kind is one module and one file in `conf/task/`; there is no list to edit.
+
+    >>> task_named("classification").metric.name
+    'accuracy'
+
+These modules import torch and pandas only inside functions, because composing a configuration and
+listing runs must stay fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import pandas as pd
+    from torch import Tensor, nn
+
+    from lowrank_study.config.fields import Fields
+    from lowrank_study.data.splits import Split, SplitRows
+    from lowrank_study.spec import Asset
+    from lowrank_study.tasks.metric import Metric
+    from lowrank_study.training.batches import Batch
+
+from lowrank_study.spec import Variant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task(Variant, ABC):
+    """A data set, how it is split, and what a model is asked about each example."""
+
+    name: str
+    source: Asset
+    """Where the rows are: a file, a folder of files, or a data set on the hub."""
+    train: str
+    """File in the source's folder, or hub split; `""` if the source is the file itself."""
+    validation: str | None
+    """The same for validation; `None` carves it from the training rows."""
+    test: str | None
+    """The same for the test split; `None` carves it from the training rows."""
+    group_column: str | None
+    """Rows that share its value stay in one split (all reviews of one film, say)."""
+    train_size: int | None
+    """Training rows used; `None` uses all that remain after carving."""
+    validation_size: int
+    """Validation rows used."""
+    test_size: int | None
+    """Test rows used; `None` uses all. A carved test split needs a number."""
+    split_seed: int
+    """Seed of carving and subsampling. All runs share it, so that runs are paired."""
+    max_length: int
+    """Texts are truncated to this many tokens."""
+    encoding: str | None
+    """Python's name of a text file's encoding; `None` detects it."""
+    separator: str | None
+    """Separator of a text file, one character; `None` detects it."""
+
+    metric: ClassVar[Metric]
+    """The primary metric: it chooses the best step and the learning rate, and is reported."""
+    peft_task_type: ClassVar[str]
+    """PEFT's name for the kind, as in `SEQ_CLS`."""
+    model_noun: ClassVar[str]
+    """What a model for this kind is, as in `a sequence classifier`."""
+
+    @property
+    def files(self) -> list[str]:
+        """The files of the source's folder that are read."""
+        return [file for file in (self.train, self.validation, self.test) if file]
+
+    # Data
+
+    @property
+    @abstractmethod
+    def columns(self) -> dict[str, str]:
+        """The columns that are read, each with the setting that names it."""
+
+    @classmethod
+    @abstractmethod
+    def from_fields(cls, fields: Fields, shared: Mapping[str, Any]) -> Task:
+        """Read the settings of this kind; `shared` holds those of every kind."""
+
+    @abstractmethod
+    def split_rows(self) -> SplitRows:
+        """Read the rows, split them and check that a model can learn from them."""
+
+    @abstractmethod
+    def tokenised(self, rows: pd.DataFrame, tokenizer: Any) -> Split:
+        """Turn the rows of one split into token ids, with what is asked of each example."""
+
+    # Model
+
+    @staticmethod
+    @abstractmethod
+    def model_class() -> Any:
+        """Return the `Auto…` class of transformers that loads the model."""
+
+    @staticmethod
+    @abstractmethod
+    def configure(config: Any, number_of_labels: int) -> None:
+        """Adapt the model's configuration before the model is built."""
+
+    @staticmethod
+    @abstractmethod
+    def name_outputs(config: Any, labels: Sequence[str]) -> None:
+        """Write the names of the outputs into the configuration that is saved with the model."""
+
+    @staticmethod
+    @abstractmethod
+    def head_names(model: nn.Module) -> list[str]:
+        """Return the names of the model's modules that are new, and not pretrained."""
+
+    # Training and evaluation
+
+    @staticmethod
+    @abstractmethod
+    def loss(scores: Tensor, batch: Batch, *, reduction: Literal["sum", "none"]) -> Tensor:
+        """Return the loss of a batch in nats: its sum, or one value an example, (N,)."""
+
+    @staticmethod
+    @abstractmethod
+    def loss_terms(batch: Batch) -> int:
+        """Return how many terms the sum of a batch's loss has; training divides by it."""
+
+    @staticmethod
+    @abstractmethod
+    def predicted(scores: Tensor, batch: Batch) -> Tensor:
+        """Return the model's answer to each example, (N,)."""
+
+    @staticmethod
+    @abstractmethod
+    def metrics(predictions: Predictions) -> dict[str, float]:
+        """Return the metrics of a split: the primary one, the mean loss and others."""
+
+    @staticmethod
+    @abstractmethod
+    def scores(columns: Mapping[str, Any]) -> npt.NDArray[np.float64]:
+        """Return each example's contribution to the primary metric, whose mean it is, (N,).
+
+        Args:
+            columns: The columns `label` and `predicted` of `Predictions`.
+        """
+
+
+Kind = Task | type[Task]
+"""A task, or its class where the settings don't matter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predictions:
+    """A model's predictions on every example of a split, in the split's order."""
+
+    task: Kind
+    labels: np.ndarray
+    """What is asked of each example: the true class number in classification."""
+    predicted: np.ndarray
+    """What the model answers."""
+    losses: np.ndarray
+    """Loss of each example, nats."""
+
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics of the split."""
+        return self.task.metrics(self)
+
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """Columns of the file that a run keeps."""
+        return {"label": self.labels, "predicted": self.predicted, "loss": self.losses}
+
+
+def task_names() -> list[str]:
+    """Return the names of all kinds of task, sorted."""
+    modules = pkgutil.iter_modules(__path__)
+    return sorted(module.name for module in modules if module.name != "metric")
+
+
+def task_named(name: str) -> type[Task]:
+    """Return the class of a kind of task by its name in YAML."""
+    path = f"{__name__}.{name}"
+    classes = [
+        each for each in vars(importlib.import_module(path)).values() if isinstance(each, type)
+    ]
+    [task] = [each for each in classes if issubclass(each, Task) and each.__module__ == path]
+    return task
+
+
+def task_of_kind(kind: str) -> type[Task]:
+    """Return the class of a kind of task by the name of the class, which a stored run keeps.
+
+    Raises:
+        KeyError: There is no such class.
+    """
+    return {found.__name__: found for found in map(task_named, task_names())}[kind]

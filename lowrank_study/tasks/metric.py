@@ -1,5 +1,6 @@
 """What a task is scored by. Statistics and reports speak of the score; the task names it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -14,8 +15,18 @@ class Metric:
     higher_is_better: bool
     points: str
     """Unit of a difference of two scores, times 100."""
+    chance_name: str | None
+    """Key of the chance level in a run's record; `None` if the task has none."""
     chance: str
     """What the chance level is, as in `always the commonest class`."""
+
+    def chance_level(self, metrics: Mapping[str, float]) -> float | None:
+        """Return the chance level in the metrics of a split; `None` if it is absent."""
+        return metrics.get(self.chance_name) if self.chance_name else None
+
+    def worth(self, score: float) -> float:
+        """Return a number that is greater the better the score is."""
+        return score if self.higher_is_better else -score
 
 
 ACCURACY = Metric(
@@ -23,5 +34,6 @@ ACCURACY = Metric(
     label="accuracy",
     higher_is_better=True,
     points="percentage points",
+    chance_name="majority_accuracy",
     chance="always the commonest class",
 )

@@ -166,13 +166,8 @@ def backward(pack: Pack, batch: Batch, spec: RunSpec, device: torch.device) -> l
     for part in pack.parts(batch):
         with autocast(device, spec.train.precision):
             scores_RNC = pack.scores(part)
-        labels_N = part.labels_N.to(device)
-        part_R = torch.stack(
-            [
-                nn.functional.cross_entropy(scores.float(), labels_N, reduction="sum")
-                for scores in scores_RNC
-            ]
-        ) / len(batch.lengths)
+        losses = [spec.task.loss(scores, part, reduction="sum") for scores in scores_RNC]
+        part_R = torch.stack(losses) / spec.task.loss_terms(batch)
         part_R.sum().backward()  # type: ignore[no-untyped-call]
         losses_R += part_R.detach().cpu()
     return losses_R.tolist()

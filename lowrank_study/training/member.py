@@ -16,9 +16,10 @@ from lowrank_study.methods import Method
 from lowrank_study.methods.layers.linear import adapted_modules, merged
 from lowrank_study.methods.layers.modules import head_parameters
 from lowrank_study.spec import RunSpec
+from lowrank_study.tasks import Predictions
 from lowrank_study.training.batches import Batch
-from lowrank_study.training.evaluate import Predictions, predict
-from lowrank_study.training.models import build_model, name_classes
+from lowrank_study.training.evaluate import predict
+from lowrank_study.training.models import build_model
 from lowrank_study.training.optim import make_optimizer, make_schedule
 from lowrank_study.training.tracking import Tracker
 
@@ -53,9 +54,9 @@ class Stopwatch:
 
 @dataclass(slots=True)
 class _Best:
-    """The best step so far, by validation accuracy and then by validation loss."""
+    """The best step so far, by validation score and then by validation loss."""
 
-    key: tuple[float, float] = (-1.0, -math.inf)
+    key: tuple[float, float] = (-math.inf, -math.inf)
     step: int = 0
     validation: dict[str, float] | None = None
     state: dict[str, Tensor] | None = None
@@ -90,7 +91,7 @@ class Member:
         device: torch.device,
     ) -> None:
         self.model = build_model(spec, folder, number_of_labels=len(splits.labels)).to(device)
-        name_classes(self.model, splits.labels)
+        spec.task.name_outputs(self.model.config, splits.labels)
         self._spec, self._tracker, self._splits = spec, tracker, splits
         self._steps, self._device = steps, device
         self._trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -132,7 +133,8 @@ class Member:
                 **{f"validation_{name}": value for name, value in validation.items()},
             },
         )
-        key = (validation["accuracy"], -validation["loss"])
+        metric = self._spec.task.metric
+        key = (metric.worth(validation[metric.name]), -validation["loss"])
         if key > self._best.key:
             state = _trained_state(self.model) if step < self._steps else None
             self._best = _Best(key, step, validation, state)
@@ -171,7 +173,8 @@ class Member:
         # update away.
         precision = self._spec.train.precision
         with merged(self.model) if precision == "fp32" else nullcontext():
-            return predict(scores, split, device=self._device, precision=precision)
+            task, device = self._spec.task, self._device
+            return predict(task, scores, split, device=device, precision=precision)
 
     def _recent_loss(self) -> float:
         recent = self._losses[-20:]

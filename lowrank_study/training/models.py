@@ -9,7 +9,7 @@
 import copy
 import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from lowrank_study.errors import InputError
 from lowrank_study.hashing import sha256_of
 from lowrank_study.methods.layers.modules import head_names, in_head
 from lowrank_study.spec import BaseModel, LocalPath, RunSpec
+from lowrank_study.tasks import Task
 from lowrank_study.training.dequantised import dequantised
 from lowrank_study.training.padding import check_reads, pad_by_tokenizer
 
@@ -54,31 +55,37 @@ def build_model(spec: RunSpec, folder: Path, *, number_of_labels: int) -> nn.Mod
         A target that matches no linear map, a rank that does not fit, an unreadable model.
     """
     torch.manual_seed(spec.seed)
-    model = load_classifier(folder, number_of_labels=number_of_labels, dropout=spec.model.dropout)
+    task, dropout = type(spec.task), spec.model.dropout
+    model = load_model(task, folder, number_of_labels=number_of_labels, dropout=dropout)
     return spec.method.attach(model, spec.model)
 
 
 def model_without_weights(spec: RunSpec, folder: Path, *, number_of_labels: int) -> nn.Module:
     """Return what `build_model` would, on the meta device: shapes without numbers."""
     with torch.device("meta"):
-        model = copy.deepcopy(_without_weights(folder, number_of_labels, spec.model.dropout))
+        task, dropout = type(spec.task), spec.model.dropout
+        model = copy.deepcopy(_without_weights(task, folder, number_of_labels, dropout))
         return spec.method.attach(model, spec.model)
 
 
-def load_classifier(folder: Path, *, number_of_labels: int, dropout: float | None) -> nn.Module:
-    """Return the model in `folder` as a sequence classifier with fp32 weights and a new head.
+def load_model(
+    task: type[Task], folder: Path, *, number_of_labels: int, dropout: float | None
+) -> nn.Module:
+    """Return the model in `folder` with fp32 weights, and a new head if the task needs one.
 
-    Raises
-    ------
-    InputError
-        It can't be read as one, or lacks weights other than the head's.
+    Args:
+        task: Says which class of model is loaded.
+        folder: Folder of the model in Hugging Face's layout.
+        number_of_labels: Number of classes; 0 if the task has none.
+        dropout: Every dropout probability; `None` keeps the model's own.
+
+    Raises:
+        InputError: It can't be read as such a model, or lacks weights other than the head's.
     """
-    from transformers import AutoModelForSequenceClassification
-
     try:
-        config = _configuration(folder, number_of_labels, dropout)
+        config = _configuration(task, folder, number_of_labels, dropout)
         with _quiet_transformers():
-            model, loading = AutoModelForSequenceClassification.from_pretrained(
+            model, loading = task.model_class().from_pretrained(
                 folder,
                 config=config,
                 dtype=torch.float32,
@@ -86,14 +93,14 @@ def load_classifier(folder: Path, *, number_of_labels: int, dropout: float | Non
                 ignore_mismatched_sizes=True,  # a classifier of other classes is replaced
             )
     except (OSError, ValueError, KeyError) as error:
-        raise _unloadable(folder, error) from error
+        raise _unloadable(task, folder, error) from error
     assert isinstance(model, nn.Module)
     pad_by_tokenizer(model, folder)
-    heads = head_names(model)
+    heads = head_names(_marked(model, task))
     if absent := sorted(name for name in loading["missing_keys"] if not in_head(name, heads)):
         raise InputError(
             f"{folder} lacks {absent[0]}: it would be random, and frozen under an adapter; give a "
-            "checkpoint that has all of the pretrained model that a classifier reads"
+            "checkpoint that has all of the pretrained model that the task reads"
         )
     for name, stored, expected in sorted(loading["mismatched_keys"]):
         if not in_head(name, heads):
@@ -104,11 +111,13 @@ def load_classifier(folder: Path, *, number_of_labels: int, dropout: float | Non
     return model
 
 
-def _configuration(folder: Path, number_of_labels: int, dropout: float | None) -> Any:
+def _configuration(
+    task: type[Task], folder: Path, number_of_labels: int, dropout: float | None
+) -> Any:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder)
-    config.num_labels = number_of_labels  # also sets the number of class names
+    task.configure(config, number_of_labels)
     if dropout is not None:
         for name, value in config.to_dict().items():
             if re.search(r"drop(out)?$|_dropout|dropout_", name) and isinstance(value, float):
@@ -116,16 +125,6 @@ def _configuration(folder: Path, number_of_labels: int, dropout: float | None) -
     if config.pad_token_id is None:
         config.pad_token_id = padding_id(folder)
     return config
-
-
-def name_classes(model: nn.Module, labels: Sequence[str]) -> None:
-    """Write the class names into the configuration that is saved with the model.
-
-    Otherwise BART would load two classes as three, its configuration's default.
-    """
-    config: Any = model.config
-    config.id2label = dict(enumerate(labels))
-    config.label2id = {label: number for number, label in enumerate(labels)}
 
 
 @contextmanager
@@ -151,26 +150,34 @@ def check_fits(spec: RunSpec, folder: Path, splits: Splits) -> None:
         methods, a model without weights is checked, which is fast.
     """
     labels = len(splits.labels)
-    check_reads(_without_weights(folder, labels, spec.model.dropout), spec, splits)
+    shapes = _without_weights(type(spec.task), folder, labels, spec.model.dropout)
+    check_reads(shapes, spec, splits)
     build = build_model if spec.method.needs_weights else model_without_weights
     build(spec, folder, number_of_labels=labels)
 
 
 @functools.cache
-def _without_weights(folder: Path, number_of_labels: int, dropout: float | None) -> nn.Module:
-    from transformers import AutoModelForSequenceClassification
-
+def _without_weights(
+    task: type[Task], folder: Path, number_of_labels: int, dropout: float | None
+) -> nn.Module:
     try:
-        config = _configuration(folder, number_of_labels, dropout)
+        config = _configuration(task, folder, number_of_labels, dropout)
         with torch.device("meta"):
-            model = AutoModelForSequenceClassification.from_config(config)
+            model = task.model_class().from_config(config)
     except (OSError, ValueError, KeyError) as error:
-        raise _unloadable(folder, error) from error
+        raise _unloadable(task, folder, error) from error
     assert isinstance(model, nn.Module)
     pad_by_tokenizer(model, folder)
-    return model
+    return _marked(model, task)
 
 
-def _unloadable(folder: Path, error: Exception) -> InputError:
+def _marked(model: Any, task: type[Task]) -> nn.Module:
+    """Note on a loaded model what it was loaded for; see `task_of`."""
+    model.task = task
+    loaded: nn.Module = model
+    return loaded
+
+
+def _unloadable(task: type[Task], folder: Path, error: Exception) -> InputError:
     reason = str(error).strip().splitlines()[0][:200]
     return InputError(f"{folder} can't be loaded as a sequence classifier: {reason}")

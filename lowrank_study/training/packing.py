@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from lowrank_study.errors import InputError
 from lowrank_study.methods.layers.linear import adapted_modules
-from lowrank_study.methods.layers.modules import head_names
+from lowrank_study.methods.layers.modules import head_names, task_of
 from lowrank_study.training.attention import one_run
 from lowrank_study.training.batches import Batch
 from lowrank_study.training.probe import Findings, difference, findings
@@ -119,6 +119,7 @@ class Pack:
         alone = _tried(
             lambda: findings(
                 first,
+                task_of(first),
                 evaluate=lambda text: self._padded(first.eval(), text)[0],
                 train=lambda text: self._padded(first.train(), text)[0],
                 parts=sample.parts(1),
@@ -136,6 +137,7 @@ class Pack:
         found = _tried(
             lambda: findings(
                 self._models[0],
+                task_of(self._models[0]),
                 evaluate=partial(self.scores_of, 0),
                 train=lambda part: self.scores(part)[0],
                 parts=self.parts(sample),

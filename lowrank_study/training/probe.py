@@ -3,8 +3,8 @@
 The stock model on one text, without padding or other texts, is the reference for every path: texts
 laid end to end, and padded ones (`trainer=reference`, and architectures that need it).
 
-    >>> alone = findings(model, evaluate, train, batch.parts(1))
-    >>> together = findings(model, evaluate, train, [batch])
+    >>> alone = findings(model, task, evaluate, train, batch.parts(1))
+    >>> together = findings(model, task, evaluate, train, [batch])
     >>> difference(together, alone)          # None if rounding explains it
     'scores in training change by 0.31'
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from lowrank_study.tasks import Task
 from lowrank_study.training.batches import Batch
 
 _SCORES, _GRADIENTS = 1e-4, 1e-3
@@ -41,13 +42,17 @@ class Findings:
     """Gradients of the summed loss, by the name of the trained parameter."""
 
 
-def findings(model: nn.Module, evaluate: Scores, train: Scores, parts: Iterable[Batch]) -> Findings:
+def findings(
+    model: nn.Module, task: type[Task], evaluate: Scores, train: Scores, parts: Iterable[Batch]
+) -> Findings:
     """Compute a batch part by part, as training does; gradients are taken away again.
 
     Parameters
     ----------
     model
         The model with the trained parameters.
+    task
+        Its loss.
     evaluate, train
         Compute the scores of a part in each mode.
     parts
@@ -61,8 +66,7 @@ def findings(model: nn.Module, evaluate: Scores, train: Scores, parts: Iterable[
                 evaluated.append(evaluate(part))
             if trained:
                 scores_NC = train(part)
-                labels_N = part.labels_N.to(scores_NC.device)
-                loss = functional.cross_entropy(scores_NC, labels_N, reduction="sum")
+                loss = task.loss(scores_NC, part, reduction="sum")
                 loss.backward()  # type: ignore[no-untyped-call]
                 in_training.append(scores_NC.detach())
     gradients = {name: p.grad for name, p in trained.items() if p.grad is not None}

@@ -10,15 +10,18 @@ from lowrank_study.config.composition import CONF_FOLDER
 from lowrank_study.config.fields import Fields
 from lowrank_study.config.task import read_task
 from lowrank_study.errors import InputError
-from lowrank_study.spec import LocalPath, Task
+from lowrank_study.spec import LocalPath
+from lowrank_study.tasks.classification import Classification
 
 
-def read(folder: Path, written: str = "", **changes: Any) -> Task:
+def read(folder: Path, written: str = "", **changes: Any) -> Classification:
     settings = yaml.safe_load((CONF_FOLDER / "task" / "file.yaml").read_text())
     path = folder / "a.csv"
     path.write_text("text,label\na,b\n")
     settings |= {"source": str(path)} | (yaml.safe_load(written) or {}) | changes
-    return read_task(Fields("task.", settings))
+    task = read_task(Fields("task.", settings))
+    assert isinstance(task, Classification)
+    return task
 
 
 @pytest.mark.parametrize("words", ["no, yes", "true, false", "on, off", "null, a", "1.0, 2.0"])

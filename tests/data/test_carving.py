@@ -12,10 +12,9 @@ import pytest
 
 from lowrank_study import assets
 from lowrank_study.config.run import compose
-from lowrank_study.data.reading import named_files
-from lowrank_study.data.splits import SplitRows, split_rows
+from lowrank_study.data.splits import SplitRows
 from lowrank_study.errors import InputError
-from lowrank_study.spec import Task
+from lowrank_study.tasks import Task
 
 
 @functools.cache
@@ -28,18 +27,18 @@ def task_of(source: Path, **changes: Any) -> Task:
     """Return a task with 10 rows for validation and 20 for test, unless given otherwise."""
     sizes = {"validation_size": 10, "test_size": 20}
     task = dataclasses.replace(configured(), **{**sizes, **changes})
-    return dataclasses.replace(task, source=assets.local(str(source), named_files(task)))
+    return dataclasses.replace(task, source=assets.local(str(source), task.files))
 
 
 def split(folder: Path, frame: pd.DataFrame, **changes: Any) -> SplitRows:
     frame.to_csv(folder / "a.csv", index=False)
-    return split_rows(task_of(folder / "a.csv", **changes))
+    return task_of(folder / "a.csv", **changes).split_rows()
 
 
 def given(folder: Path, train: pd.DataFrame, test: pd.DataFrame, **changes: Any) -> SplitRows:
     train.to_csv(folder / "train.csv", index=False)
     test.to_csv(folder / "test.csv", index=False)
-    return split_rows(task_of(folder, train="train.csv", test="test.csv", **changes))
+    return task_of(folder, train="train.csv", test="test.csv", **changes).split_rows()
 
 
 def table(rows: int, classes: int = 2) -> pd.DataFrame:
@@ -227,7 +226,7 @@ def test_test_rows_of_classes_without_training_rows(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_pinned_tasks_lose_the_training_rows_that_stand_in_test(real_cache: None) -> None:
     for task in ("rotten_tomatoes", "newsgroups", "reuters_r8", "reuters_r52"):
-        rows = split_rows(compose(f"task={task}").task)
+        rows = compose(f"task={task}").task.split_rows()
         sets = texts_of(rows)
         assert not sets["train"] & sets["validation"]
         if task == "rotten_tomatoes":

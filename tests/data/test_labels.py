@@ -11,16 +11,16 @@ import pytest
 
 from lowrank_study import assets
 from lowrank_study.config.run import compose
-from lowrank_study.data.splits import SplitRows, split_rows
+from lowrank_study.data.splits import SplitRows
 from lowrank_study.errors import InputError
-from lowrank_study.spec import Task
+from lowrank_study.tasks import Task
 
 
 def split(folder: Path, values: list[object], **changes: Any) -> SplitRows:
     rows = [{"text": f"text {n}", "label": label} for n, label in enumerate(values)]
     path = folder / "a.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    return split_rows(task_of(path, **changes))
+    return task_of(path, **changes).split_rows()
 
 
 @functools.cache
@@ -132,5 +132,5 @@ def test_labels_of_their_own_are_refused_and_rare_ones_said(tmp_path: Path) -> N
 def test_texts_that_are_numbers_are_said(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     pd.DataFrame({"text": range(100), "label": ["a", "b"] * 50}).to_csv(path, index=False)
-    rows = split_rows(task_of(path))
+    rows = task_of(path).split_rows()
     assert "'text' of task.text_columns contains only numbers" in warnings_of(rows)

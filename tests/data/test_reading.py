@@ -13,9 +13,9 @@ import pytest
 
 from lowrank_study import assets
 from lowrank_study.config.run import compose
-from lowrank_study.data.reading import Rows, as_texts, read_rows
+from lowrank_study.data.reading import Rows, as_texts, read_splits
 from lowrank_study.errors import InputError
-from lowrank_study.spec import Task
+from lowrank_study.tasks import Task
 
 
 def task_of(source: Path, *overrides: str) -> Task:
@@ -24,7 +24,11 @@ def task_of(source: Path, *overrides: str) -> Task:
 
 def read(path: Path, content: str | bytes, *overrides: str) -> Rows:
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return read_rows(task_of(path, *overrides), "train", "")
+    return rows_of(task_of(path, *overrides))
+
+
+def rows_of(task: Task) -> Rows:
+    return read_splits(task, label_column="label")["train"]
 
 
 def zipped(*members: str) -> bytes:
@@ -65,10 +69,10 @@ def test_compressed_files(suffix: str, tmp_path: Path) -> None:
             file.write(content)
     else:
         frame.to_csv(path, index=False)
-    assert read_rows(task_of(path), "train", "").frame.to_dict("list") == frame.to_dict("list")
+    assert rows_of(task_of(path)).frame.to_dict("list") == frame.to_dict("list")
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(InputError, match="can't be read"):
-        read_rows(task_of(path), "train", "")
+        rows_of(task_of(path))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +124,7 @@ def test_a_null_among_whole_numbers_leaves_them_whole(name: str, tmp_path: Path)
             path.write_text(pd.DataFrame(NULLED).astype({"label": "Int64"}).to_json())
         case "a.parquet":
             pd.DataFrame(NULLED).astype({"label": "Int64"}).to_parquet(path)
-    frame = read_rows(task_of(path), "train", "").frame
+    frame = rows_of(task_of(path)).frame
     assert as_texts(frame["label"], "label", name).tolist() == ["0", None, "1"]
     assert frame["text"].tolist() == ["a", "b", "c"]
 
@@ -145,7 +149,7 @@ def test_a_file_that_is_edited_after_it_was_configured_is_refused(tmp_path: Path
     task = task_of(path)
     path.write_text("text,label\nevil,up\n")
     with pytest.raises(InputError, match=r"a\.csv has changed .* was expected, .* was found"):
-        read_rows(task, "train", "")
+        rows_of(task)
 
 
 def test_a_file_that_is_edited_while_it_is_read_is_refused(
@@ -163,7 +167,7 @@ def test_a_file_that_is_edited_while_it_is_read_is_refused(
 
     monkeypatch.setattr(Path, "read_bytes", edited)
     with pytest.raises(InputError, match="has changed"):
-        read_rows(task, "train", "")
+        rows_of(task)
 
 
 def test_a_setting_that_would_not_be_read_is_refused(tmp_path: Path) -> None:
@@ -180,7 +184,7 @@ def test_half_a_character_is_refused(tmp_path: Path) -> None:
 def test_a_column_that_was_a_tables_index_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pd.DataFrame({"text": ["a", "b"], "label": [0, 1]}).set_index("text").to_parquet(path)
-    assert read_rows(task_of(path), "train", "").frame["text"].tolist() == ["a", "b"]
+    assert rows_of(task_of(path)).frame["text"].tolist() == ["a", "b"]
 
 
 def test_damaged_files_are_refused_in_one_line(tmp_path: Path) -> None:
@@ -198,7 +202,7 @@ def test_damaged_files_are_refused_in_one_line(tmp_path: Path) -> None:
             (tmp_path / name).write_bytes(damaged)
             source = assets.local(str(tmp_path / name))
             try:
-                read_rows(dataclasses.replace(task, source=source), "train", "")
+                rows_of(dataclasses.replace(task, source=source))
             except InputError as error:
                 refused = str(error)
                 assert "\n" not in refused

@@ -11,9 +11,9 @@ import pytest
 
 from lowrank_study.assets import cache_folder
 from lowrank_study.config.run import compose
-from lowrank_study.data.splits import load_splits, split_rows
+from lowrank_study.data.splits import load_splits
 from lowrank_study.errors import InputError
-from lowrank_study.spec import Task
+from lowrank_study.tasks import Task
 
 ROWS = pd.DataFrame(
     {
@@ -48,7 +48,7 @@ def write(path: Path, frame: pd.DataFrame) -> Path:
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.csv.bz2", "a.jsonl", "a.json", "a.parquet"])
 def test_every_format_gives_the_same_rows(name: str, tmp_path: Path) -> None:
-    rows = split_rows(task_of(write(tmp_path / name, ROWS)))
+    rows = task_of(write(tmp_path / name, ROWS)).split_rows()
     frames, labels = rows.frames, rows.labels
     assert labels == ("down", "up")
     assert [len(frames[split]) for split in ("train", "validation", "test")] == [70, 10, 20]
@@ -60,9 +60,9 @@ def test_every_format_gives_the_same_rows(name: str, tmp_path: Path) -> None:
 
 def test_splits_are_disjoint_and_depend_on_the_split_seed_alone(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", ROWS.assign(text=[f"t{n}" for n in range(100)]))
-    one = split_rows(task_of(path)).frames
-    again = split_rows(task_of(path)).frames
-    other = split_rows(task_of(path, "task.split_seed=1")).frames
+    one = task_of(path).split_rows().frames
+    again = task_of(path).split_rows().frames
+    other = task_of(path, "task.split_seed=1").split_rows().frames
     texts = [set(frame["text"]) for frame in one.values()]
     assert sum(map(len, texts)) == len(set.union(*texts)) == 100
     assert all(one[name].equals(again[name]) for name in one)
@@ -71,7 +71,7 @@ def test_splits_are_disjoint_and_depend_on_the_split_seed_alone(tmp_path: Path) 
 
 def test_a_group_stays_in_one_split(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", ROWS)
-    frames = split_rows(task_of(path, "task.group_column=group", "task.train_size=30")).frames
+    frames = task_of(path, "task.group_column=group", "task.train_size=30").split_rows().frames
     groups = {name: set(frame["group"]) for name, frame in frames.items()}
     assert not groups["train"] & groups["test"]
     assert not groups["train"] & groups["validation"]
@@ -82,7 +82,7 @@ def test_a_group_stays_in_one_split(tmp_path: Path) -> None:
 def test_published_splits_are_kept(tmp_path: Path) -> None:
     write(tmp_path / "train.csv", ROWS[:60])
     write(tmp_path / "test.csv", ROWS[60:].assign(text=[f"word{n} test" for n in range(40)]))
-    frames = split_rows(task_of(tmp_path, "task.train=train.csv", "task.test=test.csv")).frames
+    frames = task_of(tmp_path, "task.train=train.csv", "task.test=test.csv").split_rows().frames
     assert frames["test"]["text"].str.contains("test").all()
     assert not frames["train"]["text"].str.contains("test").any()
     assert [len(frames[name]) for name in ("train", "validation", "test")] == [50, 10, 20]
@@ -91,7 +91,7 @@ def test_published_splits_are_kept(tmp_path: Path) -> None:
 def test_rows_with_other_labels_are_dropped(tmp_path: Path) -> None:
     frame = ROWS.assign(label=["plot" if n % 3 == 0 else v for n, v in enumerate(ROWS["label"])])
     path = write(tmp_path / "a.csv", frame)
-    rows = split_rows(task_of(path, "task.labels=[up,down]"))
+    rows = task_of(path, "task.labels=[up,down]").split_rows()
     frames, labels = rows.frames, rows.labels
     assert labels == ("up", "down")
     assert sum(len(f) for f in frames.values()) == 66
@@ -106,7 +106,7 @@ def test_rows_without_text_or_label_are_left_out_and_counted(tmp_path: Path) -> 
     frame = ROWS.copy()
     frame.loc[[3, 5], "text"] = [None, " "]
     frame.loc[4, "label"] = ""
-    rows = split_rows(task_of(write(tmp_path / "a.csv", frame)))
+    rows = task_of(write(tmp_path / "a.csv", frame)).split_rows()
     assert sum(len(f) for f in rows.frames.values()) == 97
     assert rows.account.lines[:2] == [
         "left out: 2 of 100 rows of a.csv (2 %): 'text' is empty (first in row 4)",
@@ -122,7 +122,7 @@ def test_rows_without_text_or_label_are_left_out_and_counted(tmp_path: Path) -> 
             "a.csv has no column 'body'.*text, label, group",
         ),
         (["task.label_column=stars"], "no column 'stars'.*text, label, group"),
-        (["task.labels=[up,sideways]"], "no train row has the label 'sideways'.* holds down, up"),
+        (["task.labels=[up,sideways]"], "no train row has the label 'sideways'.*down, up"),
         (["task.validation_size=90"], "leave a split with no rows"),
         (["task.train=other.csv"], "no file 'other.csv'"),
     ],
@@ -141,13 +141,13 @@ def test_a_label_that_only_test_has_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "test.csv", ROWS[:10].assign(label="sideways"))
     task = task_of(tmp_path, "task.train=train.csv", "task.test=test.csv")
     with pytest.raises(InputError, match=r"label 'sideways' occurs in test but not.* down, up"):
-        split_rows(task)
+        task.split_rows()
 
 
 def test_one_label_is_no_task(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", ROWS.assign(label="up"))
     with pytest.raises(InputError, match="1 label"):
-        split_rows(task_of(path))
+        task_of(path).split_rows()
 
 
 @pytest.mark.parametrize(
@@ -156,13 +156,13 @@ def test_one_label_is_no_task(tmp_path: Path) -> None:
 def test_unreadable_files_are_refused(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match="can't be read as"):
-        split_rows(task_of(tmp_path / name))
+        task_of(tmp_path / name).split_rows()
 
 
 def test_an_unknown_suffix_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.xlsx").write_bytes(b"x")
     with pytest.raises(InputError, match=r"'\.xlsx' is none of \.csv"):
-        split_rows(task_of(tmp_path / "a.xlsx"))
+        task_of(tmp_path / "a.xlsx").split_rows()
 
 
 def test_tokens_are_those_of_the_tokenizer_and_are_cached(
@@ -174,7 +174,7 @@ def test_tokens_are_those_of_the_tokenizer_and_are_cached(
     folder = tiny_model("bert")
     splits = load_splits(task, folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    frames = split_rows(task).frames
+    frames = task.split_rows().frames
     for row, text in enumerate(frames["test"]["text"]):
         assert splits.test.tokens(row).tolist() == tokenizer(text)["input_ids"]
     cached = sorted((cache_folder() / "tokens").glob("*.npz"), key=lambda p: p.stat().st_mtime)[-1]
@@ -219,7 +219,7 @@ def test_the_pinned_data(
     real_cache: None,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    rows = split_rows(compose(f"task={task}").task)
+    rows = compose(f"task={task}").task.split_rows()
     frames, names = rows.frames, rows.labels
     assert len(names) == labels
     assert tuple(len(frames[name]) for name in ("train", "validation", "test")) == sizes

@@ -29,7 +29,8 @@ from lowrank_study.spectra.adapter_updates import updates_of_adapter
 from lowrank_study.spectra.measures import MEASURES
 from lowrank_study.spectra.spectra_file import load_spectra
 from lowrank_study.sweeps.sweep import sweep
-from lowrank_study.training.models import load_classifier, model_folder
+from lowrank_study.tasks.classification import Classification
+from lowrank_study.training.models import load_model, model_folder
 
 Array = npt.NDArray[np.float64]
 RANK, ALPHA = 4, 6.0
@@ -273,5 +274,5 @@ def test_a_gguf_model_is_dequantised_once_to_the_weights_of_our_own_reader(smoll
         ]
         [same] = [n for n in dequantised.names() if n.endswith("layers.0.mlp.up_proj.weight")]
         np.testing.assert_array_equal(dequantised.read(same), quantised.read(name))
-    model = load_classifier(folder, number_of_labels=3, dropout=None)
+    model = load_model(Classification, folder, number_of_labels=3, dropout=None)
     assert model.config.model_type == "llama"  # type: ignore[union-attr]

@@ -17,7 +17,8 @@ from lowrank_study.methods.layers.lora import LoraLinear, add_lora, load_adapter
 from lowrank_study.methods.layers.modules import head_names, target_modules
 from lowrank_study.methods.lora import Lora
 from lowrank_study.spec import RunSpec
-from lowrank_study.training.models import build_model, load_classifier
+from lowrank_study.tasks.classification import Classification
+from lowrank_study.training.models import build_model, load_model
 
 FAMILIES = ("bert", "roberta", "distilbert", "gpt2", "llama")
 PRESETS = ("attention_qv", "attention_all", "mlp", "all_linear")
@@ -56,7 +57,7 @@ def test_equal_to_peft_in_outputs_and_gradients(
     ours = build_model(spec, tiny_model(family), number_of_labels=3)
     randomise_b(ours)
     torch.manual_seed(spec.seed)
-    base = load_classifier(tiny_model(family), number_of_labels=3, dropout=0.0)
+    base = load_model(Classification, tiny_model(family), number_of_labels=3, dropout=0.0)
     config = peft.LoraConfig(
         task_type="SEQ_CLS",
         r=lora.rank,
@@ -99,7 +100,7 @@ def test_trainable_parameters_are_exactly_the_factors_and_the_head(
     family: str, preset: str, tiny_model: Callable[[str], Path]
 ) -> None:
     spec = spec_of(family, f"method.target={preset}")
-    plain = load_classifier(tiny_model(family), number_of_labels=3, dropout=None)
+    plain = load_model(Classification, tiny_model(family), number_of_labels=3, dropout=None)
     names = target_modules(plain, spec.model, lora_of(spec).target)
     expected = sum(3 * sum(linear_shape(plain.get_submodule(name))) for name in names)
     head = sum(p.numel() for n in head_names(plain) for p in plain.get_submodule(n).parameters())
@@ -112,7 +113,7 @@ def test_trainable_parameters_are_exactly_the_factors_and_the_head(
 
 def test_presets_reach_the_maps_they_name(tiny_model: Callable[[str], Path]) -> None:
     def endings(family: str, preset: str) -> set[str]:
-        model = load_classifier(tiny_model(family), number_of_labels=2, dropout=None)
+        model = load_model(Classification, tiny_model(family), number_of_labels=2, dropout=None)
         names = target_modules(model, spec_of(family).model, (preset,))
         assert len(names) % 2 == 0  # two layers
         return {
@@ -124,14 +125,14 @@ def test_presets_reach_the_maps_they_name(tiny_model: Callable[[str], Path]) -> 
     assert endings("llama", "mlp") == {"gate_proj", "up_proj", "down_proj"}
     assert endings("gpt2", "attention_qv") == {"c_attn"}
     assert endings("distilbert", "attention_qv") == {"q_lin", "v_lin"}
-    model = load_classifier(tiny_model("bert"), number_of_labels=2, dropout=None)
+    model = load_model(Classification, tiny_model("bert"), number_of_labels=2, dropout=None)
     mlp = target_modules(model, spec_of("bert").model, ("mlp",))
     assert all("attention" not in name for name in mlp)
     assert len(target_modules(model, spec_of("bert").model, ("all_linear",))) == 12
 
 
 def test_targets_by_role_and_by_path(tiny_model: Callable[[str], Path]) -> None:
-    model = load_classifier(tiny_model("bert"), number_of_labels=2, dropout=None)
+    model = load_model(Classification, tiny_model("bert"), number_of_labels=2, dropout=None)
     base = spec_of("bert").model
     by_role = target_modules(model, base, ("query", "mlp_up"))
     by_path = target_modules(model, base, ("self.query", "intermediate.dense"))
@@ -142,7 +143,7 @@ def test_targets_by_role_and_by_path(tiny_model: Callable[[str], Path]) -> None:
 
 
 def test_a_target_that_matches_nothing_is_refused(tiny_model: Callable[[str], Path]) -> None:
-    model = load_classifier(tiny_model("bert"), number_of_labels=2, dropout=None)
+    model = load_model(Classification, tiny_model("bert"), number_of_labels=2, dropout=None)
     with pytest.raises(InputError, match=r"'q_proj' matches no linear map.*attention_qv.*query"):
         target_modules(model, spec_of("bert").model, ("q_proj",))
 
@@ -166,7 +167,7 @@ def test_a_refused_target_names_what_this_model_has(
 ) -> None:
     sizes = {"hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2}
     folder = sized_model(family, **sizes, **({"n_head": 4} if family == "bloom" else {}))
-    model = load_classifier(folder, number_of_labels=2, dropout=None)
+    model = load_model(Classification, folder, number_of_labels=2, dropout=None)
     base = replace(compose(f"model={chosen}").model, name="NAME")
     with pytest.raises(
         InputError, match=rf"target={wanted!r} matches no linear map.*{why}"
@@ -309,7 +310,7 @@ def test_our_adapter_loads_in_peft(
     randomise_b(ours)
     spec.method.save(ours, tmp_path, spec=spec, base=tiny_model(family))
     torch.manual_seed(5)  # another head: PEFT must bring ours back
-    base = load_classifier(tiny_model(family), number_of_labels=3, dropout=0.0)
+    base = load_model(Classification, tiny_model(family), number_of_labels=3, dropout=0.0)
     theirs = peft.PeftModel.from_pretrained(base, tmp_path)
     ours.eval()
     theirs.eval()
@@ -322,7 +323,7 @@ def test_our_adapter_loads_in_peft(
 def test_an_adapter_of_peft_loads_here(
     family: str, tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    base = load_classifier(tiny_model(family), number_of_labels=3, dropout=0.0)
+    base = load_model(Classification, tiny_model(family), number_of_labels=3, dropout=0.0)
     config = peft.LoraConfig(
         task_type="SEQ_CLS",
         r=4,
@@ -334,7 +335,7 @@ def test_an_adapter_of_peft_loads_here(
     theirs = peft.get_peft_model(base, config)
     theirs.save_pretrained(tmp_path)
     torch.manual_seed(5)
-    ours = load_classifier(tiny_model(family), number_of_labels=3, dropout=0.0)
+    ours = load_model(Classification, tiny_model(family), number_of_labels=3, dropout=0.0)
     load_adapter(ours, tmp_path)
     ours.eval()
     theirs.eval()
@@ -344,7 +345,7 @@ def test_an_adapter_of_peft_loads_here(
 
 
 def test_add_lora_freezes_everything_else(tiny_model: Callable[[str], Path]) -> None:
-    model = load_classifier(tiny_model("bert"), number_of_labels=2, dropout=None)
+    model = load_model(Classification, tiny_model("bert"), number_of_labels=2, dropout=None)
     path = "bert.encoder.layer.0.attention.self.query"
     add_lora(model, {path: lora_of(compose("method.rank=2"))})
     trained = {name for name, p in model.named_parameters() if p.requires_grad}

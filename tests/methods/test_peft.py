@@ -23,7 +23,8 @@ from lowrank_study.methods.peft import LORA_DEFAULTS, PeftMethod
 from lowrank_study.spec import RunSpec
 from lowrank_study.spectra.adapter_updates import updates_of_adapter
 from lowrank_study.sweeps.effort import Effort
-from lowrank_study.training.models import build_model, load_classifier
+from lowrank_study.tasks.classification import Classification
+from lowrank_study.training.models import build_model, load_model
 from lowrank_study.training.optim import make_optimizer
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -121,7 +122,7 @@ def train(model: nn.Module, spec: RunSpec, *, steps: int) -> None:
 def reloaded(folder: Path, adapter: Path) -> nn.Module:
     """Load the base with transformers and a new random head, and the adapter with PEFT alone."""
     torch.manual_seed(5)
-    base = load_classifier(folder, number_of_labels=3, dropout=0.0)
+    base = load_model(Classification, folder, number_of_labels=3, dropout=0.0)
     return peft.PeftModel.from_pretrained(base, adapter).eval()
 
 
@@ -145,7 +146,7 @@ def test_a_kind_trains_what_it_should_and_is_read_back(
 def check_updates(model: nn.Module, base: Path, adapter: Path) -> None:
     """Compare ΔW as read from files with the live model's output for an identity matrix."""
     live = model.get_submodule("base_model.model")
-    pretrained = load_classifier(base, number_of_labels=3, dropout=0.0)
+    pretrained = load_model(Classification, base, number_of_labels=3, dropout=0.0)
     with open_adapter(adapter) as opened, open_weights(base) as weights, torch.no_grad():
         found = list(updates_of_adapter(opened, base=weights, roles={}, skipped={}))
         assert len(found) >= 4
@@ -258,7 +259,7 @@ def test_an_option_that_would_be_ignored_is_refused(
 
 
 def test_every_option_in_the_tables_is_refused(bert: Path) -> None:
-    model = load_classifier(bert, number_of_labels=3, dropout=0.0)
+    model = load_model(Classification, bert, number_of_labels=3, dropout=0.0)
 
     def check(kind: str, options: dict[str, Any], message: str) -> None:
         spec = spec_of(kind, options)
@@ -376,5 +377,5 @@ def test_all_that_is_new_is_trained_saved_and_loaded(
     spec.method.save(model, tmp_path / "adapter", spec=spec, base=folder)
     again = reloaded(folder, tmp_path / "adapter")
     torch.testing.assert_close(scores(again), scores(model), rtol=0, atol=1e-6)
-    fresh = load_classifier(folder, number_of_labels=3, dropout=0.0).eval()
+    fresh = load_model(Classification, folder, number_of_labels=3, dropout=0.0).eval()
     assert (scores(fresh) - scores(model)).abs().max() > 1e-3

@@ -23,7 +23,8 @@ def counted(spec: RunSpec, source: Path) -> int:
     splits = load_splits(spec.task, source)
     model = build_model(spec, source, number_of_labels=len(splits.labels))
     sample = extreme_texts([splits.train], 4)
-    pack = Pack([model], device=torch.device("cpu"), pad_id=0, sample=sample, reference=True)
+    cpu = torch.device("cpu")
+    pack = Pack([model], device=cpu, pad_id=0, sample=sample, reference=True)
     with FlopCounterMode(display=False) as counter:
         for batch in training_batches(splits.train, batch_size=1, epochs=1, seed=0):
             backward(pack, batch, spec, torch.device("cpu"))

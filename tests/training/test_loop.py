@@ -5,6 +5,7 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +16,14 @@ from lowrank_study.config.run import compose
 from lowrank_study.data.splits import Split, load_splits
 from lowrank_study.errors import InputError
 from lowrank_study.methods.layers.lora import load_adapter
+from lowrank_study.tasks import Task
+from lowrank_study.tasks.classification import Classification
 from lowrank_study.training import batches, member
 from lowrank_study.training.batches import evaluation_batches, steps_of, training_batches
 from lowrank_study.training.evaluate import predict
 from lowrank_study.training.fit import Job, fit, fit_together, torch_device
 from lowrank_study.training.member import Diverged, FitResult
-from lowrank_study.training.models import build_model, load_classifier
+from lowrank_study.training.models import build_model, load_model
 from lowrank_study.training.optim import make_optimizer, rate_share
 from lowrank_study.training.tracking import JsonLinesTracker, NoTracker
 from lowrank_study.training.unpadded import padded_scores
@@ -115,7 +118,7 @@ def test_the_head_has_a_rate_of_its_own(method: str, tiny_model: Callable[[str],
 
 def test_dropout_of_the_model_is_set(tiny_model: Callable[[str], Path]) -> None:
     for family in ("bert", "roberta", "distilbert", "gpt2", "llama"):
-        model = load_classifier(tiny_model(family), number_of_labels=2, dropout=0.0)
+        model = load_model(Classification, tiny_model(family), number_of_labels=2, dropout=0.0)
         model.train()
         inputs = {
             "input_ids": torch.randint(4, 40, (2, 7)),
@@ -146,13 +149,14 @@ def test_training_learns_repeats_and_restores(
     # what was saved is the model that was tested
     spec = compose(*tiny_overrides, *longer)
     if "method=full" in method:
-        model = load_classifier(tmp_path / "a", number_of_labels=2, dropout=None)
+        model = load_model(Classification, tmp_path / "a", number_of_labels=2, dropout=None)
     else:
-        model = load_classifier(tiny_model("bert"), number_of_labels=2, dropout=None)
+        model = load_model(Classification, tiny_model("bert"), number_of_labels=2, dropout=None)
         load_adapter(model, tmp_path / "a")
     splits = load_splits(spec.task, tiny_model("bert"))
     model.eval()
     read = predict(
+        spec.task,
         lambda batch: padded_scores(model, batch, CPU, pad_id=0)[0],
         splits.test,
         device=CPU,
@@ -179,8 +183,8 @@ def test_an_evaluation_in_between_keeps_the_best_step(
     accuracies = iter([0.9, 0.2])
     real = member.predict
 
-    def predict_with(scores: member.Scores, split: Split, **options: object) -> object:
-        found = real(scores, split, **options)  # type: ignore[arg-type]
+    def predict_with(task: Task, scores: member.Scores, split: Split, **options: Any) -> object:
+        found = real(task, scores, split, **options)
         if len(split) == 40 and (wanted := next(accuracies, None)):  # validation, twice
             found.predicted[:] = found.labels
             found.predicted[: round(40 * (1 - wanted))] = (
@@ -274,7 +278,9 @@ def test_a_classifier_of_other_classes_gets_a_new_head(
 ) -> None:
     old = tmp_path / "old"
     shutil.copytree(tiny_model("bert"), old)
-    load_classifier(tiny_model("bert"), number_of_labels=3, dropout=None).save_pretrained(old)
+    load_model(
+        Classification, tiny_model("bert"), number_of_labels=3, dropout=None
+    ).save_pretrained(old)
     result = run(tiny_overrides, tmp_path / "run", f"model.source={old}")
     assert result.record["test"]["accuracy"] > 0
     saved = load_file(tmp_path / "run" / "adapter_model.safetensors")
@@ -290,7 +296,7 @@ def test_weights_of_another_model_than_the_configuration_are_refused(
     config = json.loads((mixed / "config.json").read_text())
     (mixed / "config.json").write_text(json.dumps({**config, "intermediate_size": 32}))
     with pytest.raises(InputError, match=r"intermediate.*is stored as \(24,.*makes it \(32,"):
-        load_classifier(mixed, number_of_labels=2, dropout=None)
+        load_model(Classification, mixed, number_of_labels=2, dropout=None)
 
 
 def test_a_run_that_chooses_a_rate_keeps_no_model(

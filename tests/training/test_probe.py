@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lowrank_study.data.splits import Split
+from lowrank_study.tasks.classification import Classification
 from lowrank_study.training.batches import Batch, extreme_texts
 from lowrank_study.training.probe import Findings, difference, findings
 
@@ -50,7 +51,9 @@ class Averages(nn.Module):
 
 
 def found(model: nn.Module, parts: list[Batch]) -> Findings:
-    return findings(model, lambda b: model.eval()(b), lambda b: model.train()(b), parts)
+    return findings(
+        model, Classification, lambda b: model.eval()(b), lambda b: model.train()(b), parts
+    )
 
 
 def test_nothing_is_random_and_no_gradient_is_left() -> None:

@@ -12,8 +12,9 @@ from lowrank_study.config.run import compose
 from lowrank_study.data.splits import Split
 from lowrank_study.methods.layers.lora import add_lora
 from lowrank_study.methods.lora import Lora
+from lowrank_study.tasks.classification import Classification
 from lowrank_study.training.batches import Batch, batch_of, padded
-from lowrank_study.training.models import load_classifier
+from lowrank_study.training.models import load_model
 from lowrank_study.training.unpadded import (
     can_unpad,
     padded_scores,
@@ -42,7 +43,7 @@ def texts() -> Batch:
 def model_of(folder: Path) -> nn.Module:
     """A tiny model with large weights, in float64: a wrong position or mask shows."""
     torch.manual_seed(0)
-    model = load_classifier(folder, number_of_labels=3, dropout=0.0).double().eval()
+    model = load_model(Classification, folder, number_of_labels=3, dropout=0.0).double().eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():

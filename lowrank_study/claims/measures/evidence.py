@@ -25,6 +25,7 @@ from lowrank_study.spec import RunSpec
 from lowrank_study.sweeps.settings import shared_settings
 from lowrank_study.sweeps.sweep import rates_sweep
 from lowrank_study.sweeps.tuning import Preference, preference
+from lowrank_study.tasks.metric import ACCURACY
 
 Setting = tuple[Path, str, str]
 """A record's folder, a task and a model."""
@@ -252,7 +253,8 @@ def _worth(runs: pd.DataFrame) -> tuple[int, Preference]:
     done = runs[runs["status"] == "done"]
     return len(runs), preference(
         lost=len(runs) - len(done),
-        accuracy=float(done["validation_score"].mean()),
+        metric=ACCURACY,
+        score=float(done["validation_score"].mean()),
         loss=float(done["validation_loss"].mean()),
         rate=float(runs["learning_rate"].iloc[0]),
     )

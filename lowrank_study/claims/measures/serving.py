@@ -25,7 +25,7 @@ from lowrank_study.methods.layers.linear import adapted_modules
 from lowrank_study.methods.layers.lora import add_lora, lora_modules
 from lowrank_study.methods.layers.modules import target_modules
 from lowrank_study.methods.lora import Lora
-from lowrank_study.training.models import load_classifier, model_folder
+from lowrank_study.training.models import load_model, model_folder
 
 TEXTS, TOKENS, ADAPTERS, WARM_UP = 8, 32, 4, 2
 
@@ -78,7 +78,9 @@ def measure_serving(*, rounds: int) -> pd.DataFrame:
 def _ways() -> dict[str, Callable[[], None]]:
     spec = compose("method=lora", "method.rank=8", "method.target=attention_qv")
     assert isinstance(spec.method, Lora)
-    base = load_classifier(model_folder(spec.model), number_of_labels=2, dropout=0.0).eval()
+    base = load_model(
+        type(spec.task), model_folder(spec.model), number_of_labels=2, dropout=0.0
+    ).eval()
     names = target_modules(base, spec.model, spec.method.target)
     adapted = [_adapted(base, names, spec.method, seed) for seed in range(ADAPTERS)]
     merged = [copy.deepcopy(model) for model in adapted]

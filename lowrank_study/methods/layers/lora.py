@@ -31,7 +31,7 @@ from lowrank_study.methods.layers.linear import (
     linear_shape,
     replace_maps,
 )
-from lowrank_study.methods.layers.modules import head_names, in_head, train_head
+from lowrank_study.methods.layers.modules import head_names, in_head, task_of, train_head
 from lowrank_study.methods.lora import Lora
 
 
@@ -161,7 +161,7 @@ def save_lora(model: nn.Module, lora: Lora, folder: Path, *, base_name: str, bas
         dropout=lora.dropout,
         target_modules=sorted(modules),
         base_model_name=base_name,
-        task_type="SEQ_CLS",
+        task_type=task_of(model).peft_task_type,
         fan_in_fan_out=any(isinstance(each.base, Conv1D) for each in modules.values()),
         base_sha256=[sha256_of_file(file) for file in sorted(base.glob("*.safetensors"))],
         settings=lora.peft_settings,

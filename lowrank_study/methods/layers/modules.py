@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -12,20 +13,24 @@ from lowrank_study.errors import InputError
 from lowrank_study.methods.layers.linear import is_linear
 from lowrank_study.spec import BaseModel, path_matches
 
+if TYPE_CHECKING:
+    from lowrank_study.tasks import Task
+
 
 def head_names(model: nn.Module) -> list[str]:
-    """Return the names of the modules outside the pretrained backbone: the new head.
+    """Return the names of the modules of the new head, according to the model's task.
 
-    This is `classifier` in BERT, `pooler` and `classifier` in DeBERTa, `head` and `classifier` in
-    ModernBERT. Every weight that a checkpoint lacks is in one of them, since `load_classifier`
-    refuses any other gap. A method that trains and saves these modules leaves no random weight.
+    Every weight that a checkpoint lacks is in one of them, since `load_model` refuses any other
+    gap. A method that trains and saves these modules leaves no random weight.
     """
-    backbone = str(model.base_model_prefix)
-    return [
-        name
-        for name, child in model.named_children()
-        if name != backbone and any(True for _ in child.parameters())
-    ]
+    return task_of(model).head_names(model)
+
+
+def task_of(model: nn.Module) -> "type[Task]":
+    """Return the kind of task that a model was loaded for."""
+    loaded: Any = model
+    task: type[Task] = loaded.task
+    return task
 
 
 def in_head(name: str, heads: Sequence[str]) -> bool:

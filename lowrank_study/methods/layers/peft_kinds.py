@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lowrank_study.errors import InputError
 from lowrank_study.methods.layers.linear import check_rank
-from lowrank_study.methods.layers.modules import head_names, target_modules
+from lowrank_study.methods.layers.modules import head_names, target_modules, task_of
 from lowrank_study.methods.peft import PeftMethod
 from lowrank_study.spec import BaseModel
 
@@ -155,7 +155,7 @@ def add_peft(model: nn.Module, method: PeftMethod, base: BaseModel) -> nn.Module
             config = peft.get_peft_config(
                 {
                     "peft_type": method.peft_type,
-                    "task_type": "SEQ_CLS",
+                    "task_type": task_of(model).peft_task_type,
                     "target_modules": list(modules),
                     **options,
                     "modules_to_save": list(saved),
