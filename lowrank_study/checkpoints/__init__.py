@@ -11,9 +11,14 @@ Every faulty file raises an `InputError` of one line that names file, tensor and
 
 from lowrank_study.checkpoints.adapters import Adapter, Factors, open_adapter
 from lowrank_study.checkpoints.adapters.saving import save_adapter
-from lowrank_study.checkpoints.formats.folder import refuse_several_adapters
-from lowrank_study.checkpoints.formats.source_file import SourceFile, shown
-from lowrank_study.checkpoints.formats.tensors import Array, TensorInfo, coarser
+from lowrank_study.checkpoints.formats import (
+    Array,
+    SourceFile,
+    TensorInfo,
+    coarser,
+    refuse_several_adapters,
+    shown,
+)
 from lowrank_study.checkpoints.matrices.finding import find_matrices
 from lowrank_study.checkpoints.matrices.matrix import Matrix
 from lowrank_study.checkpoints.names import canonical, is_vocabulary, module_of

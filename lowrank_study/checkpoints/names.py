@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lowrank_study.checkpoints.formats.source_file import shown
+from lowrank_study.checkpoints.formats import shown
 from lowrank_study.errors import InputError
 
 _LEADING = ("module.", "base_model.model.")

@@ -17,8 +17,16 @@ from typing import Any
 
 import numpy as np
 
+from lowrank_study.checkpoints.formats import (
+    Array,
+    Closing,
+    SourceFile,
+    TensorInfo,
+    damaged,
+    read_json,
+    shown,
+)
 from lowrank_study.checkpoints.formats.folder import find_weights, modules_beside, unread_flags
-from lowrank_study.checkpoints.formats.json_text import read_json
 from lowrank_study.checkpoints.formats.quantized import (
     find_scales,
     refuse_packed,
@@ -26,23 +34,10 @@ from lowrank_study.checkpoints.formats.quantized import (
     skip_reasons,
 )
 from lowrank_study.checkpoints.formats.shards import check_shards, index_files, refuse_lone_shard
-from lowrank_study.checkpoints.formats.source_file import (
-    Closing,
-    SourceFile,
-    close_all,
-    damaged,
-    resolve_inside,
-    shown,
-)
+from lowrank_study.checkpoints.formats.source_file import close_all, resolve_inside
 from lowrank_study.checkpoints.formats.stored import Stored, read_plain_rows
 from lowrank_study.checkpoints.formats.table import format_of
-from lowrank_study.checkpoints.formats.tensors import (
-    INTEGERS,
-    ITEM_BYTES,
-    Array,
-    TensorInfo,
-    decode,
-)
+from lowrank_study.checkpoints.formats.tensors import INTEGERS, ITEM_BYTES, decode
 from lowrank_study.checkpoints.names import strip_wrappers
 from lowrank_study.errors import InputError
 

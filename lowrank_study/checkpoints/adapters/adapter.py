@@ -24,8 +24,7 @@ from lowrank_study.checkpoints.adapters.formulas import (
 )
 from lowrank_study.checkpoints.adapters.peft_delta import peft_delta
 from lowrank_study.checkpoints.adapters.saving import BASE_HASH
-from lowrank_study.checkpoints.formats.source_file import Closing, SourceFile, shown
-from lowrank_study.checkpoints.formats.tensors import Array, coarser
+from lowrank_study.checkpoints.formats import Array, Closing, SourceFile, coarser, shown
 from lowrank_study.checkpoints.matrices.finding import is_transposed
 from lowrank_study.checkpoints.names import is_vocabulary, module_of
 from lowrank_study.checkpoints.weights import Weights
@@ -50,24 +49,24 @@ class Adapter(Closing):
         self._content = content
         self._weights = weights
         self._where = shown(path)
-        dtypes = {weights.dtype(name) for name in weights.names()}
-        coarse = sorted(dtypes - {"float32", "float64"})
-        self._flags = (
-            *content.assumed,
-            *weights.flags,
-            *content.flags,
-            *([f"adapter stored in {', '.join(coarse)}"] if coarse else []),
-        )
         self._places: Places | None = None
 
     @property
     def flags(self) -> tuple[str, ...]:
         """Remarks for the report on this adapter and the base it was checked with."""
-        return (*self._flags, *(self._places.flags if self._places is not None else ()))
+        dtypes = {self._weights.dtype(name) for name in self._weights.names()}
+        coarse = ", ".join(sorted(dtypes - {"float32", "float64"}))
+        return (
+            *self._content.assumed,
+            *self._weights.flags,
+            *self._content.flags,
+            *([f"adapter stored in {coarse}"] if coarse else []),
+            *(self._places.flags if self._places is not None else ()),
+        )
 
     @property
     def files(self) -> tuple[SourceFile, ...]:
-        """The files it consists of, each with `.path`, `.size` and `.sha256`."""
+        """The adapter's files, each with `.path`, `.size` and `.sha256`."""
         return self._weights.files
 
     @property
@@ -83,11 +82,11 @@ class Adapter(Closing):
         return sum(prod(self._weights.shape(name)) for name in names)
 
     def modules(self) -> list[str]:
-        """Paths of the base modules whose weight it changes by factors, in file order."""
+        """Return the base modules whose weight is changed by factors, in file order."""
         return list(self._content.modules)
 
     def saved_weights(self) -> list[str]:
-        """Names of tensors trained in full (modules_to_save, biases, token rows)."""
+        """Return the names of tensors trained in full (modules_to_save, biases, token rows)."""
         held = self._content
         return [*held.saved, *held.token_rows, *held.bias_updates]
 
@@ -104,14 +103,15 @@ class Adapter(Closing):
             )
         return self._finite(self._saved_tensor(name))
 
-    def storage_dtype(self, name: str) -> str:
-        """Return the coarsest dtype among the tensors of one update.
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor trained in full; for trained tokens, of their rows."""
+        return self._weights.shape(self._saved_tensor(name))
 
-        Args:
-            name: one of `modules()` or of `saved_weights()`.
+    def storage_dtype(self, name: str) -> str:
+        """Return the coarsest dtype among the tensors of a module or a saved weight.
 
         Raises:
-            InputError: the adapter has neither a module nor a saved weight of this name.
+            InputError: the adapter has neither of this name.
         """
         if name in self.saved_weights():
             parts = [self._saved_tensor(name)]
@@ -145,10 +145,11 @@ class Adapter(Closing):
         tensor = self.base_tensor(module, base)
         in_out = self._stored_in_out(module, tensor, base)
         if len(base.shape(tensor)) != 2 or (self.kind == "olora" and in_out):
-            # PEFT decomposes the stored orientation then, but applies the factors in the other
+            # PEFT then decomposes the stored orientation, but applies the factors in the other.
             raise InputError(
-                f"{self._where}: {self.kind} on {shown(module)}, no linear map stored (out, in), "
-                "can't be read exactly; merge it into the base with PEFT and compare checkpoints"
+                f"{self._where}: {self.kind} on {shown(module)}, which isn't a linear map stored "
+                "(out, in), can't be read exactly; merge it into the base with PEFT and compare "
+                "checkpoints"
             )
         if scaling <= 0:
             raise InputError(f"{self._where}: {self.kind} with lora_alpha below 0; save it again")
@@ -160,8 +161,6 @@ class Adapter(Closing):
 
     def delta(self, module: str, base: Weights | None = None) -> Array:
         """Return the module's update delta_OI = W - W0 as a dense float64 matrix.
-
-        LoHa, LoKr and VeRA are computed by PEFT's own `get_delta_weight`.
 
         Args:
             module: one of `modules()`.
@@ -224,12 +223,11 @@ class Adapter(Closing):
         before = self._finite_base(self.base_tensor(name, base), base)
         after = self.read(name)
         if name in self._content.token_rows:
-            where = f"{self._where}: {shown(name)}"
             trained = self._content.token_indices[name]
             if self.extra_rows(name, base) and len(after) == len(trained):
                 known = [row < len(before) for row in trained]
                 trained, after = list(compress(trained, known)), after[known]
-            return rows_delta(trained, before, after, where)
+            return rows_delta(trained, before, after, f"{self._where}: {shown(name)}")
         if not self.fits(name, base):
             raise InputError(
                 f"{self._where}: {shown(name)} has shape {list(after.shape)}, but in the base "
@@ -251,19 +249,14 @@ class Adapter(Closing):
 
         For trained tokens, these are the new ones: the copy of W0 beside them exceeds the base.
         """
+        before = base.shape(self.base_tensor(name, base))
         if name in self._content.token_rows:
-            rows = base.shape(self.base_tensor(name, base))[0]
             copy = self._content.base_layers.get(module_of(name))
-            grown = copy is not None and self._weights.shape(copy)[0] > rows
-            return sum(row >= rows for row in self._content.token_indices[name]) if grown else 0
-        if not self.fits(name, base):
-            return 0
-        shape, before = self.shape(name), base.shape(self.base_tensor(name, base))
-        return shape[0] - before[0] if shape else 0
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of a tensor trained in full; for trained tokens, of their rows."""
-        return self._weights.shape(self._saved_tensor(name))
+            grown = copy is not None and self._weights.shape(copy)[0] > before[0]
+            indices = self._content.token_indices[name]
+            return sum(row >= before[0] for row in indices) if grown else 0
+        shape = self.shape(name)
+        return shape[0] - before[0] if shape and self.fits(name, base) else 0
 
     def in_base(self, name: str, base: Weights) -> bool:
         """Whether the base has a W0 for a module or a saved weight; a new head has no W0."""
@@ -293,11 +286,7 @@ class Adapter(Closing):
         if copy is not None and expected == self._weights.shape(copy) != W0_OI.shape:
             W0_OI = self._finite(copy).astype(np.float64)
         if expected is not None and expected != W0_OI.shape:
-            raise InputError(
-                f"{self._where}: module {shown(module)} changes a {list(expected)} matrix, but in "
-                f"the base {shown(base.path)} it is {list(W0_OI.shape)}; "
-                "give the base it was trained on"
-            )
+            raise self._places_in(base).other_shape(module, expected, W0_OI.shape)
         return W0_OI
 
     def check_base(self, base: Weights) -> None:
@@ -340,14 +329,17 @@ class Adapter(Closing):
         if name in held.bias_updates:
             stored, _ = held.bias_updates[name]
         if stored is None:
-            some = ", ".join(shown(known, 60) for known in self.saved_weights()[:5]) or "none"
-            raise InputError(f"{self._where}: no saved weight {shown(name)}; it has {some}")
+            raise InputError(
+                f"{self._where}: no saved weight {shown(name)}; "
+                f"it has {_examples(self.saved_weights())}"
+            )
         return stored
 
     def _parts(self, module: str) -> dict[str, Part]:
         if module not in self._content.modules:
-            some = ", ".join(shown(known, 60) for known in self.modules()[:5]) or "none"
-            raise InputError(f"{self._where}: no module {shown(module)}; it has {some}")
+            raise InputError(
+                f"{self._where}: no module {shown(module)}; it has {_examples(self.modules())}"
+            )
         return self._content.modules[module]
 
     def _given(self, base: Weights | None) -> Weights:
@@ -358,18 +350,26 @@ class Adapter(Closing):
             )
         return base
 
+    def _plain_factors(self, module: str) -> Factors:
+        parts = self._parts(module)
+        A, B = self._part(parts["A"]), self._part(parts["B"])
+        return Factors(
+            B.reshape(B.shape[0], -1),
+            A.reshape(A.shape[0], -1),
+            self._content.scalings[module],
+            self.storage_dtype(module),
+        )
+
     def _part(self, part: Part) -> Array:
         values = self._finite(part.tensor)
         return values.T if part.transposed else values
 
     def _finite(self, name: str) -> Array:
-        values = self._weights.read(name)
-        if not np.isfinite(values).all():
-            raise InputError(
-                f"{self._where}: tensor {shown(name)} has {int((~np.isfinite(values)).sum())} NaN "
-                "or infinite values; its training diverged: use an earlier checkpoint"
-            )
-        return values
+        remedy = "its training diverged: use an earlier checkpoint"
+        return _read_finite(self._weights, name, self.path, remedy)
+
+    def _finite_base(self, tensor: str, base: Weights) -> Array:
+        return _read_finite(base, tensor, base.path, "give another base").astype(np.float64)
 
     def _stored_in_out(self, module: str, tensor: str, base: Weights) -> bool:
         """Whether the base stores the module as (in, out); its config decides first."""
@@ -377,22 +377,17 @@ class Adapter(Closing):
             return is_transposed(tensor, base)
         return bool(self.config.get("fan_in_fan_out")) and len(base.shape(tensor)) == 2
 
-    def _finite_base(self, tensor: str, base: Weights) -> Array:
-        values = base.read(tensor)
-        if not np.isfinite(values).all():
-            raise InputError(
-                f"{shown(base.path)}: tensor {shown(tensor)} has "
-                f"{int((~np.isfinite(values)).sum())} NaN or infinite values; give another base"
-            )
-        return values.astype(np.float64)
 
-    def _plain_factors(self, module: str) -> Factors:
-        parts = self._parts(module)
-        A, B = self._part(parts["A"]), self._part(parts["B"])
-        dtype = self.storage_dtype(module)
-        return Factors(
-            B.reshape(B.shape[0], -1),
-            A.reshape(A.shape[0], -1),
-            self._content.scalings[module],
-            dtype,
+def _read_finite(weights: Weights, name: str, path: Path, remedy: str) -> Array:
+    """Read a tensor; refuse one with NaN or infinite values."""
+    values = weights.read(name)
+    if not np.isfinite(values).all():
+        count = int((~np.isfinite(values)).sum())
+        raise InputError(
+            f"{shown(path)}: tensor {shown(name)} has {count} NaN or infinite values; {remedy}"
         )
+    return values
+
+
+def _examples(names: list[str]) -> str:
+    return ", ".join(shown(name, 60) for name in names[:5]) or "none"

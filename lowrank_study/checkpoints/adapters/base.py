@@ -1,7 +1,7 @@
 """Find the modules of an adapter in its base model.
 
-An adapter uses the names of the live model; the base file may use others: no head, a pipeline's
-prefix, an older layout of transformers, `_` for `.` (kohya), or only the embedding where the head
+An adapter uses the names of the live model. The base file may use others: no head, a pipeline's
+prefix, an older layout of transformers, `_` for `.` (kohya), or only the embedding if the head
 is tied to it.
 """
 
@@ -13,12 +13,12 @@ from math import prod
 import numpy as np
 
 from lowrank_study.checkpoints.adapters.content import Content, stored_shape
-from lowrank_study.checkpoints.formats.source_file import shown
-from lowrank_study.checkpoints.formats.tensors import Array
+from lowrank_study.checkpoints.formats import Array, shown
 from lowrank_study.checkpoints.names import (
     canonical,
     is_head,
     is_vocabulary,
+    last_part,
     may_be_tied,
     module_of,
 )
@@ -26,13 +26,13 @@ from lowrank_study.checkpoints.weights import Weights
 from lowrank_study.errors import InputError
 
 _FLAT_PREFIX = re.compile(r"lora_(unet|te\d?|transformer|prior)_")
-"""Prefixes that kohya's scripts put before module names, by the model of a pipeline."""
+"""Prefixes that kohya's scripts put before module names, one per model of a pipeline."""
 
 _HOLDERS = re.compile(
     r"^(model\.diffusion_model|diffusion_model|conditioner\.embedders\.\d\.(transformer|model)"
     r"|cond_stage_model\.(transformer|model))\."
 )
-"""Which part of a checkpoint with all models of a pipeline in it holds the rest of a name."""
+"""Prefixes of one model's names in a checkpoint with all models of a pipeline."""
 
 _ROUNDING = 2.0**-8
 """Largest difference of a copy stored in bfloat16, relative to the largest entry."""
@@ -42,13 +42,7 @@ class Places:
     """Finds the tensors of a base model by the names that an adapter may use."""
 
     def __init__(self, base: Weights, content: Content, weights: Weights, where: str) -> None:
-        """Find every module, without reading any tensor.
-
-        Args:
-            base: the opened base model.
-            content: what the adapter holds.
-            weights: the adapter's tensors.
-            where: beginning of error messages.
+        """Find every module, without reading any tensor; `where` begins the error messages.
 
         Raises:
             InputError: names or shapes show that the adapter wasn't trained on this base.
@@ -72,7 +66,7 @@ class Places:
 
     @cached_property
     def _canonical(self) -> dict[str, list[str]]:
-        """The tensors by their newest names; computed only if other names fail."""
+        """The tensors by their canonical names; computed only if other names fail."""
         return _grouped((canonical(name), name) for name in self.base.names())
 
     def find(self, name: str) -> str:
@@ -87,31 +81,29 @@ class Places:
         if len(found) == 1:
             return found[0]
         some = ", ".join(shown(other, 60) for other in (found or self.base.names())[:4])
-        remedy = "give the base it was trained on"
-        in_gguf = "general.architecture" in self.base.metadata
-        if in_gguf and self._content.kind != "gguf":
-            remedy = (
-                "a GGUF file has its own names and row orders: give the base in the format it "
-                "was trained in"
-            )
-        elif self._content.kind == "gguf" and not in_gguf:
-            remedy = "give the base in GGUF, converted by llama.cpp as the adapter was"
         fits = f"fits {len(found)} tensors of" if found else "is not in"
         raise InputError(
             f"{self._where}: module {shown(name)} {fits} the base model "
-            f"{shown(self.base.path)} (which has {some}); {remedy}"
+            f"{shown(self.base.path)} (which has {some}); {self._remedy()}"
         )
+
+    def _remedy(self) -> str:
+        """Return the remedy for a module that isn't found."""
+        in_gguf = "general.architecture" in self.base.metadata
+        if in_gguf and self._content.kind != "gguf":
+            return (
+                "a GGUF file has its own names and row orders: give the base in the format it "
+                "was trained in"
+            )
+        if self._content.kind == "gguf" and not in_gguf:
+            return "give the base in GGUF, converted by llama.cpp as the adapter was"
+        return "give the base it was trained on"
 
     def __contains__(self, name: str) -> bool:
         return name not in self._absent and len(self._candidates(name)) == 1
 
     def compare_copy(self, module: str, copy: Array) -> None:
-        """Flag a copy of W0 in the adapter that differs from the base.
-
-        Args:
-            module: the module it belongs to.
-            copy: all of it; for a resized vocabulary, only its first rows are compared.
-        """
+        """Flag a copy of W0 in the adapter if the rows that both have differ from the base."""
         if module not in self:
             return
         stored = self.base.read(self.find(module))
@@ -129,7 +121,7 @@ class Places:
     def _candidates(self, name: str) -> list[str]:
         headless = name.partition(".")[2]
         plain = (f"{name}.weight", name, f"{headless}.weight", headless)
-        for exact in (*plain, f"{name}.in_proj_weight"):  # the last one for a MultiheadAttention
+        for exact in (*plain, f"{name}.in_proj_weight"):  # the last is a MultiheadAttention's
             if exact in self.base:
                 return [exact]
         flat = _FLAT_PREFIX.sub("", name, count=1) if _FLAT_PREFIX.match(name) else name
@@ -139,10 +131,8 @@ class Places:
             *self._shortened.get(f"{name}.weight", []),
         ]
         if not found:
-            tensors = [name, f"{name}.weight"]
-            found = [
-                each for tensor in tensors for each in self._canonical.get(canonical(tensor), [])
-            ]
+            for tensor in (name, f"{name}.weight"):
+                found += self._canonical.get(canonical(tensor), [])
         return list(dict.fromkeys(found)) or self._tied(name)
 
     def _is_tied(self, name: str) -> bool:
@@ -162,7 +152,7 @@ class Places:
             return []
         other = module_of(stored[0])
         # T5 and BART share one embedding between encoder and decoder
-        shares = any(each.rpartition(".")[2] == "shared" for each in (module, other))
+        shares = "shared" in (last_part(module), last_part(other))
         return stored if shares or is_head(module) != is_head(other) else []
 
     def _check_modules(self) -> None:
@@ -183,8 +173,8 @@ class Places:
                 if places.setdefault(tensor, component) != component:
                     raise InputError(
                         f"{self._where}: its {places[tensor]} and its {component} both fit "
-                        f"{shown(self.base.path)}, and nothing shows which of them belongs to "
-                        "it; give no base"
+                        f"{shown(self.base.path)}, and nothing shows which one it belongs to; "
+                        "give no base"
                     )
         if failures and (len(failures) == len(components) or self._content.kind == "dora"):
             raise next(iter(failures.values()))
@@ -215,9 +205,15 @@ class Places:
                 "layer saved in the adapter"
             )
             return tensor
-        raise InputError(
-            f"{self._where}: module {shown(module)} changes a {list(expected)} matrix, but "
-            f"in the base {shown(self.base.path)} it is {list(shape)}; "
+        raise self.other_shape(module, expected, shape)
+
+    def other_shape(
+        self, module: str, expected: tuple[int, ...], shape: tuple[int, ...]
+    ) -> InputError:
+        """Return the error for a module that has another shape in the base."""
+        return InputError(
+            f"{self._where}: module {shown(module)} changes a {list(expected)} matrix, but in "
+            f"the base {shown(self.base.path)} it is {list(shape)}; "
             "give the base it was trained on"
         )
 

@@ -5,6 +5,7 @@ A reader goes through the names of a file and hands each tensor to a `Sorter`:
     sorter = Sorter(weights, where, needed={"A", "B"})
     sorter.add("encoder.layer.0.query", "A", "encoder.layer.0.query.lora_A.weight")
     modules = sorter.whole_modules()        # those with A and B; the others are left out
+    only_factors(sorter, kind="lora", config={}, modules=modules, scalings=scalings)
 
 Axis suffixes: O out features, I in features, R adapter rank.
 """
@@ -14,8 +15,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple, Protocol
 
-from lowrank_study.checkpoints.formats.source_file import shown
-from lowrank_study.checkpoints.formats.tensors import Array
+from lowrank_study.checkpoints.formats import Array, shown
 from lowrank_study.checkpoints.weights import Weights
 from lowrank_study.errors import InputError
 from lowrank_study.left_out import LeftOut
@@ -52,7 +52,7 @@ class Content:
     """`lora`, `dora`, `pissa`, `olora`, `loha`, `lokr`, `vera`, `trainable_tokens`, or a LoRA
     layout with its own names: `kohya`, `gguf`."""
     config: Mapping[str, Any]
-    """Its adapter_config.json, or the settings in its header."""
+    """Its adapter_config.json; empty without one."""
     modules: dict[str, dict[str, Part]]
     """Module path to its parts: "A" (R, I), "B" (O, R), "magnitude" (O), ..."""
     scalings: dict[str, float]
@@ -131,10 +131,12 @@ class Sorter:
             )
         parts[part] = Part(tensor=tensor, transposed=transposed)
 
-    def spoil(self, module: str, tensor: str, why: str, remedy: str) -> None:
-        """Leave out a module that a tensor changes in a way not computed here."""
+    def spoil(self, module: str, tensor: str, method: str) -> None:
+        """Leave out a module that a tensor changes by another method than `method`."""
+        why = f"tensor {shown(tensor)} belongs to a method that can't be read exactly as {method}"
         self.leave_out(tensor, why)
-        self._unclear.setdefault(module, (why, remedy))
+        remedy = "merge it into the base in its own library and compare checkpoints"
+        self._unclear.setdefault(module, (why, f"{why}; {remedy}"))
 
     def leave_out(self, tensor: str, why: str) -> None:
         """Leave one tensor out."""
@@ -153,32 +155,35 @@ class Sorter:
         whole: dict[str, dict[str, Part]] = {}
         refusals: list[str] = []
         for module, parts in self._modules.items():
-            missing = sorted(self._needed - parts.keys())
-            if module in self._unclear:
-                why, remedy = self._unclear[module]
-                refusals.append(f"{why}; {remedy}")
-            elif missing:
-                why = f"has {', '.join(sorted(parts))} but no {', '.join(missing)}"
-                refusals.append(
-                    f"module {shown(module)} {why}; it was saved unfinished: save the adapter again"
-                )
-                why = f"a module {why}"
-            elif self._is_grouped(parts):
-                why = "factors of a grouped convolution mix its groups"
-                refusals.append(
-                    f"module {shown(module)} is a grouped convolution: its factors mix the groups, "
-                    "so they are no update of the stored weight, and PEFT can't merge them; "
-                    "adapt other modules, or tune this one in full"
-                )
-            else:
+            why, refusal = self._fault(module, parts)
+            if not why:
                 whole[module] = parts
                 continue
+            refusals.append(refusal)
             for part in parts.values():
                 self.leave_out(part.tensor, why)
-        refusals += [f"{why}; {remedy}" for why, remedy in self._unclear.values()]
+        refusals += (refusal for _, refusal in self._unclear.values())
         if refusals and not whole:
             raise InputError(f"{self._where}: {refusals[0]}")
         return whole
+
+    def _fault(self, module: str, parts: Mapping[str, Part]) -> tuple[str, str]:
+        """Return why a module is left out, and the refusal if all are; empty if it is complete."""
+        if module in self._unclear:
+            return self._unclear[module]
+        missing = sorted(self._needed - parts.keys())
+        if missing:
+            why = f"has {', '.join(sorted(parts))} but no {', '.join(missing)}"
+            remedy = "it was saved unfinished: save the adapter again"
+            return f"a module {why}", f"module {shown(module)} {why}; {remedy}"
+        if self._is_grouped(parts):
+            return (
+                "factors of a grouped convolution mix its groups",
+                f"module {shown(module)} is a grouped convolution: its factors mix the groups, "
+                "so they are no update of the stored weight, and PEFT can't merge them; "
+                "adapt other modules, or tune this one in full",
+            )
+        return "", ""
 
     def _is_grouped(self, parts: Mapping[str, Part]) -> bool:
         """Whether B reads only its own group of A's outputs, as in PEFT's grouped convolutions."""
@@ -201,6 +206,34 @@ class Sorter:
             )
             for why, tensors in self._unused.items()
         )
+
+
+def only_factors(
+    sorter: Sorter,
+    *,
+    kind: str,
+    config: Mapping[str, Any],
+    modules: dict[str, dict[str, Part]],
+    scalings: dict[str, float],
+) -> Content:
+    """Return the contents of an adapter with nothing but factors; readers `replace` the rest."""
+    return Content(
+        kind=kind,
+        config=config,
+        modules=modules,
+        scalings=scalings,
+        embeddings=frozenset(),
+        components={},
+        shared={},
+        saved={},
+        token_rows={},
+        token_indices={},
+        bias_updates={},
+        base_layers={},
+        assumed=(),
+        flags=(),
+        left_out=sorter.left_out(),
+    )
 
 
 def stored_shape(weights: Weights, part: Part) -> tuple[int, ...]:
@@ -227,3 +260,14 @@ def checked_ranks(
             )
         ranks[module] = A[0]
     return ranks
+
+
+def refuse_other_ranks(ranks: Mapping[str, int], expected: Mapping[str, float], where: str) -> None:
+    """Refuse a module whose factors have another rank than its config says."""
+    for module, rank in ranks.items():
+        if rank != expected[module]:
+            raise InputError(
+                f"{where}: module {shown(module)} has factors of rank {rank}, but its config "
+                f"says {expected[module]:g}; config and weights are from different runs: "
+                "save it again"
+            )

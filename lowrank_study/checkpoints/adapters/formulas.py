@@ -5,7 +5,7 @@ Axis suffixes: O out features, I in features, R adapter rank.
 
 import numpy as np
 
-from lowrank_study.checkpoints.formats.tensors import Array
+from lowrank_study.checkpoints.formats import Array
 from lowrank_study.errors import InputError
 
 

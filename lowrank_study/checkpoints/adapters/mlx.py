@@ -1,4 +1,4 @@
-"""Adapters of Apple's MLX (`mlx_lm.lora`): adapters.safetensors beside adapter_config.json.
+"""Read adapters of Apple's MLX (`mlx_lm.lora`): adapters.safetensors and adapter_config.json.
 
 model.layers.0.self_attn.q_proj.lora_a    A, stored (in, rank)
 model.layers.0.self_attn.q_proj.lora_b    B, stored (rank, out)
@@ -11,12 +11,18 @@ Source: https://github.com/ml-explore/mlx-lm/blob/main/mlx_lm/tuner/lora.py
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from lowrank_study.checkpoints.adapters.content import Content, Sorter, checked_ranks
+from lowrank_study.checkpoints.adapters.content import (
+    Content,
+    Sorter,
+    checked_ranks,
+    only_factors,
+    refuse_other_ranks,
+)
 from lowrank_study.checkpoints.adapters.peft_settings import checked_number
-from lowrank_study.checkpoints.adapters.saving import CONFIG_NAME
-from lowrank_study.checkpoints.formats.source_file import shown
+from lowrank_study.checkpoints.formats import CONFIG_NAME, shown
 from lowrank_study.checkpoints.names import is_vocabulary
 from lowrank_study.checkpoints.weights import Weights
 from lowrank_study.errors import InputError
@@ -44,44 +50,36 @@ def read_mlx(weights: Weights, config: Mapping[str, Any], where: str) -> Content
         elif len(weights.shape(name)) > 2:
             sorter.leave_out(name, "factors of a stack of experts")
         else:
-            module = name.removesuffix(end)
+            module, part = name.removesuffix(end), _PARTS[end]
             embedding = is_vocabulary(module) and not module.endswith(("lm_head", "output"))
             if embedding:
                 embeddings.add(module)
-            part = _PARTS[end]
-            if embedding and part != "magnitude":
-                part = "B" if part == "A" else "A"
+                part = {"A": "B", "B": "A"}.get(part, part)
             sorter.add(module, part, name, transposed=part != "magnitude" and not embedding)
     modules = sorter.whole_modules()
     if not (modules or saved):
         raise InputError(f"{where}: holds no factors of an MLX adapter (no lora_a and lora_b)")
-    ranks = checked_ranks(weights, modules, where)
-    scalings, flags = _scalings(config, ranks, where)
-    return Content(
-        kind="dora" if kind == "dora" else "lora",
-        config=config,
-        modules=modules,
-        scalings=scalings,
+    scale, flags = _scale(config, checked_ranks(weights, modules, where), where)
+    return replace(
+        only_factors(
+            sorter,
+            kind="dora" if kind == "dora" else "lora",
+            config=config,
+            modules=modules,
+            scalings=dict.fromkeys(modules, scale),
+        ),
         embeddings=frozenset(embeddings),
-        components={},
-        shared={},
         saved=saved,
-        token_rows={},
-        token_indices={},
-        bias_updates={},
-        base_layers={},
-        assumed=(),
         flags=("MLX adapter", *flags),
-        left_out=sorter.left_out(),
     )
 
 
-def _scalings(
+def _scale(
     config: Mapping[str, Any], ranks: Mapping[str, int], where: str
-) -> tuple[dict[str, float], list[str]]:
-    """Return every module's factor, and remarks for the report."""
+) -> tuple[float, list[str]]:
+    """Return the factor of all modules, and remarks for the report."""
     if not ranks:
-        return {}, []
+        return 1.0, []
     settings = config.get("lora_parameters")
     if not isinstance(settings, dict):
         raise InputError(
@@ -90,15 +88,9 @@ def _scalings(
         )
     of_config = f"{where}: {CONFIG_NAME}: lora_parameters"
     scale, rank = (checked_number(settings, key, of_config) for key in ("scale", "rank"))
-    for module, found in ranks.items():
-        if found != rank:
-            raise InputError(
-                f"{where}: module {shown(module)} has factors of rank {found}, but its config says "
-                f"{rank:g}; config and weights are from different runs: save it again"
-            )
+    refuse_other_ranks(ranks, dict.fromkeys(ranks, rank), where)
     if settings.get("alpha") is None:
-        return dict.fromkeys(ranks, scale), []
-    scale *= checked_number(settings, "alpha", of_config) / rank
-    return dict.fromkeys(ranks, scale), [
+        return scale, []
+    return scale * (checked_number(settings, "alpha", of_config) / rank), [
         "its config has an alpha (mlx_lm until 2024): read as scale * alpha / rank"
     ]

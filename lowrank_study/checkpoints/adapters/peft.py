@@ -1,4 +1,4 @@
-"""PEFT's layout: sort its tensors into factors, magnitudes, full weights and token rows.
+"""Read PEFT's layout: factors, magnitudes, full weights and token rows.
 
 base_model.model.encoder.layer.0.query.lora_A.weight      module "encoder.layer.0.query", A
 base_model.model.encoder.layer.0.query.base_layer.weight  a copy of its W0
@@ -10,12 +10,17 @@ A training script that saves a state dict itself leaves the adapter's name in th
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from lowrank_study.checkpoints.adapters.content import Content, Sorter, checked_ranks
+from lowrank_study.checkpoints.adapters.content import (
+    Content,
+    Sorter,
+    checked_ranks,
+    only_factors,
+)
 from lowrank_study.checkpoints.adapters.peft_settings import Settings, read_settings
-from lowrank_study.checkpoints.adapters.saving import CONFIG_NAME
-from lowrank_study.checkpoints.formats.source_file import shown
+from lowrank_study.checkpoints.formats import CONFIG_NAME, shown
 from lowrank_study.checkpoints.weights import Weights
 from lowrank_study.errors import InputError
 
@@ -26,15 +31,15 @@ _LORA = {
     "lora_embedding_B": "",
     "lora_magnitude_vector": r"(?:\.weight)?",
 }
+"""Part names with their suffix; an adapter's name may come between the two."""
+
 _PARTS = {
-    "loha": dict.fromkeys((f"hada_{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b")), ""),
-    "lokr": dict.fromkeys(
-        (f"lokr_{part}" for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")), ""
-    ),
-    "vera": dict.fromkeys(("vera_lambda_b", "vera_lambda_d"), ""),
-    "trainable_tokens": {},
+    "loha": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
+    "lokr": ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"),
+    "vera": ("vera_lambda_b", "vera_lambda_d"),
+    "trainable_tokens": (),
 }
-"""Part names of each kind with their suffix; an adapter's name may come between the two."""
+"""Part names of the kinds without A and B; they have no suffix."""
 
 _NEEDED = {
     "dora": {"A", "B", "magnitude"},
@@ -43,6 +48,8 @@ _NEEDED = {
     "vera": set(_PARTS["vera"]),
     "trainable_tokens": set[str](),
 }
+"""Parts that every module needs; A and B in all other kinds."""
+
 _FACTORS = {"lora_A": "A", "lora_B": "B", "lora_magnitude_vector": "magnitude"}
 _EMBEDDING = {"lora_embedding_A": "B", "lora_embedding_B": "A"}
 """An embedding's weight (tokens, dimensions) is (B A)^T, so its two factors swap roles."""
@@ -58,61 +65,51 @@ _BIAS = re.compile(r"(.+)\.lora_B(?:\.[^.]+)?\.bias")
 _METHOD = re.compile(
     r"(?:(.*?)[._])?(?:lora|hada|lokr|vera|oft|boft|ia3|dora|fourier|trainable_tokens)_"
 )
-"""Words in names of methods; a tensor with such a name is not read if it isn't understood."""
+"""Beginnings of the names of methods' tensors; one that isn't known is not read."""
 
 
 def read_peft(weights: Weights, config: Mapping[str, Any], where: str) -> Content:
     """Sort the tensors of an adapter that PEFT saved."""
     settings = read_settings(config, f"{where}: {CONFIG_NAME}")
-    kind = settings.kind
     names = _Names(weights, settings, where)
     modules = names.sorter.whole_modules()
     if not (modules or names.saved or names.token_rows):
         raise InputError(f"{where}: holds no tensors of an adapter; give another file")
-    if kind == "vera" and set(names.shared) != {"vera_A", "vera_B"}:
+    if settings.kind == "vera" and set(names.shared) != {"vera_A", "vera_B"}:
         raise InputError(
             f"{where}: VeRA without its projections vera_A and vera_B; "
             "train or save it with save_projection=True"
         )
     scalings: dict[str, float] = {}
     flags: list[str] = []
-    if kind not in _PARTS:
+    if settings.kind not in _PARTS:
         ranks = checked_ranks(weights, modules, where)
         scalings, flags = settings.scalings(ranks, where)
     for module in names.doubled & scalings.keys():
         scalings[module] *= 2
         flags.append(f"{shown(module)}: measured as twice B A, as PEFT's model adds it twice")
-    bias_updates: dict[str, tuple[str, float]] = {}
-    for module, tensor in names.biases.items():
-        if module in scalings and f"{module}.bias" not in names.saved:
-            bias_updates[f"{module}.bias"] = tensor, scalings[module]
-        else:
-            names.sorter.leave_out(tensor, "a bias of lora_B beside the module's own")
-    return Content(
-        kind=kind,
-        config=config,
-        modules=modules,
-        scalings=scalings,
+    bias_updates = names.bias_updates(scalings)
+    return replace(
+        only_factors(
+            names.sorter, kind=settings.kind, config=config, modules=modules, scalings=scalings
+        ),
         embeddings=frozenset(names.embeddings),
-        components={},
         shared=names.shared,
         saved=names.saved,
         token_rows=names.token_rows,
         token_indices={name: settings.token_indices(name, where) for name in names.token_rows},
         bias_updates=bias_updates,
         base_layers=names.base_layers,
-        assumed=(),
         flags=(*settings.flags, *names.flags, *flags),
-        left_out=names.sorter.left_out(),
     )
 
 
 class _Names:
-    """Collects the names of one adapter."""
+    """Sorts the names of one adapter."""
 
     def __init__(self, weights: Weights, settings: Settings, where: str) -> None:
         self._weights, self._where, self._kind = weights, where, settings.kind
-        stems = _PARTS.get(self._kind, _LORA)
+        stems = dict.fromkeys(_PARTS[self._kind], "") if self._kind in _PARTS else _LORA
         self._ends = [
             (stem, re.compile(rf"(.+)\.{stem}(?:\.(?!weight$)([^.]+))?{end}"))
             for stem, end in stems.items()
@@ -124,7 +121,7 @@ class _Names:
         self.token_rows: dict[str, str] = {}
         self.base_layers: dict[str, str] = {}
         self.doubled: set[str] = set()
-        self.biases: dict[str, str] = {}
+        self._biases: dict[str, str] = {}
         self.flags: list[str] = []
         self._forms: dict[str, bool] = {}
         self._refuse_unreadable()
@@ -142,6 +139,16 @@ class _Names:
             else:
                 self._take_part(name, *found[:2])
 
+    def bias_updates(self, scalings: Mapping[str, float]) -> dict[str, tuple[str, float]]:
+        """Return the biases of lora_B with their factors; leave out those beside a trained bias."""
+        updates: dict[str, tuple[str, float]] = {}
+        for module, tensor in self._biases.items():
+            if module in scalings and f"{module}.bias" not in self.saved:
+                updates[f"{module}.bias"] = tensor, scalings[module]
+            else:
+                self.sorter.leave_out(tensor, "a bias of lora_B beside the module's own")
+        return updates
+
     def _refuse_unreadable(self) -> None:
         for name, reason in self._weights.skipped.items():
             if reason.startswith("empty") or _METHOD.match(name):
@@ -151,7 +158,7 @@ class _Names:
                 )
 
     def _parsed(self, name: str) -> tuple[str, str, str | None] | None:
-        """Return the part, the module and the adapter's name that a tensor name contains."""
+        """Return the part, the module and the adapter's name in the name of a tensor."""
         for stem, end in self._ends:
             if found := end.fullmatch(name):
                 return stem, found[1], found[2]
@@ -192,7 +199,7 @@ class _Names:
             )
 
     def _take_other(self, name: str, wrapper: str) -> None:
-        """Add tensors that are not parts of a module: copies, biases, weights trained in full."""
+        """Add a tensor that is not a part of a module: a copy, a bias, a weight trained in full."""
         if self._kind == "vera" and name in ("base_model.vera_A", "base_model.vera_B"):
             self.shared[name.removeprefix("base_model.")] = name
             return
@@ -202,19 +209,12 @@ class _Names:
             return
         if bias := _BIAS.fullmatch(name):
             self.flags.append(f"{shown(name)} adds a bias that is not part of the weight's update")
-            self.biases[bias[1]] = name
+            self._biases[bias[1]] = name
             return
-        method = _METHOD.match(name)
-        if method is not None:
-            self.sorter.spoil(
-                method[1] or "",
-                name,
-                f"tensor {shown(name)} belongs to a method that can't be read exactly as "
-                f"{self._kind}",
-                "merge it into the base in its own library and compare checkpoints",
-            )
+        if method := _METHOD.match(name):
+            self.sorter.spoil(method[1] or "", name, self._kind)
             return
-        # with bias="all" PEFT also saves its wrapper's own copies, but never loads them
+        # With bias="all" PEFT also saves its wrapper's own copies, but never loads them.
         plain = name.replace(".base_layer.", ".").replace(wrapper, ".")
         plain = plain.replace(".modules_to_save.", ".")
         if ".original_module." in name or (".modules_to_save." in name and plain in self._weights):

@@ -1,7 +1,7 @@
-"""The dense update of LoHa, LoKr and VeRA, computed by PEFT itself on one layer.
+"""Compute the dense update of LoHa, LoKr and VeRA with PEFT itself, one layer at a time.
 
-A throwaway linear layer of the base's shape gets the adapter's tensors, and PEFT's
-`get_delta_weight` gives the update: its own formula, one module in memory at a time.
+PEFT's `get_delta_weight` computes the update from the adapter's tensors in a temporary linear
+layer of the base's shape, so the formula is PEFT's own.
 """
 
 import warnings
@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lowrank_study.checkpoints.formats.source_file import shown
-from lowrank_study.checkpoints.formats.tensors import Array
+from lowrank_study.checkpoints.formats import Array, shown
 from lowrank_study.errors import InputError
 
 _KEYS = (
@@ -37,7 +36,7 @@ def peft_delta(
         config: the adapter's checked config; only numbers are taken from it.
         parts: PEFT's parameter names to their values.
         shape: (out, in) of the base weight.
-        where: opens the errors.
+        where: beginning of error messages.
 
     Raises:
         InputError: the tensors don't fit the shape.
@@ -53,25 +52,27 @@ def peft_delta(
             held[name] = table["default"]
     if set(parts) != set(held):
         raise InputError(
-            f"{where}: has {', '.join(sorted(parts))}, PEFT expects {', '.join(sorted(held))} "
+            f"{where}: has {', '.join(sorted(parts))}, but PEFT expects {', '.join(sorted(held))} "
             f"for a {list(shape)} weight; give the base it was trained on"
         )
+    for name, value in parts.items():
+        if not _fits(name, value.shape, tuple(held[name].shape)):
+            raise InputError(
+                f"{where}: {name} is {list(value.shape)}, but a {list(shape)} weight needs "
+                f"{list(held[name].shape)}; give the base it was trained on"
+            )
     with torch.no_grad():
         for name, value in parts.items():
-            values = torch.from_numpy(value.astype(np.float64))
-            fits = values.shape == held[name].shape or (
-                name in ("vera_A", "vera_B")
-                and values.ndim == 2
-                and all(a >= b for a, b in zip(values.shape, held[name].shape, strict=True))
-            )
-            if not fits:
-                raise InputError(
-                    f"{where}: {name} is {list(values.shape)}, a {list(shape)} weight needs "
-                    f"{list(held[name].shape)}; give the base it was trained on"
-                )
-            held[name].data = values
+            held[name].data = torch.from_numpy(value.astype(np.float64))
         delta = layer.get_delta_weight("default")
     return np.asarray(delta.numpy(), np.float64)
+
+
+def _fits(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    """Whether a part has the layer's shape; VeRA's shared projections may be larger."""
+    if name in ("vera_A", "vera_B") and len(shape) == 2:
+        return all(a >= b for a, b in zip(shape, expected, strict=True))
+    return shape == expected
 
 
 def _checked_numbers(
@@ -85,13 +86,12 @@ def _checked_numbers(
         )
     numbers = {key: config[key] for key in _KEYS if config.get(key) is not None}
     if not all(type(value) in (int, float, bool) for value in numbers.values()):
-        raise InputError(f"{where}: settings {shown(numbers)} are not numbers; save it again")
+        raise InputError(f"{where}: settings {shown(numbers)} are not all numbers; save it again")
     rank = {"LOHA": "hada_w1_a", "VERA": "vera_lambda_d"}.get(config["peft_type"])
     if rank is not None and parts[rank].shape[-1:] != (config["r"],):
         raise InputError(
             f"{where}: {rank} has shape {list(parts[rank].shape)}, but its config says rank "
-            f"{shown(config['r'])}; "
-            "config and weights are from different runs: save it again"
+            f"{shown(config['r'])}; config and weights are from different runs: save it again"
         )
     return numbers
 

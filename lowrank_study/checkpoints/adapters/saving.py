@@ -1,4 +1,4 @@
-"""Writing a LoRA adapter that PEFT loads, whole or not at all.
+"""Write a LoRA adapter that PEFT loads, completely or not at all.
 
     save_adapter(
         "adapter", factors={"encoder.layer.0.attention.self.query": (A_RI, B_OR)},
@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from lowrank_study.checkpoints.formats.source_file import shown
+from lowrank_study.checkpoints.formats import CONFIG_NAME, shown
 from lowrank_study.errors import InputError
 from lowrank_study.files import write_whole
 
@@ -24,13 +24,12 @@ if TYPE_CHECKING:  # reading needs no torch, whose import takes seconds
     import torch
 
 WEIGHTS_NAME = "adapter_model.safetensors"
-"""The file PEFT keeps an adapter's tensors in."""
-
-CONFIG_NAME = "adapter_config.json"
-"""The file PEFT keeps an adapter's settings in."""
+"""The file with the tensors of a PEFT adapter."""
 
 BASE_HASH = "base_sha256"
-"""Key in the weights' metadata under which the base model's files are named by their hash."""
+"""Key in the weights' metadata for the hashes of the base model's files."""
+
+_PREFIX = "base_model.model."
 
 
 def save_adapter(
@@ -57,17 +56,16 @@ def save_adapter(
 
     Args:
         folder: created where needed; must not hold an adapter already.
-        factors: module path in the base model to (A_RI, B_OR), of shapes (rank, in) and
-            (out, rank); saved in the dtype they have.
+        factors: module path in the base model to (A_RI, B_OR); saved in the dtype they have.
         saved_modules: further tensors by their name in the adapted model, such as the full trained
             weights of a head.
         modules_to_save: the modules those parameters belong to, by PEFT's setting of that name.
         rank: R, the same for all modules.
         alpha: numerator of the scaling.
         use_rslora: divide by sqrt(rank) rather than rank.
-        dropout: recorded only; it isn't part of the update.
-        target_modules: as PEFT's setting; has to match the modules of `factors`.
-        base_model_name: what the adapter belongs to.
+        dropout: only recorded.
+        target_modules: as PEFT's setting; must match the modules of `factors`.
+        base_model_name: the base model's name or path.
         task_type: PEFT's, such as "SEQ_CLS", or None.
         fan_in_fan_out: True where the base stores (in, out), as GPT-2's Conv1D does.
         base_sha256: SHA-256 of the base model's files; `open_adapter` then refuses other bases.
@@ -77,29 +75,13 @@ def save_adapter(
         InputError: the folder holds an adapter, a factor has another rank or shape, or
             `target_modules` doesn't match a module of `factors`.
     """
-    import torch
     from safetensors.torch import save
 
     folder = Path(folder)
     for name in (WEIGHTS_NAME, CONFIG_NAME):
         if (folder / name).exists():
             raise InputError(f"{shown(folder)}: holds {name} already; choose another folder")
-    tensors: dict[str, torch.Tensor] = {}
-    for module, (A_RI, B_OR) in factors.items():
-        if A_RI.ndim != 2 or B_OR.ndim != 2 or A_RI.shape[0] != rank or B_OR.shape[1] != rank:
-            raise InputError(
-                f"module {shown(module)}: factors A {tuple(A_RI.shape)} and B {tuple(B_OR.shape)} "
-                f"are not (rank, in) and (out, rank) of rank {rank}; give them so"
-            )
-        if not any(module == target or module.endswith(f".{target}") for target in target_modules):
-            raise InputError(
-                f"module {shown(module)} is not one of the target modules "
-                f"{', '.join(map(shown, target_modules))}; PEFT would not load it: name it there"
-            )
-        tensors[f"base_model.model.{module}.lora_A.weight"] = A_RI
-        tensors[f"base_model.model.{module}.lora_B.weight"] = B_OR
-    for name, weight in saved_modules.items():
-        tensors[f"base_model.model.{name}"] = weight
+    _check_factors(factors, rank, target_modules)
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": task_type,
@@ -118,12 +100,46 @@ def save_adapter(
         "alpha_pattern": {},
         **settings,
     }
-    copies = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in tensors.items()
-    }
     metadata = {"format": "pt"}
     if base_sha256:
         metadata[BASE_HASH] = ",".join(sorted(base_sha256))
-    write_whole(folder / WEIGHTS_NAME, save(copies, metadata=metadata))
+    tensors = _named_tensors(factors, saved_modules)
+    write_whole(folder / WEIGHTS_NAME, save(tensors, metadata=metadata))
     write_whole(folder / CONFIG_NAME, (json.dumps(config, indent=2) + "\n").encode())
+
+
+def _check_factors(
+    factors: Mapping[str, "tuple[torch.Tensor, torch.Tensor]"],
+    rank: int,
+    target_modules: Sequence[str],
+) -> None:
+    for module, (A_RI, B_OR) in factors.items():
+        if A_RI.ndim != 2 or B_OR.ndim != 2 or A_RI.shape[0] != rank or B_OR.shape[1] != rank:
+            raise InputError(
+                f"module {shown(module)}: factors A {tuple(A_RI.shape)} and B {tuple(B_OR.shape)} "
+                f"are not (rank, in) and (out, rank) of rank {rank}; give them in these shapes"
+            )
+        if not any(module == target or module.endswith(f".{target}") for target in target_modules):
+            raise InputError(
+                f"module {shown(module)} is not one of the target modules "
+                f"{', '.join(map(shown, target_modules))}; add it there, or PEFT does not load it"
+            )
+
+
+def _named_tensors(
+    factors: Mapping[str, "tuple[torch.Tensor, torch.Tensor]"],
+    saved_modules: "Mapping[str, torch.Tensor]",
+) -> "dict[str, torch.Tensor]":
+    """Return contiguous copies of all tensors, under PEFT's names."""
+    import torch
+
+    tensors: dict[str, torch.Tensor] = {}
+    for module, (A_RI, B_OR) in factors.items():
+        tensors[f"{_PREFIX}{module}.lora_A.weight"] = A_RI
+        tensors[f"{_PREFIX}{module}.lora_B.weight"] = B_OR
+    for name, weight in saved_modules.items():
+        tensors[f"{_PREFIX}{name}"] = weight
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }

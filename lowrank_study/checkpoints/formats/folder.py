@@ -32,7 +32,7 @@ def find_weights(folder: Path) -> tuple[list[Path], dict[str, str]]:
         InputError: there are no weights, a shard is missing, or several files would do.
     """
     paths = _without_second_copy(
-        [path for path in _listed(folder) if not path.name.startswith(_NOT_WEIGHTS)]
+        [path for path in listed(folder) if not path.name.startswith(_NOT_WEIGHTS)]
     )
     for each in FORMATS:
         ends = tuple(f"{suffix}.index.json" for suffix in each.suffixes)
@@ -50,7 +50,7 @@ def find_weights(folder: Path) -> tuple[list[Path], dict[str, str]]:
         raise InputError(
             f"{shown(folder)}: is an adapter, not a whole model; give adapter=PATH base=PATH"
         )
-    found = ", ".join(shown(path.name, 40) for path in _listed(folder)[:8]) or "nothing"
+    found = ", ".join(shown(path.name, 40) for path in listed(folder)[:8]) or "nothing"
     raise InputError(
         f"{shown(folder)}: no .safetensors, .gguf, .bin or .pt weights in it (found {found}); "
         "give a folder or file that holds weights"
@@ -74,7 +74,8 @@ def _indexed(
     return shards, weight_map
 
 
-def _listed(folder: Path) -> list[Path]:
+def listed(folder: Path) -> list[Path]:
+    """Return the contents of a folder, sorted by name."""
     try:
         return sorted(folder.iterdir())
     except OSError as error:
@@ -101,7 +102,7 @@ def refuse_several_adapters(folder: Path) -> None:
 def adapters_inside(folder: Path) -> list[str]:
     """Return the subfolders that hold an adapter; PEFT saves all but the first there."""
     try:
-        inside = _listed(folder)
+        inside = listed(folder)
     except (InputError, ValueError):
         return []
     return [path.name for path in inside if os.path.lexists(path / CONFIG_NAME)]
@@ -113,7 +114,7 @@ def modules_beside(folder: Path) -> dict[str, int]:
     Each is a folder like `2_Dense`. For a pickle, the size is estimated at four bytes per number.
     """
     found: dict[str, int] = {}
-    for inside in filter(lambda path: _MODULE.fullmatch(path.name), _listed(folder)):
+    for inside in filter(lambda path: _MODULE.fullmatch(path.name), listed(folder)):
         stored, pickled = inside / "model.safetensors", inside / "pytorch_model.bin"
         if os.path.lexists(stored):
             with SourceFile.open(stored, root=folder) as file:
@@ -134,7 +135,7 @@ def unread_flags(folder: Path, read: Sequence[Path]) -> list[str]:
     known = {path.name for path in read}
     found = [
         shown(path.name, 60)
-        for path in _listed(folder)
+        for path in listed(folder)
         if path.name.endswith(suffixes)
         and path.name not in known
         and not path.name.startswith((*_NOT_WEIGHTS, *_COPIES))

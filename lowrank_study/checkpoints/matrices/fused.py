@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from lowrank_study.checkpoints.formats.source_file import shown
+from lowrank_study.checkpoints.formats import shown
 
 CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 """Models whose linear maps are stored (in, out)."""

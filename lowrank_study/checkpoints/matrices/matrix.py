@@ -6,7 +6,7 @@ from math import prod
 
 import numpy as np
 
-from lowrank_study.checkpoints.formats.tensors import Array
+from lowrank_study.checkpoints.formats import Array
 from lowrank_study.checkpoints.weights import Weights
 
 

@@ -11,7 +11,7 @@ first part of all names (`bert.` of `bert.encoder.`).
 from collections import Counter
 from dataclasses import dataclass
 
-from lowrank_study.checkpoints.formats.source_file import shown
+from lowrank_study.checkpoints.formats import shown
 from lowrank_study.checkpoints.names import canonical_names, module_of
 from lowrank_study.errors import InputError
 

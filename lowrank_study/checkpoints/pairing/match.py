@@ -8,7 +8,7 @@ Axis suffixes: O out features, I in features.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lowrank_study.checkpoints.formats.tensors import Array, coarser
+from lowrank_study.checkpoints.formats import Array, coarser
 from lowrank_study.checkpoints.matrices.matrix import Matrix
 from lowrank_study.checkpoints.names import is_vocabulary
 

@@ -16,8 +16,7 @@ from math import prod
 
 import numpy as np
 
-from lowrank_study.checkpoints.formats.source_file import shown
-from lowrank_study.checkpoints.formats.tensors import Array, coarser
+from lowrank_study.checkpoints.formats import Array, coarser, shown
 from lowrank_study.checkpoints.matrices.matrix import Matrix
 from lowrank_study.checkpoints.names import is_head
 from lowrank_study.checkpoints.pairing.architecture import shared_config

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Self
 
-from lowrank_study.checkpoints.formats.source_file import shown
+from lowrank_study.checkpoints.formats import shown
 from lowrank_study.left_out import LeftOut
 
 SIDES = ("before", "after")

@@ -230,7 +230,7 @@ def test_47_a_pattern_that_takes_for_ever_is_refused(
 def test_47_many_patterns_are_refused_in_time(write_adapter: Any, refused_in_budget: Any) -> None:
     patterns = {f"a*b*c{i}": 3 for i in range(200_000)}
     path = write_adapter(two_factors(), PLAIN | {"rank_pattern": patterns})
-    assert "no table of at most 10000 patterns" in refused_in_budget(path, "open_adapter")
+    assert "is not a table of at most 10000 patterns" in refused_in_budget(path, "open_adapter")
     patterns = {f"[a-c]*b*{i}[a-c]": 3 for i in range(9_000)}
     tensors: dict[str, torch.Tensor] = {}
     for i in range(300):
@@ -254,7 +254,7 @@ def test_47_one_pattern_a_module_is_quick(write_adapter: Any) -> None:
     [
         ({"rank_pattern": {"(": 3}}, "not a valid pattern"),
         ({"rank_pattern": {"q": "3"}}, "q is 3, not a number"),
-        ({"rank_pattern": [1]}, "rank_pattern is no table"),
+        ({"rank_pattern": [1]}, "rank_pattern is not a table"),
         ({"lora_alpha": None}, "lora_alpha is None"),
         ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
         ({"lora_alpha": float("inf")}, "lora_alpha is inf"),
