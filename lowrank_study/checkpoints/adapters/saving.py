@@ -51,36 +51,25 @@ def save_adapter(
 ) -> None:
     """Write `adapter_model.safetensors` and `adapter_config.json` as PEFT writes them.
 
-    delta = scaling * B @ A with scaling = alpha / rank, or alpha / sqrt(rank) for rsLoRA. Each
-    file appears by one rename, the config last: a folder with a config is complete.
+    delta = scaling * B @ A with scaling = alpha / rank, or alpha / sqrt(rank) for rsLoRA. A folder
+    that holds an adapter, and factors that PEFT would not load, are refused.
 
     Args:
-        folder: created where needed; must not hold an adapter already.
+        folder: created where needed.
         factors: module path in the base model to (A_RI, B_OR); saved in the dtype they have.
-        saved_modules: further tensors by their name in the adapted model, such as the full trained
-            weights of a head.
-        modules_to_save: the modules those parameters belong to, by PEFT's setting of that name.
+        saved_modules: further tensors by their name in the adapted model, such as a trained head's.
+        modules_to_save: the modules of the tensors in `saved_modules` that were trained in full.
         rank: R, the same for all modules.
         alpha: numerator of the scaling.
         use_rslora: divide by sqrt(rank) rather than rank.
-        dropout: only recorded.
-        target_modules: as PEFT's setting; must match the modules of `factors`.
+        dropout: only recorded, as are `base_model_name` and `task_type`.
+        target_modules: PEFT's setting; must match the modules of `factors`.
         base_model_name: the base model's name or path.
         task_type: PEFT's, such as "SEQ_CLS", or None.
         fan_in_fan_out: True where the base stores (in, out), as GPT-2's Conv1D does.
         base_sha256: SHA-256 of the base model's files; `open_adapter` then refuses other bases.
         settings: further settings of PEFT's LoRA, such as use_dora.
-
-    Raises:
-        InputError: the folder holds an adapter, a factor has another rank or shape, or
-            `target_modules` doesn't match a module of `factors`.
     """
-    from safetensors.torch import save
-
-    folder = Path(folder)
-    for name in (WEIGHTS_NAME, CONFIG_NAME):
-        if (folder / name).exists():
-            raise InputError(f"{shown(folder)}: holds {name} already; choose another folder")
     _check_factors(factors, rank, target_modules)
     config: dict[str, Any] = {
         "peft_type": "LORA",
@@ -100,10 +89,24 @@ def save_adapter(
         "alpha_pattern": {},
         **settings,
     }
+    _write(Path(folder), _named_tensors(factors, saved_modules), config, base_sha256)
+
+
+def _write(
+    folder: Path,
+    tensors: "Mapping[str, torch.Tensor]",
+    config: Mapping[str, Any],
+    base_sha256: Sequence[str],
+) -> None:
+    """Write each file by one rename, the config last: a folder with a config is complete."""
+    from safetensors.torch import save
+
+    for name in (WEIGHTS_NAME, CONFIG_NAME):
+        if (folder / name).exists():
+            raise InputError(f"{shown(folder)}: holds {name} already; choose another folder")
     metadata = {"format": "pt"}
     if base_sha256:
         metadata[BASE_HASH] = ",".join(sorted(base_sha256))
-    tensors = _named_tensors(factors, saved_modules)
     write_whole(folder / WEIGHTS_NAME, save(tensors, metadata=metadata))
     write_whole(folder / CONFIG_NAME, (json.dumps(config, indent=2) + "\n").encode())
 
