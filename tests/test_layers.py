@@ -51,7 +51,7 @@ ALLOWED = {
     | {"data", "methods", "tasks", "training", "spectra", "sweeps", "answers"}
     | {"measurement", "papers", "claims"},
     "command": {"errors", "files", "config"},
-    "__init__": BASE | {"spectra", "sweeps", "answers", "reporting"},
+    "__init__": set(),
 }
 
 

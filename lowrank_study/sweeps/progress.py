@@ -35,6 +35,7 @@ class Display:
             disable=not self.is_live,
             redirect_stdout=sys.stdout.isatty(),
             transient=transient,
+            get_time=lambda: time.monotonic(),
             expand=True,
         )
         self._lines: dict[str, Line] = {}
@@ -86,8 +87,6 @@ class Line:
 
 class _Times(ProgressColumn):
     """The time since the start, and the time left, which counts down between two updates."""
-
-    max_refresh = None
 
     def __init__(self) -> None:
         super().__init__(table_column=Column(no_wrap=True))
