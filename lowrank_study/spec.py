@@ -1,13 +1,13 @@
-"""What a run is: frozen records that say everything that changes its numbers, and its name.
+"""The specification of a run: frozen records of everything that changes its numbers.
 
 A `RunSpec` is a task (`tasks/`), a `BaseModel`, a method (`methods/`), a `TrainSpec` and seeds. The
-records have no defaults: YAML under `conf/` is the one home of a value. Runs that may differ in
+records have no defaults, because every value is set in YAML under `conf/`. Runs that may differ in
 their numbers differ in their `run_id`:
 
     >>> spec.run_id
     'rotten_tomatoes-minilm-lora_r8_attention_qv-lr1e-3-s0-3f2a9c1d'
 
-Standard library only.
+This module imports only the standard library.
 """
 
 import dataclasses
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from lowrank_study.tasks import Task
 
 _YOUNGER = {"task": ("encoding", "separator"), "train": ("head_learning_rate",)}
-"""Fields that older runs lack. `None` is not hashed into a `run_id`, so older ids stay valid."""
+"""Fields that older runs lack. `None` isn't hashed into a `run_id`, so older ids stay valid."""
 _FIRST_TASK = "Classification"
-"""The kind of task that is stored without its name, since older runs know no other."""
+"""The kind of task that is stored without its name, because older runs have no other."""
 _LONGEST_STEM = 180
-"""Bytes of a run's name before its digest: a file's name ends at 255 on most disks."""
+"""Largest size of a run's name before its digest; most file systems allow 255 bytes in all."""
 
 
 class Variant:
-    """A record that is one of several kinds; its class's name is stored as `kind`."""
+    """A record that is one of several kinds. The name of its class is stored as `kind`."""
 
     __slots__ = ()
 
@@ -75,17 +75,17 @@ Asset = WheelMember | LocalPath | HubRepo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseModel:
-    """A pretrained model and where its linear maps stand."""
+    """A pretrained model, and the places of its linear maps."""
 
     name: str
     source: Asset
     roles: Mapping[str, str]
-    """Role (`query`, `mlp_up`) → module path from its layer's number on, as in
-    `*.attention.self.query`; `*` stands for the layer's number."""
+    """Role (`query`, `mlp_up`) → end of the module path, as in `*.attention.self.query`, where `*`
+    stands for the layer's number."""
     target_presets: Mapping[str, tuple[str, ...]]
     """Preset name (`attention_qv`) → roles."""
     dropout: float | None
-    """Every dropout probability of the model while training; `None` keeps the model's own."""
+    """Every dropout probability of the model during training; `None` keeps the model's own."""
 
     @property
     def roles_by_path(self) -> dict[str, str]:
@@ -95,55 +95,52 @@ class BaseModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSpec:
-    """How a run is optimised (AdamW, linear warm-up and linear decay to zero)."""
+    """How a run is optimised: AdamW, with linear warm-up and linear decay to zero."""
 
     epochs: int
     batch_size: int
-    """Examples in a step."""
+    """Examples per step."""
     head_learning_rate: float | None
-    """Peak rate of the new head; `None`: the method's. `HeadOnly` goes by its method's alone,
-    which `config.py` sets to this one."""
+    """Peak learning rate of the new head; `None` takes the method's rate."""
     weight_decay: float
     warmup_fraction: float
-    """Share of all steps in which the rate rises linearly from zero."""
+    """Share of the steps in which the rate rises from zero."""
     max_grad_norm: float
-    """Gradients are scaled down to this global L2 norm."""
+    """Largest global L2 norm of the gradient; a larger one is scaled down."""
     adam_betas: tuple[float, float]
     adam_epsilon: float
     evaluations: int
-    """How often validation is read, evenly spaced, the last at the end; the best step is kept."""
+    """Number of evaluations on validation, evenly spaced up to the last step; the best is kept."""
     precision: str
-    """`fp32`, or `bf16`: autocast of the matrix products; trained weights and the optimizer stay
-    in fp32."""
+    """`fp32`, or `bf16` for the matrix products; trained weights and optimizer stay in fp32."""
     reference: bool
-    """Whether to take the plain path, one run at a time with padded texts: what the fast one,
-    texts laid end to end and runs packed together, is compared with."""
+    """Whether to train one run at a time on padded texts. The fast path, which packs runs and
+    concatenates texts, is compared with this one."""
     read_test: bool
-    """Whether the test split is read at the end. Runs that a learning rate is chosen by don't."""
+    """Whether the test split is read at the end. Runs that choose a learning rate don't read it."""
     shuffle_labels: bool
-    """Whether the training labels are dealt out anew among the rows: a control, with nothing to
-    be learnt that would hold for other texts."""
+    """Whether the training labels are shuffled: a control in which nothing can be learnt that
+    holds for other texts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSpec:
-    """One training run, entirely."""
+    """Everything that determines one training run."""
 
     task: "Task"
     model: BaseModel
     method: "Method"
     train: TrainSpec
     seed: int
-    """Seeds the head and the factors."""
+    """Seed of the new head and of an adapter's initial values."""
     data_seed: int
-    """Seeds the order of the data and dropout; runs can only be packed if they share it."""
+    """Seed of the order of the data and of dropout; the runs of a pack share it."""
 
     @property
     def run_id(self) -> str:
         """A readable stem, and the first 8 hexadecimal digits of the SHA-256 of the record.
 
-        Device, tracker, launcher and output folder are no part of the record, so that they
-        are no part of the name.
+        The record, and so the name, has neither device, tracker, launcher nor output folder.
         """
         mapping = without_paths(self)
         for part, names in _YOUNGER.items():
@@ -161,7 +158,7 @@ class RunSpec:
 
 
 def path_matches(name: str, pattern: str) -> bool:
-    """Whether a module path ends in a pattern, part by part; `*` stands for a number.
+    """Whether a module path ends in a pattern, compared part by part; `*` is any number.
 
     >>> path_matches("encoder.layer.0.output.dense", "*.output.dense")
     True
@@ -176,7 +173,7 @@ def path_matches(name: str, pattern: str) -> bool:
 
 
 def target_name(target: tuple[str, ...]) -> str:
-    """What a target is called in names and tables: `attention_qv`, or `query+value`."""
+    """Return a target's name in run ids and tables: `attention_qv`, or `query+value`."""
     return "+".join(target)
 
 
@@ -186,7 +183,7 @@ _SOURCES: dict[str, type] = {
 
 
 def to_mapping(record: Any) -> Any:
-    """Turn a record into plain JSON types; a member of a union carries its class as `kind`."""
+    """Turn a record into plain JSON types; a `Variant` gets the name of its class as `kind`."""
     if dataclasses.is_dataclass(record) and not isinstance(record, type):
         named = {f.name: to_mapping(getattr(record, f.name)) for f in dataclasses.fields(record)}
         kind = type(record).__name__
@@ -200,7 +197,7 @@ def to_mapping(record: Any) -> Any:
 
 
 def without_paths(spec: RunSpec) -> dict[str, Any]:
-    """Turn a run's record into plain JSON types that name no folder of this machine."""
+    """Turn a run's record into plain JSON types, without the paths of this machine."""
     mapping: dict[str, Any] = to_mapping(spec)
     for part in ("task", "model"):
         mapping[part]["source"].pop("path", None)
@@ -208,10 +205,9 @@ def without_paths(spec: RunSpec) -> dict[str, Any]:
 
 
 def from_mapping(mapping: Mapping[str, Any]) -> RunSpec:
-    """Read a `RunSpec` back from `to_mapping`'s plain types (a run's `spec.json`).
+    """Read a `RunSpec` from the plain types of `to_mapping`, as in a run's `spec.json`.
 
-    The mapping is our own writing: a person's configuration goes through `config.py`, which
-    explains what is wrong with it.
+    Values aren't checked here; `config/` checks a user's configuration.
     """
     model = dict(mapping["model"])
     train = {**dict.fromkeys(_YOUNGER["train"]), **mapping["train"]}
@@ -233,8 +229,7 @@ def _source(mapping: Mapping[str, Any]) -> Any:
 
 
 def _task(mapping: Mapping[str, Any]) -> "Task":
-    # Tasks and methods are plugins: their packages are looked up here, so that this module needs
-    # none of them.
+    # A dynamic import, because the kinds of task and method import this module.
     tasks: Any = importlib.import_module("lowrank_study.tasks")
     fields = {**dict.fromkeys(_YOUNGER["task"]), **_tuples(mapping)}
     kind = tasks.task_of_kind(fields.pop("kind", _FIRST_TASK))

@@ -1,4 +1,4 @@
-"""Modules of a model by their part: the new head, and the linear maps that a target names.
+"""Modules of a model: the new head, and the linear maps that a target names.
 
 >>> target_modules(model, spec.model, ("attention_qv",))[0]
 'bert.encoder.layer.0.attention.self.query'
@@ -39,7 +39,7 @@ def in_head(name: str, heads: Sequence[str]) -> bool:
 
 
 def head_parameters(model: nn.Module) -> set[nn.Parameter]:
-    """Return the trained parameters of the new head, of a model adapted by PEFT as well."""
+    """Return the trained parameters of the new head, also for a model adapted by PEFT."""
     within_peft = getattr(model, "get_base_model", None)
     classifier: nn.Module = within_peft() if within_peft else model
     heads = [classifier.get_submodule(name) for name in head_names(classifier)]
@@ -57,21 +57,14 @@ def target_modules(
 ) -> list[str]:
     """Return the paths of the linear maps that a target names.
 
-    Parameters
-    ----------
-    model
-        The pretrained model with its head.
-    base
-        Its presets and roles.
-    target
-        Each a preset of the model, a role, or the end of module paths (`*` for the layer's number).
-    setting
-        Name of the setting that gave them, for the error.
+    Args:
+        model: The pretrained model with its head.
+        base: Presets and roles of the model.
+        target: Presets, roles, or ends of module paths (`*` stands for the layer's number).
+        setting: Name of the setting, for the error.
 
-    Raises
-    ------
-    InputError
-        A name that matches no linear map of the model.
+    Raises:
+        InputError: A name matches no linear map of the model.
     """
     heads = head_names(model)
     linear = [
@@ -94,7 +87,7 @@ def _matching(linear: Sequence[str], base: BaseModel, role: str) -> list[str]:
 
 
 def _no_target(linear: Sequence[str], base: BaseModel, setting: str, role: str) -> InputError:
-    """Return an error with the reason and the names that are valid for this model."""
+    """Return an error with the reason, and the names that are valid for this model."""
     roles = [name for name in base.roles if _matching(linear, base, name)]
     presets = [name for name, of in base.target_presets.items() if set(of) <= set(roles)]
     endings = {

@@ -1,11 +1,11 @@
-"""Put PEFT's adapters on a classifier; refuse kinds and options that would not work as named.
+"""Put PEFT's adapters on a model, and refuse kinds and options that PEFT would misread.
 
     >>> adapted = add_peft(model, method, spec.model)
 
-A kind is refused if PEFT would train something else without a warning: it needs calls that this
-training loop doesn't make, or it reads targets in another way than `method.target` gives them. An
-option is refused if PEFT ignores it. All kinds and options of PEFT 0.21 were tried
-(`tests/methods/test_peft.py`); a kind of a newer version must be tried first.
+A kind is refused if PEFT would silently train something else: it needs calls that this training
+loop doesn't make, or it doesn't read targets as `method.target` gives them. An option is refused if
+PEFT ignores it. `tests/methods/test_peft.py` tries all kinds and options of PEFT 0.21; add a kind
+of a newer version only after such a test.
 """
 
 import dataclasses
@@ -200,7 +200,7 @@ def _feedforward(
 
 
 def _check(method: PeftMethod, modules: Sequence[str], model: nn.Module) -> Mapping[str, Any]:
-    """Refuse a kind or options that would not work as named; return the kind's defaults."""
+    """Refuse a kind or an option that PEFT would misread, and return the kind's defaults."""
     import peft
 
     kind = method.peft_type
@@ -229,7 +229,7 @@ def _check(method: PeftMethod, modules: Sequence[str], model: nn.Module) -> Mapp
                 f"{name}: {kind} reads it only if method.options.{other} is {needed!r}: set "
                 "that too, or leave it out"
             )
-        # YAML's `no` is a text to Hydra, which Python and PEFT take for true.
+        # Hydra reads YAML's `no` as a text, which PEFT would take for true.
         is_like = isinstance(value, bool) if option in flags else _is_like(value, settings[option])
         if not is_like:
             raise InputError(f"{name}={value!r}: a value like {settings[option]!r} is needed")
@@ -244,7 +244,7 @@ def _check(method: PeftMethod, modules: Sequence[str], model: nn.Module) -> Mapp
 
 
 def _is_like(value: Any, default: Any) -> bool:
-    """Whether a value has the default's type; PEFT would notice only during training."""
+    """Whether a value has the default's type, which PEFT would only notice during training."""
     if isinstance(default, bool):
         return isinstance(value, bool | str)
     if isinstance(default, int | float):
@@ -265,7 +265,7 @@ def _check_start(value: Any) -> None:
 
 
 def _check_patterns(name: str, patterns: Any, modules: Sequence[str]) -> None:
-    """Refuse a table with a key that matches no adapted module, since PEFT would ignore it."""
+    """Refuse a pattern that matches no adapted module, because PEFT would ignore it."""
     if not isinstance(patterns, Mapping):
         raise InputError(f"{name}={patterns!r}: a mapping from module names to values is needed")
     for pattern in patterns:
@@ -281,7 +281,7 @@ def _check_patterns(name: str, patterns: Any, modules: Sequence[str]) -> None:
 
 
 def _check_trained(adapted: nn.Module, modules: Sequence[str], saved: Sequence[str]) -> None:
-    """Refuse a model if PEFT, which matches suffixes of names, adapted other modules than meant."""
+    """Refuse a model on which PEFT, which matches ends of names, adapted other modules."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import ModulesToSaveWrapper
 
