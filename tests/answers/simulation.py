@@ -1,4 +1,4 @@
-"""Simulated sweeps of paired runs, whose true accuracies are known."""
+"""Simulate sweeps of paired runs with known true accuracies."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-DIFFICULTY_SD = 2.5  # of an example: two seeds then disagree on about one in ten
+DIFFICULTY_SD = 2.5  # of examples; two seeds then disagree on about one in ten
 SHARED_DIFFICULTY, SHARED_SEED, SHARED_NOISE = 0.95, 0.5, 0.5  # correlations of paired runs
 EXAMPLES = 1000
 
@@ -15,11 +15,11 @@ EXAMPLES = 1000
 def simulated(
     *, sweeps: int, seeds: int, accuracies: Sequence[float], seed_sd: float, start: int = 0
 ) -> Iterator[npt.NDArray[np.bool_]]:
-    """Give the correctness (runs, seeds, examples) of sweeps of paired runs.
+    """Yield the correctness (runs, seeds, examples) of sweeps of paired runs.
 
-    A run answers an example rightly when m + a_s + d_e + noise_se > 0: seeds, examples and
-    noise are normal, and each correlates with that of the first run. Its true accuracy is
-    exactly the one asked for, and over seeds has nearly the standard deviation asked for.
+    A run is right on an example if m + a_s + d_e + noise_se > 0. Seeds, examples and noise are
+    normal, and each correlates with that of the first run. The true accuracy is exactly the
+    given one; its standard deviation over seeds is approximately `seed_sd`.
     """
     rng = np.random.default_rng(start)
     runs = len(accuracies)

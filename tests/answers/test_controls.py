@@ -1,4 +1,4 @@
-"""That the controls read what is known of nothing."""
+"""Check that the controls give the values known from theory."""
 
 import shutil
 from dataclasses import replace
@@ -41,13 +41,13 @@ SHUFFLED = "trainer.shuffle_labels=true"
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give the folder that `results` trains into once."""
+    """Return the folder that `results` trains into once."""
     return tmp_path_factory.mktemp("trained")
 
 
 @pytest.fixture
 def results(trained: Path, tiny_overrides: list[str], tmp_path: Path) -> Path:
-    """Give a folder with two seeds of full fine-tuning, and one of them on shuffled labels."""
+    """Return a folder with two seeds of full fine-tuning, one also on shuffled labels."""
     if not (trained / "runs").is_dir():
         variants = [["seed=0"], ["seed=1"], ["seed=0", SHUFFLED]]
         specs = [compose(*tiny_overrides, *FULL, *variant) for variant in variants]
@@ -68,7 +68,7 @@ def update_of(delta: np.ndarray, W0: np.ndarray) -> DenseUpdate:
     )  # fmt: skip
 
 
-def test_noise_reads_what_is_known_of_it() -> None:
+def test_noise_has_the_ranks_known_from_theory() -> None:
     n, rng = 300, np.random.default_rng(0)
     update = update_of(np.outer(np.ones(n), np.ones(n)) / n, np.eye(n))
     read = row(measure(noise_like(update, rng), method="gram"))
@@ -137,7 +137,7 @@ def test_every_control_is_a_row_a_matrix(results: Path) -> None:
     np.testing.assert_allclose(pairs["similarity_right_chance"], chance.astype(float))
 
 
-def test_an_update_agrees_with_itself_and_noise_by_chance_alone(results: Path) -> None:
+def test_updates_overlap_with_themselves_fully_and_with_noise_by_chance(results: Path) -> None:
     [[run, _]] = chosen_full_runs(ended(results))
     table = controls_of([run, run], [], results=results, directions=4)
     same = table[table["control"] == "seeds"]
@@ -157,7 +157,7 @@ def request(results: Path, **changes: object) -> measured_controls.ControlsReque
     return read_request(settings | changes)
 
 
-def test_the_run_is_trained_once_more_to_the_same_weights(
+def test_a_run_is_trained_again_to_the_same_weights(
     results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [[run, _]] = chosen_full_runs(ended(results))
@@ -185,7 +185,7 @@ def test_the_run_is_trained_once_more_to_the_same_weights(
 
 
 @pytest.mark.slow
-def test_shuffled_labels_are_a_control_and_no_answer(results: Path) -> None:
+def test_runs_on_shuffled_labels_are_controls_only(results: Path) -> None:
     [chosen] = chosen_full_runs(ended(results))
     table = measure_controls(request(results, along_training=False, shuffled_seeds=2))
     store = RunStore(results / "runs")

@@ -1,4 +1,4 @@
-"""Intervals hold the true value as often as they say."""
+"""Check that intervals cover the true value as often as they claim."""
 
 import math
 from itertools import combinations
@@ -23,7 +23,7 @@ from tests.answers.simulation import simulated
 def coverage(
     *, seeds: int, accuracy: float, difference: float | None, seed_sd: float, sweeps: int = 1000
 ) -> dict[str, float]:
-    """Give how often the intervals of a mean hold its true value, by kind of interval."""
+    """Return how often each kind of interval covers the true mean."""
     accuracies = [accuracy] if difference is None else [accuracy, accuracy + difference]
     truth = accuracy if difference is None else difference
     held = {"crossed": 0, "seeds": 0}
@@ -56,7 +56,7 @@ def test_students_interval_covers_over_seeds_where_a_bootstrap_does_not(seeds: i
         float(np.mean((ends[:, 0] <= 0.8) & (ends[:, 1] >= 0.8))) for ends in (student, percentile)
     )
     assert 0.94 < held < 0.96
-    # Why no bootstrap is used: at 3 seeds it holds the truth three times in four.
+    # This is why no bootstrap is used: with 3 seeds it covers only 75 %.
     assert held_by_bootstrap == pytest.approx({3: 0.75, 5: 0.84, 6: 0.86}[seeds], abs=0.03)
 
 
@@ -85,7 +85,7 @@ def test_crossed_intervals_at_fewer_and_more_seeds(
     assert least <= held["crossed"] <= most
 
 
-def test_an_interval_over_seeds_says_nothing_of_other_test_examples() -> None:
+def test_an_interval_over_seeds_does_not_cover_other_test_sets() -> None:
     held = coverage(seeds=6, accuracy=0.75, difference=None, seed_sd=0.01, sweeps=500)
     assert held["seeds"] < 0.8
     assert held["crossed"] > 0.93
@@ -100,19 +100,19 @@ def test_the_variance_is_that_of_the_analysis_of_variance() -> None:
     residual = np.sum((x - rows - columns + x.mean()) ** 2) / 18
     halves = ((1 - x.mean()) ** 2 + x.mean() ** 2) / 2 / 7**2
     expected = (by_row + by_column - residual) / 28 + halves
-    assert expected > max(by_row / 28, by_column / 28 + halves)  # no floor is reached
+    assert expected > max(by_row / 28, by_column / 28 + halves)  # neither lower bound is active
     found = mean_score(x)
     assert found.mean == pytest.approx(x.mean())
     assert found.standard_error == pytest.approx(math.sqrt(expected), rel=1e-12)
 
 
 def test_the_variance_is_never_below_one_source_alone() -> None:
-    # Each seed has as many right: the rows don't differ, the residual is large.
+    # All seeds have the same mean, so the rows don't differ and the residual is large.
     x = np.array([[1, 0, 1, 0], [0, 1, 0, 1]])
     assert mean_score(x).standard_error == pytest.approx(math.sqrt(0.25 / 16))
 
 
-def test_no_disagreement_leaves_an_interval_of_some_width() -> None:
+def test_an_interval_has_a_width_even_if_all_predictions_agree() -> None:
     found = paired_difference(np.zeros((5, 1000)))
     low, high = found.interval()
     assert found.degrees_of_freedom == pytest.approx(999)
@@ -135,7 +135,7 @@ def test_retention_is_fiellers() -> None:
     found = retention_over_seeds(adapter, full, chance=0.6)
     assert found.ratio == pytest.approx((adapter.mean() - 0.6) / (full.mean() - 0.6))
     assert found.is_bounded
-    for end in (found.low, found.high):  # the ends are where the t test just doesn't reject
+    for end in (found.low, found.high):  # where the t test is at its threshold
         left = (adapter - 0.6) - end * (full - 0.6)
         assert stats.ttest_1samp(left, 0).pvalue == pytest.approx(0.05, abs=1e-9)
 
@@ -152,7 +152,7 @@ def test_retention_covers_at_five_seeds() -> None:
     assert 0.935 < held / 2000 < 0.965
 
 
-def test_retention_of_what_is_hardly_above_chance_is_unbounded() -> None:
+def test_retention_near_chance_is_unbounded() -> None:
     found = retention_over_seeds(
         np.array([0.59, 0.62, 0.60]), np.array([0.60, 0.59, 0.63]), chance=0.6
     )
@@ -160,7 +160,7 @@ def test_retention_of_what_is_hardly_above_chance_is_unbounded() -> None:
     assert (found.low, found.high) == (-math.inf, math.inf)
 
 
-def test_retention_without_seeds_or_chance_to_stand_above() -> None:
+def test_retention_of_few_seeds_or_below_chance_has_no_interval() -> None:
     one = retention_over_seeds(np.array([0.7]), np.array([0.8]), chance=0.6)
     assert one.ratio == pytest.approx(0.5)
     assert math.isnan(one.low)
@@ -169,7 +169,7 @@ def test_retention_without_seeds_or_chance_to_stand_above() -> None:
     assert all(math.isnan(value) for value in (none.ratio, none.low, none.high))
     assert math.isnan(retention_over_seeds(np.array([0.7]), np.array([0.6]), chance=0.6).ratio)
     below = retention_over_seeds(np.array([0.45, 0.44]), np.array([0.50, 0.51]), chance=0.6)
-    assert math.isnan(below.ratio)  # to be worse than what is worse than chance keeps nothing
+    assert math.isnan(below.ratio)  # full fine-tuning itself is below chance
     assert not below.is_bounded
 
 
@@ -183,7 +183,7 @@ def test_retention_covers_over_seeds_and_examples_at_six_seeds() -> None:
         for kind, found in (("crossed", crossed), ("seeds", alone)):
             held[kind] += found.low <= (0.74 - chance) / (0.76 - chance) <= found.high
     assert 0.93 <= held["crossed"] / sweeps <= 0.975
-    assert held["seeds"] / sweeps < 0.93  # seeds alone speak of one test set
+    assert held["seeds"] / sweeps < 0.93  # an interval over seeds holds for one test set
 
 
 def test_retention_of_equal_predictions_has_a_width() -> None:
@@ -225,7 +225,7 @@ def test_pairs_that_all_share_a_seed_give_no_interval() -> None:
     assert all(math.isnan(end) for end in interval_over_pairs(np.ones(2), [(0, 1), (0, 2)]))
 
 
-def test_records_hold_what_they_say() -> None:
+def test_an_estimate_gives_students_interval() -> None:
     estimate = MeanEstimate(mean=0.5, standard_error=0.1, degrees_of_freedom=4.0)
     low, high = estimate.interval()
     assert (low, high) == pytest.approx(stats.t.interval(0.95, 4, loc=0.5, scale=0.1))

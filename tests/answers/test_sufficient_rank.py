@@ -1,4 +1,4 @@
-"""A sufficient rank is found where there is one, from runs paired by seed and example."""
+"""Check how runs are paired and which rank is found sufficient."""
 
 import dataclasses
 import math
@@ -36,7 +36,7 @@ def lora() -> RunSpec:
 
 
 class Runs:
-    """Ended runs in a folder, with the predictions that they are given."""
+    """Ended runs in a folder with made-up predictions."""
 
     def __init__(self, folder: Path, lora: RunSpec) -> None:
         self.folder, self.lora = folder, lora
@@ -99,7 +99,7 @@ def test_a_pair_needs_both_runs_with_their_predictions(runs: Runs) -> None:
     assert pairs.seeds == (0, 4)
 
 
-def test_without_full_fine_tuning_there_is_nothing_to_compare(runs: Runs) -> None:
+def test_without_full_fine_tuning_nothing_is_compared(runs: Runs) -> None:
     runs.add(0, [0], rank=4)
     assert paired_with_full(runs.made) == []
     table = against_full(runs.made, margin=0.02)
@@ -115,7 +115,7 @@ def test_other_test_examples_are_refused(runs: Runs) -> None:
 
 
 def test_a_split_that_differs_between_seeds_is_refused(runs: Runs) -> None:
-    """An example is one column over all seeds; unrelated ones must not share it."""
+    # A column holds one example over all seeds.
     for seed, labels in enumerate((LABELS, LABELS[::-1])):
         for rank in (4, None):
             runs.add(seed, [0], rank=rank, labels=labels)
@@ -172,7 +172,7 @@ def test_a_margin_is_a_share(runs: Runs, margin: float) -> None:
         against_full(runs.made, margin=margin)
 
 
-def test_cuts_of_an_update_are_tested_against_the_whole(tmp_path: Path) -> None:
+def test_truncated_updates_are_tested_against_the_whole_update(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     runs = []
     for seed in range(4):
@@ -184,7 +184,7 @@ def test_cuts_of_an_update_are_tested_against_the_whole(tmp_path: Path) -> None:
         runs.append(TrainedRun(spec=spec, status="done", record=record, folder=tmp_path))
         labels = np.arange(500) % 2
         whole = np.where(rng.random(500) < 0.8, labels, 1 - labels)
-        cuts = {0: np.zeros(500, int), 1: np.where(rng.random(500) < 0.6, labels, 1 - labels)}
+        by_rank = {0: np.zeros(500, int), 1: np.where(rng.random(500) < 0.6, labels, 1 - labels)}
         rows = [
             pd.DataFrame(
                 {
@@ -196,7 +196,7 @@ def test_cuts_of_an_update_are_tested_against_the_whole(tmp_path: Path) -> None:
                     "predicted": predicted,
                 }
             )
-            for kept, predicted in (cuts | {8: whole, 384: whole}).items()
+            for kept, predicted in (by_rank | {8: whole, 384: whole}).items()
         ]
         path = truncation_file(tmp_path, spec.run_id)
         path.parent.mkdir(exist_ok=True)
@@ -209,11 +209,11 @@ def test_cuts_of_an_update_are_tested_against_the_whole(tmp_path: Path) -> None:
     assert against_full(runs, margin=0.02).empty
 
 
-# ---------------------------------------------------------------- sufficient rank
+# ---------------------------------------------------------------- the sequence of tests
 
 
 def made_differences(means: dict[int, float], seeds: int = 6) -> dict[int, np.ndarray]:
-    """Give differences with exactly these means, each seed a little off, ± 0.2 points."""
+    """Return differences with exactly these means; seeds deviate by ± 0.2 points."""
     made = {}
     for rank, mean in means.items():
         made[rank] = np.zeros((seeds, EXAMPLES))
@@ -293,7 +293,7 @@ def test_null_sweeps_are_wrongly_declared_at_most_one_in_twenty(
         )
         sufficient += found.highest is not None
         inferior += found.lowest != ranks[0]
-    # The most that one in twenty gives in 99 of 100 such simulations.
+    # The 99 % quantile of the count at an error rate of 5 %.
     bound = stats.binom.ppf(0.99, sweeps, ERROR)
     assert sufficient <= bound
     assert inferior <= bound

@@ -1,4 +1,4 @@
-"""That tables of runs can be published."""
+"""Check the table of runs."""
 
 from pathlib import Path
 
@@ -10,16 +10,16 @@ from lowrank_study.runs.store import TrainedRun
 
 
 @pytest.mark.parametrize(
-    ("message", "told"),
+    ("message", "shown"),
     [
         ("/home/ann/models/bert can't be loaded", "…/bert can't be loaded"),
         ("No such file: '/srv/ann/reviews.csv'", "No such file: '…/reviews.csv'"),
         ("https://huggingface.co/a/b is gone; 3/4 done", None),
     ],
 )
-def test_a_message_names_no_folder(message: str, told: str | None) -> None:
+def test_a_message_names_no_folder(message: str, shown: str | None) -> None:
     run = TrainedRun(spec=compose(), status="failed", record={"message": message}, folder=Path())
-    assert runs_table([run])["message"].item() == (told or message)
+    assert runs_table([run])["message"].item() == (shown or message)
 
 
 def test_adapters_by_peft_have_their_rank_and_scaling_and_are_told_apart() -> None:

@@ -1,4 +1,4 @@
-"""What is left of a tuned model when its updates are cut to a rank."""
+"""Check tuned models whose updates are truncated to a rank."""
 
 import json
 import shutil
@@ -59,7 +59,7 @@ def model_of(run: TrainedRun) -> TunedModel:
         return TunedModel(run, pairing, "cpu")
 
 
-def test_all_of_the_update_is_the_run_and_none_of_it_has_its_head(results: Path) -> None:
+def test_the_full_rank_is_the_run_and_rank_0_only_its_head(results: Path) -> None:
     run = runs_of(results)[0]
     updates, model = decomposed(run), model_of(run)
     tuned = {name: p.detach().clone() for name, p in model._model.named_parameters()}
@@ -74,13 +74,13 @@ def test_all_of_the_update_is_the_run_and_none_of_it_has_its_head(results: Path)
         assert {n for n, p in tuned.items() if p.ndim > 1} - set(pretrained) == {
             "classifier.weight"
         }
-        cut = model.predict()
+        truncated_model = model.predict()
         model.keep(updates, sides)
         whole = model.predict()
     assert all(torch.equal(p, tuned[name]) for name, p in model._model.named_parameters())
     np.testing.assert_array_equal(whole.predicted, recorded["predicted"])
     np.testing.assert_array_equal(whole.losses, recorded["loss"])
-    assert cut.metrics()["loss"] != whole.metrics()["loss"]
+    assert truncated_model.metrics()["loss"] != whole.metrics()["loss"]
 
 
 def test_the_error_is_what_eckart_and_young_say(results: Path) -> None:
@@ -92,7 +92,7 @@ def test_the_error_is_what_eckart_and_young_say(results: Path) -> None:
         for kept in (1, 3, update.matrix.side - 1):
             left_over = np.linalg.norm(truncated(update, kept) - update.W_OI.astype(np.float64))
             dropped = np.sqrt(np.sum(singular[kept:] ** 2))
-            # float32 has rounded the sum W0 + [ΔW]_k once.
+            # The sum W0 + [ΔW]_k is rounded once to float32.
             rounding = np.finfo(np.float32).eps * np.linalg.norm(update.W_OI)
             assert abs(left_over - dropped) <= rounding
     for kept in (0, 1, 4):
@@ -102,24 +102,26 @@ def test_the_error_is_what_eckart_and_young_say(results: Path) -> None:
         assert energy_kept(updates, parts) == pytest.approx(expected)
 
 
-def test_the_noise_cut_is_that_of_the_spectra(results: Path) -> None:
+def test_the_noise_rank_is_that_of_the_spectra(results: Path) -> None:
     run = runs_of(results)[0]
     measured = {s.module: row(s)["gavish_donoho_rank"] for s in spectra_of_run(run)}
-    cut = Truncation(scope="noise_cut", part="", kept_rank=None)
-    found = {update.matrix.match.name: cut.kept(update) for update in decomposed(run)}
+    truncation = Truncation(scope="noise_cut", part="", kept_rank=None)
+    found = {update.matrix.match.name: truncation.kept(update) for update in decomposed(run)}
     assert found == measured
 
 
-def test_layers_and_roles_part_the_matrices(results: Path) -> None:
+def test_layers_and_roles_partition_the_matrices(results: Path) -> None:
     updates = decomposed(runs_of(results)[0])
     for scope, names in (
         ("layers", ["outside", "0", "1"]),
         ("roles", ["query", "mlp_up", "bert.pooler.dense", "bert.embeddings.word_embeddings"]),
     ):
-        cuts = truncations_of([update.matrix for update in updates], scopes=[scope], ranks=None)
-        assert {cut.part for cut in cuts} >= set(names)
+        truncations = truncations_of(
+            [update.matrix for update in updates], scopes=[scope], ranks=None
+        )
+        assert {truncation.part for truncation in truncations} >= set(names)
         for update in updates:
-            kept = [cut.kept(update) for cut in cuts]
+            kept = [truncation.kept(update) for truncation in truncations]
             assert sorted(kept)[-2:] == [0, update.matrix.side]
             assert sum(kept) == update.matrix.side
 
@@ -128,7 +130,10 @@ def test_the_full_rank_comes_before_doubling_ones(results: Path) -> None:
     matrices = [update.matrix for update in decomposed(runs_of(results)[0])]
 
     def ranks(asked: list[int] | None) -> list[int | None]:
-        return [cut.kept_rank for cut in truncations_of(matrices, scopes=["all"], ranks=asked)]
+        return [
+            truncation.kept_rank
+            for truncation in truncations_of(matrices, scopes=["all"], ranks=asked)
+        ]
 
     assert ranks(None) == [16, 0, 1, 2, 4, 8]
     assert ranks([3, 0, 99]) == [16, 0, 3]
@@ -186,16 +191,16 @@ def test_several_processes_find_what_one_does(results: Path) -> None:
     pd.testing.assert_frame_equal(together, truncation_table(runs, results))
 
 
-def test_a_stopped_command_leaves_whole_files_and_goes_on(
+def test_a_stopped_command_leaves_whole_files_and_resumes(
     results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = runs_of(results)[0]
     path = truncation_file(results, run.spec.run_id)
-    predict, told = TunedModel.predict, []
+    predict, calls = TunedModel.predict, []
 
     def until_killed(self: TunedModel) -> object:
-        told.append(len(told))
-        if len(told) == 4:
+        calls.append(len(calls))
+        if len(calls) == 4:
             raise KeyboardInterrupt
         return predict(self)
 
@@ -215,13 +220,13 @@ def test_a_stopped_command_leaves_whole_files_and_goes_on(
             truncate_run(run, results, ["all"], None, "cpu")
     assert pd.read_parquet(path)["kept_rank"].unique().tolist() == [16, 0, 1]
     assert [file.name for file in path.parent.iterdir()] == [path.name]
-    told[:] = [0] * 10
+    calls[:] = [0] * 10
     truncate_run(run, results, ["all"], None, "cpu")
     assert pd.read_parquet(path)["kept_rank"].unique().tolist() == [16, 0, 1, 2, 4, 8]
-    assert len(told) == 10 + 1 + 3  # the whole model, then 2, 4 and 8
+    assert len(calls) == 10 + 1 + 3  # the whole model, then 2, 4 and 8
 
 
-def test_a_checkpoint_that_is_not_the_records_is_refused(results: Path) -> None:
+def test_a_checkpoint_with_another_score_than_recorded_is_refused(results: Path) -> None:
     run = runs_of(results)[0]
     record = json.loads((run.folder / "record.json").read_text())
     record["test"]["accuracy"] -= 1 / 60
@@ -240,7 +245,9 @@ def test_a_checkpoint_that_is_not_the_records_is_refused(results: Path) -> None:
         ({"workers": 0}, "workers=0"),
     ],
 )
-def test_settings_that_can_not_be(changes: dict[str, object], words: str, tmp_path: Path) -> None:
+def test_invalid_settings_are_refused(
+    changes: dict[str, object], words: str, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match=words):
         request(tmp_path, **changes)
 
@@ -267,7 +274,7 @@ def test_validation_chooses_the_rate(tiny_overrides: list[str], tmp_path: Path) 
     assert chosen_full_runs(others[3:]) == []
 
 
-def test_put_is_the_inverse_of_cut(tiny_model: Callable[[str], Path]) -> None:
+def test_put_inverts_cut(tiny_model: Callable[[str], Path]) -> None:
     # GPT-2 stores (in, out), and query, key and value in one tensor.
     with open_weights(tiny_model("gpt2")) as weights:
         matrices, _ = find_matrices(weights)

@@ -1,4 +1,4 @@
-"""Every paper names an experiment that is there, and its numbers stand beside our own."""
+"""Check the papers' files and the comparison with our own numbers."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def run_of(*overrides: str, accuracy: float, status: str = "done") -> TrainedRun
 def trained(
     tiny_overrides: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> list[TrainedRun]:
-    """Two seeds of two ranks and of full fine-tuning of the tests' tiny model."""
+    """Train two seeds of two ranks and of full fine-tuning on the tests' tiny model."""
     runs = []
     for seed in range(2):
         for method in (["method.rank=2"], ["method.rank=4"], ["method=full"]):
@@ -46,18 +46,20 @@ def trained(
     return runs
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_paper_is_asked_by_an_experiment_at_both_scales(name: str) -> None:
-    paper = load_paper(name)
-    embedded = planned_configs(f"experiment={paper.experiment}")
-    assert {config.sweep for config in embedded} == {paper.experiment}
-    published = planned_configs(f"experiment={paper.experiment}", "scale=paper")
+EXPERIMENTS = sorted({load_paper(name).experiment for name in NAMES})
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_papers_experiment_exists_at_both_scales(name: str) -> None:
+    embedded = planned_configs(f"experiment={name}")
+    assert {config.sweep for config in embedded} == {name}
+    published = planned_configs(f"experiment={name}", "scale=paper")
     assert len(published) == len(embedded)
     assert all(isinstance(config.spec.model.source, HubRepo) for config in published)
     assert all(isinstance(config.spec.task.source, HubRepo) for config in published)
 
 
-def test_published_and_own_numbers_meet_in_rows() -> None:
+def test_published_and_own_numbers_share_rows() -> None:
     paper = load_paper("lora_table6")
     runs = [
         run_of("method.rank=8", f"seed={seed}", accuracy=accuracy)
@@ -81,7 +83,7 @@ def test_published_numbers_are_not_rounded() -> None:
     assert "| full | 0 | 87.45 | 71.2 |" in markdown_of(paper, beside(paper, [run]), [run])
 
 
-def test_what_was_trained_is_said_and_what_was_lost() -> None:
+def test_a_page_states_what_was_trained_and_lost() -> None:
     paper = load_paper("lora_table6")
     lost = run_of(
         "method.rank=8", "seed=1", "method.learning_rate=0.1", accuracy=0, status="failed"
@@ -116,7 +118,7 @@ def unit_rows(*places: int) -> np.ndarray:
 
 @pytest.fixture
 def known_adapters(monkeypatch: pytest.MonkeyPatch) -> list[TrainedRun]:
-    """Ranks 1 and 2 of two seeds, whose A are known axes and whose ΔW orders them otherwise."""
+    """Return ranks 1 and 2 of two seeds with known axes of A, which ΔW orders differently."""
     axes = {(1, 0): (0,), (2, 0): (0, 1), (1, 1): (2,), (2, 1): (2, 3)}
     weight = np.diag(np.arange(8.0, 0.0, -1.0))
 
@@ -124,7 +126,7 @@ def known_adapters(monkeypatch: pytest.MonkeyPatch) -> list[TrainedRun]:
         assert isinstance(run.spec.method, Lora)
         rank = run.spec.method.rank
         A_RI = unit_rows(*axes[rank, run.spec.seed]) * np.array([[2.0], [1.0]])[:rank]
-        B_OR = np.eye(8)[:, :rank] * np.array([1.0, 6.0])[:rank]  # ΔW = 2 first + 6 second axis
+        B_OR = np.eye(8)[:, :rank] * np.array([1.0, 6.0])[:rank]  # singular values of ΔW: 2 and 6
         return [
             FactoredUpdate(
                 name="layer.0.query",
@@ -160,7 +162,7 @@ def test_similarities_are_of_the_directions_they_say(known_adapters: list[Traine
     assert table.loc[table["seeds"] == "same", "low"].notna().all()
 
 
-def test_no_intruders_in_few_matrices_do_not_show_that_there_are_none(
+def test_no_intruders_in_few_matrices_leave_a_wide_interval(
     known_adapters: list[TrainedRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(paper_measures, "INTRUDERS_AMONG", 4)
@@ -182,7 +184,7 @@ def test_amplification_is_the_papers_formula(known_adapters: list[TrainedRun]) -
     assert table.loc["factor", "of_noise"] == pytest.approx(2 / (norm / 8))
 
 
-def test_equal_parameters_are_equal() -> None:
+def test_rows_of_table_5_have_equal_numbers_of_parameters() -> None:
     specs = [config.spec for config in planned_configs("experiment=paper_lora_table5")]
     counts = {
         spec.method.rank * len(matrices(spec.method.target))
@@ -219,7 +221,7 @@ def test_every_measure_reads_trained_runs(trained: list[TrainedRun]) -> None:
     assert PAPER_MEASURES["intruders"](trained)["own"].between(0, 10).all()
 
 
-def test_a_paper_that_can_not_be_read_is_refused() -> None:
+def test_an_invalid_paper_is_refused() -> None:
     with pytest.raises(InputError, match="'table9' is unknown; valid: biderman"):
         load_paper("table9")
     good = {"source": "s", "setting": "s", "experiment": "e", "unit": "%", "remark": "r"}
@@ -232,7 +234,7 @@ def test_a_paper_that_can_not_be_read_is_refused() -> None:
         beside(read_paper("mine", wrong), [run_of("method.rank=8", accuracy=0.7)])
 
 
-def test_the_table_is_numbers() -> None:
+def test_the_table_holds_numbers() -> None:
     table = beside(load_paper("lora_table6"), [run_of("method.rank=8", accuracy=0.7)])
     assert pd.api.types.is_float_dtype(table["own"])
     assert pd.api.types.is_float_dtype(table["published"])
