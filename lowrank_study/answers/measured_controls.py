@@ -1,11 +1,11 @@
-"""The controls of a sweep, measured and kept beside its other results.
+"""Measure the controls of a sweep and store them with its other results.
 
     measure_controls(ControlsRequest(sweep="rank_sweep", ...))
     read_controls("rank_sweep", Path("results"))     # the table, or None
 
 `results/controls/<sweep>.parquet` holds the table of `controls.py`. The runs on shuffled labels
-are a sweep of their own, `<sweep>_shuffled`, and the run that is trained once more is a file beside
-the table: both are trained once.
+are a separate sweep, `<sweep>_shuffled`. The measurements during training have a file of their
+own. Neither is trained a second time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,30 +31,28 @@ from lowrank_study.sweeps.sweep import sweep
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlsRequest:
-    """Of which sweep the controls are to be measured, and how."""
+    """Settings of `conf/measure_controls.yaml`."""
 
     sweep: str
     results: Path
-    """Folder of the run store and of everything made from it."""
+    """Folder of the run store and of all results."""
     device: str
-    """`auto` (a GPU if there is one), or torch's name of a device."""
+    """`auto` (a GPU if there is one), or a device name of torch."""
     launcher: str
-    """What starts the workers: a file of `sweeps/launch/`."""
+    """Name of a launcher in `sweeps/launch/`."""
     shuffled_seeds: int
-    """How many of the runs, in order of their seeds, are trained on shuffled labels too."""
+    """Number of runs, in order of their seeds, that are also trained on shuffled labels."""
     directions: int
-    """Most leading directions of two updates that are compared."""
+    """Largest number of leading directions to compare between two updates."""
     along_training: bool
-    """Whether a run of each task and model is trained once more, and measured meanwhile."""
+    """Whether to train one run of each task and model again and measure it during training."""
 
 
 def read_request(config: Mapping[str, Any]) -> ControlsRequest:
     """Read the settings of `conf/measure_controls.yaml`.
 
-    Raises
-    ------
-    InputError
-        A value that can't be, naming it and the valid ones.
+    Raises:
+        InputError: A value is invalid; the message names the valid ones.
     """
     fields = Fields("", config)
     return ControlsRequest(
@@ -69,12 +67,10 @@ def read_request(config: Mapping[str, Any]) -> ControlsRequest:
 
 
 def measure_controls(request: ControlsRequest) -> pd.DataFrame:
-    """Measure the controls of a sweep's full fine-tuning, keep and return their table.
+    """Measure the controls of a sweep's full fine-tuning, store their table and return it.
 
-    Raises
-    ------
-    InputError
-        No such sweep, or no ended run of full fine-tuning in it.
+    Raises:
+        InputError: There is no such sweep, or it has no ended run of full fine-tuning.
     """
     chosen = chosen_of_sweep(request.sweep, request.results)
     shuffled = _on_shuffled_labels(chosen, request)
@@ -97,7 +93,7 @@ def measure_controls(request: ControlsRequest) -> pd.DataFrame:
 def _along_training(
     runs: Sequence[TrainedRun], request: ControlsRequest
 ) -> dict[str, pd.DataFrame]:
-    """Return the measurements of runs along training; let workers make those that are missing."""
+    """Return the measurements of runs during training; workers make those that are missing."""
     if missing := [run for run in runs if _read_along_training(run, request.results) is None]:
         work = Work(results=request.results, sweep=request.sweep, job=__name__, settings={})
         run_jobs(
@@ -113,7 +109,7 @@ def _along_training(
 
 
 def run(leases: Sequence[Lease], work: Work, *, device: str, advance: Advance) -> None:
-    """Train leased runs once more and store the measurements on the way, as a job of workers."""
+    """Train leased runs again and store the measurements during training; workers call this."""
     store = RunStore(runs_folder(work.results))
 
     def train_again(lease: Lease) -> None:
@@ -126,7 +122,7 @@ def run(leases: Sequence[Lease], work: Work, *, device: str, advance: Advance) -
 
 
 def _read_along_training(run: TrainedRun, results: Path) -> pd.DataFrame | None:
-    """Return the measurements of a run along training; None if there are none of its checkpoint."""
+    """Return the measurements of a run during training; None if its checkpoint has none."""
     path, made_from = along_training_file(results, run.spec.run_id), _made_from([run])
     table = _table_in(path) if path.is_file() else None
     if table is None or table.attrs.get("made_from", {run.spec.run_id: None}) != made_from:
@@ -141,7 +137,7 @@ def _made_from(runs: Sequence[TrainedRun]) -> dict[str, str | None]:
 def _on_shuffled_labels(
     chosen: Sequence[Sequence[TrainedRun]], request: ControlsRequest
 ) -> list[list[TrainedRun]]:
-    """Train some of the chosen runs again, alike in all but their labels; those that are done."""
+    """Train some of the chosen runs again on shuffled labels and return those that are done."""
     wanted = [
         [
             replace(run.spec, train=replace(run.spec.train, shuffle_labels=True))
@@ -155,7 +151,7 @@ def _on_shuffled_labels(
         [spec for specs in wanted for spec in specs],
         name=shuffled_sweep(request.sweep),
         results=request.results,
-        question="What do the measures read of updates that were trained on shuffled labels?",
+        question="What do the measures give for updates trained on shuffled labels?",
         device=request.device,
         launcher=request.launcher,
     )
@@ -171,15 +167,13 @@ def shuffled_sweep(sweep: str) -> str:
 def read_controls(sweep: str, results: Path) -> pd.DataFrame | None:
     """Return the controls of a sweep, or None if they have not been measured.
 
-    Raises
-    ------
-    InputError
-        The file is damaged, or a run's checkpoint has changed since.
+    Raises:
+        InputError: The file is damaged, or a run's checkpoint has changed since.
     """
     path = controls_file(results, sweep)
     if not path.is_file():
         return None
-    remedy = f"run analysis/measure_controls.py sweep={sweep} again"
+    remedy = f"rerun analysis/measure_controls.py sweep={sweep}"
     if (table := _table_in(path)) is None:
         raise InputError(f"{path} can't be read as a table: {remedy}")
     older = dict.fromkeys(table["run_id"].dropna())  # files without hashes
@@ -187,8 +181,7 @@ def read_controls(sweep: str, results: Path) -> pd.DataFrame | None:
     for run in RunStore(runs_folder(results)).ended(list(made_from)):
         if run.checkpoint_sha256 != made_from[run.spec.run_id]:
             raise InputError(
-                f"{path} was measured on another checkpoint of {run.spec.run_id} than the run has "
-                f"now: {remedy}"
+                f"{path} was made from an earlier checkpoint of {run.spec.run_id}: {remedy}"
             )
     return table
 

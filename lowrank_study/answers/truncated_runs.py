@@ -1,10 +1,10 @@
-"""The truncated updates of a sweep's full fine-tuning: evaluated and kept.
+"""Evaluate the truncated updates of a sweep's full fine-tuning and store the predictions.
 
     truncate_sweep(read_request({"sweep": "rank_sweep", ...}))
 
-A run's evaluations are one Parquet file, `results/truncation/<run_id>.parquet`, one row a cut
-and test text. It is replaced as a whole after every evaluation, so that a stopped command goes
-on with the next one.
+The evaluations of a run are one file, `results/truncation/<run_id>.parquet`, with one row per
+truncation and test example. The file is replaced as a whole after every evaluation, so an
+interrupted command resumes with the next one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -41,26 +41,26 @@ from lowrank_study.tasks import Predictions
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TruncateRequest:
-    """Which updates of a sweep are to be truncated, and how."""
+    """Settings of `conf/truncate.yaml`."""
 
     sweep: str
     results: Path
-    """Folder of the run store and of everything made from it."""
+    """Folder of the run store and of all results."""
     device: str
-    """`auto` (a GPU if there is one), or torch's name of a device."""
+    """`auto` (a GPU if there is one), or a device name of torch."""
     workers: int | None
-    """Processes that evaluate at the same time; `None` is one a core."""
+    """Number of processes; `None` is one per core."""
     launcher: str
-    """What starts the workers: a file of `sweeps/launch/`."""
+    """Name of a launcher in `sweeps/launch/`."""
     scopes: tuple[str, ...]
-    """Of `SCOPES`."""
+    """Some of `SCOPES`."""
     ranks: tuple[int, ...] | None
-    """Ranks kept in the scope `all`; `None` is 0, 1, 2, 4 … and the full one."""
+    """Ranks of the scope `all`; `None` is 0, 1, 2, 4 … The full rank is always added."""
     seeds_of_parts: int | None
-    """Of how many seeds single layers and roles are evaluated; `None` is all."""
+    """Number of seeds for which single layers and roles are evaluated; `None` is all."""
 
     def scopes_of(self, position: int) -> tuple[str, ...]:
-        """Return the scopes of the run at this position in the order of seeds."""
+        """Return the scopes for the run at this position in the order of seeds."""
         few = self.seeds_of_parts is not None and position >= self.seeds_of_parts
         return tuple(scope for scope in self.scopes if not (few and scope in ("layers", "roles")))
 
@@ -68,19 +68,17 @@ class TruncateRequest:
 def read_request(config: Mapping[str, Any]) -> TruncateRequest:
     """Read the settings of `conf/truncate.yaml`.
 
-    Raises
-    ------
-    InputError
-        A value that can't be, naming it and the valid ones.
+    Raises:
+        InputError: A value is invalid; the message names the valid ones.
     """
     fields = Fields("", config)
     scopes = fields.names("scopes")
     if not scopes or any(scope not in SCOPES for scope in scopes):
-        raise InputError(f"scopes={list(scopes)}: valid are {', '.join(SCOPES)}")
+        raise InputError(f"scopes={list(scopes)}: give one or more of {', '.join(SCOPES)}")
     ranks = fields.value("ranks")
     whole = isinstance(ranks, list) and all(type(rank) is int and rank >= 0 for rank in ranks)
     if ranks is not None and not whole:
-        raise InputError(f"ranks={ranks!r}: a list of whole numbers from 0 on is needed, or null")
+        raise InputError(f"ranks={ranks!r}: give a list of whole numbers from 0 on, or null")
     return TruncateRequest(
         sweep=fields.text("sweep"),
         results=fields.path_of("results"),
@@ -128,7 +126,7 @@ def truncate_sweep(request: TruncateRequest) -> list[TrainedRun]:
 
 
 def run(leases: Sequence[Lease], work: Work, *, device: str, advance: Advance) -> None:
-    """Evaluate leased runs, as a job of workers."""
+    """Evaluate leased runs; workers call this."""
     store = RunStore(runs_folder(work.results))
 
     def truncate(lease: Lease) -> None:
@@ -153,10 +151,10 @@ def truncate_run(
     *,
     on_progress: Callable[[float], None] = lambda share: None,
 ) -> None:
-    """Evaluate the cuts of a run that its file lacks.
+    """Evaluate the truncations of a run that its file lacks.
 
-    A file that was made from another checkpoint of the run is replaced. The model without any
-    truncation is evaluated first, and compared with the run's record.
+    A file made from another checkpoint of the run is replaced. The model without truncation is
+    evaluated first and compared with the run's record.
     """
     path = truncation_file(results, run.spec.run_id)
     try:
@@ -165,8 +163,8 @@ def truncate_run(
         table = None
     known = set() if table is None else set(_keys(table))
     with tuned_matrices(run) as (pairing, matrices):
-        cuts = truncations_of(matrices, scopes=scopes, ranks=ranks)
-        missing = [cut for cut in cuts if (cut.scope, cut.part, cut.kept_rank) not in known]
+        wanted = truncations_of(matrices, scopes=scopes, ranks=ranks)
+        missing = [one for one in wanted if (one.scope, one.part, one.kept_rank) not in known]
         if not missing:
             return
         model = TunedModel(run, pairing, device)
@@ -174,14 +172,14 @@ def truncate_run(
     with threads_of(run):
         whole = model.predict()
         check_recorded(run, whole)
-        for done, cut in enumerate(missing):
-            kept = [cut.kept(update) for update in updates]
+        for done, truncation in enumerate(missing):
+            kept = [truncation.kept(update) for update in updates]
             if all(k == update.matrix.side for k, update in zip(kept, updates, strict=True)):
                 predictions = whole
             else:
                 model.keep(updates, kept)
                 predictions = model.predict()
-            rows = _rows(cut, sum(kept), energy_kept(updates, kept), predictions)
+            rows = _rows(truncation, sum(kept), energy_kept(updates, kept), predictions)
             table = rows if table is None else pd.concat([table, rows], ignore_index=True)
             table.attrs["made_from"] = run.checkpoint_sha256
             write_parquet(path, table)
@@ -189,14 +187,14 @@ def truncate_run(
 
 
 def _rows(
-    cut: Truncation, directions: int, energy: float, predictions: Predictions
+    truncation: Truncation, directions: int, energy: float, predictions: Predictions
 ) -> pd.DataFrame:
     count = len(predictions.labels)
     return pd.DataFrame(
         {
-            "scope": cut.scope,
-            "part": cut.part,
-            "kept_rank": pd.array([cut.kept_rank] * count, dtype="Int64"),
+            "scope": truncation.scope,
+            "part": truncation.part,
+            "kept_rank": pd.array([truncation.kept_rank] * count, dtype="Int64"),
             "kept_directions": directions,
             "energy_kept": energy,
             "example": np.arange(count),

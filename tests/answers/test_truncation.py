@@ -239,8 +239,8 @@ def test_a_checkpoint_with_another_score_than_recorded_is_refused(results: Path)
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"scopes": ["al"]}, r"scopes=\['al'\]: valid are all, noise_cut, layers, roles"),
-        ({"scopes": []}, r"scopes=\[\]: valid are all"),
+        ({"scopes": ["al"]}, r"scopes=\['al'\]: give one or more of all, noise_cut, layers, roles"),
+        ({"scopes": []}, r"scopes=\[\]: give one or more of all"),
         ({"ranks": [1, -1]}, "whole numbers from 0 on"),
         ({"workers": 0}, "workers=0"),
     ],
