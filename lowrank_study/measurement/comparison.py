@@ -22,12 +22,8 @@ from lowrank_study.spectra.against_base import (
     left_singular_vectors,
     overlap_with_base,
 )
-from lowrank_study.spectra.measures import (
-    MEASURES,
-    Reading,
-    resolved,
-    without_value,
-)
+from lowrank_study.spectra.measures import MEASURES
+from lowrank_study.spectra.readings import Reading, resolved, without_value
 from lowrank_study.spectra.spectrum import Spectrum
 from lowrank_study.spectra.subspaces import (
     Directions,

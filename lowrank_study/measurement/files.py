@@ -36,7 +36,7 @@ from lowrank_study.checkpoints import (
 from lowrank_study.errors import InputError
 from lowrank_study.left_out import LeftOut
 from lowrank_study.spectra.adapter_updates import updates_of_adapter
-from lowrank_study.spectra.noise import rounding_floor
+from lowrank_study.spectra.rounding import rounding_floor
 from lowrank_study.spectra.updates import Update
 
 

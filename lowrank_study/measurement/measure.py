@@ -41,7 +41,8 @@ from lowrank_study.measurement.records import (
     Step,
 )
 from lowrank_study.measurement.updates import measured_updates
-from lowrank_study.spectra.measures import FitRange, readings, without_value
+from lowrank_study.spectra.measures import FitRange, readings
+from lowrank_study.spectra.readings import without_value
 from lowrank_study.spectra.spectrum import Spectrum
 from lowrank_study.spectra.subspaces import Directions
 from lowrank_study.spectra.updates import Update

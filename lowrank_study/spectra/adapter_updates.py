@@ -36,25 +36,22 @@ def updates_of_adapter(
     roles: Mapping[str, str],
     skipped: MutableMapping[str, str],
 ) -> Iterator[Update]:
-    """Give the update of each module that an adapter changes, one at a time.
+    """Yield the update of each module that an adapter changes, one at a time.
 
-    LoRA in its kinds comes as factors. DoRA is a dense change of W0. LoHa, LoKr and VeRA come
-    dense and without W0, as their numbers were never rounded together with it. Matrices
-    trained in full come last, as dense differences. Where the base stores query, key and value
-    fused, each of them is an update of its own.
+    LoRA and its variants give factors. DoRA gives a dense change of W0. LoHa, LoKr and VeRA give
+    dense updates without W0, because their numbers were never rounded together with it. Matrices
+    trained in full come last, as dense differences. If the base stores query, key and value fused,
+    each of them is a separate update.
 
     Args:
-        adapter: As `open_adapter` gives it, still open.
-        base: The base model, still open; needed for W0, for splitting what is fused, for
-            matrices trained in full, and for all kinds but LoRA.
+        adapter: The open adapter.
+        base: The open base model. It is needed for W0, to split fused modules, for matrices
+            trained in full, and for all kinds except LoRA.
         roles: As for `update_of_match`.
-        skipped: Gets the name and reason of each matrix trained in full that is left out.
-
-    Yields:
-        The updates of `adapter.modules()`, then of `adapter.saved_weights()`.
+        skipped: Receives the name and reason of each matrix that is left out.
 
     Raises:
-        InputError: If the adapter needs a base that isn't given or doesn't fit.
+        InputError: The adapter needs a base that is missing or does not fit.
     """
     matrices, unreadable = ({}, {}) if base is None else find_matrices(base)
     by_tensor: dict[str, list[Matrix]] = {}
@@ -84,7 +81,7 @@ def _of_module(
     by_tensor: Mapping[str, list[Matrix]],
     roles: Mapping[str, str],
 ) -> Iterator[Update]:
-    """Yield the updates of one module with factors; several if the base stores it fused."""
+    """Yield the updates of one adapted module; several if the base stores it fused."""
     W0_OI, tensor = None, ""
     if base is not None and adapter.in_base(module, base):
         W0_OI = adapter.base_matrix(module, base)
@@ -144,7 +141,7 @@ def _of_saved(
     by_tensor: Mapping[str, list[Matrix]],
     roles: Mapping[str, str],
 ) -> Iterator[Update]:
-    """Yield the updates of one weight trained in full, as differences to the base."""
+    """Yield the updates of one weight trained in full, as differences from the base."""
     module, tensor = module_of(saved), adapter.base_tensor(saved, base)
     W, delta = adapter.read(saved), adapter.saved_delta(saved, base)
     W0 = base.read(tensor)[: delta.shape[0]]
@@ -164,11 +161,11 @@ def _of_saved(
 
 
 FACTORED_KINDS = ("lora", "kohya", "gguf", "pissa", "olora")
-"""Kinds of adapters whose update is exactly a product of two factors."""
+"""Kinds of adapters whose update is a product of two factors."""
 
 
 def _tied_twins(adapter: Adapter) -> dict[str, str]:
-    """Map the copies among a vocabulary's updates to the original: tied weights are saved twice."""
+    """Map copies among updates of vocabularies to the original: tied weights are saved twice."""
 
     def factors(module: str) -> tuple[FloatArray, ...]:
         return adapter.factors(module)[:2]
@@ -195,7 +192,7 @@ def _tied_twins(adapter: Adapter) -> dict[str, str]:
 def _named_rows(
     module: str, tensor: str, matrices: list[Matrix]
 ) -> Iterator[tuple[str, slice | npt.NDArray[np.intp]]]:
-    """Names of the updates in one module and the rows of each; all rows if it isn't fused."""
+    """Yield the name and the rows of each update in one module; all rows if it is not fused."""
     pieces = [m for m in matrices if m.expert is None and m.name != module_of(tensor)]
     if not pieces:
         yield module, slice(None)

@@ -1,4 +1,4 @@
-"""An update against the weight it updates: what it amplifies, shares and brings in anew.
+"""An update against the weight it updates: amplification, overlap and intruder dimensions.
 
     amplification(update, k=4)                          # LoRA Table 7
     overlap_with_base(update, k=8)
@@ -24,36 +24,31 @@ from lowrank_study.spectra.updates import DenseUpdate, Update
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Amplification:
-    """How an update's own directions stand in the weight it updates."""
+    """Norms of an update and of its weight along the update's own directions."""
 
     k: int
-    """Directions of the update that were used."""
+    """Number of directions of the update that were used."""
     update_norm: float
     """|delta|_F of the whole update."""
     base_norm: float
     """|W0|_F."""
     projected_norm: float
-    """|U^T W0 V|_F, U and V the update's directions: what W0 already had along them."""
+    """|U^T W0 V|_F with the update's directions U and V: what W0 already had along them."""
     random_projected_norm: float
-    """What k random directions on either side are expected to give: |W0| k / sqrt(m n)."""
+    """Expectation for k random directions on either side: |W0| k / sqrt(m n)."""
     factor: float
-    """update_norm / projected_norm, the amplification; NaN where W0 has nothing there."""
+    """update_norm / projected_norm, the amplification; NaN if W0 has nothing there."""
 
 
 def amplification(update: Update, *, k: int) -> Amplification:
-    """Measure how much an update amplifies directions that the weight hardly had.
-
-    |delta|_F / |U^T W0 V|_F with U, V the first k singular directions of the update.
+    """Return |delta|_F / |U^T W0 V|_F, with U, V the first k singular directions of the update.
 
     Args:
-        update: With `W0_OI`.
-        k: Directions, usually the adapter rank; fewer are used if the update has fewer.
-
-    Returns:
-        The three norms of the paper's table and their factor.
+        update: An update with `W0_OI`.
+        k: Number of directions, usually the adapter rank; fewer if the update has fewer.
 
     Raises:
-        InputError: If `W0_OI` is missing, the update is zero, or k is below 1.
+        InputError: `W0_OI` is missing, the update is zero, or k is below 1.
 
     Source:
         Hu et al., "LoRA", 2021, section 7.3 and Table 7.
@@ -62,7 +57,7 @@ def amplification(update: Update, *, k: int) -> Amplification:
     directions = update.leading_directions(k)
     count = directions.singular_values.size
     if count == 0:
-        raise InputError(f"{update.name!r} is a zero update; it has no directions to compare")
+        raise InputError(f"{update.name!r} is a zero update, without directions to compare")
     base_norm = svd.frobenius_norm(W0_OI)
     projected = projected_norm(W0_OI, directions.U_OK, directions.V_IK)
     update_norm = update.frobenius_norm()
@@ -77,31 +72,17 @@ def amplification(update: Update, *, k: int) -> Amplification:
 
 
 def projected_norm(W_OI: Matrix, U_OK: Matrix, V_IK: Matrix) -> float:
-    """Give |U^T W V|_F, the part of a matrix along given directions.
-
-    Args:
-        W_OI: Any matrix.
-        U_OK: Orthonormal columns on the side of the outputs.
-        V_IK: Orthonormal columns on the side of the inputs.
-
-    Returns:
-        The norm in the unit of W.
-    """
+    """Return |U^T W V|_F, the norm of a matrix along orthonormal directions."""
     return float(np.linalg.norm(U_OK.T @ W_OI.astype(np.float64) @ V_IK))
 
 
 def random_projected_norm(norm: float, k: int, shape: tuple[int, int]) -> float:
-    """Give the root mean square of |U^T W V|_F over random k-dimensional U and V.
-
-    |W|_F k / sqrt(m n); for a square matrix |W|_F k / d.
+    """Return |W|_F k / sqrt(m n), the root mean square of |U^T W V|_F for random U and V.
 
     Args:
         norm: |W|_F.
-        k: Directions on either side.
+        k: Number of directions on either side.
         shape: (m, n) of W.
-
-    Returns:
-        The norm in the unit of W.
     """
     return norm * k / math.sqrt(shape[0] * shape[1])
 
@@ -111,29 +92,26 @@ class Overlap:
     """Share of an update's energy in the leading directions of the weight it updates."""
 
     k: int
-    """Leading directions of W0 taken on either side."""
+    """Number of leading directions of W0 on either side."""
     left: float
-    """|U_k^T delta|_F^2 / |delta|_F^2, on the side of the outputs."""
+    """|U_k^T delta|_F^2 / |delta|_F^2, for outputs."""
     right: float
-    """|delta V_k|_F^2 / |delta|_F^2, on the side of the inputs."""
+    """|delta V_k|_F^2 / |delta|_F^2, for inputs."""
     left_chance: float
-    """k / m, what random directions give."""
+    """k / m, the expectation for random directions."""
     right_chance: float
     """k / n."""
 
 
 def overlap_with_base(update: Update, *, k: int) -> Overlap:
-    """Measure how much of an update lies in the top directions of the weight.
+    """Return the share of an update in the top directions of its weight.
 
     Args:
-        update: With `W0_OI`.
-        k: Leading singular directions of W0; fewer are taken where its rank is lower.
-
-    Returns:
-        Shares in [0, 1] for both sides, with their chance levels.
+        update: An update with `W0_OI`.
+        k: Number of leading singular directions of W0; fewer if its rank is lower.
 
     Raises:
-        InputError: If `W0_OI` is missing, it or the update is zero, or k isn't in 1..min(m, n).
+        InputError: `W0_OI` is missing, it or the update is zero, or k is not in 1..min(m, n).
     """
     W0_OI = _base_of(update)
     if not 1 <= k <= min(update.shape):
@@ -141,7 +119,7 @@ def overlap_with_base(update: Update, *, k: int) -> Overlap:
     base = directions_of(W0_OI, k)
     k = base.singular_values.size
     if not k:
-        raise InputError(f"W0 of {update.name!r} is zero; it has no directions to compare")
+        raise InputError(f"W0 of {update.name!r} is zero, without directions to compare")
     if isinstance(update, DenseUpdate):
         norm = update.frobenius_norm()
         unit = update.delta_OI.astype(np.float64) / (norm or 1.0)
@@ -153,7 +131,7 @@ def overlap_with_base(update: Update, *, k: int) -> Overlap:
         left = (base.U_OK.T @ found.U_OK) * weights
         right = (base.V_IK.T @ found.V_IK) * weights
     if norm == 0.0:
-        raise InputError(f"{update.name!r} is a zero update; it has no directions to compare")
+        raise InputError(f"{update.name!r} is a zero update, without directions to compare")
     return Overlap(
         k=k,
         left=min(float(np.sum(left**2)), 1.0),
@@ -165,10 +143,10 @@ def overlap_with_base(update: Update, *, k: int) -> Overlap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntruderDimensions:
-    """Which leading directions of a tuned weight the pretrained one didn't have."""
+    """The leading directions of a tuned weight that the pretrained weight lacks."""
 
     k: int
-    """Leading left singular vectors of W that were looked at."""
+    """Number of leading left singular vectors of W that were checked."""
     epsilon: float
     """Largest |cos| to any left singular vector of W0 that still makes an intruder."""
     largest_cosines: tuple[float, ...]
@@ -178,17 +156,12 @@ class IntruderDimensions:
 
 
 def left_singular_vectors(matrix: Matrix) -> Array:
-    """Give all left singular vectors of a matrix, to be kept for many updates of it.
+    """Return all left singular vectors of an (m, n) matrix, (m, min(m, n)), descending.
 
-    Args:
-        matrix: (m, n), any float dtype.
-
-    Returns:
-        (m, min(m, n)) orthonormal columns, descending. Of singular values that are equal to
-        about 1e-7 sigma_1, only the span is determined.
+    If singular values agree to about 1e-7 sigma_1, only the span of their vectors is determined.
 
     Raises:
-        InputError: If the matrix is zero or holds NaN or Inf.
+        InputError: The matrix is zero or holds NaN or Inf.
     """
     norm = svd.frobenius_norm(matrix)
     if norm == 0.0:
@@ -204,27 +177,24 @@ def left_singular_vectors(matrix: Matrix) -> Array:
 def intruder_dimensions(
     update: Update, W0_left_OK: Matrix, *, k: int, epsilon: float
 ) -> IntruderDimensions:
-    """Find the leading directions of W0 + delta that W0 didn't have.
+    """Return the leading directions of W0 + delta that W0 lacks.
 
     A left singular vector y among the top k of W0 + delta is an intruder if
     max_i |<y, u_i>| < epsilon over all left singular vectors u_i of W0.
 
     Args:
-        update: With `W0_OI`.
-        W0_left_OK: `left_singular_vectors(W0_OI)`.
-        k: How many leading directions of W0 + delta to look at (the paper: 10).
+        update: An update with `W0_OI`.
+        W0_left_OK: `left_singular_vectors(W0_OI)`, which serves many updates of one weight.
+        k: Number of leading directions of W0 + delta to check (the paper: 10).
         epsilon: Threshold of |cos|, in (0, 1] (the paper: .5).
 
-    Returns:
-        The k largest cosines and which of them are below epsilon.
-
     Raises:
-        InputError: If `W0_OI` is missing or doesn't fit, or k or epsilon is out of range.
+        InputError: `W0_OI` is missing or does not fit, or k or epsilon is out of range.
 
     Source:
         Shuttleworth et al., "LoRA vs Full Fine-tuning: An Illusion of Equivalence", 2024,
-        definition 3.1 and algorithm 1. They write cos without the bars; the sign of a singular
-        vector is arbitrary. k = 10 is theirs in Fig. 4, epsilon = .5 in Fig. 15 a.
+        definition 3.1 and algorithm 1, where cos has no bars although signs of singular vectors
+        are arbitrary. Fig. 4 takes k = 10, Fig. 15 a epsilon = .5.
     """
     W0_OI = _base_of(update)
     side = min(update.shape)

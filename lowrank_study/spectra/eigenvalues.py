@@ -1,18 +1,18 @@
-"""Eigenvalues of a Gram matrix X^T X, added up from blocks of the rows of X.
+"""Eigenvalues of a Gram matrix X^T X, which is summed over blocks of rows of X.
 
     gram = GramMatrix(side=X.shape[1])
     for block in blocks:
         gram.add(block)
     gram.singular_values()
 
-From `NATIVE_FROM` columns on this is done by `native/tridiagonal.c`, where it can be compiled:
-half of the matrix is kept, as tiles, and made a band and then tridiagonal by reflections, with
-nearly all operations in products of small matrices. LAPACK's way to the tridiagonal matrix
-reads the whole matrix once a column, so that at 4096 columns it waits for memory. Elsewhere
-NumPy's BLAS forms the matrix and NumPy (or PyTorch, if large) gives the eigenvalues.
+From `NATIVE_FROM` columns, `native/tridiagonal.c` does this if it can be compiled. It stores half
+of the matrix as tiles and reduces it to a band and then to tridiagonal form by reflections, with
+nearly all operations in products of small matrices. LAPACK reads the whole matrix once per column
+instead, so at 4096 columns it waits for memory. Otherwise NumPy's BLAS forms the matrix, and NumPy
+(PyTorch for large ones) computes the eigenvalues.
 
-Both ways are backward stable: an error of a few 1e-16 of the largest eigenvalue, times a slowly
-growing function of the size (4e-15 measured at 1024 columns, either way).
+Both are backward stable: the error is a few 1e-16 of the largest eigenvalue, times a slowly
+growing function of the size (4e-15 measured at 1024 columns for both).
 """
 
 import ctypes
@@ -28,23 +28,19 @@ from lowrank_study import native
 Array = npt.NDArray[np.float64]
 
 NATIVE_FROM = 1024
-"""Columns from which the native code is the faster one."""
+"""Columns from which the native code is faster."""
 LARGE_GRAM = 2048
 """Columns from which PyTorch's eigenvalues are faster than NumPy's."""
 GRAM_ZERO = 5e-8
-"""Singular values that a Gram matrix puts below this are given as zero, in units of sigma_1."""
+"""Singular values below this are returned as zero, in units of sigma_1."""
 CACHE_LINE = 64
 
 
 class GramMatrix:
-    """X^T X of a matrix whose rows come a block at a time."""
+    """X^T X of a matrix whose rows arrive in blocks."""
 
     def __init__(self, side: int) -> None:
-        """Start with no rows.
-
-        Args:
-            side: Number of columns of X.
-        """
+        """Start without rows; `side` is the number of columns of X."""
         self._side = side
         self._sum: _Tiles | _Dense
         code = native.library("tridiagonal.c") if side >= NATIVE_FROM else None
@@ -54,27 +50,27 @@ class GramMatrix:
         """Add rows of X.
 
         Args:
-            block_RS: (rows, side), finite. To be squared safely the largest magnitude of all
-                rows should be within 1e-60 and 1e60; what is below 1e-140 counts as zero.
+            block_RS: (rows, side), finite. The largest magnitude of all rows should be between
+                1e-60 and 1e60, so that squares are safe; entries below 1e-140 count as zero.
         """
         assert block_RS.shape[1] == self._side
         assert block_RS.dtype == np.float64
         self._sum.add(block_RS)
 
     def eigenvalues(self) -> Array:
-        """Return all eigenvalues in ascending order. The matrix is used up.
+        """Return all eigenvalues in ascending order, and use up the matrix.
 
-        Those that are zero may come out slightly negative.
+        Zero eigenvalues may come out slightly negative.
         """
         eigenvalues = self._sum.eigenvalues()
         assert np.isfinite(eigenvalues).all(), "rows with NaN, Inf or too large entries"
         return eigenvalues
 
     def singular_values(self) -> Array:
-        """Return all singular values of X, descending; the matrix is used up.
+        """Return all singular values of X, descending, and use up the matrix.
 
-        Those within the rounding of X^T X are zero: it is the root of rounding, and thousands of
-        such values would add up in an effective rank.
+        Values within the rounding of X^T X are set to zero: thousands of roots of rounding errors
+        would add up in an effective rank.
         """
         values: Array = np.sqrt(np.maximum(self.eigenvalues(), 0.0))[::-1].copy()
         values[values < GRAM_ZERO * values[0]] = 0.0
@@ -82,7 +78,7 @@ class GramMatrix:
 
 
 class _Dense:
-    """The matrix as an array."""
+    """The Gram matrix as an array."""
 
     def __init__(self, side: int) -> None:
         self._gram_SS: Array | None = None
@@ -104,13 +100,13 @@ class _Dense:
 
 
 class _Tiles:
-    """The matrix as the tiles on and below its diagonal, as `native/tridiagonal.c` has it."""
+    """The Gram matrix as tiles on and below its diagonal, for `native/tridiagonal.c`."""
 
     def __init__(self, side: int, code: ctypes.CDLL) -> None:
         self._code, self._side = code, side
         code.tiles_length.restype = ctypes.c_int64
         length = code.tiles_length(ctypes.c_int64(side))
-        # A tile's rows are whole lines of the cache only if the first one starts with a line.
+        # Rows of tiles fill whole cache lines only if the first row starts a line.
         space = np.zeros(length + CACHE_LINE // 8)
         start = -space.ctypes.data % CACHE_LINE // 8
         self._tiles = space[start : start + length]

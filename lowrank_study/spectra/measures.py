@@ -5,9 +5,6 @@
 
 A new measure is one more row of `MEASURES`. It then appears in the spectra tables, in measured
 reports (CSV, page, heat map, JSON) and wherever its row says in `shown`.
-
-A number below the rounding floor comes from rounding errors. A `Reading` therefore holds the
-number and its status, and its `value` is None unless the number is resolved.
 """
 
 import math
@@ -19,43 +16,20 @@ import numpy as np
 
 from lowrank_study.spectra import noise, ranks
 from lowrank_study.spectra.decay import Law, fit_decay
+from lowrank_study.spectra.readings import (
+    Reading,
+    always,
+    barely_changes_above_floor,
+    counts_above_floor,
+    has_values_above_floor,
+    resolved,
+    without_value,
+)
 from lowrank_study.spectra.spectrum import Spectrum, Values
 
-Status = Literal["resolved", "not resolvable", "undefined", "not computed"]
 Kind = Literal["rank", "number", "percent"]
 Group = Literal["rank", "size", "noise", "decay", "base", "other"]
 Place = Literal["latex", "sweep", "controls"]
-
-TOLERATED_CHANGE = 0.1
-"""A measure of the whole spectrum is resolved if dropping the values below the rounding floor
-changes it by no more than this share."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
-    """One measure of one matrix."""
-
-    value: float | None
-    """The number if it is resolved, else None."""
-    status: Status
-    """"not resolvable": rounding decides the number. "undefined": 0/0, or too few values.
-    "not computed": an incomplete spectrum leaves it open, or the matrix is too large."""
-    as_read: float | None
-    """The result of the formula whatever its status; None if it has none."""
-
-
-def resolved(value: float) -> Reading:
-    """Return a resolved reading, or an undefined one for NaN."""
-    number = float(value)
-    if math.isnan(number):
-        return Reading(value=None, status="undefined", as_read=None)
-    return Reading(value=number, status="resolved", as_read=number)
-
-
-def without_value(status: Status, as_read: float | None = None) -> Reading:
-    """Return a reading that is not resolved, with the result of the formula if there is one."""
-    number = None if as_read is None or math.isnan(as_read) else float(as_read)
-    return Reading(value=None, status=status, as_read=number)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,36 +145,6 @@ def _count_above(s: Spectrum, threshold: float) -> int | None:
     return int(np.count_nonzero(s.singular_values > max(s.tolerance, threshold)))
 
 
-# ---------------------------------------------------------------- rules of standing
-
-
-def _always(_: Spectrum, __: float) -> bool:
-    return True
-
-
-def _counts_above_floor(s: Spectrum, value: float) -> bool:
-    """Resolved if every counted value is above the rounding floor."""
-    if s.is_zero:
-        return True
-    if math.isnan(s.rounding_edge):
-        return False
-    return value == 0 or bool(s.singular_values[int(value) - 1] > s.rounding_edge)
-
-
-def _has_values_above_floor(s: Spectrum, value: float) -> bool:
-    return s.is_zero or (value > 0 and s.above_floor.size > 0)
-
-
-def _barely_changes_above_floor(
-    formula: Callable[[Values], float],
-) -> Callable[[Spectrum, float], bool]:
-    def stands(s: Spectrum, value: float) -> bool:
-        above = s.above_floor
-        return above.size > 0 and abs(formula(above) / value - 1.0) <= TOLERATED_CHANGE
-
-    return stands
-
-
 def _fitted(law: Law, s: Spectrum, fits: FitRange) -> dict[str, Reading]:
     """Return the readings of a decay law, fitted above the rounding floor only."""
     of_all = fit_decay(s.singular_values, law=law, first=fits.first, last=fits.last)
@@ -226,7 +170,7 @@ def _measure(
     formula: str,
     value: Callable[[Spectrum], float | None] | None = None,
     *,
-    stands: Callable[[Spectrum, float], bool] = _always,
+    stands: Callable[[Spectrum, float], bool] = always,
     whole: bool = False,
     source: str = "",
     on_noise: str = "",
@@ -265,7 +209,7 @@ def of_all_values(
     return _measure(
         name, label, "rank", "rank", formula,
         lambda s: function(s.singular_values) if s.complete else None,
-        stands=_barely_changes_above_floor(function), source=source, on_noise=on_noise, shown=shown,
+        stands=barely_changes_above_floor(function), source=source, on_noise=on_noise, shown=shown,
     )  # fmt: skip
 
 
@@ -281,7 +225,7 @@ MEASURES = (
         source="Roy & Vetterli 2007", on_noise="0.80 n", shown=EVERYWHERE),
     _measure(
         "stable_rank", "stable rank", "rank", "rank", "‖ΔW‖²_F / σ₁²", _stable_rank,
-        stands=_barely_changes_above_floor(ranks.stable_rank),
+        stands=barely_changes_above_floor(ranks.stable_rank),
         source="Rudelson & Vershynin 2007", on_noise="n / 4", shown=EVERYWHERE),
     of_all_values(
         "participation_ratio", "participation ratio", "(Σσ²)² / Σσ⁴", ranks.participation_ratio,
@@ -289,16 +233,16 @@ MEASURES = (
     _measure(
         "numerical_rank", "numerical rank", "rank", "rank",
         "σ above the tolerance of the arithmetic and above the rounding floor",
-        _numerical_rank, stands=_has_values_above_floor, whole=True, on_noise="n"),
+        _numerical_rank, stands=has_values_above_floor, whole=True, on_noise="n"),
     _measure(
         "gavish_donoho_rank", "Gavish–Donoho rank", "rank", "noise",
         "σ above the optimal hard threshold for unknown noise",
-        _gavish_donoho_rank, stands=_counts_above_floor, whole=True,
+        _gavish_donoho_rank, stands=counts_above_floor, whole=True,
         source="Gavish & Donoho 2014", on_noise="0", shown=EVERYWHERE),
     _measure(
         "rank_above_mp_edge", "σ above Marchenko–Pastur", "rank", "noise",
         "σ above the largest σ of independent noise with the same median",
-        _rank_above_edge, stands=_counts_above_floor, whole=True,
+        _rank_above_edge, stands=counts_above_floor, whole=True,
         source="Marchenko & Pastur 1967", on_noise="0", shown=("sweep",)),
     _measure(
         "relative_norm", "‖ΔW‖/‖W0‖", "percent", "size", "‖ΔW‖ relative to the weight before",

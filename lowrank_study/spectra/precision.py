@@ -1,12 +1,12 @@
-"""Which dtype the numbers of a difference W - W0 have really been through.
+"""The dtype whose rounding is in a difference W - W0.
 
-A file's dtype says in how many bits a number is written, which isn't always its precision.
+The dtype of a file is not always the precision of its numbers.
 
-* A W that was tuned in 16 bits and then saved as float32 has the rounding of 16 bits, and all
-  its low bits are zero: `UsedBits`.
-* W0 is in 16 bits, W in 32. Either W0 was rounded for storage after W had been trained from
-  finer numbers; then its rounding error is in W - W0. Or training began from W0 as it is
-  stored; then W - W0 is exact, however small. The numbers tell which: `CoarseStart`.
+* If W was tuned in 16 bits and saved as float32, it has the rounding of 16 bits, and its low bits
+  are all zero. `UsedBits` detects this.
+* W0 may be stored in 16 bits and W in 32. If training began from finer weights and W0 was rounded
+  later, this rounding error is in W - W0. If training began from the stored W0, W - W0 is exact,
+  however small. `CoarseStart` tells the two cases apart.
 
     values = UsedBits()
     for block in blocks:
@@ -20,21 +20,21 @@ import numpy as np
 import numpy.typing as npt
 
 from lowrank_study.checkpoints import coarser
-from lowrank_study.spectra.noise import FLOAT_FORMATS
+from lowrank_study.spectra.rounding import FLOAT_FORMATS
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
 _BELOW_BFLOAT16, _BELOW_HALF = 0xFFFF, 0x1FFF
-"""Bits of a float32 that bfloat16 and float16 don't have."""
+"""Bits of a float32 that bfloat16 and float16 lack."""
 _LARGEST_HALF = 65504.0
 MOST_CLOSE = 0.55
-"""Share of entries within a quarter step of zero that rounding never reaches: it gives 1/2."""
+"""Share of differences below a quarter step that proves exactness; rounding gives 1/2."""
 SIGMAS = 5.0
-"""How far above that share, in its scatter by chance, a share has to be."""
+"""How far above that share the observed one must be, in standard deviations."""
 
 
 class UsedBits:
-    """Finds the coarsest dtype that holds every one of many numbers, given in blocks."""
+    """The coarsest dtype that holds all of many numbers, which arrive in blocks."""
 
     def __init__(self) -> None:
         self._used = 0
@@ -44,7 +44,7 @@ class UsedBits:
         self._declared = "float32"
 
     def add(self, block: FloatArray) -> None:
-        """Take some more finite numbers into account."""
+        """Take a block of finite numbers into account."""
         if block.size == 0:
             return
         low, high = float(block.min()), float(block.max())
@@ -56,7 +56,7 @@ class UsedBits:
             self._fits_single = self._fits_single and np.array_equal(single, block)
         self._used |= int(np.bitwise_or.reduce(single.view(np.uint32), axis=None))
         if self._fits_half and self._used & _BELOW_HALF == 0:
-            # Eleven bits are in place; what is left is a half's largest number and smallest step.
+            # The significands fit; check the largest number and the smallest step of float16.
             with np.errstate(over="ignore"):
                 steps = single * np.float32(2**24)
             self._fits_half = max(high, -low) <= _LARGEST_HALF and np.array_equal(
@@ -71,9 +71,9 @@ class UsedBits:
         return bool(np.any(np.abs(block) != self._magnitude))
 
     def dtype(self) -> str:
-        """Give that dtype: "bfloat16", "float16", "float32" or "float64".
+        """Return "bfloat16", "float16", "float32" or "float64".
 
-        Numbers that tell nothing, as all are of one magnitude, have the dtype of their array.
+        Numbers of one magnitude show nothing; the result is then the dtype of their array.
         """
         if not self._varied:
             return self._declared
@@ -85,34 +85,26 @@ class UsedBits:
 
 
 def dtype_of_values(matrix: FloatArray) -> str:
-    """Give the coarsest dtype that holds every entry of a matrix; see `UsedBits`.
-
-    Args:
-        matrix: Any float dtype, as it was read.
-
-    Returns:
-        "bfloat16", "float16", "float32" or "float64"; that of the array itself for a matrix
-        that tells nothing (all entries of one magnitude).
-    """
+    """Return the coarsest dtype that holds every entry of a matrix; see `UsedBits`."""
     values = UsedBits()
     values.add(matrix)
     return values.dtype()
 
 
 class CoarseStart:
-    """Tells whether the rounding of a W0 that is stored more coarsely than W is in W - W0.
+    """Whether the rounding of W0, stored more coarsely than W, is in W - W0.
 
-    An entry of W0 that was rounded is off by an error uniform in half a step to either side.
-    Whatever was trained on top of it, the difference is then smaller than a quarter of a step in
-    at most half of the entries. Where it is in more of them, among those of any one power of
-    two, W0 wasn't rounded: training began from it as it is stored, and the difference is exact.
-    Updates below a step, or of few rows, show that at once; those of some per cent of the
-    weights only at the largest, whose steps are the coarsest; of larger ones it stays open.
+    The rounding error of an entry of W0 is uniform in half a step to either side. Whatever training
+    adds, the difference is then below a quarter step in at most half of the entries. If it is in
+    more of the entries of any one power of two, training began from the stored W0 and the
+    difference is exact. Updates below a step, or of few rows, show this clearly. Updates of a few
+    per cent of the weights show it only for the largest entries, whose steps are coarsest. For
+    larger updates the question stays open.
     """
 
     def __init__(self, dtype: str) -> None:
         bits, smallest = FLOAT_FORMATS[dtype]
-        # Of the exponent field of a float32: 0 is zero and what is subnormal, 255 isn't finite.
+        # Exponent field of a float32: 0 is zero or subnormal, 255 is not finite.
         exponents = np.arange(256) - 127
         self._quarter_steps = np.exp2(np.maximum(exponents + 1.0 - bits, smallest) - 2)
         self._quarter_steps[0] = 0.0
@@ -123,27 +115,27 @@ class CoarseStart:
         """Take a block of W0 and of W - W0 into account."""
         entries = W0.astype(np.float32, copy=False)
         bits = entries.view(np.uint32)
-        # Below a power of two steps are half as long, so these entries are left to field 0.
+        # Steps halve below a power of two, so exact powers are counted in field 0.
         powers = ((bits >> 23 & 0xFF) * (bits & 0x7FFFFF != 0)).astype(np.uint8)
         close = np.abs(delta) < self._quarter_steps[powers]
         self._counts += np.bincount(powers.ravel(order="K"), minlength=256)
         self._close += np.bincount(powers[close], minlength=256)
 
     def is_rounded(self) -> bool:
-        """Whether the rounding error is in the difference; true where it stays open."""
-        # Of n entries a number that is a coin's scatters by √n/2.
+        """Return whether the rounding error is in the difference; true if that stays open."""
+        # A fair coin's count has the standard deviation √n/2.
         most = MOST_CLOSE * self._counts + SIGMAS * np.sqrt(self._counts) / 2
         return bool((self._close <= most).all())
 
 
 def coarse_start(before: str, after: str) -> CoarseStart | None:
-    """Give what tells whether W0's rounding is in a difference; None where it surely is.
+    """Return the test of whether W0's rounding is in a difference, or None if it surely is.
 
     Args:
         before: Storage dtype of W0.
         after: Coarsest dtype that W has been through.
     """
-    # Of float8 and GGUF's quantisations the numbers alone don't tell the step.
+    # Numbers in float8 or GGUF's quantisations do not determine their step.
     if coarser(before, after) == after or before not in ("float32", "float16", "bfloat16"):
         return None
     return CoarseStart(before)
@@ -152,13 +144,13 @@ def coarse_start(before: str, after: str) -> CoarseStart | None:
 def dtype_of_difference(
     W0: FloatArray, W: FloatArray, delta: FloatArray, *, dtypes: tuple[str, str]
 ) -> str:
-    """Give the coarsest dtype whose rounding is in the difference of two stored matrices.
+    """Return the coarsest dtype whose rounding is in the difference of two stored matrices.
 
     Args:
         W0: Before, as it was read.
         W: After.
         delta: W - W0.
-        dtypes: In which W0 and W are stored.
+        dtypes: Storage dtypes of W0 and W.
     """
     before, after = dtypes[0], coarser(dtypes[1], dtype_of_values(W))
     start = coarse_start(before, after)

@@ -1,18 +1,16 @@
-"""Measures of rank, each a pure function of descending singular values.
+"""Measures of rank, each a function of descending singular values.
 
-The measures answer different questions and disagree by orders of magnitude on the same
-matrix, so each has its own name and there is no plain "rank" here.
+The measures answer different questions and differ by orders of magnitude on the same matrix, so
+each has its own name and there is no plain "rank".
 
     sigma = np.array([3.0, 1.0, 0.1])
-    energy_rank(sigma, 0.90)    # 2: the first two hold 99.9 % of the energy, the first 89.9 %
+    energy_rank(sigma, 0.90)    # 2: the first value alone holds 89.9 %
     effective_rank(sigma)       # 1.94
 
-On pure noise they read .51 n (energy rank 90), .80 n (effective), .5 n (participation) and
-n/4 (stable); `lowrank_study.spectra.noise` has the measures that read 0 there.
-
-All take float64 values in any unit: they are first divided by the largest one, so that
-neither 1e30 nor 1e-300 overflows or vanishes on squaring. Of no singular values, or of all
-zero, ranks that count are 0 and ratios are NaN ("undefined").
+Values may be in any unit: they are divided by the largest one, so that neither 1e30 nor 1e-300
+overflows or vanishes when squared. For a zero matrix, counts are 0 and other ranks NaN. Input
+that is not a finite, non-negative, descending vector raises an `InputError`. `measures.py` gives
+sources and the values on noise.
 """
 
 import math
@@ -26,16 +24,10 @@ SingularValues = npt.NDArray[np.float64]
 
 
 def checked(singular_values: npt.ArrayLike) -> SingularValues:
-    """Give singular values as a float64 vector after checking that they can be some.
-
-    Args:
-        singular_values: Vector, descending, none negative.
-
-    Returns:
-        The same values as float64.
+    """Return singular values as a float64 vector.
 
     Raises:
-        InputError: If they aren't a finite, non-negative, descending vector.
+        InputError: They are not a finite, non-negative, descending vector.
     """
     values = np.asarray(singular_values, dtype=np.float64)
     if values.ndim != 1:
@@ -49,11 +41,11 @@ def checked(singular_values: npt.ArrayLike) -> SingularValues:
 
 
 def unit_scaled(singular_values: npt.ArrayLike) -> SingularValues:
-    """Divide singular values by the largest; the empty vector if there is none above zero."""
+    """Divide singular values by the largest; return an empty vector for a zero matrix."""
     values = checked(singular_values)
     if values.size == 0 or values[0] == 0.0:
         return np.zeros(0)
-    # A subnormal largest value has no full precision to keep, but mustn't overflow 1 / sigma_1.
+    # A power of two first: 1 / sigma_1 overflows for a subnormal sigma_1.
     exponent = math.frexp(float(values[0]))[1]
     scaled: SingularValues = np.ldexp(values, -exponent)
     scaled /= scaled[0]
@@ -61,50 +53,31 @@ def unit_scaled(singular_values: npt.ArrayLike) -> SingularValues:
 
 
 def energy_rank(singular_values: npt.ArrayLike, share: float) -> int:
-    """Count the leading directions that hold a share of the energy.
+    """Return the smallest k with sum_{i<=k} sigma_i^2 >= share * sum_i sigma_i^2.
 
-    The smallest k with sum_{i<=k} sigma_i^2 >= share * sum_i sigma_i^2. Equality counts up to
-    rounding (relative 4 eps per value), so that 9 of 10 equal values hold 90 %.
-
-    Args:
-        singular_values: Descending, any unit, length n.
-        share: Share of sum sigma^2 to hold, in (0, 1].
-
-    Returns:
-        k in 1..n, or 0 for a zero matrix.
+    Equality counts up to rounding (relative 4 eps per value), so that 9 of 10 equal values hold
+    90 %.
 
     Raises:
-        InputError: If the share is outside (0, 1] or the values can't be singular values.
+        InputError: The share is outside (0, 1].
     """
     if not 0.0 < share <= 1.0:
         raise InputError(f"energy share {share} is outside (0, 1]; 0.9 means 90 %")
     scaled = unit_scaled(singular_values)
     if scaled.size == 0:
         return 0
-    # Summed from the small end, each tail is right relative to itself, even for share = 1.
+    # Summed from the small end, each tail is accurate relative to itself, even for share = 1.
     tails = np.cumsum(scaled[::-1] ** 2)[::-1]
-    left_over = np.append(tails[1:], 0.0)
+    missing = np.append(tails[1:], 0.0)
     rounding = 4 * np.finfo(np.float64).eps * scaled.size * tails[0]
     allowed = (1.0 - share) * tails[0]
     if share < 1.0:
         allowed += rounding
-    return int(np.argmax(left_over <= allowed)) + 1
+    return int(np.argmax(missing <= allowed)) + 1
 
 
 def effective_rank(singular_values: npt.ArrayLike) -> float:
-    """Measure how many directions the spectrum spreads over, by its entropy.
-
-    exp(-sum_i p_i log p_i) with p_i = sigma_i / sum_j sigma_j.
-
-    Args:
-        singular_values: Descending, any unit, length n.
-
-    Returns:
-        A real number in [1, n]; NaN for a zero matrix.
-
-    Source:
-        Roy & Vetterli, "The effective rank: a measure of effective dimensionality", 2007.
-    """
+    """Return exp(-sum_i p_i log p_i) with p_i = sigma_i / sum_j sigma_j, in [1, n]."""
     scaled = unit_scaled(singular_values)
     if scaled.size == 0:
         return math.nan
@@ -114,53 +87,25 @@ def effective_rank(singular_values: npt.ArrayLike) -> float:
 
 
 def stable_rank(singular_values: npt.ArrayLike) -> float:
-    """Measure the energy in units of that of the leading direction.
-
-    sum_i sigma_i^2 / sigma_1^2, which a small perturbation can't change by much.
-
-    Args:
-        singular_values: Descending, any unit, length n.
-
-    Returns:
-        A real number in [1, n]; NaN for a zero matrix.
-
-    Source:
-        Rudelson & Vershynin, "Sampling from large matrices: an approach through geometric
-        functional analysis", 2007.
-    """
+    """Return sum_i sigma_i^2 / sigma_1^2, in [1, n]; small perturbations hardly change it."""
     scaled = unit_scaled(singular_values)
     return float(np.sum(scaled**2)) if scaled.size else math.nan
-
-
-def numerical_rank(
-    singular_values: npt.ArrayLike,
-    shape: tuple[int, int],
-    *,
-    eps: float,
-    absolute_error: float,
-) -> int:
-    """Count the singular values that rounding alone doesn't explain.
-
-    The number of sigma_i > max(max(m, n) * eps * sigma_1, absolute_error): the convention of
-    `numpy.linalg.matrix_rank`, never below what the values themselves are accurate to.
-
-    Args:
-        singular_values: Descending, any unit; zeros beyond the end may be left out.
-        shape: (m, n) of the matrix.
-        eps: Machine epsilon of the arithmetic that made the matrix, such as 2**-23 for float32.
-        absolute_error: Bound on the error of each value, in their unit; 0.0 if there is none.
-
-    Returns:
-        A count in 0..min(m, n).
-    """
-    values = checked(singular_values)
-    return int(np.count_nonzero(values > rank_tolerance(values, shape, eps, absolute_error)))
 
 
 def rank_tolerance(
     singular_values: npt.ArrayLike, shape: tuple[int, int], eps: float, absolute_error: float
 ) -> float:
-    """Give the value under which `numerical_rank` counts a singular value as zero."""
+    """Return the value up to which a singular value counts as zero.
+
+    max(max(m, n) * eps * sigma_1, absolute_error): the convention of `numpy.linalg.matrix_rank`,
+    but never below the error of the values themselves.
+
+    Args:
+        singular_values: Descending, any unit.
+        shape: (m, n) of the matrix.
+        eps: Machine epsilon of the arithmetic behind the matrix, such as 2**-23 for float32.
+        absolute_error: Bound on the error of each value, in their unit; 0.0 if there is none.
+    """
     values = checked(singular_values)
     if values.size == 0:
         return absolute_error
@@ -168,41 +113,19 @@ def rank_tolerance(
 
 
 def participation_ratio(singular_values: npt.ArrayLike) -> float:
-    """Measure how many directions share the energy.
-
-    (sum_i sigma_i^2)^2 / sum_i sigma_i^4, the number of directions if all were equal.
-
-    Args:
-        singular_values: Descending, any unit, length n.
-
-    Returns:
-        A real number in [1, n]; NaN for a zero matrix.
-
-    Source:
-        Bell & Dean, "Atomic vibrations in vitreous silica", 1970, for the atoms that take part in
-        a vibration.
-    """
+    """Return (sum_i sigma_i^2)^2 / sum_i sigma_i^4: how many directions share the energy."""
     energies = unit_scaled(singular_values) ** 2
     return float(energies.sum() ** 2 / np.sum(energies**2)) if energies.size else math.nan
 
 
 def sigma_ratio(singular_values: npt.ArrayLike, index: int) -> float:
-    """Give how much larger the first singular value is than a later one.
-
-    sigma_1 / sigma_index.
-
-    Args:
-        singular_values: Descending, any unit.
-        index: Which one to compare with, counted from 1.
-
-    Returns:
-        A number >= 1; NaN where the later one is zero, absent, or its ratio overflows.
+    """Return sigma_1 / sigma_index; NaN if the latter is zero or absent, or the ratio overflows.
 
     Raises:
-        InputError: If the index is below 1.
+        InputError: The index is below 1.
     """
     if index < 1:
-        raise InputError(f"index {index} of a singular value; they count from 1")
+        raise InputError(f"index {index} of a singular value; indices start at 1")
     scaled = unit_scaled(singular_values)
     if scaled.size < index or scaled[index - 1] == 0.0:
         return math.nan

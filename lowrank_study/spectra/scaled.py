@@ -10,47 +10,38 @@ Axis suffixes: O out features, I in features.
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from lowrank_study.checkpoints import Match
-from lowrank_study.spectra.noise import (
+from lowrank_study.spectra.rounding import (
     FLOAT_FORMATS,
     NO_ROUNDING,
     UNKNOWN_ROUNDING,
+    Matrix,
     RoundingFloor,
 )
 from lowrank_study.spectra.spectrum import Spectrum
 from lowrank_study.spectra.updates import DenseUpdate
 
-FloatArray = npt.NDArray[np.floating[Any]]
-
 
 def is_scaled(match: Match) -> bool:
-    """Whether either side of a match was stored in float8 with scales."""
+    """Return whether either side of a match was stored in float8 with scales."""
     return any(side.weights.is_scaled(side.tensor) for side in (match.before, match.after))
 
 
 def with_scaled_floor(spectrum: Spectrum, match: Match, update: DenseUpdate) -> Spectrum:
-    """Return the spectrum of a match's update with the floor that follows from its scales.
-
-    Args:
-        spectrum: From `spectrum.measure`, which knows only the numbers.
-        match: A match with `is_scaled`, whose files are still open.
-        update: The update that was measured.
-    """
+    """Return the spectrum of an update with the floor that follows from the scales of its match."""
     assert update.W0_OI is not None
     floor = floor_of_scaled(match, update.W0_OI, update.delta_OI)
     return replace(spectrum, rounding_edge=floor.edge, rounding_frobenius_norm=floor.frobenius_norm)
 
 
-def floor_of_scaled(match: Match, W0_OI: FloatArray, delta_OI: FloatArray) -> RoundingFloor:
-    """Estimate the rounding error of a difference; each side has its own steps.
+def floor_of_scaled(match: Match, W0_OI: Matrix, delta_OI: Matrix) -> RoundingFloor:
+    """Estimate the rounding error of a difference whose sides have steps of their own.
 
-    As in `noise.rounding_floor`, every entry has an error of up to half a step, and
-    unchanged rows and columns are left out.
+    As in `rounding.rounding_floor`, every entry has an error of up to half a step, and unchanged
+    rows and columns are left out.
 
     Args:
         match: The matrix in both checkpoints.
@@ -80,11 +71,11 @@ def floor_of_scaled(match: Match, W0_OI: FloatArray, delta_OI: FloatArray) -> Ro
     )
 
 
-def _steps(values: FloatArray, scale: FloatArray | float, dtype: str) -> FloatArray:
+def _steps(values: Matrix, scale: Matrix | float, dtype: str) -> Matrix:
     """Return the step at each stored number, which is its value divided by the scale."""
     bits, smallest = FLOAT_FORMATS[dtype]
     with np.errstate(divide="ignore", invalid="ignore"):  # a scale of zero gives no step
         stored = np.nan_to_num(np.abs(values / scale), posinf=0.0)
     exponents = np.where(stored > 0.0, np.frexp(stored)[1] - bits, smallest)
-    steps: FloatArray = np.ldexp(1.0, np.maximum(exponents, smallest))
+    steps: Matrix = np.ldexp(1.0, np.maximum(exponents, smallest))
     return steps

@@ -1,7 +1,7 @@
 """The file with the spectra of a run's updates.
 
 save_spectra(path, [spectrum], made_from=run.checkpoint_sha256)
-[again] = load_spectra(path)   # bit for bit the same
+[again] = load_spectra(path)   # bit-identical
 """
 
 import json
@@ -48,18 +48,18 @@ SCHEMA = pa.schema(
 
 
 def save_spectra(path: Path, spectra: Sequence[Spectrum], *, made_from: str | None = None) -> None:
-    """Write spectra to a Parquet file, which appears completely or not at all.
+    """Write spectra to a Parquet file atomically; float64 values keep every bit.
 
     Args:
-        path: Path of the file; its folder must exist. An existing file is replaced.
-        spectra: In reading order; float64 values are kept bit for bit.
+        path: Path of the file, which is replaced if it exists.
+        spectra: The spectra, in the order to keep.
         made_from: SHA-256 of the spectra's checkpoint, if known.
 
     Raises:
-        InputError: If the folder doesn't exist.
+        InputError: The folder does not exist.
     """
     if not path.parent.is_dir():
-        raise InputError(f"no folder {path.parent} to write spectra into; create it first")
+        raise InputError(f"folder {path.parent} does not exist; create it to save spectra there")
     rows = [{f.name: getattr(spectrum, f.name) for f in fields(Spectrum)} for spectrum in spectra]
     facts = {"format": FORMAT, "versions": _versions(), "made_from": made_from}
     metadata = {METADATA_KEY: json.dumps(facts).encode()}
@@ -69,16 +69,10 @@ def save_spectra(path: Path, spectra: Sequence[Spectrum], *, made_from: str | No
 
 
 def load_spectra(path: Path) -> list[Spectrum]:
-    """Read spectra that `save_spectra` wrote.
-
-    Args:
-        path: Path of the Parquet file.
-
-    Returns:
-        The spectra in the order they were written.
+    """Read spectra that `save_spectra` wrote, in their order.
 
     Raises:
-        InputError: If the file does not exist or has another format.
+        InputError: The file does not exist, is damaged or has another format.
     """
     table = _read(path, pq.read_table, page_checksum_verification=True)
     spectra = []
@@ -94,7 +88,7 @@ def spectra_made_from(path: Path) -> str | None:
     """Return the SHA-256 of the checkpoint behind a file of spectra, if it was recorded.
 
     Raises:
-        InputError: As for `load_spectra`.
+        InputError: The same cases as for `load_spectra`.
     """
     made_from = _facts(_read(path, pq.read_schema)).get("made_from")
     return None if made_from is None else str(made_from)
@@ -104,18 +98,20 @@ def count_spectra(path: Path) -> int:
     """Return how many spectra a file holds.
 
     Raises:
-        InputError: As `load_spectra`.
+        InputError: The same cases as for `load_spectra`.
     """
     return int(_read(path, pq.read_table, columns=["module"]).num_rows)
 
 
 def _read(path: Path, read: Callable[..., Any], **options: Any) -> Any:
     if not path.is_file():
-        raise InputError(f"no file of spectra at {path}; give one that save_spectra wrote")
+        raise InputError(f"{path} does not exist; give a file of spectra")
     try:
         found = read(path, **options)
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} isn't a whole Parquet file; measure the spectra again") from error
+        raise InputError(
+            f"{path} is not a whole Parquet file; measure the spectra again"
+        ) from error
     schema = found if isinstance(found, pa.Schema) else found.schema
     if (kind := _facts(schema).get("format")) != FORMAT:
         raise InputError(f"{path} holds format {kind!r}, not {FORMAT!r}; measure the spectra again")

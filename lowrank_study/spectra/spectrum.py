@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lowrank_study.errors import InputError
-from lowrank_study.spectra import noise, ranks, svd
+from lowrank_study.spectra import ranks, rounding, svd
 from lowrank_study.spectra.updates import FactoredUpdate, MeasureMethod, Update
 
 Values = npt.NDArray[np.float64]
@@ -89,7 +89,7 @@ class Spectrum:
         The missing values of an incomplete spectrum count as energy below the floor.
         """
         if self.complete:
-            return noise.resolvable_energy_share(self.singular_values, self.rounding_edge)
+            return rounding.resolvable_energy_share(self.singular_values, self.rounding_edge)
         if math.isnan(self.rounding_edge):
             return math.nan
         return float(np.sum((self.above_floor / self.frobenius_norm) ** 2))

@@ -1,15 +1,15 @@
-"""The spectrum of the difference of two stored matrices, of which only blocks are in memory.
+"""The spectrum of the difference of two stored matrices, with only blocks of them in memory.
 
-A vocabulary of a large model is gigabytes in float64, its Gram matrix is not. So the matrices
-are read twice, a few rows at a time (columns, where those are more):
+A large vocabulary takes gigabytes in float64; its Gram matrix does not. The matrices are read
+twice, in blocks of a few rows (or columns, if there are more of them):
 
     found = survey(match.read_blocks(BLOCK_ENTRIES), shape=match.shape, dtypes=("bfloat16",) * 2)
     if found.not_finite is None:
         sums = accumulate(match.read_blocks(BLOCK_ENTRIES), found)
         spectrum = spectrum_of(sums, name="model.embed_tokens", layer=None, role="embed_tokens")
 
-The same numbers as of `spectrum.measure(update, method="gram")`. Both matrices are to come as
-float32: then no sum of squares in float64 overflows, and nothing has to be scaled.
+The numbers are those of `spectrum.measure(update, method="gram")`. Both matrices must arrive as
+float32, so that sums of squares in float64 cannot overflow.
 
 Axis suffixes: L the longer axis of the matrix, S the shorter one.
 """
@@ -24,66 +24,66 @@ import numpy.typing as npt
 
 from lowrank_study.checkpoints import coarser
 from lowrank_study.spectra.eigenvalues import GramMatrix
-from lowrank_study.spectra.noise import (
+from lowrank_study.spectra.precision import UsedBits, coarse_start
+from lowrank_study.spectra.rounding import (
     FLOAT_FORMATS,
     NO_ROUNDING,
     UNKNOWN_ROUNDING,
     RoundingFloor,
 )
-from lowrank_study.spectra.precision import UsedBits, coarse_start
 from lowrank_study.spectra.spectrum import Spectrum
 from lowrank_study.spectra.svd import GRAM_ERROR, svd_of_matrix
 
 FloatArray = npt.NDArray[np.floating[Any]]
 FloatVector = npt.NDArray[np.float64]
 Block = tuple[slice, FloatArray, FloatArray]
-"""A part of the longer axis, and W0 and W there, both (part, shorter axis)."""
+"""A part of the longer axis, with W0 and W there, both (part, shorter axis)."""
 
 BLOCK_ENTRIES = 2**22
-"""Entries of a block: 16 MiB a matrix as float32, and the difference 32 MiB."""
+"""Entries of a block: 16 MiB per float32 matrix, 32 MiB for the difference."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Survey:
-    """What a first reading shows."""
+    """Facts from the first reading."""
 
     shape: tuple[int, int]
     """(out features, in features)."""
     not_finite: str | None
-    """How many NaN and infinite entries there are, or None if there is none."""
+    """Number of NaN and infinite entries in words, or None if there are none."""
     changed_L: npt.NDArray[np.bool_]
-    """Where on the longer axis anything changed."""
+    """Rows of the longer axis that changed."""
     changed_S: npt.NDArray[np.bool_]
-    """Where on the shorter axis anything changed."""
+    """Columns of the shorter axis that changed."""
     base_norm: float
     """Frobenius norm of W0."""
     dtypes: tuple[str, str]
-    """Dtype of W0 as its file says, and the coarsest that W has been through."""
+    """Storage dtype of W0, and the coarsest dtype that W has been through."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Sums:
-    """What a second reading adds up."""
+    """Sums from the second reading."""
 
     survey: Survey
-    """What the first one showed."""
+    """Facts from the first reading."""
     changes: "GramMatrix | _FewRows"
-    """What changed, as far as its singular values go."""
+    """Gives the singular values of the difference."""
     norm: float
     """Frobenius norm of the difference."""
     storage_dtype: str
     """Coarsest dtype whose rounding is in the difference."""
     floor: RoundingFloor
-    """What that rounding is expected to have added."""
+    """What that rounding is expected to add."""
 
 
 def survey(blocks: Iterable[Block], *, shape: tuple[int, int], dtypes: tuple[str, str]) -> Survey:
-    """Read two matrices once and tell what they are.
+    """Read two matrices for the first time.
 
     Args:
-        blocks: All of both, as `Match.read_blocks` gives them.
+        blocks: All blocks of `Match.read_blocks`.
         shape: (out features, in features).
-        dtypes: Storage dtypes of W0 and W as their files say.
+        dtypes: Storage dtypes of W0 and W.
     """
     changed_L = np.zeros(max(shape), dtype=bool)
     changed_S = np.zeros(min(shape), dtype=bool)
@@ -91,7 +91,7 @@ def survey(blocks: Iterable[Block], *, shape: tuple[int, int], dtypes: tuple[str
     nan = infinite = 0
     energy = 0.0
     for part, W0_LS, W_LS in blocks:
-        # One pass tells whether there is anything to be counted: NaN and Inf spread to the sum.
+        # NaN and Inf spread to the sum, so one pass finds out whether to count them.
         with np.errstate(invalid="ignore"):
             total = float(np.sum(W0_LS, dtype=np.float64) + np.sum(W_LS, dtype=np.float64))
         if not math.isfinite(total):
@@ -117,23 +117,23 @@ def survey(blocks: Iterable[Block], *, shape: tuple[int, int], dtypes: tuple[str
 
 
 def accumulate(blocks: Iterable[Block], found: Survey) -> Sums:
-    """Read two matrices once more and add up what their difference's spectrum needs.
+    """Read two matrices again and add up what the spectrum of their difference needs.
 
-    Rows and columns in which nothing changed are left out: they change no other singular value
-    and hold no rounding error. Where W0 is stored more coarsely than W, `CoarseStart` tells
-    whether its rounding is in the difference.
+    Unchanged rows and columns are left out: they change no other singular value and hold no
+    rounding error. If W0 is stored more coarsely than W, `CoarseStart` decides whether its
+    rounding is in the difference.
 
     Args:
-        blocks: The same as for `survey`, read again.
-        found: Its result, without NaN or Inf.
+        blocks: The blocks of `survey`, read again.
+        found: The result of `survey`, without NaN or Inf.
     """
     changed_L, changed_S = found.changed_L, found.changed_S
     count_L, count_S = int(np.count_nonzero(changed_L)), int(np.count_nonzero(changed_S))
     changes: GramMatrix | _FewRows
-    # Half as many rows are at most half a Gram matrix, and have a quarter of one of their own.
+    # With at most half as many rows, the rows themselves take less memory than the Gram matrix.
     changes = _FewRows(count_L, count_S) if 2 * count_L <= count_S else GramMatrix(count_S)
     if count_L == 0:
-        # What is smaller than a step is hidden, and may be so everywhere.
+        # Changes smaller than a step are hidden, possibly everywhere.
         changed_L, changed_S = np.ones_like(changed_L), np.ones_like(changed_S)
     before, after = found.dtypes
     start = coarse_start(before, after)
@@ -142,7 +142,7 @@ def accumulate(blocks: Iterable[Block], found: Survey) -> Sums:
     energy = 0.0
     for part, W0_LS, W_LS in blocks:
         if start is not None:
-            # Of all rows: those that kept their stored numbers tell that nothing was rounded.
+            # All rows count: those that kept their stored numbers show that nothing was rounded.
             start.add(W0_LS, np.subtract(W_LS, W0_LS, dtype=np.float64))
         kept = changed_L[part]
         W0_LS, W_LS = _only(W0_LS, kept, changed_S), _only(W_LS, kept, changed_S)
@@ -161,23 +161,16 @@ def accumulate(blocks: Iterable[Block], found: Survey) -> Sums:
         changes=changes,
         norm=math.sqrt(energy),
         storage_dtype=dtype,
-        # Nothing but zeros on both sides has no step.
+        # Zeros on both sides have no step.
         floor=floors[dtype].floor() if energy or found.base_norm else NO_ROUNDING,
     )
 
 
 def spectrum_of(sums: Sums, *, name: str, layer: int | None, role: str) -> Spectrum:
-    """Give the spectrum of a difference that was added up.
-
-    Args:
-        sums: As `accumulate` gives them.
-        name: Module path.
-        layer: Number of its layer, or None.
-        role: What the matrix does there.
-    """
+    """Return the spectrum of a difference from the sums of `accumulate`."""
     found = sums.survey
     active_L, active_S = int(found.changed_L.sum()), int(found.changed_S.sum())
-    # Fewer rows than columns may have changed: then some values are zero by counting.
+    # If fewer rows than columns changed, the remaining values are exactly zero.
     values = sums.changes.singular_values()[: min(active_L, active_S)]
     tall = found.shape[0] >= found.shape[1]
     return Spectrum(
@@ -211,7 +204,7 @@ def _only(
 
 
 class _FewRows:
-    """A wide matrix that comes in blocks of rows, as it is."""
+    """A wide matrix whose rows arrive in blocks, stored as it is."""
 
     def __init__(self, rows: int, columns: int) -> None:
         self._delta_LS = np.empty((rows, columns))
@@ -228,7 +221,7 @@ class _FewRows:
 
 
 class _FloorSums:
-    """`noise.rounding_floor`, a block at a time."""
+    """`rounding.rounding_floor`, block by block."""
 
     def __init__(self, dtype: str, long: int, short: int) -> None:
         self._format = FLOAT_FORMATS.get(dtype)
@@ -241,7 +234,7 @@ class _FloorSums:
             return
         bits, smallest = self._format
         for side_LS in sides_LS:
-            # Only the exponent's bits are kept: the power of two at or below each magnitude.
+            # The exponent's bits alone give the power of two at or below each magnitude.
             fields = side_LS.astype(np.float32, copy=False).view(np.uint32) & _EXPONENT
             powers_LS = fields.view(np.float32).astype(np.float64)
             np.maximum(powers_LS, 2.0 ** (smallest + bits - 1), out=powers_LS)
@@ -251,7 +244,7 @@ class _FloorSums:
     def floor(self) -> RoundingFloor:
         if self._format is None:
             return UNKNOWN_ROUNDING
-        # The step above a power of two, squared and over 12, is the error's mean square.
+        # The mean square of the error is the squared step above the power of two, over 12.
         root = 2.0 ** (1 - self._format[0]) / math.sqrt(12.0)
         return RoundingFloor(
             edge=root * (math.sqrt(self._sums_L.max()) + math.sqrt(self._sums_S.max())),

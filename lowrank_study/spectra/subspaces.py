@@ -1,11 +1,10 @@
-"""Which directions an update uses, and how alike those of two updates are.
+"""Leading directions of updates, and the similarity of the directions of two updates.
 
     first, second = update.leading_directions(8), other.leading_directions(64)
     similarity_grid(first.V_IK, second.V_IK)[0, 0]      # LoRA Fig. 3: do the top ones agree?
-    chance_similarity(1, 1, dimension=768)              # what two random lines would give
+    chance_similarity(1, 1, dimension=768)              # two random lines
 
-Updates given by factors are worked on through QR of the factors; their product is never
-formed. Axis suffixes: O out features, I in features, K directions, descending.
+Axis suffixes: O out features, I in features, K directions, descending.
 """
 
 from dataclasses import dataclass
@@ -29,16 +28,21 @@ class Directions:
     U_OK: Array
     """Left singular vectors, orthonormal columns."""
     singular_values: Array
-    """Their singular values, descending, all above zero."""
+    """Their singular values, descending and positive."""
     V_IK: Array
     """Right singular vectors, orthonormal columns."""
 
 
 def directions_of_product(B_OR: Matrix, A_RI: Matrix, scaling: float, k: int) -> Directions:
-    """Find the k leading directions of scaling * B A, fewer where its rank is below k."""
-    unit = svd.svd_of_product(B_OR, A_RI, scaling).frobenius_norm
-    if unit == 0.0:
-        return _leading(np.zeros((B_OR.shape[0], 0)), np.zeros(0), np.zeros((A_RI.shape[1], 0)), k)
+    """Return the k leading directions of scaling * B A through QR of the factors.
+
+    There are fewer if the rank is lower: directions below 1e-12 sigma_1 are left out.
+
+    Raises:
+        InputError: k is below 1, or a factor holds NaN or Inf.
+    """
+    if svd.svd_of_product(B_OR, A_RI, scaling).frobenius_norm == 0.0:
+        return _no_directions(B_OR.shape[0], A_RI.shape[1], k)
     Q_B, R_B = np.linalg.qr(B_OR.astype(np.float64))
     Q_A, R_A = np.linalg.qr(A_RI.T.astype(np.float64))
     U, values, Vt = scipy.linalg.svd(scaling * (R_B @ R_A.T), full_matrices=False)
@@ -46,23 +50,27 @@ def directions_of_product(B_OR: Matrix, A_RI: Matrix, scaling: float, k: int) ->
 
 
 def directions_of(matrix: Matrix, k: int) -> Directions:
-    """Find the k leading directions of a dense matrix, (m, n); fewer where its rank is below k."""
+    """Return the k leading directions of a dense (m, n) matrix.
+
+    There are fewer if the rank is lower: directions below 1e-12 sigma_1 are left out.
+
+    Raises:
+        InputError: k is below 1, or the matrix holds NaN or Inf.
+    """
     norm = svd.frobenius_norm(matrix)
     if norm == 0.0:
-        return _leading(
-            np.zeros((matrix.shape[0], 0)), np.zeros(0), np.zeros((matrix.shape[1], 0)), k
-        )
+        return _no_directions(matrix.shape[0], matrix.shape[1], k)
     X = matrix.astype(np.float64) / norm
     tall = X if X.shape[0] >= X.shape[1] else X.T
     side = tall.shape[1]
     if k < side // 4:
         gram = tall.T @ tall
         _, V = scipy.linalg.eigh(gram, subset_by_index=[side - k, side - 1], check_finite=False)
-        # One step of subspace iteration and a small SVD bring them to full precision.
+        # One step of subspace iteration and a small SVD restore full precision.
         V = np.linalg.qr(gram @ V)[0]
         U, values, Wt = scipy.linalg.svd(tall @ V, full_matrices=False, check_finite=False)
         V = V @ Wt.T
-        # A Gram matrix has lost what lies below the root of its precision.
+        # A Gram matrix loses values below the root of its precision.
         if values[-1] > 1e-5 * values[0]:
             left, right = (U, V) if tall is X else (V, U)
             return _leading(left, values * norm, right, k)
@@ -78,28 +86,29 @@ def _leading(U: Array, values: Array, V: Array, k: int) -> Directions:
     return Directions(U_OK=U[:, :count], singular_values=values[:count], V_IK=V[:, :count])
 
 
-def subspace_similarity(first_DK: Matrix, second_DK: Matrix, i: int, j: int) -> float:
-    """Measure how much of one subspace lies in another.
+def _no_directions(rows: int, columns: int, k: int) -> Directions:
+    return _leading(np.zeros((rows, 0)), np.zeros(0), np.zeros((columns, 0)), k)
 
-    phi(i, j) = |U_i^T V_j|_F^2 / min(i, j) for the spans of the first i columns of one basis
-    and the first j of the other: 1 if the smaller one is contained in the larger, 0 if they
-    are orthogonal. Random subspaces have `chance_similarity`.
+
+def subspace_similarity(first_DK: Matrix, second_DK: Matrix, i: int, j: int) -> float:
+    """Return phi(i, j) = |U_i^T V_j|_F^2 / min(i, j), the share of one subspace in another.
+
+    The subspaces are the spans of the first i columns of one basis and the first j of the other.
+    phi is 1 if the smaller subspace lies in the larger, 0 if they are orthogonal, and
+    `chance_similarity` for random ones.
 
     Args:
         first_DK: Orthonormal columns in dimension D, in order of importance.
-        second_DK: The same of the other matrix; the number of columns may differ.
-        i: Columns taken of the first, 1..K.
-        j: Columns taken of the second, 1..K.
-
-    Returns:
-        A number in [0, 1].
+        second_DK: The other basis; its number of columns may differ.
+        i: Columns of the first basis, 1..K.
+        j: Columns of the second basis, 1..K.
 
     Raises:
-        InputError: If the bases aren't of one space, or lack that many columns.
+        InputError: The bases are not in one space, or have fewer columns.
 
     Source:
-        Hu et al., "LoRA", 2021, eq. 4 in section 7.2; there with the right singular vectors of
-        the factors A, which span what those of B A do, in another order.
+        Hu et al., "LoRA", 2021, eq. 4 in section 7.2. They use right singular vectors of the
+        factors A, which span the same space as those of B A, in another order.
     """
     _check_bases(first_DK, second_DK)
     if not (1 <= i <= first_DK.shape[1] and 1 <= j <= second_DK.shape[1]):
@@ -111,17 +120,10 @@ def subspace_similarity(first_DK: Matrix, second_DK: Matrix, i: int, j: int) -> 
 
 
 def similarity_grid(first_DK: Matrix, second_DK: Matrix) -> Array:
-    """Give `subspace_similarity` for all i and j at once.
-
-    Args:
-        first_DK: Orthonormal columns in dimension D, in order of importance.
-        second_DK: The same of the other matrix.
-
-    Returns:
-        Array whose entry [i - 1, j - 1] is phi(i, j).
+    """Return `subspace_similarity` for all i and j: entry [i - 1, j - 1] is phi(i, j).
 
     Raises:
-        InputError: If the bases aren't of one space.
+        InputError: The bases are not in one space.
     """
     _check_bases(first_DK, second_DK)
     squares = (first_DK.T.astype(np.float64) @ second_DK.astype(np.float64)) ** 2
@@ -132,20 +134,17 @@ def similarity_grid(first_DK: Matrix, second_DK: Matrix) -> Array:
 
 
 def chance_similarity(i: int, j: int, *, dimension: int) -> float:
-    """Give the similarity expected of two random subspaces.
+    """Return the expected similarity of random subspaces, max(i, j) / d.
 
-    max(i, j) / d, from E |U^T V|_F^2 = i j / d.
+    It follows from E |U^T V|_F^2 = i j / d.
 
     Args:
-        i: Dimension of the one subspace.
+        i: Dimension of one subspace.
         j: Dimension of the other.
-        dimension: d, of the space both are in.
-
-    Returns:
-        A number in (0, 1].
+        dimension: Dimension d of the space.
 
     Raises:
-        InputError: If i or j is outside 1..d.
+        InputError: i or j is outside 1..d.
     """
     if not (1 <= i <= dimension and 1 <= j <= dimension):
         raise InputError(f"subspaces of {i} and {j} in dimension {dimension}; give 1..{dimension}")
@@ -153,21 +152,18 @@ def chance_similarity(i: int, j: int, *, dimension: int) -> float:
 
 
 def principal_angles(first_DK: Matrix, second_DK: Matrix) -> Array:
-    """Give the principal angles between two subspaces.
+    """Return the principal angles between two subspaces, in radians, ascending, in [0, pi / 2].
 
-    With orthonormal bases, the cosines are the singular values of U^T V, the sines those of
-    (I - U U^T) V. Angles below 45 degrees are taken from the sines and others from the cosines,
-    as each is accurate where it is small.
+    With orthonormal bases, the cosines are the singular values of U^T V and the sines those of
+    (I - U U^T) V. Angles below 45 degrees come from the sines, others from the cosines, because
+    each is accurate if it is small.
 
     Args:
         first_DK: Independent columns in dimension D.
-        second_DK: The same of the other subspace.
-
-    Returns:
-        min(K, K') angles in radians, ascending, in [0, pi / 2].
+        second_DK: Independent columns that span the other subspace.
 
     Raises:
-        InputError: If the bases aren't of one space.
+        InputError: The bases are not in one space.
 
     Source:
         Bjorck & Golub, "Numerical methods for computing angles between linear subspaces", 1973.
@@ -187,7 +183,7 @@ def principal_angles(first_DK: Matrix, second_DK: Matrix) -> Array:
 def _check_bases(first: Matrix, second: Matrix) -> None:
     if first.ndim != 2 or second.ndim != 2 or first.shape[0] != second.shape[0]:
         raise InputError(
-            f"bases of shapes {first.shape} and {second.shape} aren't in one space; "
+            f"bases of shapes {first.shape} and {second.shape} are not in one space; "
             "give two matrices with the same number of rows"
         )
     if 0 in first.shape or 0 in second.shape:

@@ -1,17 +1,14 @@
-"""Singular values in float64: exact of a matrix, exact of a product, certified in part.
+"""Singular values in float64: all of a matrix, all of a product, or leading ones with bounds.
 
     svd_of_matrix(delta_OI, method="gram")     # eigenvalues of the smaller Gram matrix, fastest
     svd_of_matrix(delta_OI, method="svd")      # LAPACK, for values below 1e-7 sigma_1
     svd_of_product(B_OR, A_RI, scaling)        # through QR of the factors, never B @ A
-    certified_svd(delta_OI, shares=(0.9,))     # leading values, with bounds on what is left out
+    certified_svd(delta_OI, shares=(0.9,))     # leading values, with bounds on the missing ones
 
-Each gives a `Decomposition` that says how far its values can be trusted. Rows and columns
-that are exactly zero (embeddings of words that never occurred) are left out first, which
-changes no other singular value; values are scaled by a power of two, which is exact, so
-that neither 1e30 nor 1e-300 overflows or vanishes on squaring.
-
-`eigenvalues.GramMatrix` forms the Gram matrices and gives their eigenvalues; NumPy's LAPACK and
-SciPy's do the rest.
+Each returns a `Decomposition`, which states the error of its values. Rows and columns that are
+exactly zero (embeddings of words that never occurred) are left out first, which changes no other
+singular value. Values are scaled by a power of two, which is exact, so that neither 1e30 nor
+1e-300 overflows or vanishes when squared.
 """
 
 import math
@@ -34,16 +31,16 @@ EPS = float(np.finfo(np.float64).eps)
 BLOCK_ENTRIES = 2**22
 """Entries of a matrix converted to float64 at a time (32 MiB)."""
 FIRST_SKETCH = 16
-"""Directions of the first random sketch; each later one doubles them."""
+"""Directions of the first random sketch; each later sketch doubles them."""
 SQUARES_SAFELY = 300
-"""Exponents of the largest entry up to which squares and their sum stay far inside float64."""
+"""Largest exponent of an entry for which squares and their sum stay far inside float64."""
 GRAM_ERROR = 1e-7
 """Bound on the error of a singular value from a float64 Gram matrix, in units of sigma_1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Decomposition:
-    """Singular values of one matrix and how far they can be trusted."""
+    """Singular values of one matrix, and their error."""
 
     singular_values: Vector
     """Descending, float64. Values beyond the end are zero if `complete`."""
@@ -62,26 +59,25 @@ class Decomposition:
     captured_energy_share: float
     """Lower bound on the share of the energy in the given values; 1.0 if `complete`."""
     residual_norm: float
-    """Upper bound on the Frobenius norm of what was left out; 0.0 if `complete`."""
+    """Upper bound on the Frobenius norm of what is missing; 0.0 if `complete`."""
 
 
 def svd_of_matrix(matrix: Matrix, *, method: Method) -> Decomposition:
-    """Give all singular values of a dense matrix.
+    """Return all singular values of a dense matrix.
 
     Args:
         matrix: (m, n), any float dtype.
-        method: "gram", the roots of the eigenvalues of the smaller Gram matrix: fastest, error
-            at most 1e-7 sigma_1 per value, values below 5e-8 sigma_1 given as zero. "svd",
-            LAPACK's divide and conquer: error about 1e-15 sigma_1, several times slower.
+        method: "gram" takes roots of the eigenvalues of the smaller Gram matrix. It is fastest,
+            has errors up to 1e-7 sigma_1 and returns values below 5e-8 sigma_1 as zero. "svd"
+            is LAPACK's divide and conquer, several times slower, with errors of about
+            1e-15 sigma_1.
 
     Returns:
         A complete decomposition with min(active m, active n) values.
 
     Raises:
-        InputError: If the matrix holds NaN or Inf, isn't a matrix, or the method is unknown.
+        InputError: The matrix holds NaN or Inf, or is not a matrix.
     """
-    if method not in ("gram", "svd"):
-        raise InputError(f"method {method!r} of singular values; choose 'gram' or 'svd'")
     active, exponent = _active_and_exponent(matrix)
     if active.size == 0:
         return _zero(matrix.shape, method)
@@ -106,27 +102,27 @@ def svd_of_matrix(matrix: Matrix, *, method: Method) -> Decomposition:
 
 
 def svd_of_product(B_OR: Matrix, A_RI: Matrix, scaling: float) -> Decomposition:
-    """Give the singular values of scaling * B A without forming the product.
+    """Return the singular values of scaling * B A without forming the product.
 
-    With B = Q_B R_B and A^T = Q_A R_A they are those of the small scaling * R_B R_A^T.
+    With B = Q_B R_B and A^T = Q_A R_A, they are those of the small scaling * R_B R_A^T.
 
     Args:
         B_OR: Left factor (m, r), any float dtype.
         A_RI: Right factor (r, n), any float dtype.
-        scaling: Factor in front of the product.
+        scaling: Factor of the product.
 
     Returns:
-        A complete decomposition with at most r values; all beyond are zero.
+        A complete decomposition with at most r values.
 
     Raises:
-        InputError: If a factor or the scaling holds NaN or Inf, or they don't multiply.
+        InputError: A factor or the scaling holds NaN or Inf, or the factors do not multiply.
     """
     if B_OR.ndim != 2 or A_RI.ndim != 2 or B_OR.shape[1] != A_RI.shape[0]:
         raise InputError(
-            f"factors {B_OR.shape} and {A_RI.shape} don't multiply; give (m, r) and (r, n)"
+            f"factors {B_OR.shape} and {A_RI.shape} do not multiply; give (m, r) and (r, n)"
         )
     if not math.isfinite(scaling):
-        raise InputError(f"scaling {scaling} isn't finite; give alpha / rank")
+        raise InputError(f"scaling {scaling} is not finite; give alpha / rank")
     shape = (B_OR.shape[0], A_RI.shape[1])
     left, right = _exponent(B_OR), _exponent(A_RI)
     if left is None or right is None or scaling == 0.0:
@@ -150,28 +146,28 @@ def svd_of_product(B_OR: Matrix, A_RI: Matrix, scaling: float) -> Decomposition:
 
 
 def certified_svd(matrix: Matrix, *, shares: tuple[float, ...]) -> Decomposition:
-    """Give the leading singular values of a matrix until its energy ranks are certain.
+    """Return leading singular values of a matrix, enough to determine its energy ranks.
 
-    A randomised range finder: V spans the leading right directions found so far, from X^T X times
-    random ones; X V has the singular values s_i <= sigma_i, and the energy left out is exactly
-    R^2 = |X|_F^2 - |X V|_F^2. Then for every k
+    A randomised range finder grows V, which spans leading right directions. X V has singular
+    values s_i <= sigma_i, and the missing energy is exactly R^2 = |X|_F^2 - |X V|_F^2. So for
+    every k
 
         sum_{i<=k} s_i^2  <=  sum_{i<=k} sigma_i^2  <=  sum_{i<=k} s_i^2 + R^2,
 
-    which bounds each energy rank from both sides (`energy_rank_bounds`). V grows until both
-    bounds agree at all shares. Chance decides only how fast that happens: the bounds hold for
-    any V. A matrix that needs more than 1/8 of its directions is decomposed exactly instead.
+    which bounds each energy rank from both sides (`energy_rank_bounds`). V grows until the bounds
+    agree at all shares. They hold for any V, so chance only affects the speed. A matrix that needs
+    more than 1/8 of its directions is decomposed completely instead.
 
     Args:
         matrix: (m, n), any float dtype.
-        shares: Energy shares, each in (0, 1), whose energy ranks are to be certain.
+        shares: Energy shares, each in (0, 1), whose energy ranks are determined.
 
     Returns:
-        A decomposition with method "certified" that isn't `complete`, or the complete one of
+        An incomplete decomposition with method "certified", or the complete one of
         `svd_of_matrix(matrix, method="gram")`.
 
     Raises:
-        InputError: If the matrix holds NaN or Inf, or a share is outside (0, 1).
+        InputError: The matrix holds NaN or Inf, or a share is outside (0, 1).
 
     Source:
         Halko, Martinsson & Tropp, "Finding structure with randomness", 2011 (the range finder);
@@ -195,23 +191,13 @@ def certified_svd(matrix: Matrix, *, shares: tuple[float, ...]) -> Decomposition
         new = _next_directions(X, V, step, rng)
         V, projected = np.hstack([V, new]), np.hstack([projected, X @ new])
         values = scipy.linalg.svdvals(projected, check_finite=False)
-        # The difference of two almost equal sums can't be told from its rounding.
+        # The rounding of the two sums can exceed their difference.
         rounding = 4 * EPS * math.sqrt(X.size) * energy
-        left_out = max(energy - float(np.sum(values**2)), 0.0) + rounding
-        norm, residual = math.sqrt(energy), math.sqrt(left_out)
+        missing = max(energy - float(np.sum(values**2)), 0.0) + rounding
+        norm, residual = math.sqrt(energy), math.sqrt(missing)
         bounds = [energy_rank_bounds(values, norm, residual, share) for share in shares]
         if all(low == high for low, high in bounds):
-            return Decomposition(
-                singular_values=_unscaled(values, exponent),
-                shape=(matrix.shape[0], matrix.shape[1]),
-                active_shape=(active.shape[0], active.shape[1]),
-                frobenius_norm=_unscaled_number(norm, exponent),
-                method="certified",
-                absolute_error=_unscaled_number(residual, exponent),
-                complete=False,
-                captured_energy_share=max(0.0, 1.0 - left_out / energy),
-                residual_norm=_unscaled_number(residual, exponent),
-            )
+            return _incomplete(values, matrix, active, energy, missing, exponent)
         step = V.shape[1]
     return svd_of_matrix(matrix, method="gram")
 
@@ -219,11 +205,11 @@ def certified_svd(matrix: Matrix, *, shares: tuple[float, ...]) -> Decomposition
 def _next_directions(
     X: Matrix, V: Matrix, count: int, rng: np.random.Generator
 ) -> npt.NDArray[np.float64]:
-    """Orthonormal right directions orthogonal to V that hold most of what V leaves out of X."""
+    """Return orthonormal right directions, orthogonal to V, with most of what V misses in X."""
     sketch = rng.standard_normal((X.shape[1], count))
     sketch = X.T @ np.linalg.qr(X @ (sketch - V @ (V.T @ sketch)))[0]
     for _ in range(2):
-        # Twice, as one pass leaves traces of V where little is new.
+        # Twice, because one pass leaves traces of V if little is new.
         sketch = np.linalg.qr(sketch - V @ (V.T @ sketch))[0]
     return sketch
 
@@ -231,11 +217,10 @@ def _next_directions(
 def energy_rank_bounds(
     singular_values: Vector, norm: float, residual_norm: float, share: float
 ) -> tuple[int, int | None]:
-    """Bound an energy rank from leading values of which the true ones can only be larger.
+    """Bound an energy rank, given lower bounds s of the leading singular values.
 
-    With s the given values, R the residual and E = norm^2, the energy rank at a share p is at
-    least the smallest k with sum_{i<=k} s_i^2 + R^2 >= p E, and at most the smallest with
-    sum_{i<=k} s_i^2 >= p E.
+    With the residual R and E = norm^2, the energy rank at a share p is at least the smallest k
+    with sum_{i<=k} s_i^2 + R^2 >= p E, and at most the smallest with sum_{i<=k} s_i^2 >= p E.
 
     Args:
         singular_values: Singular values of X V, descending.
@@ -244,8 +229,8 @@ def energy_rank_bounds(
         share: Share of the energy, in (0, 1].
 
     Returns:
-        Lower and upper bound; the upper one is None where the given values don't reach the
-        share. (0, 0) for a zero matrix.
+        The lower and the upper bound, which is None if the given values do not reach the share.
+        (0, 0) for a zero matrix.
     """
     if norm == 0.0:
         return 0, 0
@@ -258,7 +243,7 @@ def energy_rank_bounds(
 
 
 def _triangle(matrix: Matrix) -> Vector:
-    """R of the QR factorisation, min(m, n) rows."""
+    """Return R of the QR factorisation, min(m, n) rows."""
     return np.asarray(np.linalg.qr(matrix, mode="r"), dtype=np.float64)
 
 
@@ -284,12 +269,29 @@ def _complete(
     )
 
 
+def _incomplete(
+    values: Vector, matrix: Matrix, active: Matrix, energy: float, missing: float, exponent: int
+) -> Decomposition:
+    residual = _unscaled_number(math.sqrt(missing), exponent)
+    return Decomposition(
+        singular_values=_unscaled(values, exponent),
+        shape=(matrix.shape[0], matrix.shape[1]),
+        active_shape=(active.shape[0], active.shape[1]),
+        frobenius_norm=_unscaled_number(math.sqrt(energy), exponent),
+        method="certified",
+        absolute_error=residual,
+        complete=False,
+        captured_energy_share=max(0.0, 1.0 - missing / energy),
+        residual_norm=residual,
+    )
+
+
 def _zero(shape: tuple[int, ...], method: str) -> Decomposition:
     return _complete(np.zeros(0), shape, (0, 0), 0.0, method, 0, 0.0)
 
 
 def _scaled(matrix: Matrix, exponent: int) -> Vector:
-    """New float64 copy times 2^exponent; in two factors, as 2^1074 itself is no float64."""
+    """Return a float64 copy times 2^exponent, in two factors because 2^1074 exceeds float64."""
     half = exponent // 2
     copy = matrix.astype(np.float64)
     if exponent != 0:
@@ -313,23 +315,23 @@ def _unscaled_number(value: float, exponent: int) -> float:
 
 
 def _exponent(matrix: Matrix) -> int | None:
-    """Exponent that brings the largest magnitude into [.5, 1); None for a zero matrix."""
+    """Return the exponent of the largest magnitude in [.5, 1) * 2^exponent; None if all are 0."""
     if matrix.ndim != 2 or matrix.size == 0:
-        raise InputError(f"shape {matrix.shape} isn't that of a matrix; give (m, n), both >= 1")
+        raise InputError(f"shape {matrix.shape} is not that of a matrix; give (m, n), both >= 1")
     if not np.issubdtype(matrix.dtype, np.floating):
-        raise InputError(f"dtype {matrix.dtype} isn't real floating point; give float32 or float64")
+        raise InputError(f"dtype {matrix.dtype} is not a real float; give float32 or float64")
     largest = max(float(matrix.max()), -float(matrix.min()))
     if not math.isfinite(largest):
         bad = int(matrix.size - np.isfinite(matrix).sum())
         raise InputError(
-            f"{bad} of {matrix.size} entries are NaN or Inf; leave this matrix out, "
-            "it has no singular values"
+            f"{bad} of {matrix.size} entries are NaN or Inf, so the matrix has no singular "
+            "values; leave it out"
         )
     return None if largest == 0.0 else math.frexp(largest)[1]
 
 
 def _active_and_exponent(matrix: Matrix) -> tuple[Matrix, int]:
-    """Matrix without its exactly zero rows and columns, and its largest entry's exponent."""
+    """Return the matrix without zero rows and columns, and the exponent of its largest entry."""
     exponent = _exponent(matrix)
     if exponent is None:
         return matrix[:0, :0], 0
@@ -340,16 +342,10 @@ def _active_and_exponent(matrix: Matrix) -> tuple[Matrix, int]:
 
 
 def frobenius_norm(matrix: Matrix) -> float:
-    """Give the Frobenius norm of a dense matrix, summed in float64 whatever its dtype.
-
-    Args:
-        matrix: (m, n), any float dtype.
-
-    Returns:
-        The norm in the unit of the entries.
+    """Return the Frobenius norm of a dense matrix, summed in float64 whatever its dtype.
 
     Raises:
-        InputError: If the matrix holds NaN or Inf, isn't a matrix, or the norm overflows.
+        InputError: The matrix holds NaN or Inf, is not a matrix, or the norm overflows.
     """
     exponent = _exponent(matrix)
     if exponent is None:
@@ -358,7 +354,7 @@ def frobenius_norm(matrix: Matrix) -> float:
 
 
 def _squared_norm(matrix: Matrix, exponent: int) -> float:
-    """Squared Frobenius norm in units of 4^exponent, in float64."""
+    """Return the squared Frobenius norm in units of 4^exponent."""
     return sum(_squared_sum(block) for block in _row_blocks(matrix, exponent))
 
 
@@ -368,14 +364,14 @@ def _squared_sum(block: Vector) -> float:
 
 
 def _row_blocks(matrix: Matrix, exponent: int) -> Iterator[Vector]:
-    """Scaled float64 copies of consecutive rows, small enough never to double the memory."""
+    """Yield scaled float64 copies of a few rows at a time, so that memory never doubles."""
     rows = max(1, BLOCK_ENTRIES // matrix.shape[1])
     for start in range(0, matrix.shape[0], rows):
         yield _scaled(matrix[start : start + rows], -exponent)
 
 
 def _gram_values(matrix: Matrix, exponent: int) -> tuple[Vector, float]:
-    """Singular values from the Gram matrix of the smaller side, and the squared norm."""
+    """Return singular values from the Gram matrix of the smaller side, and the squared norm."""
     tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
     gram, squared_norm = GramMatrix(tall.shape[1]), 0.0
     for block in _row_blocks(tall, exponent):

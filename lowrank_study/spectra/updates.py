@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from lowrank_study.checkpoints import Match
 from lowrank_study.errors import InputError
-from lowrank_study.spectra import noise, subspaces, svd
+from lowrank_study.spectra import rounding, subspaces, svd
 from lowrank_study.spectra.precision import dtype_of_difference
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -75,7 +75,7 @@ class Update(ABC):
         """Return the singular values; factors ignore the method."""
 
     @abstractmethod
-    def rounding_floor(self) -> noise.RoundingFloor:
+    def rounding_floor(self) -> rounding.RoundingFloor:
         """Estimate what rounding in storage adds to the update."""
 
     @abstractmethod
@@ -129,9 +129,9 @@ class DenseUpdate(Update):
             return svd.certified_svd(self.delta_OI, shares=CERTIFIED_SHARES)
         return svd.svd_of_matrix(self.delta_OI, method=method)
 
-    def rounding_floor(self) -> noise.RoundingFloor:
+    def rounding_floor(self) -> rounding.RoundingFloor:
         """Estimate the rounding of both checkpoints, or of the matrix itself without W0."""
-        return noise.rounding_floor(self.W0_OI, self.delta_OI, self.storage_dtype)
+        return rounding.rounding_floor(self.W0_OI, self.delta_OI, self.storage_dtype)
 
     def leading_directions(self, k: int) -> subspaces.Directions:
         """Return the first k singular directions, or fewer if the rank is lower."""
@@ -187,9 +187,9 @@ class FactoredUpdate(Update):
         """Return the singular values without forming the product."""
         return svd.svd_of_product(self.B_OR, self.A_RI, self.scaling)
 
-    def rounding_floor(self) -> noise.RoundingFloor:
+    def rounding_floor(self) -> rounding.RoundingFloor:
         """Estimate how far rounding of the factors moves the singular values."""
-        return noise.rounding_floor_of_factors(
+        return rounding.rounding_floor_of_factors(
             self.B_OR, self.A_RI, self.scaling, self.storage_dtype
         )
 

@@ -2,9 +2,19 @@
 
 import numpy as np
 import pytest
+import torch
 
 from lowrank_study.spectra.spectrum import measure
 from lowrank_study.spectra.updates import DenseUpdate, FactoredUpdate
+
+
+def singular_values(matrix):
+    return np.sqrt(np.maximum(np.linalg.eigvalsh(matrix @ matrix.T), 0.0))[::-1]
+
+
+def stored(matrix, dtype):
+    """Return a matrix after storage in a dtype, as float64."""
+    return torch.from_numpy(matrix).to(getattr(torch, dtype)).to(torch.float64).numpy()
 
 
 def orthonormal(rng, rows, columns):

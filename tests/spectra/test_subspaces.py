@@ -308,7 +308,7 @@ def test_a_base_of_low_rank_has_as_many_directions_as_its_rank() -> None:
     assert found.k == 1
     assert found.left == pytest.approx(1 / 32)
     assert found.left_chance == 1 / 32
-    with pytest.raises(InputError, match="is zero; it has no directions"):
+    with pytest.raises(InputError, match="is zero, without directions"):
         overlap_with_base(dense(np.eye(4), np.zeros((4, 4))), k=1)
 
 

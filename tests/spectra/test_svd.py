@@ -217,9 +217,7 @@ def test_what_is_no_matrix_is_refused():
         svd_of_matrix(np.ones((0, 4)), method="gram")
     with pytest.raises(InputError, match="int64"):
         svd_of_matrix(np.ones((2, 2), dtype=np.int64), method="gram")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="choose 'gram' or 'svd'"):
-        svd_of_matrix(np.ones((2, 2)), method="fast")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="don't multiply"):
+    with pytest.raises(InputError, match="do not multiply"):
         svd_of_product(np.ones((2, 2)), np.ones((3, 2)), 1.0)
     with pytest.raises(InputError, match="exceed the range"):
         svd_of_matrix(np.full((4, 4), 1.7e308), method="gram")

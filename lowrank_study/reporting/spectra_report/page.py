@@ -32,8 +32,9 @@ from lowrank_study.reporting.spectra_report.tables import (
     vectors_table,
 )
 from lowrank_study.reporting.web_page import packaged, web_page
-from lowrank_study.spectra.measures import Measure, Reading
+from lowrank_study.spectra.measures import Measure
 from lowrank_study.spectra.noise import noise_energy_rank
+from lowrank_study.spectra.readings import Reading
 
 ROWS_SHOWN = 2000
 """A page with more rows in a table is slow to open; the CSV files hold all."""

@@ -15,8 +15,9 @@ import pandas as pd
 
 from lowrank_study.measurement.records import MeasuredMatrix, Measurement
 from lowrank_study.reporting.display import MISSING, printable, written
-from lowrank_study.spectra.measures import MEASURES, Measure, Reading
+from lowrank_study.spectra.measures import MEASURES, Measure
 from lowrank_study.spectra.noise import noise_energy_rank
+from lowrank_study.spectra.readings import Reading
 from lowrank_study.spectra.tables import singular_values_table
 
 FIRST, OTHER = "first", "other"
