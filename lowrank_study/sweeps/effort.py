@@ -1,7 +1,7 @@
-"""What runs cost, in multiplications and additions: for their order, packs and forecasts.
+"""Count the operations of runs, for packs and forecasts.
 
-effort = Effort()
-effort.of(spec)         # 2.7e12
+>>> Effort().of(spec)
+2.7e12
 """
 
 from dataclasses import dataclass, field, replace
@@ -17,7 +17,7 @@ from lowrank_study.training.models import model_folder, model_without_weights
 
 @dataclass(slots=True)
 class Effort:
-    """Counts operations, and keeps what runs share: texts, and the shapes of the model's maps."""
+    """Counts operations, and caches the texts and model shapes that runs share."""
 
     _folders: dict[Asset, Path] = field(default_factory=dict)
     _splits: dict[tuple[Path, Task], Splits] = field(default_factory=dict)
@@ -26,17 +26,14 @@ class Effort:
     def of(self, spec: RunSpec) -> float:
         """Return a run's multiplications and additions.
 
-        Two a weight and token in each pass: one forward, one back to the activations (none where
-        the head alone is trained), and for full fine-tuning one back to the weights. LoRA's factors
-        have all three.
+        Each weight costs two operations per token and pass. The passes are forward, back to the
+        activations (not for a linear probe), and back to the weights (only of trained ones).
 
-        Raises
-        ------
-        InputError
-            The model or the data can't be read.
+        Raises:
+            InputError: The model or the data can't be read.
         """
         source = spec.model.source
-        if source not in self._folders:  # to fetch is to verify, and takes its time
+        if source not in self._folders:  # fetching verifies hashes, which is slow
             self._folders[source] = model_folder(spec.model)
         folder = self._folders[source]
         if (folder, spec.task) not in self._splits:
@@ -52,7 +49,7 @@ class Effort:
         return float(2 * (trained * tokens + weights * evaluated))
 
     def _shapes(self, spec: RunSpec, folder: Path, labels: int) -> tuple[int, int]:
-        """Give the model's weights, and the sum of (in + out) over the maps that LoRA adapts."""
+        """Return the number of weights, and the sum of (in + out) over the adapted maps."""
         key = folder, type(spec.method).__name__, spec.method.target_label
         if key not in self._maps:
             if spec.method.needs_weights:

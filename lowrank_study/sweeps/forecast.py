@@ -1,10 +1,9 @@
-"""How long runs will take, said before the first one starts.
+"""Predict how long runs will take.
 
     forecast(runs_of(configs), results=Path("results"), workers=2)      # seconds
 
-A run's operations follow from its texts and its model; the machine's speed is measured, in a
-moment, by a matrix product like the model's own. What is left is the share of that speed that
-whole runs reach, which was measured too.
+The prediction divides a run's operations (`effort.py`) by the speed of a matrix product, which is
+measured on this machine, times the share of that speed that whole runs reach.
 """
 
 import math
@@ -23,80 +22,77 @@ from lowrank_study.sweeps.effort import Effort
 from lowrank_study.sweeps.tuning import at_any_rate, tuned
 
 _SHARE_OF_SPEED = 0.69
-"""Of the speed of a product alone on one core, training and evaluating: 236 runs of R52, fp32."""
+"""Speed of training and evaluating relative to a matrix product: 236 runs of R52 in fp32, one core."""
 _SECONDS_A_RUN = 2.0
-"""Building the model, saving it and measuring its spectra, of the same runs."""
+"""Time to build the model, save it and measure its spectra, in the same runs."""
 
 
 def runs_of(configs: Sequence[RunConfig]) -> list[RunSpec]:
-    """Return the runs that a sweep consists of, and before them those that choose its rates.
+    """Return the runs of a sweep, after the trials that choose its rates.
 
-    A rate of which no run has ended is taken to be the worse the further it is from the middle of
-    its grid: of nothing run at all the grid does not grow, and the middle and a neighbour run off.
+    Trials that have not ended get assumed scores, which fall with the distance from the middle of
+    the grid. So the grid does not grow, and the final comparison is between the middle rate and a
+    neighbour.
     """
     specs, tuning = [config.spec for config in configs], configs[0].tuning
     if tuning is None:
         return specs
     store = RunStore(runs_folder(configs[0].results))
     middles = {at_any_rate(spec).run_id: spec.method.learning_rate for spec in specs}
-    asked: dict[str, RunSpec] = {}
+    tried: dict[str, RunSpec] = {}
 
-    def look(trials: Sequence[RunSpec]) -> Sequence[TrainedRun]:
-        asked.update((trial.run_id, trial) for trial in trials)
+    def ended_or_assumed(trials: Sequence[RunSpec]) -> Sequence[TrainedRun]:
+        tried.update((trial.run_id, trial) for trial in trials)
         left = {trial.run_id for trial in store.left(trials)}
         ended = store.ended([trial.run_id for trial in trials if trial.run_id not in left])
         by_name = {run.spec.run_id: run for run in ended}
         known = {_rate_of(run.spec): run for run in ended if run.status == "done"}
         return [
             by_name.get(trial.run_id)
-            or _supposed(trial, middles[at_any_rate(trial).run_id], known.get(_rate_of(trial)))
+            or _stand_in(trial, middles[at_any_rate(trial).run_id], known.get(_rate_of(trial)))
             for trial in trials
         ]
 
-    chosen = tuned(specs, tuning, train=look)
-    return [*asked.values(), *chosen]
+    chosen = tuned(specs, tuning, train=ended_or_assumed)
+    return [*tried.values(), *chosen]
 
 
 def _rate_of(trial: RunSpec) -> tuple[str, float]:
-    """A configuration and the rate that is tried of it, whatever the seed."""
+    """Return the configuration and the rate of a trial, without its seed."""
     return at_any_rate(trial).run_id, trial.method.learning_rate
 
 
-def _supposed(trial: RunSpec, middle: float, other_seed: TrainedRun | None) -> TrainedRun:
-    """A run that is taken to do as another seed at its rate, or else worse far from the middle."""
+def _stand_in(trial: RunSpec, middle: float, other_seed: TrainedRun | None) -> TrainedRun:
+    """Return a stand-in for a trial: copied from another seed at its rate, or assumed."""
     steps = abs(math.log(trial.method.learning_rate / middle))
     metric = trial.task.metric
-    supposed = {"validation": {metric.name: metric.worth(-steps), "loss": steps}}
-    record = supposed if other_seed is None else other_seed.record
+    assumed = {"validation": {metric.name: metric.worth(-steps), "loss": steps}}
+    record = assumed if other_seed is None else other_seed.record
     return TrainedRun(spec=trial, status="done", record=record, folder=Path())
 
 
 def forecasts(planned: Mapping[str, Sequence[RunConfig]]) -> dict[str, float]:
-    """Return the seconds that each of several sweeps will take, run in this order.
+    """Return the seconds that each of several sweeps will take, in this order.
 
-    A run that several of them ask for is the first one's. The speed is that of this machine's
-    processor: with a GPU it will be less.
+    A run that several sweeps share counts for the first. The speed is that of this machine's
+    processor, so with a GPU the sweeps take less time.
     """
-    seconds, asked = {}, set[str]()
+    seconds, counted = {}, set[str]()
     for name, configs in planned.items():
-        runs = [run for run in runs_of(configs) if run.run_id not in asked]
-        asked |= {run.run_id for run in runs}
+        runs = [run for run in runs_of(configs) if run.run_id not in counted]
+        counted |= {run.run_id for run in runs}
         workers = configs[0].workers or len(free_cores())
         seconds[name] = forecast(runs, results=configs[0].results, workers=workers)
     return seconds
 
 
 def forecast(specs: Sequence[RunSpec], *, results: Path, workers: int) -> float:
-    """Return the seconds that those of the runs will take that have not ended, or failed.
+    """Return the seconds that the runs will take that have not ended or have failed.
 
-    Parameters
-    ----------
-    specs
-        The runs.
-    results
-        Where ended ones are.
-    workers
-        Processes that train at once, one a core.
+    Args:
+        specs: The runs.
+        results: Folder of the run store.
+        workers: Number of processes, one per core.
     """
     left = RunStore(runs_folder(results)).left(specs)
     if not left:
@@ -109,9 +105,9 @@ def forecast(specs: Sequence[RunSpec], *, results: Path, workers: int) -> float:
 
 
 def measured_speed(precision: str, *, size: int = 512, seconds: float = 0.5) -> float:
-    """Return this machine's operations a second, of a matrix product on one thread.
+    """Return this machine's operations per second in a matrix product on one thread.
 
-    In bf16 training has a smaller share of it than in fp32, since what is no matrix product stays.
+    In bf16, training reaches a smaller share of it, because only matrix products become faster.
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     threads = torch.get_num_threads()
@@ -128,7 +124,7 @@ def measured_speed(precision: str, *, size: int = 512, seconds: float = 0.5) -> 
 
 
 def in_words(seconds: float) -> str:
-    """Write a duration as a person says it."""
+    """Write a duration in words."""
     if seconds < 90:
         return f"about {max(1, round(seconds)):d} s"
     if seconds < 90 * 60:

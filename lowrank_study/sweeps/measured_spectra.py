@@ -1,4 +1,4 @@
-"""The spectra of ended runs: where they are stored, and the checkpoint that each belongs to.
+"""Read the stored spectra of ended runs, and check which checkpoint they belong to.
 
 >>> read_spectra(run, Path("results"))          # None if they were not measured
 >>> without_spectra(runs, Path("results"))      # run id → reason
@@ -41,20 +41,18 @@ def is_measured(run: TrainedRun, results: Path) -> bool:
 
 
 def read_spectra(run: TrainedRun, results: Path) -> list[Spectrum] | None:
-    """Return the spectra of a run's updates, or `None` if they were not measured.
+    """Return the spectra of a run's updates, or None if they were not measured.
 
-    Raises
-    ------
-    InputError
-        The file is damaged, or the run's checkpoint has changed since.
+    Raises:
+        InputError: The file is damaged, or the run's checkpoint has changed since.
     """
     path = spectra_file(results, run.spec.run_id)
     if not path.is_file():
         return None
     if spectra_made_from(path) != run.checkpoint_sha256:
         raise InputError(
-            f"{path} was measured on another checkpoint than the run has now: run the sweep again "
-            "to measure it again"
+            f"{path} was measured on an earlier checkpoint of the run: run the sweep again to "
+            "measure it again"
         )
     return load_spectra(path)
 

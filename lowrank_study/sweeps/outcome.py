@@ -23,8 +23,8 @@ def in_words(runs: Sequence[TrainedRun], *, sweep: str, results: Path) -> str:
     """Return how runs ended, with the path of one run or the command that reports several."""
     if len(runs) > 1:
         counts = Counter(run.status for run in runs)
-        told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-        return f"{len(runs)} runs: {told}; {report_command(sweep, results)} reports them"
+        listed = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+        return f"{len(runs)} runs: {listed}; {report_command(sweep, results)} reports them"
     [run] = runs
     outcome = run.record.get("message") or _score(run)
     return f"{run.status}: {outcome}; everything is in {run.folder}"
@@ -36,7 +36,7 @@ def _score(run: TrainedRun) -> str:
 
 
 def report_command(sweep: str, results: Path) -> str:
-    """Return what has to be typed for the report of a sweep."""
+    """Return the command that writes the report of a sweep."""
     where = "" if results == Path("results") else " " + shlex.quote(f"results={results}")
     return f"python analysis/report.py sweep={sweep}{where}"
 
@@ -62,10 +62,8 @@ def incomplete(
 def check_complete(runs: Sequence[TrainedRun], config: RunConfig) -> None:
     """Make a command end with exit code 1 if `incomplete` returns any line.
 
-    Raises
-    ------
-    Unfinished
-        The message contains those lines.
+    Raises:
+        Unfinished: The message contains those lines.
     """
     lines = incomplete(
         runs,
@@ -81,10 +79,8 @@ def check_complete(runs: Sequence[TrainedRun], config: RunConfig) -> None:
 def require_sweeps(config: Mapping[str, Any]) -> None:
     """Refuse a sweep that was never planned, before anything slow is imported.
 
-    Raises
-    ------
-    InputError
-        The sweep does not exist, or none of its ended runs is done.
+    Raises:
+        InputError: The sweep does not exist, or none of its ended runs is done.
     """
     fields = Fields("", config)
     store = RunStore(runs_folder(fields.path_of("results")))
@@ -106,7 +102,7 @@ def check_sweeps(
 
     Args:
         config: The command's settings: `sweep`, `results` and `allow_partial`.
-        names: Further sweeps that the command has made.
+        names: Further sweeps that the command has trained.
         method: Check only runs of this method; None checks all.
     """
     fields = Fields("", config)
@@ -131,7 +127,7 @@ def check_sweeps(
 
 
 def _waiting(store: RunStore, run_ids: set[str], method: type[Method] | None) -> list[str]:
-    """Return those of the runs that are, or are to be, trained by a method; all if it is None."""
+    """Return the planned runs of a method; all of them if it is None."""
     if method is None:
         return list(run_ids)
     specs = {run_id: store.planned_spec(run_id) for run_id in run_ids}

@@ -1,10 +1,10 @@
-"""Which runs of a sweep are trained together, in one process.
+"""Group the runs of a sweep into packs, which one process trains together.
 
     >>> packs([rank_1, rank_2, full], limit=lambda largest: 4, workers=1, cost=Effort().of)
     [[rank_1, rank_2], [full]]
 
-LoRA runs of one base, data, target and order of the data may be packed (`training/packing.py`).
-Neighbours in rank are, since a pack computes with its largest rank.
+LoRA runs may be packed if they share the model, data, order of the data and target
+(`training/packing.py`). Packs hold neighbouring ranks, because a pack computes with its largest.
 """
 
 import json
@@ -15,7 +15,7 @@ from itertools import pairwise
 from lowrank_study.spec import RunSpec, to_mapping
 
 _SAVED = 0.1
-"""Share of its cost that a run saves in a large pack; measured on two cores, a GPU saves more."""
+"""Share of its cost that a run saves in a large pack, measured on two cores; a GPU saves more."""
 
 
 def packs(
@@ -27,25 +27,21 @@ def packs(
 ) -> list[list[RunSpec]]:
     """Group runs into packs of about equal size, the costliest first.
 
-    Large packs cost less a run, but few of them can leave a worker without work: of all sizes
-    the one is taken with which the last worker is through first.
+    Large packs cost less per run, but a few large packs can leave a worker idle. The size is chosen
+    with which all workers finish earliest.
 
-    Parameters
-    ----------
-    specs
-        The runs.
-    limit
-        How many runs like this one fit into a pack; asked of the largest rank that may be in it.
-    workers
-        How many packs are trained at the same time.
-    cost
-        What a run costs alone, in relation to others (`effort.py`).
+    Args:
+        specs: The runs.
+        limit: Returns how many runs like this one fit into a pack; called with the largest rank.
+        workers: How many packs are trained at the same time.
+        cost: Returns the cost of a run alone, relative to others (`effort.py`).
     """
     costs = {spec.run_id: cost(spec) for spec in specs}
 
     def pack_cost(pack: Sequence[RunSpec]) -> float:
-        dearest = max(costs[spec.run_id] for spec in pack)  # a pack computes with its largest rank
-        return len(pack) * dearest * (1.0 - _SAVED * (1.0 - 1.0 / len(pack)))
+        # A pack computes with its largest rank.
+        largest = max(costs[spec.run_id] for spec in pack)
+        return len(pack) * largest * (1.0 - _SAVED * (1.0 - 1.0 / len(pack)))
 
     groups: dict[str, list[RunSpec]] = defaultdict(list)
     for spec in specs:
@@ -58,14 +54,14 @@ def packs(
         made: list[list[RunSpec]] = []
         for key, group in groups.items():
             count = -(-len(group) // min(size, most[key]))
-            cuts = [len(group) * k // count for k in range(count + 1)]
-            made += [group[start:end] for start, end in pairwise(cuts)]
+            bounds = [len(group) * k // count for k in range(count + 1)]
+            made += [group[start:end] for start, end in pairwise(bounds)]
         tried.append(sorted(made, key=pack_cost, reverse=True))
     return min(tried, key=lambda made: _finished(list(map(pack_cost, made)), workers))
 
 
 def _finished(costs: Sequence[float], workers: int) -> float:
-    """When the last worker is through, if each takes the next pack once it is free."""
+    """Return when the last worker finishes, if each takes the next pack as soon as it is free."""
     busy_until = [0.0] * workers
     for cost in costs:
         busy_until[busy_until.index(min(busy_until))] += cost
@@ -73,7 +69,7 @@ def _finished(costs: Sequence[float], workers: int) -> float:
 
 
 def _key(spec: RunSpec) -> str:
-    """What runs must share to be packed; a run that can't be packed shares it with none."""
+    """Return what runs must share to be packed; it is unique for a run that can't be packed."""
     if spec.method.pack_key is None or spec.train.reference:
         return spec.run_id
     shared = [spec.task, spec.model, spec.train, spec.data_seed]

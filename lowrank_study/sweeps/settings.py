@@ -1,4 +1,4 @@
-"""What runs have to share before one mean or one test speaks for them: all but method and seeds.
+"""Check that runs may be compared: they differ only in method, learning rate and seeds.
 
 >>> check_alike(store.ended(store.sweep("mine")), sweep="mine")
 """
@@ -12,21 +12,19 @@ from lowrank_study.runs.store import TrainedRun
 from lowrank_study.spec import RunSpec, without_paths
 
 _UNSEEN = ("trainer.read_test", "trainer.shuffle_labels")
-"""These tell runs of other purposes apart, and whoever compares runs has left those out."""
+"""Settings of runs that tune or control; comparisons leave such runs out beforehand."""
 
 
 def check_alike(runs: Sequence[TrainedRun], *, sweep: str) -> None:
     """Refuse runs of one task and model that were not trained or tested alike.
 
-    Raises
-    ------
-    InputError
-        Two of them differ in the task's texts, the model or the training: it names in what.
+    Raises:
+        InputError: Two runs differ in the texts, the model or the training.
     """
     check_same_rows(runs)
-    if told := difference(run.spec for run in runs):
+    if differing := difference(run.spec for run in runs):
         raise InputError(
-            f"sweep={sweep}: {told}, so they can't be averaged: give each its own sweep=NAME"
+            f"sweep={sweep}: {differing}, so they can't be averaged: give each its own sweep=NAME"
         )
 
 
@@ -52,17 +50,12 @@ def check_same_rows(runs: Sequence[TrainedRun], splits: Mapping[str, str] | None
 
     An older version may have split them by other rules, or a hub data set has changed.
 
-    Parameters
-    ----------
-    runs
-        Ended runs; those without a hash, such as failed ones, are skipped.
-    splits
-        The hash of the splits for further runs, by `rows_key`.
+    Args:
+        runs: Ended runs; those without a hash, such as failed ones, are skipped.
+        splits: `rows_key` → hash of the splits that further runs use.
 
-    Raises
-    ------
-    InputError
-        Two hashes differ; the message names a run of each.
+    Raises:
+        InputError: Two hashes differ; the message names a run of each.
     """
     seen = {key: (digest, "the task has now") for key, digest in (splits or {}).items()}
     for run in runs:
@@ -87,7 +80,7 @@ def rows_key(spec: RunSpec) -> str:
 
 
 def shared_settings(spec: RunSpec) -> dict[str, Any]:
-    """Return what runs have to share, by name as in `trainer.epochs`: no path of this machine."""
+    """Return what runs have to share, by names such as `trainer.epochs`, without local paths."""
     mapping = without_paths(spec)
     parts = {"task": mapping["task"], "model": mapping["model"], "trainer": mapping["train"]}
     return {

@@ -1,13 +1,17 @@
-"""Learning rates chosen on validation, each over a grid that grows until its best is inside.
+"""Choose learning rates on validation, over a grid that grows until its best rate is inside.
 
     tuned(specs, tuning, train=lambda trials: sweep(trials, name="rates", results=results))
 
-Every configuration (all that a run is but its seeds and its rate) gets the same: the same number of
-rates to begin with, the same steps, texts and seeds, and the same two rules by which more is tried.
-One whose best rate is an end of the grid gets one more beyond it, so that no method is held back by
-the range that somebody thought of. And the best rate and the next best are run again with the seeds
-of the run-off, for two seeds can't tell neighbours apart, until those two at the head have had
-them. The runs that choose have seeds of their own and never read the test split.
+A configuration is a run without its seeds and its learning rate. Every configuration gets the same
+treatment: the same number of rates at first, the same steps, texts and seeds, and two rules for
+further trials:
+
+1. If the best rate is at an end of the grid, one rate beyond that end is tried, so that the choice
+   of the grid favours no method.
+2. Otherwise the two best rates are compared again with further seeds, because a few seeds can't
+   tell neighbouring rates apart. This repeats until the two best rates have had those seeds.
+
+The trials have seeds of their own and never read the test split.
 """
 
 import math
@@ -29,31 +33,26 @@ Preference = tuple[bool, float, float, float]
 def tuned(specs: Sequence[RunSpec], tuning: Tuning, *, train: Train) -> list[RunSpec]:
     """Return the runs, each at the rate that is best for its configuration on validation.
 
-    Parameters
-    ----------
-    specs
-        The runs; their rate is the middle of the grid.
-    tuning
-        How the grid looks.
-    train
-        Trains runs and returns them in order, each done, diverged or failed.
+    Args:
+        specs: The runs; their rate is the middle of the grid.
+        tuning: The grid and the seeds of the trials.
+        train: Trains runs and returns them in order, each done, diverged or failed.
 
-    Raises
-    ------
-    InputError
-        A seed that chooses is also one that is reported, two runs differ in nothing but their
-        rate, a run failed for another reason than its rate, or no rate of a configuration worked.
+    Raises:
+        InputError: A seed is used for tuning and for reporting, two runs differ only in their rate,
+            a trial failed for another reason than its rate, or every rate of a configuration
+            diverged.
     """
     if shared := {spec.seed for spec in specs} & {*tuning.seeds, *tuning.runoff_seeds}:
         raise InputError(
-            f"tuning: seeds {sorted(shared)} choose rates and are the sweep's too; those that "
-            "choose a rate (tuning.seeds, tuning.runoff_seeds) must not be those it is reported on"
+            f"tuning: seeds {sorted(shared)} choose rates and are seeds of the sweep too: give "
+            "tuning.seeds and tuning.runoff_seeds that the sweep does not use"
         )
     middles = {of.run_id: of for of in map(configuration, specs)}
     if len({at_any_rate(of).run_id for of in middles.values()}) < len(middles):
         raise InputError(
-            "tuning: it chooses the learning rate, and the sweep has several for one "
-            "configuration: give one method.learning_rate, the middle of the grid"
+            "tuning: the sweep has several learning rates for one configuration, but tuning "
+            "chooses the rate: give one method.learning_rate, the middle of the grid"
         )
     tried: dict[str, Tried] = {
         name: dict.fromkeys(_grid(of, tuning), tuning.seeds) for name, of in middles.items()
@@ -67,10 +66,10 @@ def tuned(specs: Sequence[RunSpec], tuning: Tuning, *, train: Train) -> list[Run
         ]
         runs: dict[tuple[str, float], list[TrainedRun]] = {}
         for (name, rate, _), run in zip(trials, train([t for *_, t in trials]), strict=True):
-            if run.status == "failed":  # of the machine, say: it tells nothing of the rate
+            if run.status == "failed":  # this says nothing about the rate
                 raise InputError(
-                    f"{run.spec.run_id}, which was to choose a rate, failed "
-                    f"({run.record['message']}): mend that, and the same command goes on"
+                    f"{run.spec.run_id}, a trial of a learning rate, failed "
+                    f"({run.record['message']}): fix this and rerun to resume"
                 )
             runs.setdefault((name, rate), []).append(run)
         order = {
@@ -83,13 +82,16 @@ def tuned(specs: Sequence[RunSpec], tuning: Tuning, *, train: Train) -> list[Run
         tried = more
     for name, (best, *_) in order.items():
         if not worth(runs[name, best])[0]:
-            asked = ", ".join(f"{rate:g}" for rate in sorted(tried[name]))
-            raise InputError(f"{name}: every rate of {asked} diverged")
+            rates = ", ".join(f"{rate:g}" for rate in sorted(tried[name]))
+            raise InputError(
+                f"{name}: a run diverged at every rate ({rates}): give a smaller "
+                "method.learning_rate"
+            )
     return [_at(spec, order[configuration(spec).run_id][0]) for spec in specs]
 
 
 def preference(*, lost: int, score: float, loss: float, rate: float, metric: Metric) -> Preference:
-    """Return what learning rates are compared by: the greatest is chosen.
+    """Return the key by which learning rates are compared; the rate with the greatest is chosen.
 
     A rate that lost no run comes first, then the better mean score on validation, the smaller mean
     loss there, and the smaller rate. The test split has no say.
@@ -104,7 +106,7 @@ def configuration(spec: RunSpec) -> RunSpec:
 
 
 def at_any_rate(spec: RunSpec) -> RunSpec:
-    """Return what a run shares with those that choose its rate."""
+    """Return what a run shares with the trials that choose its rate."""
     return _at(configuration(replace(spec, train=replace(spec.train, read_test=True))), 1.0)
 
 
@@ -115,7 +117,7 @@ def _grid(of: RunSpec, tuning: Tuning) -> tuple[float, ...]:
 
 
 def _more(tried: Tried, order: Sequence[float], tuning: Tuning) -> Tried:
-    """Add a rate beyond the end that is the best; else the run-off of the two best."""
+    """Add a rate beyond the best end of the grid, or else further seeds of the two best rates."""
     ends = {min(tried): 1 / tuning.factor, max(tried): tuning.factor}
     if order[0] in ends and len(tried) < tuning.most:
         return {**tried, _rounded(order[0] * ends[order[0]]): tuning.seeds}
@@ -123,7 +125,7 @@ def _more(tried: Tried, order: Sequence[float], tuning: Tuning) -> Tried:
 
 
 def _rounded(rate: float) -> float:
-    """Three digits: the rate is part of a run's name, and must not depend on how it came about."""
+    """Round to three digits: a run's name contains its rate, however it was computed."""
     return float(f"{rate:.3g}")
 
 
@@ -137,7 +139,7 @@ def _at(spec: RunSpec, rate: float) -> RunSpec:
 
 
 def worth(runs: Sequence[TrainedRun]) -> Preference:
-    """Return the preference of the rate that the runs share, by those of them that are done."""
+    """Return the preference of the rate that the runs share."""
     metric = runs[0].spec.task.metric
     return preference(
         metric=metric,

@@ -1,4 +1,4 @@
-"""The updates of an ended run, from what it saved, and their spectra."""
+"""Read the updates of an ended run from its checkpoint, and measure their spectra."""
 
 import sys
 from collections.abc import Iterator
@@ -19,10 +19,9 @@ from lowrank_study.training.models import model_folder
 
 
 def measure_run(run: TrainedRun, results: Path) -> None:
-    """Measure the spectra of a run's updates, unless they are there or not needed.
+    """Measure the spectra of a run's updates, unless they exist or aren't needed.
 
-    Updates that can't be read are reported on standard error; no file is written, so the next call
-    tries again.
+    If the updates can't be read, print the reason and write no file; the next call tries again.
     """
     if not is_asked_for(run) or is_measured(run, results):
         return
@@ -44,13 +43,11 @@ def spectra_of_run(run: TrainedRun) -> list[Spectrum]:
 def updates_of_run(run: TrainedRun) -> Iterator[Update]:
     """Yield `W - W0` of every matrix that the run changed and the pretrained model has.
 
-    The classification head has no W0 to compare with, and is left out.
+    The new head has no W0, so it is left out.
 
-    Raises
-    ------
-    InputError
-        The checkpoint can't be read, differs from the one that the run wrote, or has a matrix that
-        can't be compared.
+    Raises:
+        InputError: The checkpoint can't be read, differs from the one that the run wrote, or has a
+            matrix that can't be compared.
     """
     if run.spec.method.is_baseline:
         return
