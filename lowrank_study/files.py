@@ -25,12 +25,9 @@ def whole_file(path: Path, *, flush: bool = True) -> Iterator[IO[bytes]]:
     Whoever reads sees the old file or the whole new one, after a crash too. What goes wrong
     while it is written leaves the old one.
 
-    Parameters
-    ----------
-    path
-        Of the file; its folder is made if need be.
-    flush
-        False where a file that is lost with the power is no loss: a disk takes its time.
+    Args:
+        path: Of the file; its folder is made if need be.
+        flush: False where a file that is lost with the power is no loss: a disk takes its time.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL)
@@ -78,10 +75,8 @@ def flush_to_disk(path: Path) -> None:
 def require_folder(path: Path) -> Path:
     """Check that a path is a writable folder, or can become one, and return it.
 
-    Raises
-    ------
-    InputError
-        It is a file or below one, or it is not writable.
+    Raises:
+        InputError: It is a file or below one, or it is not writable.
     """
     there = next(p for p in (path.absolute(), *path.absolute().parents) if os.path.lexists(p))
     if not there.is_dir():
@@ -119,9 +114,8 @@ def os_error_message(error: BaseException) -> str | None:
 
     Libraries written in Rust (safetensors, tokenizers) give the number only in their text.
 
-    Returns
-    -------
-    None for other errors, such as a defect or a network failure.
+    Returns:
+        None for other errors, such as a defect or a network failure.
     """
     path, number = "", None
     if isinstance(error, OSError):

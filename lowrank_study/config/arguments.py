@@ -50,10 +50,8 @@ class Arguments:
 def read_arguments(arguments: Sequence[str]) -> Arguments:
     """Read the arguments of a command.
 
-    Raises
-    ------
-    InputError
-        An argument is not a setting, or lacks its value.
+    Raises:
+        InputError: An argument is not a setting, or lacks its value.
     """
     overrides: list[str] = []
     typed: list[tuple[str, str]] = []

@@ -60,10 +60,8 @@ class Composer:
     def config(self, overrides: Sequence[str]) -> DictConfig:
         """Compose one configuration.
 
-        Raises
-        ------
-        InputError
-            An override can't be parsed, or a setting or choice is unknown.
+        Raises:
+            InputError: An override can't be parsed, or a setting or choice is unknown.
         """
         parsed = self.parsed(overrides)
         files = [override for override in parsed if self._chooses_a_file(override)]
@@ -204,10 +202,8 @@ def _loader() -> Any:
 def plain(config: Any) -> dict[str, Any]:
     """Turn a `DictConfig` into plain types; no other module sees a `DictConfig`.
 
-    Raises
-    ------
-    InputError
-        A setting has no value, or refers to one that does not exist.
+    Raises:
+        InputError: A setting has no value, or refers to one that does not exist.
     """
     try:
         mapping = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)

@@ -26,17 +26,14 @@ from lowrank_study.spec import LocalPath
 def planned_configs(*overrides: str, is_grid: bool = False) -> list[RunConfig]:
     """Return the configurations of all runs that a command line would plan, equal ones too.
 
-    Parameters
-    ----------
-    overrides
-        As on the command line: `experiment=NAME`, or values; the experiment's grid is taken.
-    is_grid
-        Whether several values of a setting (`1,2`) form a grid; in an experiment they always do.
+    Args:
+        overrides: As on the command line: `experiment=NAME`, or values; the experiment's grid is
+            taken.
+        is_grid: Whether several values of a setting (`1,2`) form a grid; in an experiment they
+            always do.
 
-    Raises
-    ------
-    InputError
-        A value is invalid, or runs differ in a setting of the whole sweep.
+    Raises:
+        InputError: A value is invalid, or runs differ in a setting of the whole sweep.
     """
     composer = composer_of("config")
     parsed = composer.parsed(overrides)
@@ -66,10 +63,8 @@ def planned_configs(*overrides: str, is_grid: bool = False) -> list[RunConfig]:
 def configs_of_job(composer: Composer, overrides: Sequence[str]) -> list[RunConfig]:
     """Return one job's configurations: one, or those of all cases.
 
-    Raises
-    ------
-    InputError
-        A value is invalid, or the cases of the experiment already set it.
+    Raises:
+        InputError: A value is invalid, or the cases of the experiment already set it.
     """
     config = composer.config(overrides)
     cases = config.cases  # before other parts, which may need values from the cases

@@ -109,10 +109,8 @@ def read_yaml(path: Path) -> Any:
 def read_config(config: Mapping[str, Any]) -> RunConfig:
     """Read one composed configuration.
 
-    Raises
-    ------
-    InputError
-        A value that can't be, naming it and the valid ones.
+    Raises:
+        InputError: A value that can't be, naming it and the valid ones.
     """
     top = Fields("", config)
     device = top.text("device")
@@ -204,10 +202,8 @@ def check_used(config: Mapping[str, Any]) -> None:
 
     In a sweep over methods, one method's settings may be given beside the others.
 
-    Raises
-    ------
-    InputError
-        An adapter's setting is given, and the method has no adapter.
+    Raises:
+        InputError: An adapter's setting is given, and the method has no adapter.
     """
     method = Fields("", config).part("method")
     kind = method.value("name")

@@ -50,16 +50,13 @@ class TrainedRun:
     def check_files(self, start: str) -> None:
         """Compare the run's files with the hashes that were recorded when it ended.
 
-        Parameters
-        ----------
-        start
-            Beginning of the paths to check: `checkpoint/`, or a file's name. A run that predates
-            these hashes is not checked.
+        Args:
+            start: Beginning of the paths to check: `checkpoint/`, or a file's name. A run that
+                predates these hashes is not checked.
 
-        Raises
-        ------
-        InputError
-            A file is missing, can't be read, or differs from the one that the run wrote.
+        Raises:
+            InputError: A file is missing, can't be read, or differs from the one that the run
+                wrote.
         """
         for path, recorded in self._hashes(start).items():
             file = self.folder / path
@@ -82,12 +79,9 @@ class TrainedRun:
 def read_run(folder: Path, run_id: str) -> TrainedRun | None:
     """Read an ended run from a folder; `None` if there is no record in it.
 
-    Raises
-    ------
-    DamagedRun
-        The folder does not hold that run's record and specification.
-    InputError
-        A file can't be read.
+    Raises:
+        DamagedRun: The folder does not hold that run's record and specification.
+        InputError: A file can't be read.
     """
     path = folder / "record.json"
     if not path.is_file():
@@ -118,10 +112,9 @@ def status_in(folder: Path, run_id: str) -> str:
 def spec_in(path: Path, run_id: str, *, remedy: str) -> RunSpec:
     """Read a specification, and verify that the run's id was made from it.
 
-    Raises
-    ------
-    DamagedRun
-        The specification is missing or gives another id, as an older version may have written.
+    Raises:
+        DamagedRun: The specification is missing or gives another id, as an older version may have
+            written.
     """
     try:
         spec = from_mapping(json_in(path))
@@ -141,10 +134,8 @@ def spec_in(path: Path, run_id: str, *, remedy: str) -> RunSpec:
 def json_in(path: Path) -> Any:
     """Read JSON; return `None` if the file does not exist.
 
-    Raises
-    ------
-    InputError
-        The file can't be read.
+    Raises:
+        InputError: The file can't be read.
     """
     try:
         return json.loads(path.read_bytes())

@@ -79,10 +79,8 @@ class Lease:
     def advance(self, progress: float) -> None:
         """Report the share of the run that is done.
 
-        Raises
-        ------
-        LeaseLost
-            Another worker has the run now; continuing is useless.
+        Raises:
+            LeaseLost: Another worker has the run now; continuing is useless.
         """
         self.progress = progress
         if self._lost.is_set():
@@ -93,12 +91,9 @@ class Lease:
 
         Only a done run keeps its checkpoint and predictions. The record gets their SHA-256.
 
-        Raises
-        ------
-        LeaseLost
-            The run was taken over or has ended; what this attempt wrote is removed.
-        OSError
-            Writing failed, as on a full disk. The lease is still held.
+        Raises:
+            LeaseLost: The run was taken over or has ended; what this attempt wrote is removed.
+            OSError: Writing failed, as on a full disk. The lease is still held.
         """
         if status != "done":
             shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
@@ -165,12 +160,9 @@ class Lease:
 class Leases:
     """Takes, watches and takes over the leases of a run store.
 
-    Parameters
-    ----------
-    folder
-        Folder of the run store.
-    worker
-        Name of this process, unique across machines.
+    Args:
+        folder: Folder of the run store.
+        worker: Name of this process, unique across machines.
     """
 
     def __init__(self, folder: Path, *, worker: str) -> None:

@@ -46,12 +46,9 @@ __all__ = ["STATUSES", "DamagedRun", "RunStore", "TrainedRun"]
 class RunStore:
     """Plans, leases and ends runs in one folder; several processes may do so at once.
 
-    Parameters
-    ----------
-    folder
-        Folder of the store.
-    worker
-        Unique name of this process; `None` makes one.
+    Args:
+        folder: Folder of the store.
+        worker: Unique name of this process; `None` makes one.
     """
 
     def __init__(self, folder: Path, *, worker: str | None = None) -> None:
@@ -69,15 +66,11 @@ class RunStore:
         has ended, since the same specification would diverge again. A damaged run is moved
         aside and planned again. Any number of processes may plan the same runs at once.
 
-        Parameters
-        ----------
-        sweep
-            Name of the sweep. Runs that were planned under it before and are not among these are no
-            longer part of it.
-        packs
-            Its runs: those in one pack are best trained together.
-        question
-            What it asks, in one sentence.
+        Args:
+            sweep: Name of the sweep. Runs that were planned under it before and are not among these
+                are no longer part of it.
+            packs: Its runs: those in one pack are best trained together.
+            question: What it asks, in one sentence.
         """
         packs = [list(pack) for pack in packs]
         by_id = {spec.run_id: spec for pack in packs for spec in pack}
@@ -99,10 +92,8 @@ class RunStore:
     def sweep(self, name: str) -> list[str]:
         """Return the run ids of a sweep, in the order they were planned.
 
-        Raises
-        ------
-        InputError
-            No sweep of that name was planned here, or its file is damaged.
+        Raises:
+            InputError: No sweep of that name was planned here, or its file is damaged.
         """
         return list(dict.fromkeys(run_id for pack in self.packs(name) for run_id in pack))
 
@@ -175,10 +166,9 @@ class RunStore:
     def load(self, run_id: str) -> TrainedRun:
         """Return an ended run.
 
-        Raises
-        ------
-        InputError
-            The run has not ended, or its record or specification is damaged or can't be read.
+        Raises:
+            InputError: The run has not ended, or its record or specification is damaged or can't be
+                read.
         """
         run = read_run(self.folder / run_id, run_id)
         if run is None:
@@ -244,9 +234,8 @@ class RunStore:
         Runs of a pack are given back instead, each to be tried alone: only one of them may have
         been the cause, and it costs the others nothing.
 
-        Returns
-        -------
-        How many runs that were.
+        Returns:
+            How many runs that were.
         """
         run_ids = self.give_back_runs_of(worker)
         for run_id in run_ids:

@@ -22,7 +22,7 @@ from lowrank_study.sweeps.effort import Effort
 from lowrank_study.sweeps.tuning import at_any_rate, tuned
 
 _SHARE_OF_SPEED = 0.69
-"""Speed of training and evaluating relative to a matrix product: 236 runs of R52 in fp32, one core."""
+"""Speed of whole runs relative to a matrix product; measured on 236 runs of R52 in fp32."""
 _SECONDS_A_RUN = 2.0
 """Time to build the model, save it and measure its spectra, in the same runs."""
 

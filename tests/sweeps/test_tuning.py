@@ -65,7 +65,7 @@ def test_runs_that_choose_have_their_own_seeds_and_do_not_read_the_test_split() 
     assert not any(spec.train.read_test for spec in oracle.asked.values())
     assert all(spec.train.read_test for spec in reported)
     for shared in ({"seeds": (1, 1000)}, {"runoff_seeds": (1,)}):
-        with pytest.raises(InputError, match=r"seeds \[1\] choose rates and are seeds of the sweep too"):
+        with pytest.raises(InputError, match=r"seeds \[1\] choose rates and are seeds of the"):
             tuned(specs_at(1e-3), dataclasses.replace(TUNING, **shared), train=oracle)
 
 
