@@ -19,6 +19,7 @@ import pandas as pd
 from lowrank_study.answers.roles import in_order
 from lowrank_study.answers.rows import mean_of
 from lowrank_study.answers.statistics import interval_of_mean
+from lowrank_study.answers.tables import read_table
 from lowrank_study.errors import InputError
 from lowrank_study.results import truncation_file
 from lowrank_study.runs.store import TrainedRun
@@ -38,10 +39,7 @@ def read_truncation(run: TrainedRun, results: Path) -> pd.DataFrame | None:
     if not path.is_file():
         return None
     remedy = f"delete it and run experiments/truncate.py again for the sweep of {run.spec.run_id}"
-    try:
-        rows = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} can't be read as a table: {remedy}") from error
+    rows = read_table(path, remedy=remedy)
     if rows.attrs.get("made_from") != run.checkpoint_sha256:
         raise InputError(f"{path} was made from an earlier checkpoint of the run: {remedy}")
     return rows

@@ -17,6 +17,7 @@ import pandas as pd
 
 from lowrank_study.answers.full_runs import chosen_full_runs
 from lowrank_study.answers.functional_rank import scores_by_kept_rank, scores_of
+from lowrank_study.answers.tables import read_table
 from lowrank_study.errors import InputError
 from lowrank_study.results import truncation_file
 from lowrank_study.runs.store import TrainedRun
@@ -32,10 +33,8 @@ Predictions = dict[int, tuple[TrainedRun, pd.DataFrame]]
 class PairedRuns:
     """An adapter's configuration paired with full fine-tuning, seed by seed."""
 
-    task: str
-    model: str
-    method: str
-    target: str
+    target: tuple[str, str, str, str]
+    """Task, model, method and target."""
     adapter_rank: int
     seeds: tuple[int, ...]
     """Seeds of the pairs. Both runs of a pair are done and have predictions."""
@@ -106,10 +105,7 @@ def truncated_with_full(runs: Sequence[TrainedRun], results: Path) -> list[Paire
         for rank in sorted(by_rank)[:-1]:
             pairs.append(
                 PairedRuns(
-                    task=there[0].spec.task.name,
-                    model=there[0].spec.model.name,
-                    method=TRUNCATED,
-                    target="",
+                    target=(there[0].spec.task.name, there[0].spec.model.name, TRUNCATED, ""),
                     adapter_rank=rank,
                     seeds=tuple(run.spec.seed for run in there),
                     lost=0,
@@ -128,20 +124,15 @@ def _predictions(runs: Sequence[TrainedRun]) -> Predictions:
         file = run.folder / "predictions.parquet"
         if run.status == "done" and file.is_file():
             run.check_files(file.name)
-            try:
-                found[run.spec.seed] = run, pd.read_parquet(file, columns=["label", "predicted"])
-            except (OSError, ValueError) as error:
-                raise InputError(
-                    f"{file} can't be read ({error}): delete the folder of this run and rerun "
-                    "its sweep"
-                ) from error
+            remedy = "delete the folder of this run and rerun its sweep"
+            read = read_table(file, remedy=remedy, columns=["label", "predicted"])
+            found[run.spec.seed] = run, read
     return found
 
 
 def _pair(
     key: tuple[str, str, str, str, int], adapter: Predictions, full: Predictions, *, lost: int
 ) -> PairedRuns:
-    task, model, method, target, rank = key
     seeds = tuple(sorted(adapter.keys() & full.keys()))
     labels = full[seeds[0]][1]["label"] if seeds else pd.Series(dtype=int)
     for run, predictions in (of[seed] for seed in seeds for of in (full, adapter)):
@@ -155,11 +146,8 @@ def _pair(
         for of in (adapter, full)
     )
     return PairedRuns(
-        task=task,
-        model=model,
-        method=method,
-        target=target,
-        adapter_rank=rank,
+        target=key[:4],
+        adapter_rank=key[4],
         seeds=seeds,
         lost=lost,
         adapter_SE=adapter_SE,
