@@ -14,11 +14,11 @@ from matplotlib.axes import Axes
 from processes import train_here
 
 from lowrank_study.config.run import compose
+from lowrank_study.loaded import model_folder
 from lowrank_study.reporting.figures.drawing import INK, Paper, draw_figure, line
 from lowrank_study.reporting.figures.rank_axis import series_colour
 from lowrank_study.reporting.svg import LIGHT, file_svg
 from lowrank_study.spec import RunSpec
-from lowrank_study.training.models import model_folder
 
 BASE = (
     *("task.train_size=128", "task.validation_size=16", "task.test_size=16"),

@@ -33,7 +33,9 @@ from transformers import (
 )
 
 from lowrank_study.config.run import fast_precision
-from lowrank_study.data.splits import Split, load_splits, load_tokenizer
+from lowrank_study.data.splits import Split, load_splits
+from lowrank_study.data.tokenizer import load_tokenizer
+from lowrank_study.loaded import model_folder
 from lowrank_study.machine import status_bytes
 from lowrank_study.methods.layers.lora import lora_modules
 from lowrank_study.methods.layers.modules import head_names, target_modules
@@ -41,7 +43,7 @@ from lowrank_study.methods.lora import Lora
 from lowrank_study.spec import RunSpec, from_mapping
 from lowrank_study.tasks.classification import Classification
 from lowrank_study.training.batches import training_order
-from lowrank_study.training.models import build_model, load_model, model_folder
+from lowrank_study.training.models import build_model, load_model
 from lowrank_study.training.optim import make_schedule
 
 

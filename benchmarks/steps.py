@@ -15,7 +15,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from lowrank_study.config.run import compose
-from lowrank_study.data.splits import load_splits, load_tokenizer
+from lowrank_study.data.splits import load_splits
+from lowrank_study.data.tokenizer import padding_id
+from lowrank_study.loaded import model_folder
 from lowrank_study.machine import free_cores
 from lowrank_study.methods.layers.linear import merged
 from lowrank_study.spec import RunSpec
@@ -26,7 +28,7 @@ from lowrank_study.training.batches import (
     training_batches,
 )
 from lowrank_study.training.fit import backward
-from lowrank_study.training.models import build_model, model_folder
+from lowrank_study.training.models import build_model
 from lowrank_study.training.optim import make_optimizer
 from lowrank_study.training.packing import Pack, share_frozen
 
@@ -56,7 +58,7 @@ class Step:
         self.pack = Pack(
             models,
             device=CPU,
-            pad_id=int(load_tokenizer(folder).pad_token_id),
+            pad_id=padding_id(folder),
             sample=extreme_texts((splits.train,), specs[0].train.batch_size),
             reference=False,
         )

@@ -10,12 +10,10 @@ from pathlib import Path
 
 import torch
 
-from lowrank_study.data.splits import load_splits
 from lowrank_study.machine import status_bytes
 from lowrank_study.spec import from_mapping
 from lowrank_study.training.fit import Job, fit_together
 from lowrank_study.training.memory import predict_peak
-from lowrank_study.training.models import model_folder
 from lowrank_study.training.tracking import NoTracker
 
 
@@ -23,8 +21,7 @@ def main() -> None:
     """Print seconds, examples a second, accuracies, memory and predicted memory, as JSON."""
     specs = [from_mapping(mapping) for mapping in json.loads(Path(sys.argv[1]).read_text())]
     torch.set_num_threads(int(sys.argv[2]))
-    folder = model_folder(specs[0].model)
-    predicted = predict_peak(specs[0], folder, load_splits(specs[0].task, folder))
+    predicted = predict_peak(specs[0])
     assert predicted is not None
     interpreter = status_bytes("VmRSS")
     with tempfile.TemporaryDirectory() as out:

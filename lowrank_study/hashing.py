@@ -10,13 +10,15 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterable
+import zlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 _SETTLED_SECONDS = 2.0
 """A file this young may change again within one tick of the file system's clock."""
 
-_known: dict[tuple[int, int, int, int, int], str] = {}
+_known: dict[tuple[str, int, int, int, int, int], str] = {}
 
 
 def sha256_of_file(path: Path) -> str:
@@ -25,15 +27,35 @@ def sha256_of_file(path: Path) -> str:
     The hash is cached until the file's size, times or inode change: every run of a sweep asks for
     the same model and data.
     """
+    return _until_changed(path, "sha256", _sha256)
+
+
+def crc32_of_file(path: Path) -> str:
+    """Return the CRC-32 of a file's contents, in hexadecimal; cached like `sha256_of_file`."""
+    return _until_changed(path, "crc32", _crc32)
+
+
+def _until_changed(path: Path, name: str, compute: Callable[[BinaryIO], str]) -> str:
     stat = path.stat()
-    state = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    state = (name, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
     if state not in _known:
         with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            found = compute(file)
         if time.time() - max(stat.st_mtime, stat.st_ctime) < _SETTLED_SECONDS:
-            return digest
-        _known[state] = digest
+            return found
+        _known[state] = found
     return _known[state]
+
+
+def _sha256(file: BinaryIO) -> str:
+    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+def _crc32(file: BinaryIO) -> str:
+    checksum = 0
+    while piece := file.read(1 << 22):
+        checksum = zlib.crc32(piece, checksum)
+    return f"{checksum:08x}"
 
 
 def sha256_of_files(folder: Path, names: Iterable[str]) -> str:

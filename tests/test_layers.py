@@ -40,15 +40,17 @@ ALLOWED = {
     "spectra": BOTTOM | {"checkpoints"},
     "data": BOTTOM | {"assets"},
     "methods": BOTTOM | {"checkpoints", "spectra"},
-    "training": BASE | {"data", "methods", "tasks"},
-    "sweeps": BASE | {"data", "methods", "tasks", "training", "spectra"},
-    "answers": BASE | {"data", "methods", "tasks", "training", "spectra", "sweeps"},
+    "loaded": BASE | {"data", "tasks"},
+    "training": BASE | {"loaded", "data", "methods", "tasks"},
+    "sweeps": BASE | {"data", "methods", "tasks", "training", "loaded", "spectra"},
+    "answers": BASE | {"data", "methods", "tasks", "training", "loaded", "spectra", "sweeps"},
     "measurement": BASE | {"spectra"},
-    "papers": BASE | {"data", "methods", "tasks", "training", "spectra", "sweeps", "answers"},
+    "papers": BASE
+    | {"data", "methods", "tasks", "training", "loaded", "spectra", "sweeps", "answers"},
     "claims": BASE
-    | {"data", "methods", "tasks", "training", "spectra", "sweeps", "answers", "papers"},
+    | {"data", "methods", "tasks", "training", "loaded", "spectra", "sweeps", "answers", "papers"},
     "reporting": BASE
-    | {"data", "methods", "tasks", "training", "spectra", "sweeps", "answers"}
+    | {"data", "methods", "tasks", "training", "loaded", "spectra", "sweeps", "answers"}
     | {"measurement", "papers", "claims"},
     "command": {"errors", "files", "config"},
     "__init__": set(),

@@ -21,8 +21,9 @@ import numpy.typing as npt
 import torch
 
 from lowrank_study.checkpoints import Match, Pairing, module_of, open_weights, pair
-from lowrank_study.data.splits import load_splits, load_tokenizer
+from lowrank_study.data.tokenizer import padding_id
 from lowrank_study.errors import InputError
+from lowrank_study.loaded import model_folder, splits_of
 from lowrank_study.methods.layers.modules import head_names
 from lowrank_study.runs.store import TrainedRun
 from lowrank_study.spectra.spectrum import measure
@@ -34,7 +35,7 @@ from lowrank_study.tasks import Predictions
 from lowrank_study.training.batches import extreme_texts
 from lowrank_study.training.evaluate import predict
 from lowrank_study.training.fit import torch_device
-from lowrank_study.training.models import load_model, model_folder
+from lowrank_study.training.models import load_model
 from lowrank_study.training.packing import Pack
 
 OUTSIDE = "outside"
@@ -203,8 +204,7 @@ class TunedModel:
 
     def __init__(self, run: TrainedRun, pairing: Pairing, device: str) -> None:
         spec = run.spec
-        folder = model_folder(spec.model)
-        splits = load_splits(spec.task, folder)
+        splits = splits_of(spec)
         check_same_rows([run], {rows_key(spec): splits.sha256})
         self._test, self._precision = splits.test, spec.train.precision
         self._device = torch_device(device)
@@ -217,7 +217,7 @@ class TunedModel:
         self._pack = Pack(
             [self._model],
             device=self._device,
-            pad_id=int(load_tokenizer(folder).pad_token_id),
+            pad_id=padding_id(model_folder(spec.model)),
             sample=extreme_texts((splits.test,), spec.train.batch_size),
             reference=spec.train.reference,
         )

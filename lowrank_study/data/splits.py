@@ -9,6 +9,7 @@ a task sees the same rows.
 """
 
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -24,8 +25,9 @@ import numpy as np
 import pandas as pd
 
 from lowrank_study import assets
+from lowrank_study.data.tokenizer import load_tokenizer, tokenizer_sha256
 from lowrank_study.errors import InputError
-from lowrank_study.hashing import find_named, keep_named, sha256_of_files
+from lowrank_study.hashing import find_named, keep_named
 from lowrank_study.left_out import LeftOut, in_words
 from lowrank_study.spec import HubRepo, to_mapping
 
@@ -145,57 +147,19 @@ def _cache_key(task: "Task", model_folder: Path) -> str:
     """
     described = to_mapping(task)
     described["source"]["path"] = Path(described["source"].get("path", "")).name  # it is shown
-    libraries = [metadata.version(name) for name in ("tokenizers", "transformers")]
-    parts = [_FORMAT, described, _tokenizer_hash(model_folder), libraries]
+    parts = [_FORMAT, described, tokenizer_sha256(model_folder), _libraries()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+@functools.cache
+def _libraries() -> list[str]:
+    return [metadata.version(name) for name in ("tokenizers", "transformers")]
 
 
 def with_shuffled_labels(splits: Splits, seed: int) -> Splits:
     """Deal the training labels out anew among the rows; each class stays as common as it was."""
     labels = np.random.default_rng([seed, 2]).permutation(splits.train.labels)
     return dataclasses.replace(splits, train=dataclasses.replace(splits.train, labels=labels))
-
-
-def _tokenizer_hash(model_folder: Path) -> str:
-    """Hash the files that define the tokenizer."""
-    names = _tokenizer_files(model_folder)
-    if not names:
-        needed = ", ".join(assets.TOKENIZER_FILES[:6])
-        raise InputError(f"{model_folder} has no tokenizer: add one of {needed}")
-    return sha256_of_files(model_folder, names)
-
-
-def _tokenizer_files(model_folder: Path) -> list[str]:
-    patterns = assets.TOKENIZER_FILES
-    return [file.name for pattern in patterns for file in model_folder.glob(pattern)]
-
-
-def load_tokenizer(model_folder: Path) -> Any:
-    """Return the model's tokenizer, with a padding token even if the model defines none.
-
-    Raises
-    ------
-    InputError
-        It has no token that can be used for padding.
-    """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.pad_token is None:
-        raise InputError(
-            f"{model_folder}: its tokenizer has no padding token, and no end token to pad with: "
-            'name one of its tokens in tokenizer_config.json, as in "pad_token": "[PAD]"'
-        )
-    return tokenizer
-
-
-def padding_id(model_folder: Path) -> int | None:
-    """Return the id of the padding token; None without a tokenizer, as in the folder of a run."""
-    if not _tokenizer_files(model_folder):
-        return None
-    return int(load_tokenizer(model_folder).pad_token_id)
 
 
 def _tokenise(task: "Task", rows: SplitRows, model_folder: Path) -> Splits:
@@ -266,8 +230,9 @@ def _write_cache(folder: Path, key: str, splits: Splits) -> None:
         Path(partial).unlink(missing_ok=True)
 
 
+@functools.lru_cache(maxsize=8)
 def _read_cache(path: Path) -> Splits:
-    """Return the cached content of a file that has been verified."""
+    """Return the content of a verified file; its name holds the hash of its content."""
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
         made = {
             name: Split(**{f.name: stored[f"{name}.{f.name}"] for f in dataclasses.fields(Split)})

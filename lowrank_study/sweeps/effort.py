@@ -5,23 +5,19 @@
 """
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
-from lowrank_study.data.splits import Splits, load_splits
+from lowrank_study.loaded import splits_of
 from lowrank_study.methods.head import HeadOnly
 from lowrank_study.methods.layers.linear import adapted_modules, is_linear, linear_shape
 from lowrank_study.spec import Asset, RunSpec
-from lowrank_study.tasks import Task
-from lowrank_study.training.models import model_folder, model_without_weights
+from lowrank_study.training.models import model_without_weights
 
 
 @dataclass(slots=True)
 class Effort:
-    """Counts operations, and caches the texts and model shapes that runs share."""
+    """Counts the operations of runs, and caches the shapes of models."""
 
-    _folders: dict[Asset, Path] = field(default_factory=dict)
-    _splits: dict[tuple[Path, Task], Splits] = field(default_factory=dict)
-    _maps: dict[tuple[Path, str, str | None], tuple[int, int]] = field(default_factory=dict)
+    _maps: dict[tuple[Asset, str, str | None], tuple[int, int]] = field(default_factory=dict)
 
     def of(self, spec: RunSpec) -> float:
         """Return a run's multiplications and additions.
@@ -32,14 +28,8 @@ class Effort:
         Raises:
             InputError: The model or the data can't be read.
         """
-        source = spec.model.source
-        if source not in self._folders:  # fetching verifies hashes, which is slow
-            self._folders[source] = model_folder(spec.model)
-        folder = self._folders[source]
-        if (folder, spec.task) not in self._splits:
-            self._splits[folder, spec.task] = load_splits(spec.task, folder)
-        splits = self._splits[folder, spec.task]
-        weights, widths = self._shapes(spec, folder, len(splits.labels))
+        splits = splits_of(spec)
+        weights, widths = self._shapes(spec)
         trained = spec.method.multiplications(weights, widths)
         evaluated = spec.train.evaluations * splits.validation.lengths.sum()
         if spec.train.read_test:
@@ -48,13 +38,13 @@ class Effort:
         tokens = spec.train.epochs * splits.train.lengths.sum()
         return float(2 * (trained * tokens + weights * evaluated))
 
-    def _shapes(self, spec: RunSpec, folder: Path, labels: int) -> tuple[int, int]:
+    def _shapes(self, spec: RunSpec) -> tuple[int, int]:
         """Return the number of weights, and the sum of (in + out) over the adapted maps."""
-        key = folder, type(spec.method).__name__, spec.method.target_label
+        key = spec.model.source, type(spec.method).__name__, spec.method.target_label
         if key not in self._maps:
             if spec.method.needs_weights:
                 spec = replace(spec, method=HeadOnly(learning_rate=spec.method.learning_rate))
-            model = model_without_weights(spec, folder, number_of_labels=labels)
+            model = model_without_weights(spec)
             shapes = [linear_shape(module) for module in model.modules() if is_linear(module)]
             adapted = [linear_shape(module.base) for _, module in adapted_modules(model)]
             self._maps[key] = sum(i * o for i, o in shapes), sum(map(sum, adapted))

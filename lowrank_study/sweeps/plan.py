@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lowrank_study import assets
-from lowrank_study.data.splits import Splits, load_splits
 from lowrank_study.left_out import check_left_out, in_words
+from lowrank_study.loaded import model_folder, splits_of
 from lowrank_study.results import runs_folder
 from lowrank_study.runs.store import RunStore, TrainedRun
-from lowrank_study.spec import Asset, RunSpec
+from lowrank_study.spec import RunSpec
 from lowrank_study.sweeps.effort import Effort
 from lowrank_study.sweeps.launch import Place, launcher_of
 from lowrank_study.sweeps.packs import packs
 from lowrank_study.sweeps.settings import check_same_rows, rows_key
 from lowrank_study.training.fit import torch_device
 from lowrank_study.training.memory import free_memory_bytes, predict_peak
-from lowrank_study.training.models import check_fits, model_folder, model_without_weights
+from lowrank_study.training.models import check_fits, model_without_weights
 from lowrank_study.training.unpadded import can_unpad
 
 _MOST_PACKED = {"cpu": 4, "cuda": 32}
@@ -119,14 +119,7 @@ def check_specs(
     lines = dict.fromkeys(line for run in ended for line in run.record.get("left_out", ()))
     if not specs:
         return list(lines)
-    # A sweep shares few models and tasks: each is fetched, verified and read once.
-    folders: dict[Asset, Path] = {}
-    splits: dict[str, Splits] = {}
-    for spec in specs:
-        if spec.model.source not in folders:
-            folders[spec.model.source] = model_folder(spec.model)
-        if rows_key(spec) not in splits:
-            splits[rows_key(spec)] = load_splits(spec.task, folders[spec.model.source])
+    splits = {rows_key(spec): splits_of(spec) for spec in specs}
     for made in splits.values():  # one by one: files of two tasks may share a name
         check_left_out(made.account.left_out, allow_partial=allow_partial)
     left_out = dict.fromkeys(part for made in splits.values() for part in made.account.left_out)
@@ -135,17 +128,16 @@ def check_specs(
     check_same_rows(ended, {key: made.sha256 for key, made in splits.items()})
     needed = 0
     for spec in specs:
-        folder = folders[spec.model.source]
-        check_fits(spec, folder, splits[rows_key(spec)])
-        needed += _checkpoint_bytes(spec, folder)
+        check_fits(spec)
+        needed += _checkpoint_bytes(spec)
     assets.require_free_space(results, needed)
     return list(lines)
 
 
-def _checkpoint_bytes(spec: RunSpec, folder: Path) -> int:
+def _checkpoint_bytes(spec: RunSpec) -> int:
     if not spec.train.read_test:  # it chooses a rate, and keeps no model
         return 0
-    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    weights = sum(file.stat().st_size for file in model_folder(spec.model).glob("*.safetensors"))
     return spec.method.checkpoint_bytes(weights)
 
 
@@ -154,15 +146,12 @@ def _most_packed(spec: RunSpec, places: Sequence[Place], most: int | None) -> in
     if spec.method.pack_key is None:
         return 1
     device = torch_device(places[0].device)
-    folder = model_folder(spec.model)
-    splits = load_splits(spec.task, folder)
-    model = model_without_weights(spec, folder, number_of_labels=len(splits.labels))
-    if not can_unpad(model):
+    if not can_unpad(model_without_weights(spec)):
         return 1
     free = free_memory_bytes(device)
     sharing = sum(torch_device(place.device) == device for place in places)
     share = math.inf if free is None else _MEMORY_SHARE * free / sharing
-    predicted = predict_peak(spec, folder, splits)
+    predicted = predict_peak(spec)
     if predicted is None:
         return 1
     sizes = range(2, (most or _MOST_PACKED.get(device.type, 1)) + 1)

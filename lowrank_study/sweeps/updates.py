@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lowrank_study.checkpoints import open_weights
 from lowrank_study.errors import InputError
+from lowrank_study.loaded import model_folder
 from lowrank_study.results import spectra_file
 from lowrank_study.runs.store import TrainedRun
 from lowrank_study.spectra.spectra_file import save_spectra
@@ -15,7 +16,6 @@ from lowrank_study.sweeps.measured_spectra import (
     is_asked_for,
     is_measured,
 )
-from lowrank_study.training.models import model_folder
 
 
 def measure_run(run: TrainedRun, results: Path) -> None:

@@ -15,14 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowrank_study.data.splits import (
-    Splits,
-    load_splits,
-    load_tokenizer,
-    with_shuffled_labels,
-)
+from lowrank_study.data.splits import Splits, with_shuffled_labels
+from lowrank_study.data.tokenizer import padding_id
 from lowrank_study.errors import InputError
 from lowrank_study.left_out import in_words
+from lowrank_study.loaded import model_folder, splits_of, weights_sha256
 from lowrank_study.methods.layers.linear import round_frozen
 from lowrank_study.provenance import provenance
 from lowrank_study.spec import RunSpec
@@ -30,7 +27,6 @@ from lowrank_study.training.batches import Batch, extreme_texts, steps_of, train
 from lowrank_study.training.evaluate import autocast
 from lowrank_study.training.member import FitResult, Member, Stopwatch, is_evaluated
 from lowrank_study.training.memory import peak_memory_bytes, reset_peak_memory
-from lowrank_study.training.models import model_folder, weights_sha256
 from lowrank_study.training.packing import Pack, share_frozen
 from lowrank_study.training.tracking import Tracker
 
@@ -87,7 +83,7 @@ def fit_together(jobs: Sequence[Job], *, device: str) -> list[FitResult | Except
     reset_peak_memory(place)
     spec = jobs[0].spec
     folder = model_folder(spec.model)
-    splits = load_splits(spec.task, folder)
+    splits = splits_of(spec)
     if spec.train.shuffle_labels:
         splits = with_shuffled_labels(splits, spec.data_seed)
     steps = steps_of(splits.train, batch_size=spec.train.batch_size, epochs=spec.train.epochs)
@@ -100,7 +96,7 @@ def fit_together(jobs: Sequence[Job], *, device: str) -> list[FitResult | Except
     pack = Pack(
         [member.model for member in members],
         device=place,
-        pad_id=int(load_tokenizer(folder).pad_token_id),
+        pad_id=padding_id(folder),
         sample=sample,
         reference=spec.train.reference,
     )

@@ -4,7 +4,7 @@ The measured memory is that of the GPU if runs train on one, else that of the pr
 process trains many runs. Before each run it frees memory and resets the peak (on Linux), so that
 a run's peak is its own.
 
-    >>> predict_peak(spec, folder, splits).peak(pack_size=4)
+    >>> predict_peak(spec).peak(pack_size=4)
     803000000
 """
 
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lowrank_study.data.splits import Split, Splits
+from lowrank_study.data.splits import Split
+from lowrank_study.loaded import splits_of
 from lowrank_study.machine import has_status, status_bytes
 from lowrank_study.spec import RunSpec
 from lowrank_study.training.batches import Batch, training_batches
@@ -96,7 +97,7 @@ class PeakPrediction:
         return self.shared + _FIRST_USE + pack_size * each
 
 
-def predict_peak(spec: RunSpec, folder: Path, splits: Splits) -> PeakPrediction | None:
+def predict_peak(spec: RunSpec) -> PeakPrediction | None:
     """Predict the peak memory of a process that trains runs like this one.
 
     The model runs on the meta device, which computes only shapes, and the tensors that autograd
@@ -104,15 +105,13 @@ def predict_peak(spec: RunSpec, folder: Path, splits: Splits) -> PeakPrediction 
 
     Args:
         spec: The run with the largest rank; `can_unpad` must hold for its model.
-        folder: Folder of the pretrained model.
-        splits: The task's texts.
     """
-    model = model_without_weights(spec, folder, number_of_labels=len(splits.labels))
+    model = model_without_weights(spec)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     _free_unused()
     libraries = status_bytes("VmRSS") if has_status() else _LIBRARIES
-    longest = _longest_part(spec, splits.train, part_tokens(model))
+    longest = _longest_part(spec, splits_of(spec).train, part_tokens(model))
     try:
         kept = _kept_for_backward(model, longest)
     except RuntimeError:

@@ -1,7 +1,6 @@
 """Build a model that is ready to train from a base model and a method.
 
->>> folder = model_folder(spec.model)
->>> model = build_model(spec, folder, number_of_labels=2)
+>>> model = build_model(spec, model_folder(spec.model), number_of_labels=2)
 >>> target_modules(model, spec.model, ("attention_qv",))[0]
 'bert.encoder.layer.0.attention.self.query'
 """
@@ -18,29 +17,13 @@ import torch
 from torch import nn
 
 from lowrank_study import assets
-from lowrank_study.data.splits import Splits, padding_id
+from lowrank_study.data.tokenizer import has_tokenizer, padding_id
 from lowrank_study.errors import InputError
-from lowrank_study.hashing import sha256_of
+from lowrank_study.loaded import model_folder, splits_of
 from lowrank_study.methods.layers.modules import head_names, in_head
-from lowrank_study.spec import BaseModel, LocalPath, RunSpec
+from lowrank_study.spec import RunSpec
 from lowrank_study.tasks import Task
-from lowrank_study.training.dequantised import dequantised
 from lowrank_study.training.padding import check_reads, pad_by_tokenizer
-
-
-def model_folder(model: BaseModel) -> Path:
-    """Return the folder of the pretrained model in Hugging Face's layout, fetched if need be.
-
-    A GGUF file is dequantised once, through transformers, and kept as fp32 safetensors.
-    """
-    path = assets.fetch(model.source)
-    return dequantised(path) if path.suffix == ".gguf" else path
-
-
-def weights_sha256(model: BaseModel, folder: Path) -> str:
-    """Return one hash over the files of a model that are read."""
-    is_local = isinstance(model.source, LocalPath)
-    return assets.sha256_of_source(folder) if is_local else sha256_of(folder)
 
 
 def build_model(spec: RunSpec, folder: Path, *, number_of_labels: int) -> nn.Module:
@@ -60,12 +43,10 @@ def build_model(spec: RunSpec, folder: Path, *, number_of_labels: int) -> nn.Mod
     return spec.method.attach(model, spec.model)
 
 
-def model_without_weights(spec: RunSpec, folder: Path, *, number_of_labels: int) -> nn.Module:
+def model_without_weights(spec: RunSpec) -> nn.Module:
     """Return what `build_model` would, on the meta device: shapes without numbers."""
     with torch.device("meta"):
-        task, dropout = type(spec.task), spec.model.dropout
-        model = copy.deepcopy(_without_weights(task, folder, number_of_labels, dropout))
-        return spec.method.attach(model, spec.model)
+        return spec.method.attach(copy.deepcopy(_pretrained_shapes(spec)), spec.model)
 
 
 def load_model(
@@ -122,7 +103,7 @@ def _configuration(
         for name, value in config.to_dict().items():
             if re.search(r"drop(out)?$|_dropout|dropout_", name) and isinstance(value, float):
                 setattr(config, name, dropout)
-    if config.pad_token_id is None:
+    if config.pad_token_id is None and has_tokenizer(folder):
         config.pad_token_id = padding_id(folder)
     return config
 
@@ -140,26 +121,33 @@ def _quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def check_fits(spec: RunSpec, folder: Path, splits: Splits) -> None:
+def check_fits(spec: RunSpec) -> None:
     """Refuse texts, a target or a rank that do not fit the model, before anything is trained.
 
-    Raises
-    ------
-    InputError
-        As in `build_model`, or the model can't read the texts (`check_reads`). Except for PEFT's
-        methods, a model without weights is checked, which is fast.
+    Raises:
+        InputError: As in `build_model`, or the model can't read the texts (`check_reads`). A model
+            without weights is checked, which is fast, if the method permits it.
     """
-    labels = len(splits.labels)
-    shapes = _without_weights(type(spec.task), folder, labels, spec.model.dropout)
-    check_reads(shapes, spec, splits)
-    build = build_model if spec.method.needs_weights else model_without_weights
-    build(spec, folder, number_of_labels=labels)
+    splits = splits_of(spec)
+    check_reads(_pretrained_shapes(spec), spec, splits)
+    if spec.method.needs_weights:
+        build_model(spec, model_folder(spec.model), number_of_labels=len(splits.labels))
+    else:
+        model_without_weights(spec)
+
+
+def _pretrained_shapes(spec: RunSpec) -> nn.Module:
+    """Return the pretrained model with its new head on the meta device; not to be changed."""
+    folder, labels = model_folder(spec.model), len(splits_of(spec).labels)
+    files = assets.sha256_of_source(folder)
+    return _without_weights(type(spec.task), folder, files, labels, spec.model.dropout)
 
 
 @functools.cache
 def _without_weights(
-    task: type[Task], folder: Path, number_of_labels: int, dropout: float | None
+    task: type[Task], folder: Path, sha256: str, number_of_labels: int, dropout: float | None
 ) -> nn.Module:
+    """Build the model of a folder; another hash of its files is another model."""
     try:
         config = _configuration(task, folder, number_of_labels, dropout)
         with torch.device("meta"):

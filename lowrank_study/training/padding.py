@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from lowrank_study.data.splits import Splits, padding_id
+from lowrank_study.data.splits import Splits
+from lowrank_study.data.tokenizer import has_tokenizer, padding_id
 from lowrank_study.errors import InputError
 from lowrank_study.spec import RunSpec
 from lowrank_study.training.unpadded import counts_from_padding, positions_of
@@ -28,9 +29,9 @@ def pad_by_tokenizer(model: nn.Module, folder: Path) -> None:
     Raises:
         InputError: The padding id is not in the model's vocabulary.
     """
-    found = padding_id(folder)
-    if found is None or counts_from_padding(model):
+    if not has_tokenizer(folder) or counts_from_padding(model):
         return
+    found = padding_id(folder)
     config: Any = model.config
     words = _word_table(model)
     if words is not None and found >= words.num_embeddings:

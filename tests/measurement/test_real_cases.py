@@ -21,6 +21,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 from lowrank_study.assets import fetch
 from lowrank_study.checkpoints import open_adapter, open_weights
 from lowrank_study.config.run import compose, composed
+from lowrank_study.loaded import model_folder
 from lowrank_study.measurement.records import MeasuredMatrix, Measurement
 from lowrank_study.measurement.request import measure_request, read_request
 from lowrank_study.results import spectra_file
@@ -31,7 +32,7 @@ from lowrank_study.spectra.spectra_file import load_spectra
 from lowrank_study.spectra.updates import FactoredUpdate
 from lowrank_study.sweeps.sweep import sweep
 from lowrank_study.tasks.classification import Classification
-from lowrank_study.training.models import load_model, model_folder
+from lowrank_study.training.models import load_model
 
 Array = npt.NDArray[np.float64]
 RANK, ALPHA = 4, 6.0

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 from lowrank_study.answers.tables import runs_table, spectra_tables
 from lowrank_study.config.run import compose
 from lowrank_study.errors import InputError, Unfinished
+from lowrank_study.loaded import model_folder
 from lowrank_study.reporting.sweep_report import report_sweep, study_tables
 from lowrank_study.results import spectra_file
 from lowrank_study.runs.store import RunStore
@@ -29,7 +30,7 @@ from lowrank_study.sweeps.plan import check_specs
 from lowrank_study.sweeps.sweep import sweep
 from lowrank_study.sweeps.updates import updates_of_run
 from lowrank_study.training import fit
-from lowrank_study.training.models import build_model, model_folder
+from lowrank_study.training.models import build_model
 
 
 def specs_of(tiny_overrides: list[str], *variants: list[str]) -> list[RunSpec]:

@@ -8,12 +8,12 @@ import pytest
 from lowrank_study.config.run import compose
 from lowrank_study.data.splits import load_splits
 from lowrank_study.errors import InputError
+from lowrank_study.loaded import model_folder
 from lowrank_study.runs.store import RunStore
 from lowrank_study.spec import RunSpec
 from lowrank_study.sweeps.plan import check_specs
 from lowrank_study.sweeps.sweep import sweep
 from lowrank_study.training.fit import fit
-from lowrank_study.training.models import model_folder
 from lowrank_study.training.tracking import NoTracker
 
 FIRST = "left out: 6 of 246 rows of holes.csv (2.4 %): 'verdict' is empty (first in row 241)"

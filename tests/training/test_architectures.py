@@ -15,7 +15,8 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from lowrank_study.config.run import compose
-from lowrank_study.data.splits import load_splits, load_tokenizer
+from lowrank_study.data.splits import load_splits
+from lowrank_study.data.tokenizer import load_tokenizer
 from lowrank_study.errors import InputError
 from lowrank_study.spec import RunSpec
 from lowrank_study.training import memory
@@ -175,9 +176,7 @@ def test_lora_is_what_peft_loads_and_fast_is_plain(
     family: str, spec_of: Callable[..., RunSpec], tmp_path: Path
 ) -> None:
     spec = spec_of(family, "method.rank=2")
-    assert can_unpad(model_without_weights(spec, source_of(spec), number_of_labels=2)) == (
-        family in FAST
-    )
+    assert can_unpad(model_without_weights(spec)) == (family in FAST)
     result = trained(spec, tmp_path)
     base = AutoModelForSequenceClassification.from_pretrained(source_of(spec), num_labels=2)
     adapted = peft.PeftModel.from_pretrained(base, tmp_path)

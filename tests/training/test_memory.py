@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from lowrank_study.config.run import compose
-from lowrank_study.data.splits import load_splits
 from lowrank_study.training.memory import PeakPrediction, predict_peak
 
 CHILD = """
@@ -19,7 +18,6 @@ from lowrank_study.config.run import compose
 from lowrank_study.data.splits import load_splits
 from lowrank_study.training.fit import Job, fit_together
 from lowrank_study.training.memory import predict_peak
-from lowrank_study.training.models import model_folder
 from lowrank_study.training.tracking import NoTracker
 
 small = ["task.train_size=96", "task.validation_size=32", "task.test_size=32", "model.dropout=0.0"]
@@ -27,7 +25,7 @@ runs, *overrides = sys.argv[1:]
 specs = [compose(*small, *overrides, f"seed={seed}", "data_seed=0") for seed in range(int(runs))]
 folder = model_folder(specs[0].model)
 splits = load_splits(specs[0].task, folder)
-predicted = predict_peak(specs[0], folder, splits).peak(len(specs))
+predicted = predict_peak(specs[0]).peak(len(specs))
 with tempfile.TemporaryDirectory() as out:
     jobs = [
         Job(spec=spec, checkpoint_folder=Path(out) / spec.run_id, tracker=NoTracker())
@@ -62,7 +60,7 @@ def test_every_family_is_predicted_without_its_weights(
 ) -> None:
     source = tiny_model(family)
     spec = compose(*tiny_overrides, f"model={family}", f"model.source={source}", "method.rank=2")
-    predicted = predict_peak(spec, source, load_splits(spec.task, source))
+    predicted = predict_peak(spec)
     assert predicted is not None
     assert predicted.kept > 0
     assert predicted.peak(2) > predicted.peak(1) > predicted.shared > 0
@@ -75,7 +73,7 @@ def test_experts_are_not_predicted(
     source = sized_model("gpt_oss", **sizes, num_key_value_heads=2, num_local_experts=2)
     overrides = (*tiny_overrides, "model=llama", f"model.source={source}", "method.rank=2")
     spec = compose(*overrides)
-    assert predict_peak(spec, source, load_splits(spec.task, source)) is None
+    assert predict_peak(spec) is None
 
 
 def test_a_pack_shares_libraries_and_frozen_weights() -> None:
@@ -91,7 +89,7 @@ def test_dropout_and_attention_weights_are_counted_where_they_are_kept(
     def kept(dropout: float) -> int:
         overrides = (*tiny_overrides, f"model.source={source}", f"model.dropout={dropout}")
         spec = compose(*overrides, "method.rank=2")
-        predicted = predict_peak(spec, source, load_splits(spec.task, source))
+        predicted = predict_peak(spec)
         assert predicted is not None
         return predicted.kept
 

@@ -12,12 +12,13 @@ from safetensors.torch import load_file
 from lowrank_study.config.run import compose
 from lowrank_study.data.splits import load_splits
 from lowrank_study.errors import InputError
+from lowrank_study.loaded import model_folder
 from lowrank_study.spec import RunSpec
 from lowrank_study.training import packing
 from lowrank_study.training.batches import extreme_texts
 from lowrank_study.training.fit import Job, fit_together
 from lowrank_study.training.member import Diverged, FitResult
-from lowrank_study.training.models import build_model, model_folder
+from lowrank_study.training.models import build_model
 from lowrank_study.training.packing import Pack, share_frozen
 from lowrank_study.training.tracking import JsonLinesTracker
 from lowrank_study.training.unpadded import unpadded_scores

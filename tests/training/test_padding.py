@@ -12,7 +12,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lowrank_study.config.run import compose
-from lowrank_study.data.splits import load_splits, load_tokenizer
+from lowrank_study.data.splits import load_splits
+from lowrank_study.data.tokenizer import load_tokenizer
 from lowrank_study.errors import InputError
 from lowrank_study.spec import RunSpec
 from lowrank_study.training.batches import Batch, extreme_texts
@@ -48,11 +49,6 @@ def edited(tmp_path: Path) -> Callable[..., Path]:
 def spec_on(tiny_overrides: list[str], family: str, folder: Path, *more: str) -> RunSpec:
     overrides = [*tiny_overrides, f"model={family}", f"model.source={folder}"]
     return compose(*overrides, "model.dropout=0.0", "trainer.precision=fp32", *more)
-
-
-def fitting(spec: RunSpec) -> None:
-    folder = Path(spec.model.source.path)  # type: ignore[union-attr]
-    check_fits(spec, folder, load_splits(spec.task, folder))
 
 
 @pytest.mark.parametrize("reference", ["false", "true"])
@@ -147,7 +143,7 @@ def test_a_padding_token_that_the_model_has_no_word_for_is_refused(
     tokenizer.add_special_tokens({"pad_token": "<new>"})
     tokenizer.save_pretrained(folder)
     with pytest.raises(InputError, match=r"pads with token 48, but the model has 48 words: set"):
-        fitting(spec_on(tiny_overrides, "gpt2", folder))
+        check_fits(spec_on(tiny_overrides, "gpt2", folder))
 
 
 def test_tokens_beyond_the_models_words_are_refused(
@@ -157,7 +153,7 @@ def test_tokens_beyond_the_models_words_are_refused(
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 20}))
     with pytest.raises(InputError, match=r"gives token 47, but the model has 20 words"):
-        fitting(spec_on(tiny_overrides, "gpt2", folder))
+        check_fits(spec_on(tiny_overrides, "gpt2", folder))
 
 
 def test_texts_beyond_opts_positions_are_refused(
@@ -165,14 +161,14 @@ def test_texts_beyond_opts_positions_are_refused(
 ) -> None:
     folder = edited(sized_model("opt", **OPT), "config.json", max_position_embeddings=9)
     with pytest.raises(InputError, match=r"a text has 14 tokens, but tiny has positions for 9"):
-        fitting(spec_on(tiny_overrides, "opt", folder))
+        check_fits(spec_on(tiny_overrides, "opt", folder))
 
 
 def test_t5_needs_one_end_token_in_each_text(
     tiny_overrides: list[str], sized_model: Callable[..., Path], edited: Callable[..., Path]
 ) -> None:
     model = sized_model("t5", **T5, decoder_start_token_id=0)
-    fitting(spec_on(tiny_overrides, "t5", model))
+    check_fits(spec_on(tiny_overrides, "t5", model))
     folder = edited(model, "config.json", eos_token_id=8)  # a word, in some texts
     with pytest.raises(InputError, match=r"its end token, number 8, but a text has 0 of them"):
-        fitting(spec_on(tiny_overrides, "t5", folder))
+        check_fits(spec_on(tiny_overrides, "t5", folder))

@@ -5,11 +5,13 @@ import pytest
 import torch
 
 from lowrank_study.config.run import compose
-from lowrank_study.data.splits import Split, load_splits, load_tokenizer
+from lowrank_study.data.splits import Split, load_splits
+from lowrank_study.data.tokenizer import padding_id
+from lowrank_study.loaded import model_folder
 from lowrank_study.training import unpadded
 from lowrank_study.training.batches import batch_of
 from lowrank_study.training.fit import backward
-from lowrank_study.training.models import build_model, model_folder
+from lowrank_study.training.models import build_model
 from lowrank_study.training.packing import Pack
 
 CPU = torch.device("cpu")
@@ -50,7 +52,7 @@ def test_parts_add_up_to_the_gradient_of_the_whole(
         monkeypatch.setattr(unpadded, "_LEAST_TOKENS", least)
         monkeypatch.setattr(unpadded, "_PART_PRODUCT", 0)
         model = build_model(spec, folder, number_of_labels=2).double()
-        pad_id = int(load_tokenizer(folder).pad_token_id)
+        pad_id = padding_id(folder)
         pack = Pack([model], device=CPU, pad_id=pad_id, sample=batch, reference=False)
         assert (len(list(pack.parts(batch))) > 1) == (least == 20)
         [loss] = backward(pack, batch, spec, CPU)

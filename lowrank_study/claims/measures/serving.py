@@ -21,11 +21,12 @@ from lowrank_study.claims.measures.evidence import Evidence, part
 from lowrank_study.claims.measures.intervals import median_interval
 from lowrank_study.claims.measures.outcome import Lacking, Measured, Outcome, measure
 from lowrank_study.config.run import compose
+from lowrank_study.loaded import model_folder
 from lowrank_study.methods.layers.linear import adapted_modules
 from lowrank_study.methods.layers.lora import add_lora, lora_modules
 from lowrank_study.methods.layers.modules import target_modules
 from lowrank_study.methods.lora import Lora
-from lowrank_study.training.models import load_model, model_folder
+from lowrank_study.training.models import load_model
 
 TEXTS, TOKENS, ADAPTERS, WARM_UP = 8, 32, 4, 2
 
