@@ -25,9 +25,9 @@ from rich.table import Table
 from timing import HEADINGS, Figure, facts, figure, interleaved, ratio, table, write_results
 
 from lowrank_study.config.run import composed
-from lowrank_study.measurement.files import AdapterOnBase
 from lowrank_study.measurement.measure import measure_spectra
 from lowrank_study.measurement.request import read_request
+from lowrank_study.measurement.subjects import AdapterOnBase
 from lowrank_study.reporting.spectra_report import report_spectra
 from lowrank_study.spectra.ranks import energy_rank
 from lowrank_study.spectra.svd import (

@@ -1,5 +1,5 @@
-"""The spectra of whatever a user brings: two checkpoints, an adapter, another one beside it.
+"""The spectra of two checkpoints or of an adapter, alone or beside a second update.
 
-`request.py` is what `analysis/measure_spectra.py` asks, `measure.py` answers it, `files.py` says
-which files it read, `comparison.py` compares updates, and `readings.py` says what may be read off.
+`request.py` reads the settings, `measure.py` measures, `pairs.py` and `adapters.py` open the two
+kinds of subjects, and `comparison.py` compares updates.
 """

@@ -1,12 +1,11 @@
-"""One update against the weight it updates, and against a second update of the same weight.
+"""Readings of one update against the weight it updates, and against a second update.
 
     against_base(update, spectrum, directions=8, intruders=10, epsilon=0.5)
-    against_other(directions_of(update, spectrum, 8), directions_of(second, its_spectrum, 8))
+    against_other(
+        directions_above_floor(update, spectrum, 8), directions_above_floor(other, its_spectrum, 8)
+    )
 
-Only directions above the rounding floor are compared: those below point where rounding errors
-do. Everything is a `Reading`, so that what can't be told says so.
-
-Axis suffixes: I in features, K directions.
+Only directions above the rounding floor are compared, because those below come from rounding.
 """
 
 import math
@@ -43,8 +42,8 @@ OTHER_MEASURES = tuple(measure.name for measure in MEASURES if measure.group == 
 
 
 LARGEST_COMPARED = 2**28
-"""Entries of the largest matrix of which singular vectors are asked: 2 GB in float64, a few
-times over. Vocabularies of large models are beyond it; their singular values aren't."""
+"""Entries of the largest matrix whose singular vectors are computed: 2 GB in float64, a few times
+over. Larger ones, such as vocabularies of large models, only get singular values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -56,29 +55,26 @@ class Similarity:
     right_dimension: int
     """d of the chance level max(i, j) / d of that grid."""
     left_grid: npt.NDArray[np.float64]
-    """The same of the left singular subspaces."""
+    """The same for the left singular subspaces."""
     left_dimension: int
     """d of its chance level."""
     angles: npt.NDArray[np.float64]
     """Principal angles of the leading right subspaces, ascending, in degrees."""
 
 
-def directions_above_floor(spectrum: Spectrum, wanted: int) -> int:
-    """Count the leading directions, at most `wanted`, that stand above the rounding floor."""
-    return min(wanted, int(np.count_nonzero(spectrum.singular_values > spectrum.rounding_edge)))
-
-
 def is_too_large(shape: tuple[int, int]) -> bool:
-    """Tell whether singular vectors of a matrix of this size would take too much memory."""
+    """Return whether singular vectors of a matrix of this size take too much memory."""
     return shape[0] * shape[1] > LARGEST_COMPARED
 
 
-def directions_of(update: Update | None, spectrum: Spectrum, wanted: int) -> Directions | None:
-    """Give the leading directions above the rounding floor.
+def directions_above_floor(
+    update: Update | None, spectrum: Spectrum, wanted: int
+) -> Directions | None:
+    """Return the leading directions above the rounding floor.
 
-    None where there is none, or the update is dense and too large (or None for that reason).
+    The result is None if there are none, or if a dense update is too large or was not kept.
     """
-    count = directions_above_floor(spectrum, wanted)
+    count = min(wanted, spectrum.above_floor.size)
     if (
         update is None
         or count == 0
@@ -91,18 +87,18 @@ def directions_of(update: Update | None, spectrum: Spectrum, wanted: int) -> Dir
 def against_base(
     update: Update, spectrum: Spectrum, *, directions: int, intruders: int, epsilon: float
 ) -> tuple[dict[str, Reading], tuple[float, ...]]:
-    """Give what an update is to the weight it updates.
+    """Return the readings of the group "base".
 
     Args:
-        update: With its W0.
-        spectrum: The update's.
-        directions: Leading directions of the update, and of W0, that are compared at most.
-        intruders: Leading directions of W0 + delta looked at (the paper: 10).
+        update: An update with its W0.
+        spectrum: The spectrum of the update.
+        directions: How many leading directions of the update, and of W0, are compared at most.
+        intruders: How many leading directions of W0 + delta are searched (the paper: 10).
         epsilon: Largest |cos| that makes an intruder (the paper: .5).
 
     Returns:
-        Readings of the measures of the group "base", and for each of W0 + delta's leading
-        directions its largest |cos| to a left singular vector of W0 (empty if undefined).
+        The readings, and for each leading direction of W0 + delta its largest |cos| to a left
+        singular vector of W0 (empty if undefined).
 
     Source:
         Hu et al. 2021, Table 7; Shuttleworth et al. 2024, algorithm 1.
@@ -113,7 +109,7 @@ def against_base(
         return not_compared(), ()
     if spectrum.frobenius_norm == 0.0 or frobenius_norm(update.W0_OI) == 0.0:
         return result, ()
-    count = directions_above_floor(spectrum, directions)
+    count = min(directions, spectrum.above_floor.size)
     W0_left_OK = left_singular_vectors(update.W0_OI)
     if count:
         own = np.linalg.norm(W0_left_OK[:, :count].T @ update.W0_OI.astype(np.float64))
@@ -145,22 +141,21 @@ def against_base(
 
 
 def not_compared() -> dict[str, Reading]:
-    """Give the readings of the group "base" for an update that is too large for them."""
+    """Return the readings of the group "base" for an update that is too large for them."""
     return dict.fromkeys(BASE_MEASURES, without_value("not computed"))
 
 
 def against_other(
     first: Directions | None, second: Directions | None
 ) -> tuple[dict[str, Reading], Similarity | None]:
-    """Give how alike two updates' leading directions are, with the level of chance.
+    """Return the readings of the group "other": the similarity of two updates, and chance levels.
 
     Args:
-        first: Of `directions_of`, of one update.
-        second: Of the other update of the same matrix.
+        first: Directions of one update above its floor.
+        second: Directions of the other update of the same matrix.
 
     Returns:
-        Readings of the measures of the group "other", and all phi(i, j); None where one of
-        the updates has no direction above its floor.
+        The readings and all phi(i, j), or None if an update has no direction above its floor.
 
     Source:
         Hu et al., "LoRA", 2021, eq. 4.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lowrank_study.left_out import LeftOut
 from lowrank_study.measurement.comparison import Similarity
-from lowrank_study.measurement.files import FileRecord, Subject, VectorChange
+from lowrank_study.measurement.subjects import FileRecord, Subject, VectorChange
 from lowrank_study.spectra.readings import Reading
 from lowrank_study.spectra.spectrum import Spectrum
 from lowrank_study.spectra.updates import MeasureMethod

@@ -1,9 +1,7 @@
-"""From the settings of `conf/measure_spectra.yaml` to what is measured, and where it is written.
+"""Read the settings of `conf/measure_spectra.yaml`, fetch the sources and measure them.
 
-    request = read_request(composed("measure_spectra", "before=base", "after=tuned"))
-    found = measure_request(request, on_progress=print)
-
-Paths and hub ids are told apart and fetched here; the measuring itself knows files only.
+request = read_request(composed("measure_spectra", "before=base", "after=tuned"))
+found = measure_request(request, on_progress=print, on_left_out=print)
 """
 
 import re
@@ -17,7 +15,6 @@ from lowrank_study.config.fields import Fields
 from lowrank_study.config.sources import hub_repo, is_path
 from lowrank_study.errors import InputError
 from lowrank_study.files import require_folder
-from lowrank_study.measurement.files import AdapterOnBase, CheckpointPair, Subject
 from lowrank_study.measurement.measure import measure_spectra
 from lowrank_study.measurement.records import (
     Measurement,
@@ -25,19 +22,20 @@ from lowrank_study.measurement.records import (
     OnLeftOut,
     OnProgress,
 )
+from lowrank_study.measurement.subjects import AdapterOnBase, CheckpointPair, Subject
 from lowrank_study.results import measured_folder
+from lowrank_study.spectra.spectrum import METHODS
 from lowrank_study.spectra.updates import MeasureMethod
 
-METHODS = ("gram", "svd", "certified")
 SOURCES = ("before", "after", "adapter", "base", "other")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasureRequest:
-    """One thing to measure, before anything is fetched."""
+    """A measurement before anything is fetched."""
 
     sources: dict[str, str]
-    """What was given of before, after, adapter, base and other: paths or hub ids."""
+    """The given ones of before, after, adapter, base and other: paths or hub ids."""
     settings: MeasureSettings
     """How to measure."""
     out: Path
@@ -45,10 +43,10 @@ class MeasureRequest:
 
 
 def read_request(config: Mapping[str, Any]) -> MeasureRequest:
-    """Read the settings, without touching any file but to see whether `out` can be a folder.
+    """Read the settings; of files, only the possibility of the folder `out` is checked.
 
     Raises:
-        InputError: a value that can't be, or sources that don't go together.
+        InputError: A value is invalid, or the sources do not go together.
     """
     fields = Fields("", config)
     sources = {name: fields.path_text(name) for name in SOURCES if config.get(name) is not None}
@@ -57,36 +55,40 @@ def read_request(config: Mapping[str, Any]) -> MeasureRequest:
         named = ", ".join(f"{name}={text}" for name, text in sources.items()) or "nothing"
         raise InputError(
             f"{named} was given: give before=PATH after=PATH for two checkpoints, or "
-            "adapter=PATH, with base=PATH where there is one"
+            "adapter=PATH, with base=PATH if the base is available"
         )
-    first, last = fields.integer("fit_first", at_least=1), fields.integer("fit_last", at_least=2)
-    if first >= last:
-        raise InputError(f"fit_first={first} fit_last={last}: the first has to be the smaller one")
-    epsilon = fields.number("intruder_epsilon", above=0.0)
-    if epsilon > 1.0:
-        raise InputError(f"intruder_epsilon={epsilon}: a cosine in (0, 1] is needed")
     out = fields.path_of("out") if config.get("out") is not None else Path(_default_out(sources))
     return MeasureRequest(
         sources=sources,
-        settings=MeasureSettings(
-            method=cast(MeasureMethod, fields.one_of("method", METHODS)),
-            compare_with_base=fields.flag("compare_with_base"),
-            directions=fields.integer("directions", at_least=1),
-            intruder_directions=fields.integer("intruder_directions", at_least=1),
-            intruder_epsilon=epsilon,
-            fit_first=first,
-            fit_last=last,
-            allow_pickle=fields.flag("allow_pickle"),
-            allow_partial=fields.flag("allow_partial"),
-        ),
+        settings=_read_settings(fields),
         out=require_folder(out),
+    )
+
+
+def _read_settings(fields: Fields) -> MeasureSettings:
+    first, last = fields.integer("fit_first", at_least=1), fields.integer("fit_last", at_least=2)
+    if first >= last:
+        raise InputError(f"fit_first={first} must be smaller than fit_last={last}")
+    epsilon = fields.number("intruder_epsilon", above=0.0)
+    if epsilon > 1.0:
+        raise InputError(f"intruder_epsilon={epsilon} is outside (0, 1]; give a cosine")
+    return MeasureSettings(
+        method=cast(MeasureMethod, fields.one_of("method", METHODS)),
+        compare_with_base=fields.flag("compare_with_base"),
+        directions=fields.integer("directions", at_least=1),
+        intruder_directions=fields.integer("intruder_directions", at_least=1),
+        intruder_epsilon=epsilon,
+        fit_first=first,
+        fit_last=last,
+        allow_pickle=fields.flag("allow_pickle"),
+        allow_partial=fields.flag("allow_partial"),
     )
 
 
 def measure_request(
     request: MeasureRequest, *, on_progress: OnProgress, on_left_out: OnLeftOut
 ) -> Measurement:
-    """Fetch what was asked for and measure it; see `measure_spectra`."""
+    """Fetch the sources and measure them; see `measure_spectra`."""
     paths = {name: _local(name, text) for name, text in request.sources.items()}
     subject: Subject
     if "adapter" in paths:
@@ -111,7 +113,7 @@ def _local(name: str, text: str) -> Path:
 
 
 def _default_out(sources: Mapping[str, str]) -> str:
-    """Name the folder by the last two parts of what was tuned: many are called "checkpoint"."""
+    """Name the folder by two parts of the tuned path, because many end in "checkpoint"."""
     tuned = sources.get("after") or sources["adapter"]
     parts = [part for part in Path(tuned).parts if part not in ("/", "..", "~")]
     named = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts[-2:])).strip("-.")

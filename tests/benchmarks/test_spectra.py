@@ -15,9 +15,9 @@ import pytest
 from lowrank_study.checkpoints import open_weights
 from lowrank_study.config.run import composed
 from lowrank_study.measurement import updates
-from lowrank_study.measurement.files import CheckpointPair
 from lowrank_study.measurement.measure import measure_spectra
 from lowrank_study.measurement.request import read_request
+from lowrank_study.measurement.subjects import CheckpointPair
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

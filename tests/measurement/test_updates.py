@@ -19,14 +19,11 @@ from threadpoolctl import (  # type: ignore[import-untyped, unused-ignore]
 
 from lowrank_study.checkpoints import Match, open_weights, pair, save_adapter
 from lowrank_study.errors import InputError
-from lowrank_study.measurement import updates as module
-from lowrank_study.measurement.files import (
-    AdapterOnBase,
-    CheckpointPair,
-    OpenedSubject,
-    open_subject,
-)
-from lowrank_study.measurement.updates import ReadAhead, measured_updates
+from lowrank_study.measurement import adapters, pairs
+from lowrank_study.measurement.adapters import OpenedAdapter
+from lowrank_study.measurement.pairs import OpenedPair
+from lowrank_study.measurement.read_ahead import ReadAhead
+from lowrank_study.measurement.subjects import AdapterOnBase, CheckpointPair
 from lowrank_study.spectra.spectrum import Spectrum, measure
 from lowrank_study.spectra.updates import Update, update_of_match
 
@@ -83,13 +80,13 @@ def tensors(dtype: torch.dtype, *, seed: int) -> dict[str, torch.Tensor]:
     return {name: tensor.to(dtype) for name, tensor in made.items()}
 
 
-def opened(folder: Path, before: Tensors, after: Tensors, stack: ExitStack) -> OpenedSubject:
+def opened(folder: Path, before: Tensors, after: Tensors, stack: ExitStack) -> OpenedPair:
     for name, content in (("before", before), ("after", after)):
         (folder / name).mkdir()
         save_file(dict(content), folder / name / "model.safetensors")
         (folder / name / "config.json").write_text('{"model_type": "gpt2"}')
     subject = CheckpointPair(before=folder / "before", after=folder / "after")
-    return open_subject(subject, stack, allow_pickle=False, prefix="")
+    return OpenedPair(subject, stack, allow_pickle=False, prefix="")
 
 
 def equal(found: Spectrum, expected: Spectrum) -> None:
@@ -108,7 +105,7 @@ def equal(found: Spectrum, expected: Spectrum) -> None:
 def test_blocks_of_any_size_give_the_same_spectra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, entries: int
 ) -> None:
-    monkeypatch.setattr(module, "BLOCK_ENTRIES", entries)
+    monkeypatch.setattr(pairs, "BLOCK_ENTRIES", entries)
     before = tensors(dtype, seed=0)
     after = {
         name: (tensor.float() + 0.1 * change.float()).to(dtype)
@@ -126,12 +123,11 @@ def test_blocks_of_any_size_give_the_same_spectra(
     after = {name: tensor.to(dtype) for name, tensor in after.items()}
     with ExitStack() as stack:
         subject = opened(tmp_path, before, after, stack)
-        assert subject.pairing is not None
         expected = [
             measure(update_of_match(*each, roles={}), method="gram")
             for each in subject.pairing.read_matrices()
         ]
-        found = list(measured_updates(subject, method="gram", vectors=False))
+        found = list(subject.measured(method="gram", vectors=False))
     assert len(found) == len(expected) == 12
     for (update, spectrum), other in zip(found, expected, strict=True):
         assert update is None, "it was read as a whole"
@@ -143,17 +139,16 @@ def test_blocks_of_any_size_give_the_same_spectra(
 def test_rows_that_kept_their_numbers_tell_that_the_base_was_not_rounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, begun: str
 ) -> None:
-    monkeypatch.setattr(module, "BLOCK_ENTRIES", 1000)
+    monkeypatch.setattr(pairs, "BLOCK_ENTRIES", 1000)
     random = torch.Generator().manual_seed(0)
     w0 = torch.randn(400, 30, generator=random)
     w = w0.bfloat16().float() if begun == "as stored" else w0.clone()
     w[:rows] += torch.randn(rows, 30, generator=random)
     with ExitStack() as stack:
         subject = opened(tmp_path, {"a.weight": w0.bfloat16()}, {"a.weight": w}, stack)
-        assert subject.pairing is not None
         ((match, W0_OI, W_OI),) = subject.pairing.read_matrices()
         update = update_of_match(match, W0_OI, W_OI, roles={})
-        ((_, spectrum),) = measured_updates(subject, method="gram", vectors=False)
+        ((_, spectrum),) = subject.measured(method="gram", vectors=False)
     assert spectrum.storage_dtype == ("float32" if begun == "as stored" else "bfloat16")
     equal(spectrum, measure(update, method="gram"))
 
@@ -162,13 +157,13 @@ def test_rows_that_kept_their_numbers_tell_that_the_base_was_not_rounded(
 def test_what_is_not_finite_anywhere_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int
 ) -> None:
-    monkeypatch.setattr(module, "BLOCK_ENTRIES", 24)
+    monkeypatch.setattr(pairs, "BLOCK_ENTRIES", 24)
     before, after = tensors(torch.float32, seed=0), tensors(torch.float32, seed=1)
     after["h.tall.weight"][place, 1] = float("nan")
     before["h.tall.weight"][20, :2] = torch.tensor([float("inf"), float("-inf")])
     with ExitStack() as stack:
         subject = opened(tmp_path, before, after, stack)
-        found = list(measured_updates(subject, method="gram", vectors=False))
+        found = list(subject.measured(method="gram", vectors=False))
     assert len(found) == 11
     assert subject.skipped["h.tall"] == "1 NaN and 2 infinite values"
 
@@ -182,7 +177,7 @@ def test_what_needs_the_whole_matrix_gets_it(tmp_path: Path, changes: dict[str, 
     dtype = settings.pop("dtype")
     with ExitStack() as stack:
         subject = opened(tmp_path, tensors(dtype, seed=0), tensors(dtype, seed=1), stack)
-        for update, spectrum in measured_updates(subject, **settings):
+        for update, spectrum in subject.measured(**settings):
             assert update is not None
             equal(spectrum, measure(update, method=settings["method"]))
 
@@ -193,7 +188,7 @@ def test_values_near_the_end_of_float32_neither_overflow_nor_vanish(tmp_path: Pa
     after = {name: -tensor for name, tensor in before.items()}
     with ExitStack() as stack:
         subject = opened(tmp_path, before, after, stack)
-        found = [s for _, s in measured_updates(subject, method="gram", vectors=False)]
+        found = [s for _, s in subject.measured(method="gram", vectors=False)]
     sigma = {spectrum.module: spectrum.singular_values[0] for spectrum in found}
     # 2 * 1e38 * sqrt(12), of what float32 makes of 1e38
     for name, tensor in before.items():
@@ -213,12 +208,12 @@ def test_a_block_is_all_that_is_read_at_a_time(
             yield block
 
     monkeypatch.setattr(Match, "read_blocks", recorded)
-    monkeypatch.setattr(module, "BLOCK_ENTRIES", 24)
+    monkeypatch.setattr(pairs, "BLOCK_ENTRIES", 24)
     with ExitStack() as stack:
         first, second = tensors(torch.bfloat16, seed=0), tensors(torch.bfloat16, seed=1)
         subject = opened(tmp_path, first, second, stack)
         monkeypatch.setattr("lowrank_study.checkpoints.Weights.read", lambda *_: 1 / 0)
-        assert len(list(measured_updates(subject, method="gram", vectors=False))) == 12
+        assert len(list(subject.measured(method="gram", vectors=False))) == 12
     assert max(sizes) == 24
 
 
@@ -226,7 +221,6 @@ def test_every_kind_of_matrix_is_read_in_parts_exactly(tmp_path: Path) -> None:
     with ExitStack() as stack:
         before, after = tensors(torch.float16, seed=0), tensors(torch.bfloat16, seed=1)
         subject = opened(tmp_path, before, after, stack)
-        assert subject.pairing is not None
         for match in subject.pairing.matches:
             whole = match.read()
             tall = match.shape[0] >= match.shape[1]
@@ -242,7 +236,7 @@ def test_every_kind_of_matrix_is_read_in_parts_exactly(tmp_path: Path) -> None:
 def test_what_cannot_be_read_in_parts_is_cut_out_of_the_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BLOCK_ENTRIES", 40)
+    monkeypatch.setattr(pairs, "BLOCK_ENTRIES", 40)
     name = "h.0.attention.query_key_value"  # heads in turns: each has its query, key and value
     for folder, seed in (("before", 0), ("after", 1)):
         random = torch.Generator().manual_seed(seed)
@@ -256,15 +250,14 @@ def test_what_cannot_be_read_in_parts_is_cut_out_of_the_whole(
         (tmp_path / folder / "config.json").write_text(config)
     subject = CheckpointPair(before=tmp_path / "before", after=tmp_path / "after")
     with ExitStack() as stack:
-        subject_opened = open_subject(subject, stack, allow_pickle=True, prefix="")
+        subject_opened = OpenedPair(subject, stack, allow_pickle=True, prefix="")
         pairing = subject_opened.pairing
-        assert pairing is not None
         assert not any(match.before.reads_parts for match in pairing.matches)
         expected = [
             measure(update_of_match(*each, roles={}), method="gram")
             for each in pairing.read_matrices()
         ]
-        found = list(measured_updates(subject_opened, method="gram", vectors=False))
+        found = list(subject_opened.measured(method="gram", vectors=False))
     assert [spectrum.module for _, spectrum in found] == [
         *(f"{name}.{part}" for part in ("query", "key", "value")),
         "h.0.dense",
@@ -315,9 +308,9 @@ def test_thin_factors_are_multiplied_by_one_thread_and_dense_updates_by_all(
         threads[update.name] = {p["num_threads"] for p in found if p["user_api"] == "blas"}
         return measure(update, method=method)
 
-    monkeypatch.setattr(module, "measure", recorded)
+    monkeypatch.setattr(adapters, "measure", recorded)
     subject = AdapterOnBase(adapter=tmp_path / "adapter", base=tmp_path / "base.safetensors")
     with threadpool_limits(2, user_api="blas"), ExitStack() as stack:
-        subject_opened = open_subject(subject, stack, allow_pickle=False, prefix="")
-        assert len(list(measured_updates(subject_opened, method="gram", vectors=False))) == 2
+        subject_opened = OpenedAdapter(subject, stack, allow_pickle=False, prefix="")
+        assert len(list(subject_opened.measured(method="gram", vectors=False))) == 2
     assert threads == {"q": {1}, "v": {2}}

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 
 from lowrank_study.checkpoints import Match, open_weights, pair
 from lowrank_study.config.run import composed
-from lowrank_study.measurement.files import CheckpointPair
 from lowrank_study.measurement.measure import measure_spectra
 from lowrank_study.measurement.records import MeasuredMatrix
 from lowrank_study.measurement.request import read_request
+from lowrank_study.measurement.subjects import CheckpointPair
 from lowrank_study.spectra.scaled import floor_of_scaled
 
 BLOCK = 64

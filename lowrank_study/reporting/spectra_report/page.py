@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
-from lowrank_study.measurement.files import AdapterOnBase, Subject
 from lowrank_study.measurement.records import MeasuredMatrix, Measurement
+from lowrank_study.measurement.subjects import AdapterOnBase, Subject
 from lowrank_study.provenance import provenance
 from lowrank_study.reporting.display import counted, in_bytes, printable
 from lowrank_study.reporting.spectra_report.findings import findings_of, left_out_of

@@ -30,12 +30,12 @@ import pandas as pd
 from lowrank_study.config.run import composed
 from lowrank_study.errors import InputError
 from lowrank_study.files import require_folder
-from lowrank_study.measurement.files import CheckpointPair, Subject
 from lowrank_study.measurement.records import MeasuredMatrix, Measurement, OnProgress, Step
 from lowrank_study.measurement.request import (
     measure_request,
     read_request,
 )
+from lowrank_study.measurement.subjects import CheckpointPair, Subject
 from lowrank_study.provenance import provenance
 from lowrank_study.reporting.display import Column, Table, csv_text, printable
 from lowrank_study.reporting.latex_report import escaped, latex_table
