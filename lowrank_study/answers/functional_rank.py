@@ -54,8 +54,8 @@ TRUNCATION_COLUMNS = {
 
 
 def scores_of(run: TrainedRun, predictions: pd.DataFrame) -> npt.NDArray[np.float64]:
-    """Return the score of each test example: 1 if the predicted class is right, else 0."""
-    return np.asarray(predictions["label"] == predictions["predicted"], dtype=np.float64)
+    """Return the score of each test example; the task says how it is computed."""
+    return run.spec.task.scores(predictions)
 
 
 def truncation_table(runs: Sequence[TrainedRun], results: Path) -> pd.DataFrame:

@@ -7,6 +7,7 @@ A pair is a run of an adapter and the run of full fine-tuning with the same task
 Both have the same data order and test examples. Shape suffixes: S seeds, E test examples.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,7 @@ def truncated_with_full(runs: Sequence[TrainedRun], results: Path) -> list[Paire
     pairs = []
     for full in chosen_full_runs(runs):
         there = [run for run in full if truncation_file(results, run.spec.run_id).is_file()]
-        by_rank = scores_by_kept_rank(there, results)
+        by_rank, metric = scores_by_kept_rank(there, results), full[0].spec.task.metric
         for rank in sorted(by_rank)[:-1]:
             pairs.append(
                 PairedRuns(
@@ -111,7 +112,7 @@ def truncated_with_full(runs: Sequence[TrainedRun], results: Path) -> list[Paire
                     lost=0,
                     adapter_SE=by_rank[rank],
                     full_SE=by_rank[max(by_rank)],
-                    chance=float(there[0].record["test"][there[0].spec.task.metric.chance_name]),
+                    chance=metric.chance_level(there[0].record["test"]),
                 )
             )
     return pairs
@@ -152,5 +153,5 @@ def _pair(
         lost=lost,
         adapter_SE=adapter_SE,
         full_SE=full_SE,
-        chance=float(labels.value_counts(normalize=True).max()),
+        chance=full[seeds[0]][0].spec.task.chance(labels) if seeds else math.nan,
     )

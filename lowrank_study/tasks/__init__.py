@@ -143,12 +143,17 @@ class Task(Variant, ABC):
 
     @staticmethod
     @abstractmethod
-    def scores(columns: Mapping[str, Any]) -> npt.NDArray[np.float64]:
-        """Return each example's contribution to the primary metric, whose mean it is, (N,).
+    def scores(predictions: pd.DataFrame) -> npt.NDArray[np.float64]:
+        """Return the score of each example, (N,); the primary metric is their mean.
 
         Args:
-            columns: The columns `label` and `predicted` of `Predictions`.
+            predictions: The columns `label` and `predicted` of `Predictions`.
         """
+
+    @staticmethod
+    @abstractmethod
+    def chance(labels: npt.ArrayLike) -> float:
+        """Return the score that needs no text, as by always answering the commonest class."""
 
 
 Kind = Task | type[Task]

@@ -196,7 +196,6 @@ class Classification(Task):
     @staticmethod
     def metrics(predictions: Predictions) -> dict[str, float]:
         """Return accuracy, macro-averaged F1, mean loss, and the commonest class's share."""
-        import numpy as np
         from sklearn.metrics import f1_score
 
         labels, predicted = predictions.labels, predictions.predicted
@@ -204,15 +203,23 @@ class Classification(Task):
             "accuracy": float((labels == predicted).mean()),
             "macro_f1": float(f1_score(labels, predicted, average="macro")),
             "loss": float(predictions.losses.mean()),
-            "majority_accuracy": float(np.bincount(labels).max() / len(labels)),
+            "majority_accuracy": Classification.chance(labels),
         }
 
     @staticmethod
-    def scores(columns: Mapping[str, Any]) -> npt.NDArray[np.float64]:
+    def scores(predictions: pd.DataFrame) -> npt.NDArray[np.float64]:
         """Return 1 for each text whose class was predicted, else 0."""
         import numpy as np
 
-        return np.asarray(columns["label"] == columns["predicted"], dtype=np.float64)
+        return np.asarray(predictions["label"] == predictions["predicted"], dtype=np.float64)
+
+    @staticmethod
+    def chance(labels: npt.ArrayLike) -> float:
+        """Return the share of the commonest class."""
+        import numpy as np
+
+        numbers = np.asarray(labels)
+        return float(np.bincount(numbers).max() / len(numbers))
 
 
 def _check_known(names: Sequence[str], whole: Mapping[str, pd.DataFrame]) -> None:

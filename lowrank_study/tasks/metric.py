@@ -1,5 +1,6 @@
 """What a task is scored by. Statistics and reports speak of the score; the task names it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,13 +17,13 @@ class Metric:
     points: str
     """Unit of a difference of two scores, times 100."""
     chance_name: str | None
-    """Key of the chance level in a run's record; `None` if the task has none."""
+    """Key of the chance level in a run's record; `None` if there is no such level."""
     chance: str
     """What the chance level is, as in `always the commonest class`."""
 
-    def chance_level(self, metrics: Mapping[str, float]) -> float | None:
-        """Return the chance level in the metrics of a split; `None` if it is absent."""
-        return metrics.get(self.chance_name) if self.chance_name else None
+    def chance_level(self, metrics: Mapping[str, float]) -> float:
+        """Return the chance level in the metrics of a split; NaN if it is absent."""
+        return metrics.get(self.chance_name, math.nan) if self.chance_name else math.nan
 
     def worth(self, score: float) -> float:
         """Return a number that is greater the better the score is."""
