@@ -66,29 +66,16 @@ _WEIGHT_NORM = {
 }
 
 _EMBEDDINGS = (
-    "embed_tokens",
-    "word_embeddings",
-    "wte",
-    "embed_in",
-    "shared",
-    "tok_embeddings",
-    "token_embd",
+    "embed_tokens", "word_embeddings", "wte", "embed_in", "shared", "tok_embeddings", "token_embd",
     "output_embeddings",
-)
+)  # fmt: skip
 _HEADS = ("lm_head", "embed_out", "decoder")
 """Last parts of module paths whose rows are tokens of a vocabulary."""
 
 _BUFFERS = (
-    "inv_freq",
-    "original_inv_freq",
-    "freqs_cis",
-    "cos_cached",
-    "sin_cached",
-    "masked_bias",
-    "attn_mask",
-    "causal_mask",
-    "relative_position_index",
-)
+    "inv_freq", "original_inv_freq", "freqs_cis", "cos_cached", "sin_cached", "masked_bias",
+    "attn_mask", "causal_mask", "relative_position_index",
+)  # fmt: skip
 """Last parts of names of constants: positions, masks."""
 
 

@@ -14,14 +14,9 @@ from lowrank_study.checkpoints.formats import Array, shown
 from lowrank_study.errors import InputError
 
 _KEYS = (
-    "r",
-    "alpha",
-    "use_effective_conv2d",
-    "decompose_both",
-    "decompose_factor",
-    "projection_prng_key",
-    "save_projection",
-)
+    "r", "alpha", "use_effective_conv2d", "decompose_both", "decompose_factor",
+    "projection_prng_key", "save_projection",
+)  # fmt: skip
 
 
 def peft_delta(

@@ -47,14 +47,9 @@ _TAKES_FROM_BASE = ("pissa", "olora")
 """Values of init_lora_weights that subtract a part from the base weight."""
 
 _PROMPTS = (
-    "PROMPT_TUNING",
-    "MULTITASK_PROMPT_TUNING",
-    "P_TUNING",
-    "PREFIX_TUNING",
-    "CPT",
-    "CARTRIDGE",
+    "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE",
     "ADAPTION_PROMPT",
-)
+)  # fmt: skip
 """Methods that train a prefix of the input or of the keys and values."""
 
 _INPUT_DEPENDENT = ("XLORA", "POLY", "SHADOW")

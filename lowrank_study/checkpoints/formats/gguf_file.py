@@ -29,15 +29,9 @@ _CODES = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 """GGUF's type number of a setting to the code of `struct`."""
 
 _PLAIN = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I8": "int8",
-    "I16": "int16",
-    "I32": "int32",
-    "I64": "int64",
-}
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8",
+    "I16": "int16", "I32": "int32", "I64": "int64",
+}  # fmt: skip
 _MERGE = "merge them with llama.cpp's `llama-gguf-split --merge` first"
 
 

@@ -12,27 +12,14 @@ from lowrank_study.checkpoints.matrices.fused import Models, any_is
 from lowrank_study.checkpoints.names import last_part
 
 _IN_OUT = (
-    "aria",
-    "aria_text",
-    "gpt_oss",
-    "llama4",
-    "llama4_text",
-    "openai_privacy_filter",
-    "qwen3_vl_moe",
-    "qwen3_vl_moe_text",
-)
+    "aria", "aria_text", "gpt_oss", "llama4", "llama4_text", "openai_privacy_filter",
+    "qwen3_vl_moe", "qwen3_vl_moe_text",
+)  # fmt: skip
 """Models that store (experts, in, out), used if the sizes don't decide."""
 
 _FROM_HIDDEN = (
-    "gate_up_proj",
-    "gate_proj",
-    "up_proj",
-    "w1",
-    "w3",
-    "gate_and_up_projs",
-    "fc1",
-    "input_linear",
-)
+    "gate_up_proj", "gate_proj", "up_proj", "w1", "w3", "gate_and_up_projs", "fc1", "input_linear",
+)  # fmt: skip
 _TO_HIDDEN = ("down_proj", "w2", "down_projs", "fc2", "output_linear")
 
 STACKS = (*_FROM_HIDDEN, *_TO_HIDDEN)

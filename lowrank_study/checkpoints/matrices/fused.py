@@ -18,16 +18,9 @@ CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 """Models whose linear maps are stored (in, out)."""
 
 _LEAVES = (
-    "c_attn",
-    "query_key_value",
-    "qkv_proj",
-    "qkv",
-    "Wqkv",
-    "wqkv",
-    "W_pack",
-    "in_proj_weight",
+    "c_attn", "query_key_value", "qkv_proj", "qkv", "Wqkv", "wqkv", "W_pack", "in_proj_weight",
     "attn_qkv",
-)
+)  # fmt: skip
 """Last parts of names under which any model stores query, key and value together."""
 
 Models = Sequence[Mapping[str, Any]]

@@ -10,17 +10,9 @@ from lowrank_study.checkpoints.weights import Weights
 from lowrank_study.errors import InputError
 
 _SIZES = (
-    "gguf_architecture",
-    "hidden_size",
-    "n_embd",
-    "num_attention_heads",
-    "n_head",
-    "num_key_value_heads",
-    "num_kv_heads",
-    "head_dim",
-    "multi_query",
-    "new_decoder_architecture",
-)
+    "gguf_architecture", "hidden_size", "n_embd", "num_attention_heads", "n_head",
+    "num_key_value_heads", "num_kv_heads", "head_dim", "multi_query", "new_decoder_architecture",
+)  # fmt: skip
 """Settings of config.json that must agree: tensors of equal shape may be split differently."""
 
 _ADAPTER_PART = re.compile(
