@@ -13,7 +13,11 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
+from lowrank_study.checkpoints import Pairing, open_weights, pair
+
 WriteRaw = Callable[..., Path]
+ONE = b"\0\0\x80\x3f"
+"""The bytes of 1.0 in float32."""
 
 
 @pytest.fixture
@@ -70,6 +74,20 @@ def write_model(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def paired(write_model: Callable[..., Path]) -> Callable[..., Pairing]:
+    """Write two models with one config, open them and pair them."""
+
+    def make(
+        before: Mapping[str, Any], after: Mapping[str, Any], config: Mapping[str, Any] | None = None
+    ) -> Pairing:
+        left = open_weights(write_model(before, config, folder="before"))
+        right = open_weights(write_model(after, config, folder="after"))
+        return pair(left, right)
+
+    return make
 
 
 @pytest.fixture
@@ -214,3 +232,13 @@ def own_state() -> Callable[[Any], dict[str, torch.Tensor]]:
         return dict(found.values())
 
     return state_of
+
+
+PLAIN = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
+
+
+def two_factors(module: str = "q") -> dict[str, torch.Tensor]:
+    return {
+        f"base_model.model.{module}.lora_A.weight": torch.ones(2, 3),
+        f"base_model.model.{module}.lora_B.weight": torch.ones(4, 2),
+    }

@@ -121,7 +121,7 @@ TIED: dict[str, tuple[dict[str, Any], set[str]]] = {
 
 
 @pytest.mark.parametrize("setup", TIED)
-def test_29_a_tied_model_s_updates_are_those_of_the_live_model(train: Any, setup: str) -> None:
+def test_a_tied_model_s_updates_are_those_of_the_live_model(train: Any, setup: str) -> None:
     options, expected = TIED[setup]
     model = tied_llama()
     W0 = model.get_input_embeddings().weight.detach().double().numpy()
@@ -146,14 +146,14 @@ def test_29_a_tied_model_s_updates_are_those_of_the_live_model(train: Any, setup
     assert set(skipped.values()) <= {"the same as lm_head (tied), counted there"}
 
 
-def test_29_a_tied_head_is_said_to_be_one(train: Any) -> None:
+def test_a_tied_head_is_said_to_be_one(train: Any) -> None:
     _, adapter, base = train(tied_llama(), lora(target_modules=["lm_head"]))
     with open_adapter(adapter) as opened, open_weights(base) as weights:
         opened.check_base(weights)
         assert "lm_head is tied: its W0 is model.embed_tokens.weight" in opened.flags
 
 
-def test_29_a_head_that_the_config_does_not_tie_is_missing(
+def test_a_head_that_the_config_does_not_tie_is_missing(
     write_model: Any, write_adapter: Any
 ) -> None:
     factors = {
@@ -194,7 +194,7 @@ def test_29_a_head_that_the_config_does_not_tie_is_missing(
         ("model.layers.0.mlp.up_proj", "model.embed_tokens.weight", False),
     ],
 )
-def test_29_a_head_or_a_shared_embedding_is_found_where_it_is_stored(
+def test_a_head_or_a_shared_embedding_is_found_where_it_is_stored(
     write_model: Any, write_adapter: Any, module: str, stored: str, found: bool
 ) -> None:
     factors = {f"{module}.lora_A.weight": torch.ones(2, 4)}
@@ -209,7 +209,7 @@ def test_29_a_head_or_a_shared_embedding_is_found_where_it_is_stored(
             adapter.check_base(weights)
 
 
-def test_29_a_resized_vocabulary_brings_its_own_base_layer(
+def test_a_resized_vocabulary_brings_its_own_base_layer(
     write_model: Any, write_adapter: Any
 ) -> None:
     torch.manual_seed(0)
@@ -235,7 +235,7 @@ def test_29_a_resized_vocabulary_brings_its_own_base_layer(
         assert any("9 of 9 rows of the base layer" in flag for flag in adapter.flags)
 
 
-def test_29_new_tokens_have_no_w0_and_the_others_are_compared(train: Any) -> None:
+def test_new_tokens_have_no_w0_and_the_others_are_compared(train: Any) -> None:
     model = tied_llama()
     W0 = model.get_input_embeddings().weight.detach().double().numpy()
     config = lora(target_modules=["q_proj"], trainable_token_indices=[TOKENS + 1, 3, TOKENS])
@@ -285,7 +285,7 @@ def vision_language_models() -> dict[str, Callable[[], Any]]:
 
 
 @pytest.mark.parametrize("name", ["Qwen2-VL", "LLaVA", "Gemma 3", "ViT"])
-def test_30_an_adapter_s_names_are_found_in_its_own_base(train: Any, name: str) -> None:
+def test_an_adapter_s_names_are_found_in_its_own_base(train: Any, name: str) -> None:
     torch.manual_seed(0)
     model = vision_language_models()[name]()
     config = peft.LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", exclude_modules="head")
@@ -304,7 +304,7 @@ def test_30_an_adapter_s_names_are_found_in_its_own_base(train: Any, name: str) 
             np.testing.assert_allclose(delta, expected, rtol=0, atol=1e-12)
 
 
-def test_31_the_name_of_an_adapter_is_taken_out_of_the_keys(train: Any) -> None:
+def test_the_name_of_an_adapter_is_taken_out_of_the_keys(train: Any) -> None:
     _, adapter, base = train(
         tied_llama(), lora(target_modules=["q_proj"], modules_to_save=["lm_head"])
     )
@@ -323,7 +323,7 @@ def test_31_the_name_of_an_adapter_is_taken_out_of_the_keys(train: Any) -> None:
         np.testing.assert_array_equal(update.dense(), expected[name].dense())
 
 
-def test_31_two_adapters_in_one_file_are_refused(write_adapter: Any) -> None:
+def test_two_adapters_in_one_file_are_refused(write_adapter: Any) -> None:
     tensors = {
         f"base_model.model.q.lora_{part}.{name}.weight": torch.ones(2, 2)
         for part in "AB"

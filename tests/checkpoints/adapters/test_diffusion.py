@@ -1,7 +1,5 @@
 """LoRA of diffusers, ComfyUI and kohya's scripts equals scaling * B @ A."""
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +10,7 @@ from safetensors.torch import save_file
 
 from lowrank_study.checkpoints import open_adapter, open_weights
 from lowrank_study.errors import InputError
-
-WriteFile = Callable[..., Path]
-A = torch.arange(12.0).reshape(2, 6)
-B = torch.arange(10.0).reshape(5, 2) - 3
-BA = (B.double() @ A.double()).numpy()
-
-
-@pytest.fixture
-def write_file(tmp_path: Path) -> WriteFile:
-    """Write a LoRA in one file, with a header."""
-
-    def write(
-        tensors: dict[str, torch.Tensor],
-        metadata: dict[str, str] | None = None,
-        name: str = "lora.safetensors",
-    ) -> Path:
-        copies = {key: value.clone().contiguous() for key, value in tensors.items()}
-        save_file(copies, tmp_path / name, metadata=metadata)
-        return tmp_path / name
-
-    return write
-
+from tests.checkpoints.adapters.conftest import BA, FLAT, A, B, WriteFile
 
 LAYOUTS = {
     "diffusers": ("transformer.blocks.0.attn.to_q", "{m}.lora_A.weight", "{m}.lora_B.weight"),
@@ -94,106 +71,6 @@ def test_the_first_layout_of_diffusers_names_the_projection(
     with open_adapter(path) as adapter:
         assert adapter.modules() == [module]
         np.testing.assert_array_equal(adapter.delta(module), BA)
-
-
-FLAT = {"lora_unet_q.lora_down.weight": A, "lora_unet_q.lora_up.weight": B}
-
-
-def test_26_alpha_in_kohya_s_header_alone_is_read(write_file: WriteFile) -> None:
-    header = {"ss_network_dim": "2", "ss_network_alpha": "0.125"}
-    with open_adapter(write_file(FLAT, header)) as adapter:
-        assert adapter.factors("lora_unet_q").scaling == 0.0625
-        np.testing.assert_array_equal(adapter.delta("lora_unet_q"), 0.0625 * BA)
-        assert adapter.assumed == ()
-
-
-def test_26_a_module_s_own_alpha_comes_before_the_header_s(write_file: WriteFile) -> None:
-    header = {"ss_network_dim": "2", "ss_network_alpha": "0.125"}
-    tensors = FLAT | {
-        "lora_unet_q.alpha": torch.tensor(4, dtype=torch.int32),
-        "lora_unet_k.lora_down.weight": A,
-        "lora_unet_k.lora_up.weight": B,
-    }
-    with open_adapter(write_file(tensors, header)) as adapter:
-        assert adapter.factors("lora_unet_q").scaling == 2.0
-        assert adapter.factors("lora_unet_k").scaling == 0.0625
-
-
-def test_26_a_convolution_has_an_alpha_of_its_own_in_the_header(write_file: WriteFile) -> None:
-    down, up = torch.randn(4, 3, 3, 3), torch.randn(5, 4, 1, 1)
-    tensors = FLAT | {"lora_unet_conv.lora_down.weight": down, "lora_unet_conv.lora_up.weight": up}
-    header = {
-        "ss_network_dim": "2",
-        "ss_network_alpha": "1",
-        "ss_network_args": json.dumps({"conv_dim": "4", "conv_alpha": "2", "algo": "locon"}),
-    }
-    with open_adapter(write_file(tensors, header)) as adapter:
-        assert adapter.factors("lora_unet_q").scaling == 0.5
-        assert adapter.factors("lora_unet_conv").scaling == 0.5
-        expected = 0.5 * (up.flatten(1).double() @ down.flatten(1).double()).numpy()
-        np.testing.assert_allclose(adapter.delta("lora_unet_conv"), expected, rtol=1e-13)
-
-
-def test_26_a_convolution_with_a_rank_but_no_alpha_of_its_own_has_kohyas_default_of_1(
-    write_file: WriteFile,
-) -> None:
-    down, up = torch.randn(4, 3, 3, 3), torch.randn(5, 4, 1, 1)
-    tensors = {"lora_unet_conv.lora_down.weight": down, "lora_unet_conv.lora_up.weight": up}
-    header = {"ss_network_dim": "4", "ss_network_alpha": "2"}
-    with open_adapter(write_file(tensors, header)) as adapter:
-        assert adapter.factors("lora_unet_conv").scaling == 0.5
-    header["ss_network_args"] = json.dumps({"conv_dim": "4"})
-    with open_adapter(write_file(tensors, header)) as adapter:
-        assert adapter.factors("lora_unet_conv").scaling == 0.25
-
-
-@pytest.mark.parametrize("alpha", ["Dynamic", "None", "", "nan", "-1", "1e999"])
-def test_26_an_alpha_that_is_no_number_is_said_to_be_missing(
-    write_file: WriteFile, alpha: str
-) -> None:
-    with open_adapter(write_file(FLAT, {"ss_network_alpha": alpha})) as adapter:
-        assert adapter.factors("lora_unet_q").scaling == 1.0
-        assert "no alpha for any module (1 of 1): taken as their rank" in adapter.assumed[0]
-
-
-def test_26_an_alpha_of_zero_in_the_header_is_the_rank_as_for_kohya(write_file: WriteFile) -> None:
-    with open_adapter(write_file(FLAT, {"ss_network_alpha": "0"})) as adapter:
-        assert adapter.factors("lora_unet_q").scaling == 1.0
-
-
-def test_26_a_header_of_another_rank_is_refused(write_file: WriteFile) -> None:
-    path = write_file(FLAT, {"ss_network_dim": "128", "ss_network_alpha": "8"})
-    with pytest.raises(InputError, match=r"has rank 2, the header says 128 and alpha 8.*\.alpha"):
-        open_adapter(path)
-
-
-def test_26_diffusers_header_has_a_config_for_each_model(write_file: WriteFile) -> None:
-    header = {
-        "transformer.r": 2,
-        "transformer.lora_alpha": 6,
-        "transformer.alpha_pattern": {"blocks.1.q": 1},
-        "text_encoder.r": 2,
-        "text_encoder.lora_alpha": 4,
-        "text_encoder.use_rslora": True,
-    }
-    modules = ["transformer.blocks.0.q", "transformer.blocks.1.q", "text_encoder.q"]
-    tensors = {f"{m}.lora_A.weight": A for m in modules} | {
-        f"{m}.lora_B.weight": B for m in modules
-    }
-    path = write_file(tensors, {"lora_adapter_metadata": json.dumps(header)})
-    with open_adapter(path) as adapter:
-        found = {module: adapter.factors(module).scaling for module in adapter.modules()}
-    assert found == dict(zip(modules, (3.0, 0.5, 4 / 2**0.5), strict=True))
-
-
-@pytest.mark.parametrize(
-    "alpha",
-    [torch.tensor([1, 2]), torch.tensor(torch.nan), torch.tensor(torch.inf), torch.ones(0)],
-    ids=str,
-)
-def test_an_alpha_that_is_not_one_number_is_refused(write_file: WriteFile, alpha: Any) -> None:
-    with pytest.raises(InputError, match=r"lora_unet_q\.alpha is not one number"):
-        open_adapter(write_file(FLAT | {"lora_unet_q.alpha": alpha}))
 
 
 def test_dora_s_magnitudes_are_read_with_the_base(write_file: WriteFile, write_model: Any) -> None:
@@ -348,3 +225,63 @@ def test_kohya_s_names_are_found_in_a_checkpoint_of_all_models(
         adapter.check_base(weights)
         found = {adapter.base_tensor(module, weights) for module in adapter.modules()}
         assert found == set(weights.names())
+
+
+@pytest.mark.parametrize("with_alpha", [True, False])
+def test_kohya_s_layout_is_read(tmp_path: Path, write_model: Any, with_alpha: bool) -> None:
+    torch.manual_seed(0)
+    down, up = torch.randn(2, 6, dtype=torch.float16), torch.randn(5, 2, dtype=torch.float16)
+    conv_down, conv_up = torch.randn(2, 3, 3, 3), torch.randn(4, 2, 1, 1)
+    tensors = {
+        "lora_unet_mid_block_to_q.lora_down.weight": down,
+        "lora_unet_mid_block_to_q.lora_up.weight": up,
+        "lora_unet_conv_in.lora_down.weight": conv_down,
+        "lora_unet_conv_in.lora_up.weight": conv_up,
+    }
+    if with_alpha:
+        tensors["lora_unet_mid_block_to_q.alpha"] = torch.tensor(1.0)
+        tensors["lora_unet_conv_in.alpha"] = torch.tensor(1.0)
+    path = tmp_path / "kohya.safetensors"
+    save_file(tensors, path)
+    scaling = 0.5 if with_alpha else 1.0
+    base = write_model(
+        {"mid_block.to_q.weight": torch.ones(5, 6), "conv_in.weight": torch.ones(4, 3, 3, 3)}
+    )
+    with open_adapter(path) as adapter, open_weights(base) as weights:
+        assert adapter.kind == "kohya"
+        name = "lora_unet_mid_block_to_q"
+        assert adapter.modules() == ["lora_unet_conv_in", name]
+        factors = adapter.factors(name)
+        assert factors.scaling == scaling
+        assert factors.storage_dtype == "float16"
+        np.testing.assert_allclose(
+            adapter.delta(name), scaling * (up.double() @ down.double()).numpy(), rtol=1e-14
+        )
+        np.testing.assert_allclose(
+            adapter.delta("lora_unet_conv_in", weights),
+            scaling * (conv_up.flatten(1).double() @ conv_down.flatten(1).double()).numpy(),
+            rtol=1e-14,
+        )
+        assert adapter.base_tensor(name, weights) == "mid_block.to_q.weight"
+        assert any("no alpha" in flag for flag in adapter.flags) != with_alpha
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("lora_unet_q.lora_mid.weight", "belongs to a method"),
+        ("lora_unet_q.dora_scale", "belongs to a method"),
+        ("lora_unet_q.hada_w1_a", "belongs to a method"),
+    ],
+)
+def test_variants_of_kohya_s_layout_are_refused_by_name(
+    tmp_path: Path, extra: str, message: str
+) -> None:
+    path = tmp_path / "kohya.safetensors"
+    tensors = {
+        "lora_unet_q.lora_down.weight": torch.ones(2, 3),
+        "lora_unet_q.lora_up.weight": torch.ones(4, 2),
+    }
+    save_file(tensors | {extra: torch.ones(2, 2)}, path)
+    with pytest.raises(InputError, match=message):
+        open_adapter(path)

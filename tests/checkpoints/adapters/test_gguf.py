@@ -49,7 +49,7 @@ def write_gguf(tmp_path: Path) -> WriteGguf:
     return write
 
 
-def test_32_a_lora_in_gguf_is_read(write_gguf: WriteGguf) -> None:
+def test_a_lora_in_gguf_is_read(write_gguf: WriteGguf) -> None:
     with open_adapter(write_gguf(LINEAR)) as adapter:
         assert adapter.kind == "gguf"
         assert not adapter.needs_base
@@ -60,7 +60,7 @@ def test_32_a_lora_in_gguf_is_read(write_gguf: WriteGguf) -> None:
         assert adapter.assumed == ()
 
 
-def test_32_an_embedding_keeps_its_rows(write_gguf: WriteGguf) -> None:
+def test_an_embedding_keeps_its_rows(write_gguf: WriteGguf) -> None:
     tokens, dims = np.float32(np.random.default_rng(0).standard_normal((7, 2))), B
     path = write_gguf(
         {"token_embd.weight.lora_a": tokens, "token_embd.weight.lora_b": dims}, alpha=2.0
@@ -72,7 +72,7 @@ def test_32_an_embedding_keeps_its_rows(write_gguf: WriteGguf) -> None:
 
 
 @pytest.mark.parametrize("alpha", [None, 0.0])
-def test_32_without_alpha_the_factor_is_one_as_in_llama_cpp(
+def test_without_alpha_the_factor_is_one_as_in_llama_cpp(
     write_gguf: WriteGguf, alpha: float | None
 ) -> None:
     with open_adapter(write_gguf(LINEAR, alpha=alpha)) as adapter:
@@ -80,7 +80,7 @@ def test_32_without_alpha_the_factor_is_one_as_in_llama_cpp(
         assert adapter.assumed == ("no alpha in the file: taken as its rank, as llama.cpp does",)
 
 
-def test_32_a_base_in_gguf_is_compared_with_and_another_refused(
+def test_a_base_in_gguf_is_compared_with_and_another_refused(
     write_gguf: WriteGguf, write_model: Any, write_adapter: Any
 ) -> None:
     base = write_gguf(
@@ -110,7 +110,7 @@ def test_32_a_base_in_gguf_is_compared_with_and_another_refused(
         adapter.check_base(weights)
 
 
-def test_32_norms_and_experts_are_left_out_with_their_share(write_gguf: WriteGguf) -> None:
+def test_norms_and_experts_are_left_out_with_their_share(write_gguf: WriteGguf) -> None:
     others = {
         "blk.0.attn_norm.weight": np.ones(4, np.float32),
         "blk.0.ffn_up_exps.weight.lora_a": np.ones((3, 2, 6), np.float32),
@@ -135,7 +135,7 @@ def test_32_norms_and_experts_are_left_out_with_their_share(write_gguf: WriteGgu
     ],
     ids=["model", "form", "alora", "half", "norm"],
 )
-def test_32_what_is_no_lora_is_refused_by_its_name(
+def test_what_is_no_lora_is_refused_by_its_name(
     write_gguf: WriteGguf, tensors: Any, options: Any, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):

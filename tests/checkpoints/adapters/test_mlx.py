@@ -44,7 +44,7 @@ def write_mlx(tmp_path: Path) -> WriteMlx:
     return write
 
 
-def test_32_factors_are_stored_transposed(write_mlx: WriteMlx) -> None:
+def test_factors_are_stored_transposed(write_mlx: WriteMlx) -> None:
     path = write_mlx(LINEAR, CONFIG)
     for given in (path, path / "adapters.safetensors"):
         with open_adapter(given) as adapter:
@@ -55,14 +55,14 @@ def test_32_factors_are_stored_transposed(write_mlx: WriteMlx) -> None:
             np.testing.assert_array_equal(adapter.delta("layers.0.q"), 20 * FUSED)
 
 
-def test_32_the_factor_until_2024_was_scale_times_alpha_over_rank(write_mlx: WriteMlx) -> None:
+def test_the_factor_until_2024_was_scale_times_alpha_over_rank(write_mlx: WriteMlx) -> None:
     settings = {"rank": 2, "alpha": 16, "scale": 10.0, "dropout": 0.0}
     with open_adapter(write_mlx(LINEAR, {"lora_parameters": settings})) as adapter:
         assert adapter.factors("layers.0.q").scaling == 80.0
         assert any("until 2024" in flag for flag in adapter.flags)
 
 
-def test_32_an_embedding_is_not_transposed(write_mlx: WriteMlx, write_model: Any) -> None:
+def test_an_embedding_is_not_transposed(write_mlx: WriteMlx, write_model: Any) -> None:
     tensors = {"model.embed_tokens.lora_a": LORA_A, "model.embed_tokens.lora_b": LORA_B}
     base = write_model({"model.embed_tokens.weight": torch.ones(6, 5)})
     with open_adapter(write_mlx(tensors, CONFIG)) as adapter, open_weights(base) as weights:
@@ -70,7 +70,7 @@ def test_32_an_embedding_is_not_transposed(write_mlx: WriteMlx, write_model: Any
         np.testing.assert_array_equal(adapter.delta("model.embed_tokens", weights), expected)
 
 
-def test_32_dora_scales_rows(write_mlx: WriteMlx, write_model: Any) -> None:
+def test_dora_scales_rows(write_mlx: WriteMlx, write_model: Any) -> None:
     torch.manual_seed(0)
     W0, m = torch.randn(5, 6), torch.rand(5) + 0.5
     base = write_model({"layers.0.q.weight": W0})
@@ -84,7 +84,7 @@ def test_32_dora_scales_rows(write_mlx: WriteMlx, write_model: Any) -> None:
         )
 
 
-def test_32_full_fine_tuning_has_full_weights(write_mlx: WriteMlx, write_model: Any) -> None:
+def test_full_fine_tuning_has_full_weights(write_mlx: WriteMlx, write_model: Any) -> None:
     path = write_mlx({"layers.0.q.weight": torch.full((5, 6), 3.0)}, {"fine_tune_type": "full"})
     base = write_model({"layers.0.q.weight": torch.ones(5, 6)})
     with open_adapter(path) as adapter, open_weights(base) as weights:
@@ -93,7 +93,7 @@ def test_32_full_fine_tuning_has_full_weights(write_mlx: WriteMlx, write_model: 
         np.testing.assert_array_equal(delta, np.full((5, 6), 2.0))
 
 
-def test_32_experts_are_left_out_with_their_share(write_mlx: WriteMlx) -> None:
+def test_experts_are_left_out_with_their_share(write_mlx: WriteMlx) -> None:
     experts = {
         "layers.0.switch.up.lora_a": torch.ones(3, 2, 6),
         "layers.0.switch.up.lora_b": torch.ones(3, 5, 2),
@@ -117,14 +117,14 @@ def test_32_experts_are_left_out_with_their_share(write_mlx: WriteMlx) -> None:
     ],
     ids=str,
 )
-def test_32_what_cannot_be_read_is_refused(
+def test_what_cannot_be_read_is_refused(
     write_mlx: WriteMlx, tensors: dict[str, torch.Tensor], change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
         open_adapter(write_mlx(tensors, CONFIG | change))
 
 
-def test_32_the_old_npz_is_refused_with_the_remedy(write_mlx: WriteMlx) -> None:
+def test_the_old_npz_is_refused_with_the_remedy(write_mlx: WriteMlx) -> None:
     path = write_mlx(LINEAR, CONFIG)
     (path / "adapters.safetensors").rename(path / "adapters.npz")
     with pytest.raises(InputError, match=r"MLX's old format; save it as adapters\.safetensors"):

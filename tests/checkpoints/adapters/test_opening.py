@@ -16,7 +16,7 @@ FACTORS = {"q.lora_A.weight": torch.ones(2, 3), "q.lora_B.weight": torch.ones(4,
 PLAIN = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
 
 
-def test_32_a_folder_of_several_adapters_names_them(tmp_path: Path, write_adapter: Any) -> None:
+def test_a_folder_of_several_adapters_names_them(tmp_path: Path, write_adapter: Any) -> None:
     for name in ("second", "first"):
         write_adapter(FACTORS, PLAIN, folder=f"all/{name}")
     with pytest.raises(InputError) as caught:
@@ -28,7 +28,7 @@ def test_32_a_folder_of_several_adapters_names_them(tmp_path: Path, write_adapte
             assert adapter.modules() == ["q"]
 
 
-def test_32_an_adapter_beside_the_one_that_is_read_is_mentioned(
+def test_an_adapter_beside_the_one_that_is_read_is_mentioned(
     tmp_path: Path, write_adapter: Any
 ) -> None:
     write_adapter(FACTORS, PLAIN, folder="all")
@@ -46,7 +46,7 @@ def test_weights_beside_an_adapter_are_mentioned(write_adapter: Any) -> None:
         )
 
 
-def test_31_the_only_file_of_a_folder_is_read(tmp_path: Path) -> None:
+def test_the_only_file_of_a_folder_is_read(tmp_path: Path) -> None:
     save_file(FACTORS, tmp_path / "pytorch_lora_weights.safetensors")
     with open_adapter(tmp_path) as adapter:
         np.testing.assert_array_equal(adapter.delta("q"), np.full((4, 3), 2.0))
@@ -84,7 +84,7 @@ def test_a_config_of_another_library_is_refused(write_adapter: Any) -> None:
 @pytest.mark.parametrize(
     "method", ["PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "CPT", "ADAPTION_PROMPT"]
 )
-def test_32_prompts_change_no_weight(write_adapter: Any, method: str) -> None:
+def test_prompts_change_no_weight(write_adapter: Any, method: str) -> None:
     path = write_adapter({"prompt_embeddings": torch.ones(2, 3)}, {"peft_type": method})
     with pytest.raises(InputError) as caught:
         open_adapter(path)
@@ -93,14 +93,14 @@ def test_32_prompts_change_no_weight(write_adapter: Any, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["XLORA", "POLY", "SHADOW"])
-def test_32_what_depends_on_the_input_has_no_update(write_adapter: Any, method: str) -> None:
+def test_what_depends_on_the_input_has_no_update(write_adapter: Any, method: str) -> None:
     with pytest.raises(InputError, match="differently for each input") as caught:
         open_adapter(write_adapter(FACTORS, {"peft_type": method}))
     assert "merge" not in str(caught.value)
 
 
 @pytest.mark.parametrize("setting", ["alora_invocation_tokens", "layer_replication"])
-def test_32_the_remedy_for_what_cannot_be_merged_works(write_adapter: Any, setting: str) -> None:
+def test_the_remedy_for_what_cannot_be_merged_works(write_adapter: Any, setting: str) -> None:
     path = write_adapter(FACTORS, PLAIN | {setting: [[0, 2]]})
     with pytest.raises(InputError, match="remove the setting from a copy of the folder") as caught:
         open_adapter(path)
@@ -112,7 +112,7 @@ def test_32_the_remedy_for_what_cannot_be_merged_works(write_adapter: Any, setti
         np.testing.assert_array_equal(adapter.delta("q"), np.full((4, 3), 4.0))
 
 
-def test_52_a_part_of_an_adapter_is_left_out_with_its_share(write_adapter: Any) -> None:
+def test_a_part_of_an_adapter_is_left_out_with_its_share(write_adapter: Any) -> None:
     tensors = FACTORS | {
         "k.lora_A.weight": torch.ones(2, 3),
         "v.lora_A.weight": torch.ones(2, 3),
@@ -135,7 +135,7 @@ def test_52_a_part_of_an_adapter_is_left_out_with_its_share(write_adapter: Any) 
         adapter.refuse_partial()
 
 
-def test_51_integers_beside_saved_modules_are_no_unfinished_weights(write_adapter: Any) -> None:
+def test_integers_beside_saved_modules_are_no_unfinished_weights(write_adapter: Any) -> None:
     tensors = FACTORS | {
         "embeddings.weight": torch.ones(3, 2),
         "embeddings.position_ids": torch.arange(3),

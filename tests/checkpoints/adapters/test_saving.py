@@ -158,7 +158,7 @@ def test_what_was_written_is_read_back_bit_by_bit(tmp_path: Path) -> None:
     assert (config.r, config.lora_alpha, config.lora_dropout) == (3, 6, 0.1)
 
 
-def test_54_a_base_of_another_hash_is_refused(tmp_path: Path) -> None:
+def test_a_base_of_another_hash_is_refused(tmp_path: Path) -> None:
     for folder, seed in (("base", 0), ("other", 1)):
         model = tiny_bert()
         with torch.no_grad():

@@ -1,6 +1,7 @@
 """PyTorch's own files, after the opt-in (classes 1 to 4)."""
 
 import json
+import pickle
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -73,7 +74,7 @@ def test_what_is_no_state_dict_is_refused(tmp_path: Path, content: Any, message:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_19_a_truncated_file_is_refused(tmp_path: Path, zipped: bool) -> None:
+def test_a_truncated_file_is_refused(tmp_path: Path, zipped: bool) -> None:
     path = tmp_path / "model.bin"
     torch.save({"w": torch.ones(8)}, path, _use_new_zipfile_serialization=zipped)
     whole = path.read_bytes()
@@ -105,10 +106,75 @@ def test_a_damaged_header_of_a_member_is_refused(tmp_path: Path) -> None:
     assert misread >= 20  # the lengths of name and extra field move the numbers
 
 
-def test_26_a_pickle_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
+def test_a_pickle_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.bin"
     torch.save({"w": torch.ones(8)}, path)
     with open_weights(path, allow_pickle=True) as weights:
         path.touch()
         with pytest.raises(InputError, match="changed while it was read"):
             weights.read("w")
+
+
+class Bomb:
+    """Leaves a mark when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.mark,)
+
+
+def test_a_pickle_is_refused_with_how_to_convert_it(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(2, 3)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"run code.*safetensors\.torch\.save_file"):
+        open_weights(tmp_path)
+    with open_weights(tmp_path, allow_pickle=True) as weights:
+        np.testing.assert_array_equal(weights.read("w"), np.ones((2, 3), np.float32))
+        assert weights.flags == ("read from a PyTorch pickle with weights_only",)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.gguf", "weights.dat"])
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_a_pickle_under_another_name_is_refused(tmp_path: Path, name: str, protocol: int) -> None:
+    path, mark = tmp_path / name, tmp_path / "mark"
+    path.write_bytes(pickle.dumps(Bomb(mark), protocol=protocol))
+    with pytest.raises(InputError, match="is a PyTorch pickle"):
+        open_weights(path)
+    torch.save({"w": torch.ones(1)}, path)
+    with pytest.raises(InputError, match="is a PyTorch pickle"):
+        open_weights(path)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_pickle_no_scanner_knows_never_runs(tmp_path: Path, zipped: bool) -> None:
+    path, mark = tmp_path / "model.bin", tmp_path / "mark"
+    if zipped:
+        torch.save({"w": torch.ones(1), "x": Bomb(mark)}, path)
+    else:
+        path.write_bytes(pickle.dumps(Bomb(mark), protocol=2))
+    with pytest.raises(InputError, match="is a PyTorch pickle"):
+        open_weights(path)
+    with pytest.raises(InputError, match="holds more than tensors"):
+        open_weights(path, allow_pickle=True)
+    assert not mark.exists()
+
+
+def test_a_zip_bomb_is_refused_before_it_inflates(tmp_path: Path, refused_in_budget: Any) -> None:
+    path = tmp_path / "model.bin"
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("archive/data.pkl", "w") as member,
+    ):
+        for _ in range(256):
+            member.write(bytes(2**20))
+    assert "zip bomb" in refused_in_budget(path, pickle=True)
+    assert "is a PyTorch pickle" in refused_in_budget(path)
+
+
+def test_a_zip_directory_of_many_members_is_refused(tmp_path: Path, refused_in_budget: Any) -> None:
+    path = tmp_path / "model.bin"
+    end = b"PK\x05\x06" + bytes(8) + (2**30).to_bytes(4, "little") + bytes(6)
+    path.write_bytes(b"PK\x03\x04" + bytes(100) + end)
+    assert "zip directory is too large" in refused_in_budget(path, pickle=True)

@@ -12,7 +12,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from lowrank_study.checkpoints import Pairing, canonical, is_adapter, open_weights, pair
+from lowrank_study.checkpoints import Pairing, is_adapter, open_weights, pair
 from lowrank_study.errors import InputError
 
 MakeModel = Callable[[str], Any]
@@ -62,45 +62,21 @@ def test_what_save_pretrained_renames_is_paired_with_the_names_of_the_code(
         assert max(changes) < 1e-5
 
 
-def test_the_pair_of_the_report_is_compared_whole(write_model: Any) -> None:
+def test_the_pair_of_the_report_is_compared_whole(paired: Any) -> None:
     W = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
     before = {"model.layers.0.q.weight": W, "visual.b.weight": W}
     after = {"model.language_model.layers.0.q.weight": W + 1, "model.visual.b.weight": W}
-    left = open_weights(write_model(before, folder="before"))
-    right = open_weights(write_model(after, folder="after"))
-    pairing = pair(left, right)
+    pairing = paired(before, after)
     assert sorted(changes_of(pairing)) == [pytest.approx(0.0, abs=1e-6), 1.0]
     assert pairing.left_out() == []
     assert any("2 matrices have another name" in flag for flag in pairing.flags)
-    assert len(pair(right, left).matches) == 2
+    assert len(pair(pairing.after, pairing.before).matches) == 2
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("language_model.model.layers.0.q", "model.language_model.layers.0.q"),
-        ("language_model.lm_head", "lm_head"),
-        ("vision_tower.vision_model.x", "model.vision_tower.x"),
-        ("LayerNorm.gamma", "LayerNorm.weight"),
-        ("conv.weight_v", "conv.parametrizations.weight.original1"),
-        ("a.block_sparse_moe.experts.1.w3.weight", "a.mlp.experts.1.up_proj.weight"),
-        ("vit.encoder.layer.0.output.dense.bias", "vit.layers.0.mlp.fc2.bias"),
-    ],
-)
-def test_old_and_new_names_are_one(old: str, new: str) -> None:
-    assert canonical(old) == canonical(new)
-
-
-@pytest.mark.parametrize("name", ["ls1.gamma", "model", "vision_model.layers.0.q", "text.beta"])
-def test_other_names_are_kept(name: str) -> None:
-    assert canonical(name) == name
-
-
-def test_names_that_would_coincide_are_not_renamed(write_model: Any) -> None:
+def test_names_that_would_coincide_are_not_renamed(paired: Any) -> None:
     state = {"model.a.weight": torch.ones(2, 2), "a.weight": torch.zeros(2, 2)}
-    left = open_weights(write_model(state, folder="before"))
-    right = open_weights(write_model(state, folder="after"))
-    assert {match.name for match in pair(left, right).matches} == {"model.a", "a"}
+    pairing = paired(state, state)
+    assert {match.name for match in pairing.matches} == {"model.a", "a"}
 
 
 def test_the_language_model_of_a_vision_language_model_is_one_with_the_text_model(
@@ -131,7 +107,7 @@ def test_the_language_model_of_a_vision_language_model_is_one_with_the_text_mode
         assert part.count == in_tower
 
 
-def test_buffers_and_counters_are_not_left_out(write_model: Any) -> None:
+def test_buffers_and_counters_are_not_left_out(paired: Any) -> None:
     same = {"h.0.attn.q.weight": torch.ones(4, 4)}
     more = {
         "h.0.attn.bias": torch.ones(1, 1, 8, 8),
@@ -139,28 +115,25 @@ def test_buffers_and_counters_are_not_left_out(write_model: Any) -> None:
         "rotary.inv_freq": torch.ones(4),
         "position_ids": torch.arange(8).reshape(1, 8),
     }
-    left = open_weights(write_model(same | more, folder="before"))
-    right = open_weights(write_model(same, folder="after"))
-    assert pair(left, right).left_out() == []
-    assert pair(right, left).left_out() == []
+    pairing = paired(same | more, same)
+    assert pairing.left_out() == []
+    assert pair(pairing.after, pairing.before).left_out() == []
 
 
-def test_what_is_no_matrix_is_compared_all_the_same(write_model: Any) -> None:
+def test_what_is_no_matrix_is_compared_all_the_same(paired: Any) -> None:
     state = {
         "embeddings.cls_token": torch.zeros(1, 1, 4),
         "embeddings.position": torch.zeros(1, 5, 4),
         "mlp.experts.down_proj_bias": torch.zeros(3, 4),
         "q.weight": torch.zeros(4, 4),
     }
-    left = open_weights(write_model(state, folder="before"))
-    right = open_weights(write_model({n: t + 1 for n, t in state.items()}, folder="after"))
-    pairing = pair(left, right)
+    pairing = paired(state, {n: t + 1 for n, t in state.items()})
     assert pairing.left_out() == []
     grown = {name: float((w - w0).min()) for name, w0, w in pairing.read_vectors()}
     assert grown == dict.fromkeys(sorted(state.keys() - {"q.weight"}), 1.0)
 
 
-def test_left_out_shares_are_counted_in_parameters(write_model: Any) -> None:
+def test_left_out_shares_are_counted_in_parameters(paired: Any) -> None:
     before = {
         "model.embed_tokens.weight": torch.randn(10, 4),
         "q.weight": torch.ones(4, 4),
@@ -171,9 +144,7 @@ def test_left_out_shares_are_counted_in_parameters(write_model: Any) -> None:
         "q.weight": torch.full((4, 4), float("nan")),
         "classifier.weight": torch.ones(2, 4),
     }
-    left = open_weights(write_model(before, folder="before"))
-    right = open_weights(write_model(after, folder="after"))
-    pairing = pair(left, right)
+    pairing = paired(before, after)
     told = {(part.of, part.count, part.total) for part in pairing.left_out()}
     assert told == {("before", 4, 60), ("after", 8, 72), ("after", 8, 72)}
     assert len(pairing.left_out()) == 3  # the new rows and the new head
@@ -220,23 +191,21 @@ def test_an_adapter_given_as_a_checkpoint_is_refused_by_name(
         pair(left, right)
 
 
-def test_a_model_that_has_adapters_of_its_own_is_compared(write_model: Any) -> None:
+def test_a_model_that_has_adapters_of_its_own_is_compared(paired: Any) -> None:
     state = {
         "q.base_layer.weight": torch.ones(4, 4),
         "q.lora_A.speech.weight": torch.ones(2, 4),
         "q.lora_B.speech.weight": torch.ones(4, 2),
     }
     config = {"model_type": "phi4_multimodal"}
-    left = open_weights(write_model(state, config, folder="before"))
-    right = open_weights(write_model(state, config, folder="after"))
-    assert len(pair(left, right).matches) == 3
+    pairing = paired(state, state, config)
+    assert len(pairing.matches) == 3
 
 
-def test_packed_weights_that_nobody_names_are_left_out_and_counted(write_model: Any) -> None:
+def test_packed_weights_that_nobody_names_are_left_out_and_counted(paired: Any) -> None:
     state = {"q.weight": torch.ones(4, 4), "k.codes": torch.ones(8, 8, dtype=torch.int16)}
-    left = open_weights(write_model(state, folder="before"))
-    right = open_weights(write_model({"q.weight": torch.ones(4, 4)}, folder="after"))
-    (part,) = pair(left, right).left_out()
+    pairing = paired(state, {"q.weight": torch.ones(4, 4)})
+    (part,) = pairing.left_out()
     assert (part.of, part.count, part.total) == ("before", 64, 80)
     assert "packed" in part.why
 
@@ -286,12 +255,10 @@ def test_an_adapter_is_told_from_a_model_by_its_names(
         assert is_adapter(weights) == expected
 
 
-def test_a_parameter_beside_a_module_of_its_name_is_not_lost(write_model: Any) -> None:
+def test_a_parameter_beside_a_module_of_its_name_is_not_lost(paired: Any) -> None:
     W = torch.ones(4, 4)
     state = {"q.weight": W, "scale.weight": W}
-    left = open_weights(write_model(state, folder="before"))
-    right = open_weights(write_model(state | {"scale": W}, folder="after"))
-    pairing = pair(left, right)
+    pairing = paired(state, state | {"scale": W})
     assert {match.name for match in pairing.matches} == {"q", "scale"}
     assert [(part.of, part.count) for part in pairing.left_out()] == [("after", 16)]
 
@@ -326,24 +293,20 @@ def test_models_inside_of_other_sizes_are_refused(write_model: Any) -> None:
     ],
 )
 def test_whole_numbers_that_may_be_packed_weights_are_left_out(
-    write_model: Any, name: str, packed: torch.Tensor, left_out: int
+    paired: Any, name: str, packed: torch.Tensor, left_out: int
 ) -> None:
     state = {"q.weight": torch.ones(4, 4), name: packed}
-    left = open_weights(write_model(state, folder="before"))
-    right = open_weights(write_model(state, folder="after"))
-    pairing = pair(left, right)
+    pairing = paired(state, state)
     assert [part.count for part in pairing.left_out()] == ([left_out] * 2 if left_out else [])
     assert pairing.left_out_matrices() == (1 if left_out else 0)
 
 
-def test_trained_tokens_that_were_not_merged_are_refused_by_name(write_model: Any) -> None:
+def test_trained_tokens_that_were_not_merged_are_refused_by_name(paired: Any) -> None:
     plain = {"embed_tokens.weight": torch.ones(8, 4), "q.weight": torch.ones(4, 4)}
     wrapped = {
         "q.weight": torch.ones(4, 4),
         "embed_tokens.token_adapter.base_layer.weight": torch.ones(8, 4),
         "embed_tokens.token_adapter.trainable_tokens_delta.default": torch.ones(2, 4),
     }
-    left = open_weights(write_model(plain, folder="before"))
-    right = open_weights(write_model(wrapped, folder="after"))
     with pytest.raises(InputError, match=r"adapter unmerged .*trainable_tokens_delta"):
-        pair(left, right)
+        paired(plain, wrapped)

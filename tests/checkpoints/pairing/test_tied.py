@@ -43,16 +43,14 @@ def test_a_tied_head_that_one_file_stores_is_not_left_out(
 
 @pytest.mark.parametrize(("tie", "compared"), [(True, 1), (None, 1), (False, 0)])
 def test_a_tied_vocabulary_is_compared_under_either_name(
-    write_model: Any, tie: bool | None, compared: int
+    paired: Any, tie: bool | None, compared: int
 ) -> None:
     W = torch.arange(320.0).reshape(40, 8)
     config = {"model_type": "llama"} | ({} if tie is None else {"tie_word_embeddings": tie})
     layer = {"model.layers.0.q.weight": torch.eye(8)}
     before = {"model.embed_tokens.weight": W} | layer
     after = {"lm_head.weight": W + 1} | layer
-    left = open_weights(write_model(before, config, folder="before"))
-    right = open_weights(write_model(after, config, folder="after"))
-    pairing = pair(left, right)
+    pairing = paired(before, after, config)
     assert len(pairing.matches) == 1 + compared
     assert bool(pairing.left_out()) != bool(compared)
     if compared:

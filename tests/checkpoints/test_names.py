@@ -1,9 +1,13 @@
-"""Names of one weight in the layouts that transformers has used for it."""
+"""Wrappers are stripped, and one weight has one canonical name in all layouts."""
+
+from typing import Any
 
 import pytest
+import torch
 
-from lowrank_study.checkpoints import canonical
+from lowrank_study.checkpoints import canonical, open_weights
 from lowrank_study.checkpoints.names import canonical_names
+from lowrank_study.errors import InputError
 
 LAYER = "layers.0.self_attn.q_proj.weight"
 SAME_WEIGHT = [
@@ -40,6 +44,14 @@ SAME_WEIGHT = [
     ("model.layers.0.mlp.gate.weight", "model.layers.0.block_sparse_moe.gate.weight"),
     ("model.decoder.layers.0.mlp.fc2.weight", "model.decoder.layers.0.fc2.weight"),
     ("bert.embeddings.LayerNorm.weight", "bert.embeddings.LayerNorm.gamma"),
+    # language models inside others, normalisations, experts, ViT
+    ("language_model.model.layers.0.q", "model.language_model.layers.0.q"),
+    ("language_model.lm_head", "lm_head"),
+    ("vision_tower.vision_model.x", "model.vision_tower.x"),
+    ("LayerNorm.gamma", "LayerNorm.weight"),
+    ("conv.weight_v", "conv.parametrizations.weight.original1"),
+    ("a.block_sparse_moe.experts.1.w3.weight", "a.mlp.experts.1.up_proj.weight"),
+    ("vit.encoder.layer.0.output.dense.bias", "vit.layers.0.mlp.fc2.bias"),
 ]
 
 
@@ -59,4 +71,20 @@ def test_different_weights_keep_different_names() -> None:
     parts += ("output.LayerNorm",)
     bert = [f"bert.encoder.layer.{i}.{part}.weight" for i in (0, 1) for part in parts]
     assert len({canonical(name) for name in bert}) == len(bert)
-    assert canonical("model") == "model"
+
+
+@pytest.mark.parametrize("name", ["ls1.gamma", "model", "vision_model.layers.0.q", "text.beta"])
+def test_other_names_are_kept(name: str) -> None:
+    assert canonical(name) == name
+
+
+def test_inner_parts_of_a_name_are_kept(write_model: Any) -> None:
+    path = write_model({"encoder.module.weight": torch.ones(2, 2), "module.": torch.ones(1)})
+    with open_weights(path) as weights:
+        assert set(weights.names()) == {"encoder.module.weight", "module."}
+
+
+def test_an_ambiguous_prefix_is_refused(write_model: Any) -> None:
+    path = write_model({"w": torch.ones(2), "module.w": torch.ones(2)})
+    with pytest.raises(InputError, match="are both w without wrapper prefixes"):
+        open_weights(path)
