@@ -15,9 +15,9 @@ from processes import train_here
 
 from lowrank_study.config.run import compose
 from lowrank_study.loaded import model_folder
-from lowrank_study.reporting.figures.drawing import INK, Paper, draw_figure, line
-from lowrank_study.reporting.figures.rank_axis import series_colour
-from lowrank_study.reporting.svg import LIGHT, file_svg
+from lowrank_study.reporting.drawing.figure import INK, Paper, draw_figure, line
+from lowrank_study.reporting.drawing.rank_axis import series_colour
+from lowrank_study.reporting.drawing.svg import LIGHT, file_svg
 from lowrank_study.spec import RunSpec
 
 BASE = (

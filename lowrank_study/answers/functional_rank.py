@@ -19,7 +19,6 @@ import pandas as pd
 from lowrank_study.answers.roles import in_order
 from lowrank_study.answers.rows import mean_of
 from lowrank_study.answers.statistics import interval_of_mean
-from lowrank_study.answers.tables import read_table
 from lowrank_study.errors import InputError
 from lowrank_study.results import truncation_file
 from lowrank_study.runs.store import TrainedRun
@@ -39,7 +38,10 @@ def read_truncation(run: TrainedRun, results: Path) -> pd.DataFrame | None:
     if not path.is_file():
         return None
     remedy = f"delete it and run experiments/truncate.py again for the sweep of {run.spec.run_id}"
-    rows = read_table(path, remedy=remedy)
+    try:
+        rows = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} can't be read as a table: {remedy}") from error
     if rows.attrs.get("made_from") != run.checkpoint_sha256:
         raise InputError(f"{path} was made from an earlier checkpoint of the run: {remedy}")
     return rows

@@ -18,7 +18,6 @@ import pandas as pd
 
 from lowrank_study.answers.full_runs import chosen_full_runs
 from lowrank_study.answers.functional_rank import scores_by_kept_rank, scores_of
-from lowrank_study.answers.tables import read_table
 from lowrank_study.errors import InputError
 from lowrank_study.results import truncation_file
 from lowrank_study.runs.store import TrainedRun
@@ -34,8 +33,10 @@ Predictions = dict[int, tuple[TrainedRun, pd.DataFrame]]
 class PairedRuns:
     """An adapter's configuration paired with full fine-tuning, seed by seed."""
 
-    target: tuple[str, str, str, str]
-    """Task, model, method and target."""
+    task: str
+    model: str
+    method: str
+    target: str
     adapter_rank: int
     seeds: tuple[int, ...]
     """Seeds of the pairs. Both runs of a pair are done and have predictions."""
@@ -106,7 +107,10 @@ def truncated_with_full(runs: Sequence[TrainedRun], results: Path) -> list[Paire
         for rank in sorted(by_rank)[:-1]:
             pairs.append(
                 PairedRuns(
-                    target=(there[0].spec.task.name, there[0].spec.model.name, TRUNCATED, ""),
+                    task=there[0].spec.task.name,
+                    model=there[0].spec.model.name,
+                    method=TRUNCATED,
+                    target="",
                     adapter_rank=rank,
                     seeds=tuple(run.spec.seed for run in there),
                     lost=0,
@@ -125,15 +129,20 @@ def _predictions(runs: Sequence[TrainedRun]) -> Predictions:
         file = run.folder / "predictions.parquet"
         if run.status == "done" and file.is_file():
             run.check_files(file.name)
-            remedy = "delete the folder of this run and rerun its sweep"
-            read = read_table(file, remedy=remedy, columns=["label", "predicted"])
-            found[run.spec.seed] = run, read
+            try:
+                found[run.spec.seed] = run, pd.read_parquet(file, columns=["label", "predicted"])
+            except (OSError, ValueError) as error:
+                raise InputError(
+                    f"{file} can't be read ({error}): delete the folder of this run and rerun "
+                    "its sweep"
+                ) from error
     return found
 
 
 def _pair(
     key: tuple[str, str, str, str, int], adapter: Predictions, full: Predictions, *, lost: int
 ) -> PairedRuns:
+    task, model, method, target, rank = key
     seeds = tuple(sorted(adapter.keys() & full.keys()))
     labels = full[seeds[0]][1]["label"] if seeds else pd.Series(dtype=int)
     for run, predictions in (of[seed] for seed in seeds for of in (full, adapter)):
@@ -147,8 +156,11 @@ def _pair(
         for of in (adapter, full)
     )
     return PairedRuns(
-        target=key[:4],
-        adapter_rank=key[4],
+        task=task,
+        model=model,
+        method=method,
+        target=target,
+        adapter_rank=rank,
         seeds=seeds,
         lost=lost,
         adapter_SE=adapter_SE,

@@ -3,7 +3,7 @@
     from lowrank_study.reporting.report import write_report
     write_report(study, Path("results/report"))
 
-tables/ condenses, findings/ puts into words, figures/ draws (svg.py colours), shown_tables.py
-chooses columns (columns.py words them), contents.py composes, html_report.py and
-latex_report.py give the form, report.py writes.
+`study.py` checks the tables, `setting.py` condenses them, `sections/` has one file a question,
+`drawing/` what figures are drawn with, `composition.py` puts the sections in order, and
+`html_report.py`, `latex_report.py` and `record.py` give them a form.
 """

@@ -1,84 +1,69 @@
-"""Columns that more than one table shows, so that a word means the same everywhere.
+"""The columns that more than one table shows, so that a word means the same everywhere.
 
-    columns=(*CONFIGURATION_COLUMNS, SEED, ...)
+    columns(metric, *CONFIGURATION_COLUMNS, "seed", Column("n", "n", "count", "done runs"))
 
-A column’s meaning is shown where its table is.
+A name stands for the shared column, `median_NAME` for the median of a measure of updates. `{score}`
+in a label or a meaning is the metric's label.
 """
 
-from lowrank_study.reporting.display import Column
+from dataclasses import replace
 
-CONFIGURATION_COLUMNS = (
-    Column("method", "method", "text", "how it was trained"),
+from lowrank_study.reporting.display import Column, Kind
+from lowrank_study.spectra.measures import MEASURES, Measure
+from lowrank_study.tasks.metric import Metric
+
+_SHARED = (
+    Column("method", "method", "text", "how the model was trained"),
     Column("target", "target", "text", "which matrices were adapted"),
     Column("adapter_rank", "rank", "rank", "configured adapter rank"),
-)
-LEARNING_RATE = Column("learning_rate", "learning rate", "rate", "peak rate")
-SEED = Column("seed", "seed", "rank", "random seed")
-LAYER = Column("layer", "layer", "rank", "layer of the model")
-ROLE = Column("role", "role", "text", "which matrix")
-TRAINABLE = Column("trainable_parameters", "trainable", "count", "trainable parameters")
-
-_POSSIBLE = Column(
-    "largest_possible_rank",
-    "possible",
-    "rank",
-    "largest possible rank: the adapter rank, or min(out, in)",
-)
-_ABOVE_NOISE = Column(
-    "median_gavish_donoho_rank",
-    "above noise (Gavish–Donoho)",
-    "rank",
-    "median count of singular values above the Gavish–Donoho cut",
-)
-_COUNTS = (
-    Column("resolvable", "resolvable", "count", "matrices above rounding"),
-    Column("n", "n", "count", "matrices (seeds × modules)"),
-)
-
-MODULE_RANK_COLUMNS = (
-    Column("median_energy_rank_90", "energy rank 90 %", "rank", "median over resolvable matrices"),
-    Column("min_energy_rank_90", "least", "rank", "of the matrices"),
-    Column("max_energy_rank_90", "most", "rank", "of the matrices"),
-    _POSSIBLE,
+    Column("rule", "scaling", "text", "α and the factor in front of B·A"),
+    Column("learning_rate", "learning rate", "rate", "peak learning rate"),
+    Column("seed", "seed", "rank", "random seed"),
+    Column("layer", "layer", "rank", "layer of the model"),
+    Column("role", "role", "text", "role of the matrix in its layer"),
+    Column("trainable_parameters", "trainable", "count", "trainable parameters"),
+    Column("checkpoint_bytes", "checkpoint", "bytes", "size on disk (1 kB = 1,000 bytes)"),
+    Column("train_seconds", "time", "seconds", "training time"),
+    Column("peak_memory_bytes", "peak memory", "bytes", "peak memory of the process"),
+    Column("train_seconds_ratio", "time of full", "ratio", "time over full fine-tuning’s"),
+    Column("peak_memory_bytes_ratio", "memory of full", "ratio", "memory over full fine-tuning’s"),
+    Column("status", "status", "text", "done, diverged or failed"),
+    Column("steps", "steps", "count", "optimizer steps"),
+    Column("test_score", "test {score}", "share", "test {score} of the run"),
+    Column("validation_score", "validation {score}", "share", "validation {score}"),
+    Column("mean_test_score", "test {score}", "share", "mean over seeds"),
+    Column("test_low_95", "95 % low", "share", "95 % interval of the mean, lower end"),
+    Column("test_high_95", "95 % high", "share", "95 % interval of the mean, upper end"),
+    Column("resolvable", "resolvable", "count", "matrices whose update stands above rounding"),
     Column(
-        "noise_energy_rank_90",
-        "pure noise",
-        "count",
-        "90 % energy rank of independent Gaussian noise of this shape (computed)",
-    ),
-    _ABOVE_NOISE,
-    Column("median_stable_rank", "stable rank", "rate", "‖ΔW‖²_F / σ₁², median"),
-    Column("median_relative_norm", "‖ΔW‖ / ‖W0‖", "rate", "Frobenius norms, median over matrices"),
-    *_COUNTS,
-)
-"""Of `rank_by_module`, behind the layer and the role."""
-
-CONFIGURATION_RANK_COLUMNS = (
-    Column(
-        "median_energy_rank_90",
-        "energy rank 90 %",
+        "largest_possible_rank",
+        "possible",
         "rank",
-        "median over resolvable matrices of all layers and seeds",
+        "largest possible rank: the adapter rank, or min(out, in)",
     ),
-    Column("energy_rank_90_decile_1", "10 % below", "rank", "a tenth of the matrices lies below"),
-    Column(
-        "energy_rank_90_decile_9", "90 % below", "rank", "nine tenths of the matrices lie below"
-    ),
-    _POSSIBLE,
-    Column(
-        "median_share_of_possible",
-        "share of possible",
-        "percent",
-        "energy rank over largest possible rank, median",
-    ),
-    Column(
-        "median_effective_rank",
-        "effective rank",
-        "rate",
-        "exp of the entropy of σ/Σσ (Roy and Vetterli), median",
-    ),
-    _ABOVE_NOISE,
-    *_COUNTS,
-    Column("seeds", "seeds", "count", "seeds"),
 )
-"""Of `rank_by_configuration` and `rank_by_layer`."""
+_KINDS: dict[str, Kind] = {"number": "rate", "percent": "percent"}
+
+
+def _median(measure: Measure) -> Column:
+    """Return the column of a measure's median over matrices."""
+    kind: Kind = "rank" if measure.whole else _KINDS.get(measure.kind, "rate")
+    return Column(f"median_{measure.name}", measure.label, kind, f"{measure.meaning}, median")
+
+
+_BY_NAME = {column.name: column for column in [*_SHARED, *map(_median, MEASURES)]}
+
+CONFIGURATION_COLUMNS = ("method", "target", "adapter_rank")
+"""The columns that name a configuration."""
+
+
+def columns(metric: Metric, *wanted: str | Column) -> tuple[Column, ...]:
+    """Return the shared columns of these names, and other columns as they are."""
+    return tuple(
+        replace(
+            column,
+            label=column.label.replace("{score}", metric.label),
+            meaning=column.meaning.replace("{score}", metric.label),
+        )
+        for column in (_BY_NAME[each] if isinstance(each, str) else each for each in wanted)
+    )

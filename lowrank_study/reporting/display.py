@@ -1,14 +1,13 @@
-"""How a value is written for people: one table record, one way to write each kind of number.
+"""How values are written for people: one table record, and one format per kind of number.
 
-A `Table` is a data frame with the columns that are worth showing, how each is written and
-what it means. The same record becomes CSV (every column, exact), HTML and LaTeX (the shown
-columns, rounded):
+A `Table` is a data frame with the columns that are worth showing. It becomes CSV (every column,
+exact), HTML and LaTeX (the shown columns, rounded):
 
     >>> written(0.78213, "share"), written(294912, "count"), written(float("nan"), "share")
     ('0.782', '294,912', '–')
 
-Names come from files of strangers, so nothing reaches an output before `printable` has made
-its control and direction characters visible.
+Names come from untrusted files, so `printable` escapes their control and direction characters
+before they reach an output.
 """
 
 import csv
@@ -16,16 +15,19 @@ import io
 import math
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pandas as pd
 
+from lowrank_study.tasks.metric import Metric
+
 Kind = Literal[
     "text", "count", "rank", "share", "points", "percent", "ratio", "rate", "bytes", "seconds"
 ]
-"""How a column is written; `share` is an accuracy, `points` a difference of two in percentage
-points, `percent` a share written in per cent."""
+"""How a column is written. `share` is a score, `points` a difference of two scores times 100, and
+`percent` a share in per cent."""
 
 MISSING = "–"
 NARROW_SPACE = "\u202f"
@@ -34,7 +36,7 @@ FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column as it is shown; positional, so that a table's columns read as lines."""
+    """One shown column; its arguments are positional, so that each column is one line."""
 
     name: str
     """its name in the frame and in the CSV file"""
@@ -43,19 +45,19 @@ class Column:
     kind: Kind
     """how its values are written"""
     meaning: str
-    """what it says, in one phrase"""
+    """what it is, in one phrase"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """A tidy frame and how it is shown."""
+    """A tidy frame and its shown columns."""
 
     name: str
     """the stem of its files"""
     title: str
     """its heading"""
     note: str
-    """what a row is and how the numbers were obtained"""
+    """what a row is and how its numbers were made"""
     frame: pd.DataFrame
     """every column, exact"""
     columns: tuple[Column, ...]
@@ -63,7 +65,7 @@ class Table:
 
 
 def printable(text: object) -> str:
-    r"""Write a name so that it is one visible line.
+    r"""Return a name as one visible line.
 
     Control, format (zero-width, right-to-left marks), surrogate and line-separating
     characters become their escapes:
@@ -83,17 +85,17 @@ def printable(text: object) -> str:
 
 
 def is_missing(value: object) -> bool:
-    """Tell whether a cell holds nothing: None, NA, NaT or NaN."""
+    """Tell whether a cell is empty: None, NA, NaT or NaN."""
     return value is None or value is pd.NA or value is pd.NaT or value != value
 
 
 def span(low: str, high: str) -> str:
-    """Write a range, or the one value where both ends print alike."""
+    """Write a range, or one value if both ends print alike."""
     return low if low == high else f"{low} to {high}"
 
 
 def written(value: object, kind: Kind) -> str:
-    """Write one value of a table; what is missing or not finite becomes a dash."""
+    """Write one value of a table; a missing or infinite value becomes a dash."""
     if is_missing(value):
         return MISSING
     if isinstance(value, bool):
@@ -125,7 +127,7 @@ def written(value: object, kind: Kind) -> str:
 
 
 def significant(number: float, digits: int) -> str:
-    """Write a number with so many significant digits, never in scientific notation."""
+    """Write a number with this many significant digits, never in scientific notation."""
     if number == 0:
         return "0"
     places = max(0, digits - 1 - math.floor(math.log10(abs(number))))
@@ -150,9 +152,9 @@ def in_bytes(size: float) -> str:
     return f"{size:.0f}{NARROW_SPACE}B"
 
 
-def points(difference: float) -> str:
-    """Write a difference of two accuracies in percentage points."""
-    return f"{100 * difference:.1f} points"
+def points(difference: float, metric: Metric) -> str:
+    """Write a difference of two scores, times 100, with its unit."""
+    return f"{100 * difference:.1f} {metric.points}"
 
 
 _METHODS = {
@@ -165,6 +167,7 @@ _METHODS = {
     "pissa": "PiSSA",
     "olora": "OLoRA",
 }
+_LABELS = {"full": "full", "head": "probe"}
 
 
 def method_name(method: str) -> str:
@@ -173,13 +176,36 @@ def method_name(method: str) -> str:
     return " ".join([_METHODS.get(name, printable(name).upper()), *map(printable, options)])
 
 
+def method_label(method: str) -> str:
+    """Return a method's name for a tick of an axis."""
+    return _LABELS.get(method, printable(method))
+
+
 def adapter_name(method: str, target: str) -> str:
-    """Give a method with what it adapts: LoRA on attention_qv."""
+    """Return a method with what it adapts: LoRA on attention_qv."""
     return f"{method_name(method)} on {printable(target)}" if target else method_name(method)
 
 
+def rank_list(ranks: Sequence[int], tried: Sequence[int]) -> str:
+    """Write rising ranks, as a range if no rank that was tried is skipped.
+
+    >>> rank_list([8], [4, 8]), rank_list([2, 4, 8], [1, 2, 4, 8]), rank_list([1, 4], [1, 2, 4])
+    ('rank 8', 'ranks 2 to 8', 'ranks 1 and 4')
+    """
+    first = list(tried).index(ranks[0])
+    if len(ranks) > 2 and list(ranks) == list(tried[first : first + len(ranks)]):
+        return f"ranks {ranks[0]} to {ranks[-1]}"
+    noun = "rank" if len(ranks) == 1 else "ranks"
+    return f"{noun} {enumeration([str(rank) for rank in ranks])}"
+
+
+def capitalised(text: str) -> str:
+    """Return a sentence with its first letter in upper case."""
+    return text[:1].upper() + text[1:]
+
+
 def enumeration(items: list[str]) -> str:
-    """Join words as prose does: a, b and c."""
+    """Join words for prose: a, b and c."""
     if len(items) < 2:
         return "".join(items)
     return f"{', '.join(items[:-1])} and {items[-1]}"
@@ -191,10 +217,10 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def csv_text(frame: pd.DataFrame) -> str:
-    """Write a frame as CSV that a spreadsheet shows and never runs.
+    """Write a frame as CSV that no spreadsheet runs as a formula.
 
-    Text that begins with one of ``= + - @``, tab or carriage return gets an apostrophe in
-    front; numbers are exact (shortest text that reads back as the same float).
+    Text that starts with one of ``= + - @``, tab or carriage return gets an apostrophe in front.
+    Numbers are exact: the shortest text that reads back as the same float.
     """
     guarded = {
         name: frame[name].map(_guarded) if _holds_text(frame[name]) else frame[name]

@@ -1,27 +1,27 @@
-"""The report as one HTML file that needs nothing but itself.
+"""The report as one self-contained HTML file.
 
     Path("report.html").write_text(html_of(report))
 
-See `web_page.py`. The drawings are the one thing that does not go through Jinja's autoescape:
-their text was escaped when the SVG was written.
+See `web_page.py`. Only the drawings bypass Jinja's autoescape: their text was escaped when the SVG
+was written.
 """
 
 import math
 
 from markupsafe import Markup
 
-from lowrank_study.reporting.contents import Report
+from lowrank_study.reporting.composition import Report
 from lowrank_study.reporting.display import Table, is_missing, written
-from lowrank_study.reporting.figures import Figure
-from lowrank_study.reporting.svg import inline_svg
+from lowrank_study.reporting.drawing.figure import Figure
+from lowrank_study.reporting.drawing.svg import inline_svg
 from lowrank_study.reporting.web_page import packaged, web_page
 
 ROWS_SHOWN = 400
-"""A page with more rows in a table is slow to open; the CSV files hold all."""
+"""Pages with more rows per table open slowly; the CSV files have all rows."""
 
 
 def html_of(report: Report) -> str:
-    """Give the whole page."""
+    """Return the whole page."""
     return web_page(
         "report.html.j2",
         scripts=[packaged("script.html.j2")],
@@ -42,7 +42,7 @@ def _drawing(figure: Figure, width: str) -> Markup:
 
 
 def _rows_of(table: Table) -> list[tuple[bool, list[object]]]:
-    """Give the rows that are shown, each with whether it is a run that is not done."""
+    """Return the shown rows, each with whether it is a run that is not done."""
     names = [column.name for column in table.columns]
     shown = table.frame[names].head(ROWS_SHOWN)
     rows = [list(row) for row in shown.itertuples(index=False, name=None)]
@@ -57,7 +57,7 @@ def _cell(value: object, kind: str) -> str:
 
 
 def _order(value: object) -> str:
-    """Give what a column is sorted by: the exact number; nothing for text or what is missing."""
+    """Return the sort key of a cell: the exact number, or nothing for text and missing values."""
     if is_missing(value) or isinstance(value, str | bool):
         return ""
     number = float(str(value))

@@ -1,19 +1,19 @@
-r"""The report for LaTeX: `report.tex`, with a booktabs table and a PDF figure a file.
+r"""The report for LaTeX: `report.tex` with booktabs tables and PDF figures in files of their own.
 
     latex_table(table)       # one longtable, for \input
     latex_of(report)         # a document that compiles with pdfLaTeX, XeLaTeX or LuaLaTeX
 
-Only packages of a basic TeX distribution are used: booktabs, longtable, graphicx, geometry.
+It uses only packages of a basic TeX distribution: booktabs, longtable, graphicx, geometry.
 """
 
 import re
 
-from lowrank_study.reporting.contents import Report
+from lowrank_study.reporting.composition import Report
 from lowrank_study.reporting.display import MISSING, Table, printable, written
-from lowrank_study.reporting.findings import Finding
+from lowrank_study.reporting.section import Section
 
 ROWS_SET = 400
-"""Longer tables are cut, and say so; the CSV files hold all rows."""
+"""Longer tables are shortened and say so; the CSV files have all rows."""
 
 _ESCAPES = {
     "\\": r"\textbackslash{}",
@@ -63,7 +63,7 @@ _ESCAPES = {
 
 
 def escaped(text: object) -> str:
-    """Write text so that LaTeX sets it as it stands; what no basic font has, as its code."""
+    """Escape text for LaTeX; characters that basic fonts lack become their code points."""
     return "".join(_ESCAPES.get(character) or _plain(character) for character in printable(text))
 
 
@@ -74,7 +74,7 @@ def _plain(character: str) -> str:
 
 
 def latex_table(table: Table) -> str:
-    """Give a table as a booktabs longtable, the shown columns rounded as shown."""
+    """Return a table as a booktabs longtable with its shown columns."""
     alignment = "".join("l" if column.kind == "text" else "r" for column in table.columns)
     heading = " & ".join(escaped(column.label) for column in table.columns)
     names = [column.name for column in table.columns]
@@ -87,10 +87,10 @@ def latex_table(table: Table) -> str:
     ]
     note = table.note
     if len(table.frame) > len(shown):
-        note += f" The first {len(shown)} of {len(table.frame)} rows are set."
+        note += f" The first {len(shown)} of {len(table.frame)} rows are shown."
     return "\n".join(
         [
-            f"% {_comment(table.name)}.csv holds every column, exact.",
+            f"% {_comment(table.name)}.csv has every column, exact.",
             rf"\begin{{longtable}}{{@{{}}{alignment}@{{}}}}",
             rf"\caption{{{escaped(table.title)}. {escaped(note)}}}\label{{tab:{table.name}}}\\",
             r"\toprule",
@@ -103,7 +103,7 @@ def latex_table(table: Table) -> str:
             r"\endhead",
             r"\bottomrule",
             r"\endlastfoot",
-            # The braces keep a name that begins with a bracket from being an argument of \\.
+            # The braces keep a cell that starts with a bracket from becoming an argument of \\.
             *(rf"{{}}{row} \\" for row in rows),
             r"\end{longtable}",
             "",
@@ -121,7 +121,7 @@ def _comment(text: str) -> str:
 
 
 def latex_of(report: Report) -> str:
-    """Give the document that includes every table and figure."""
+    """Return the document that includes every table and figure."""
     study = report.study
     lines = [
         r"\documentclass[11pt,a4paper]{article}",
@@ -137,38 +137,52 @@ def latex_of(report: Report) -> str:
         r"\begin{document}",
         r"\maketitle",
         rf"\noindent\emph{{{escaped(study.question)}}}",
-        r"\section*{Key findings}",
-        *_findings([report.completeness]),
+        r"\section*{Answer}",
+        *map(escaped, report.gaps_first),
     ]
-    single = len(report.parts) == 1
     for part in report.parts:
-        name = f"{part.setting.task}, {part.setting.model}"
-        if not single:
-            lines.append(rf"\subsection*{{{escaped(name)}}}")
-        lines += _findings(part.findings)
+        if part.name:
+            lines.append(rf"\subsection*{{{escaped(part.name)}}}")
+        lines += _list("itemize", [rf"\item {escaped(line)}" for line in part.answer])
     for part in report.parts:
-        name = f"{part.setting.task}, {part.setting.model}"
-        lines.append(r"\section*{Figures}" if single else rf"\section*{{Figures: {escaped(name)}}}")
-        for figure in part.figures:
-            lines += [
-                r"\begin{figure}[htbp]",
-                r"\centering",
-                rf"\includegraphics[width=\linewidth]{{figures/{figure.name}.pdf}}",
-                rf"\caption{{\textbf{{{escaped(figure.title)}.}} {escaped(figure.caption)}}}",
-                rf"\label{{fig:{figure.name}}}",
-                r"\end{figure}",
-            ]
-        lines.append(r"\clearpage")
-    lines += [r"\begin{landscape}", r"\scriptsize", r"\setlength{\tabcolsep}{3pt}"]
-    tables = [table for part in report.parts for table in part.tables] + report.tables
-    lines += [rf"\input{{tables/{table.name}.tex}}" for table in tables if len(table.frame)]
+        for section in part.sections:
+            lines += _section(section, part.name)
+    if report.is_complete:
+        lines += [r"\section*{Provenance}", escaped(report.completeness.text)]
+    lines += [r"\clearpage", r"\begin{landscape}", r"\scriptsize", r"\setlength{\tabcolsep}{3pt}"]
+    tables = [t for part in report.parts for section in part.sections for t in section.tables]
+    lines += [
+        rf"\input{{tables/{table.name}.tex}}"
+        for table in [*tables, *report.tables]
+        if len(table.frame)
+    ]
     lines += [r"\end{landscape}", r"\end{document}", ""]
     return "\n".join(lines)
 
 
-def _findings(items: list[Finding]) -> list[str]:
-    return [
-        r"\begin{description}",
-        *(rf"\item[{{{escaped(item.topic)}}}] {escaped(item.text)}" for item in items),
-        r"\end{description}",
-    ]
+def _section(section: Section, part: str) -> list[str]:
+    heading = f"{section.title} ({part})" if part else section.title
+    lines = [rf"\section*{{{escaped(heading)}}}"]
+    for figure in section.figures:
+        lines += [
+            r"\begin{figure}[htbp]",
+            r"\centering",
+            rf"\includegraphics[width=\linewidth]{{figures/{figure.name}.pdf}}",
+            rf"\caption{{\textbf{{{escaped(figure.title)}.}} {escaped(figure.caption)}}}",
+            rf"\label{{fig:{figure.name}}}",
+            r"\end{figure}",
+        ]
+    found = [rf"\item[{{{escaped(item.topic)}}}] {escaped(item.text)}" for item in section.findings]
+    lines += _list("description", found)
+    if section.reading:
+        lines += [r"\paragraph{How to read this}", r"\begin{small}"]
+        lines += _list("itemize", [rf"\item {escaped(text)}" for text in section.reading])
+        lines.append(r"\end{small}")
+    return lines
+
+
+def _list(environment: str, items: list[str]) -> list[str]:
+    """Return a LaTeX list, or nothing without items: LaTeX refuses an empty one."""
+    if not items:
+        return []
+    return [rf"\begin{{{environment}}}", *items, rf"\end{{{environment}}}"]

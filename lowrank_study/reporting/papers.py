@@ -16,7 +16,7 @@ import pandas as pd
 from lowrank_study.files import write_whole
 from lowrank_study.papers.tables import Paper, beside, runs_of
 from lowrank_study.reporting.display import csv_text, is_missing, printable, significant
-from lowrank_study.reporting.tables import flat_provenance, shared_provenance
+from lowrank_study.reporting.sections.provenance import flat_provenance, shared_provenance
 from lowrank_study.results import papers_folder, record_folder
 from lowrank_study.runs.store import TrainedRun
 

@@ -4,16 +4,16 @@
 
 writes
 
-    report.html              everything in one file: text, tables, figures, no other file needed
+    report.html              everything in one file: text, tables, figures
     report.tex               the same for LaTeX; includes the files below
     tables/*.csv, *.tex      every table, exact as CSV and rounded as shown for LaTeX
-    figures/*.svg, *.pdf     every figure; *_dark.svg for dark paper
+    figures/*.svg, *.pdf     every figure; *_dark.svg for dark backgrounds
     files.json               the SHA-256 of each file above
 
-All of it is computed first and written then, each file under another name that is renamed
-when it is complete, `report.html` last but one: a report that is killed leaves whole files
-only. Files that an earlier report listed in `files.json` and this one no longer has are
-removed; others in the folder are left alone. The same study gives the same bytes.
+Everything is computed before anything is written, and each file is renamed into place when it is
+complete, so an interrupted report leaves only whole files. Files that an earlier report listed in
+`files.json` and this one lacks are removed; other files in the folder stay. The same study gives
+the same bytes.
 """
 
 import hashlib
@@ -22,25 +22,21 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lowrank_study.files import require_folder, write_whole
-from lowrank_study.reporting.contents import Report, compose
-from lowrank_study.reporting.display import Table, csv_text
+from lowrank_study.reporting.composition import Report, compose
+from lowrank_study.reporting.display import csv_text
+from lowrank_study.reporting.drawing.svg import DARK, LIGHT, file_svg
 from lowrank_study.reporting.html_report import html_of
 from lowrank_study.reporting.latex_report import latex_of, latex_table
-from lowrank_study.reporting.svg import DARK, LIGHT, file_svg
-from lowrank_study.reporting.tables import StudyTables
+from lowrank_study.reporting.study import StudyTables
 
 MANIFEST = "files.json"
 
 
 def write_report(study: StudyTables, folder: Path) -> Path:
-    """Write the report of a study into a folder and give the path of its HTML file.
-
-    Args:
-        study: the tables, the plan and the provenance.
-        folder: where to; made if it isn't there.
+    """Write the report of a study into a folder and return the path of its HTML file.
 
     Raises:
-        InputError: the tables can't be reported on (see `checked`), or the folder is a file.
+        InputError: The tables can't be reported on (see `checked`), or the folder is a file.
     """
     return write_composed(compose(study), folder)
 
@@ -48,11 +44,11 @@ def write_report(study: StudyTables, folder: Path) -> Path:
 def write_composed(report: Report, folder: Path) -> Path:
     """Write a composed report; see `write_report`."""
     files: dict[str, bytes] = {}
-    for table in [*_shown_tables(report), *report.data]:
+    for table in [*report.shown_tables, *report.data]:
         files[f"tables/{table.name}.csv"] = csv_text(table.frame).encode()
-    for table in _shown_tables(report):
+    for table in report.shown_tables:
         files[f"tables/{table.name}.tex"] = latex_table(table).encode()
-    for figure in (figure for part in report.parts for figure in part.figures):
+    for figure in report.figures:
         files[f"figures/{figure.name}.svg"] = file_svg(figure.wide, LIGHT).encode()
         files[f"figures/{figure.name}_dark.svg"] = file_svg(figure.wide, DARK).encode()
         files[f"figures/{figure.name}.pdf"] = figure.pdf
@@ -60,18 +56,6 @@ def write_composed(report: Report, folder: Path) -> Path:
     files["report.html"] = html_of(report).encode()
     _write_all(files, folder)
     return folder / "report.html"
-
-
-def _shown_tables(report: Report) -> list[Table]:
-    parts = [
-        table
-        for part in report.parts
-        for table in [*part.tables, *(figure.table for figure in part.figures)]
-    ]
-    return [*report.tables, *parts]
-
-
-# ---------------------------------------------------------------- writing
 
 
 def _write_all(files: Mapping[str, bytes], folder: Path) -> None:
@@ -85,7 +69,7 @@ def _write_all(files: Mapping[str, bytes], folder: Path) -> None:
 
 
 def _listed_files(folder: Path) -> set[str]:
-    """Give the tables and figures that an earlier report says it wrote."""
+    """Return the tables and figures that an earlier report wrote."""
     try:
         listed = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError):

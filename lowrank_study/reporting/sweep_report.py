@@ -1,11 +1,10 @@
-"""The report of a sweep, from what the run store and the spectra folder hold.
+"""The report of a sweep, from the run store and the measured spectra.
 
 >>> report_sweep("rank_sweep", results=Path("results"))
-(PosixPath('results/report/report.html'), 'Rank 8 on ... suffices ...')
+(PosixPath('results/report/report.html'), '45 of 45 planned runs are done. LoRA on ...')
 """
 
 from collections.abc import Iterator
-from itertools import takewhile
 from pathlib import Path
 
 import pandas as pd
@@ -13,61 +12,52 @@ import pandas as pd
 from lowrank_study.answers.full_runs import chosen_full_runs
 from lowrank_study.answers.functional_rank import truncation_table
 from lowrank_study.answers.measured_controls import read_controls
+from lowrank_study.answers.scores import chosen_runs, score_by_rank
 from lowrank_study.answers.sufficient_rank import COMPARISON_COLUMNS, against_full
 from lowrank_study.answers.tables import runs_table, spectra_tables, without_folders
 from lowrank_study.errors import InputError
-from lowrank_study.reporting.contents import compose
+from lowrank_study.reporting.composition import compose
 from lowrank_study.reporting.display import counted
 from lowrank_study.reporting.report import write_composed
-from lowrank_study.reporting.tables import (
-    StudyTables,
-    chosen_runs,
-    score_by_rank,
-    shared_provenance,
-)
+from lowrank_study.reporting.sections.provenance import shared_provenance
+from lowrank_study.reporting.study import StudyTables
 from lowrank_study.results import report_folder, runs_folder, truncation_file
 from lowrank_study.runs.store import RunStore, TrainedRun
 from lowrank_study.sweeps.measured_spectra import without_spectra
 from lowrank_study.sweeps.settings import check_alike
 from lowrank_study.sweeps.sweep import rates_sweep
 from lowrank_study.sweeps.tuning import at_any_rate
-
-CAVEATS = ("Learning rates", "Cost", "Noise")
-"""Topics that end what a report answers in one line."""
+from lowrank_study.tasks.metric import ACCURACY
 
 
 def study_tables(sweep: str, *, results: Path, margin: float | None = None) -> StudyTables:
-    """Gather a sweep's tables from the store, also while it is under way.
+    """Gather a sweep's tables from the store, also while it is running.
 
-    Parameters
-    ----------
-    sweep
-        Its name.
-    results
-        Folder of the run store and the spectra.
-    margin
-        Largest loss of accuracy that counts as none, set before the sweep is read; without
-        one no rank is tested against full fine-tuning.
+    Runs on shuffled labels do not answer the sweep's question: they count as controls.
 
-    Runs on shuffled labels are no answer to its question: they are among the controls.
+    Args:
+        sweep: Name of the sweep.
+        results: Folder of the run store and the spectra.
+        margin: Largest loss of the score that counts as none, set before the results are read.
+            Without one no rank is tested against full fine-tuning.
 
-    Raises
-    ------
-    InputError
-        No sweep of that name, none of its runs has ended, or some were not trained alike.
+    Raises:
+        InputError: There is no such sweep, none of its runs has ended, or some were not trained
+            alike.
     """
     store = RunStore(runs_folder(results))
     run_ids = store.sweep(sweep)
     ended = store.ended(run_ids)
     runs = [run for run in ended if not run.spec.train.shuffle_labels]
     if not runs:
-        raise InputError(f"no run of the sweep {sweep!r} has ended yet: run it, then report it")
+        raise InputError(f"no run of the sweep {sweep!r} has ended yet: run it first")
     check_alike(runs, sweep=sweep)
     spectra, singular_values = spectra_tables(runs, results)
     table = runs_table(runs)
     return StudyTables(
         title=sweep.replace("_", " ").capitalize(),
         question=store.question(sweep),
+        metric=ACCURACY,
         runs=table,
         spectra=spectra,
         singular_values=singular_values,
@@ -101,7 +91,7 @@ def _left_out(store: RunStore, sweep: str, runs: list[TrainedRun], results: Path
 
 
 def _not_truncated(runs: list[TrainedRun], results: Path) -> Iterator[str]:
-    """Say which runs came after the others had been truncated."""
+    """Yield which runs were trained after the others had been truncated."""
     for chosen in chosen_full_runs(runs):
         ids = [run.spec.run_id for run in chosen]
         missing = [run_id for run_id in ids if not truncation_file(results, run_id).is_file()]
@@ -109,15 +99,15 @@ def _not_truncated(runs: list[TrainedRun], results: Path) -> Iterator[str]:
             verb = "has" if len(missing) == 1 else "have"
             yield (
                 f"{len(missing)} of {counted(len(ids), 'run')} of full fine-tuning {verb} not been "
-                f"truncated ({', '.join(missing[:3])}{' …' if missing[3:] else ''}): run "
-                "experiments/truncate.py on the sweep again"
+                f"truncated ({', '.join(missing[:3])}{' …' if missing[3:] else ''}): rerun "
+                "experiments/truncate.py on the sweep"
             )
 
 
 def _rates(store: RunStore, sweep: str, runs: list[TrainedRun]) -> pd.DataFrame | None:
-    """The runs that chose the rates of these runs, where that was done.
+    """Return the runs that chose the rates of these runs, if any.
 
-    A sweep's name may have been given to other runs before: what chose their rates is none.
+    Other runs may have had the sweep's name before; the runs that chose their rates don't count.
     """
     name = rates_sweep(sweep)
     if name not in store.sweeps():
@@ -129,7 +119,7 @@ def _rates(store: RunStore, sweep: str, runs: list[TrainedRun]) -> pd.DataFrame 
 
 
 def _controls(sweep: str, results: Path, runs: pd.DataFrame) -> pd.DataFrame | None:
-    """What was measured of controls, if it is of these runs' updates."""
+    """Return the measured controls if they belong to these runs."""
     controls = read_controls(sweep, results)
     if controls is None:
         return None
@@ -140,34 +130,26 @@ def _controls(sweep: str, results: Path, runs: pd.DataFrame) -> pd.DataFrame | N
 def report_sweep(
     sweep: str, *, results: Path, margin: float | None = None, folder: Path | None = None
 ) -> tuple[Path, str]:
-    """Write the report of a sweep into a folder, `results/report` if none is named.
+    """Write the report of a sweep and return the path of its HTML file and its answer in one line.
 
-    `margin` is that of `study_tables`.
+    Args:
+        sweep: Name of the sweep.
+        results: Folder of the run store and the spectra.
+        margin: As in `study_tables`.
+        folder: Where the report goes, `results/report` by default.
 
-    Raises
-    ------
-    InputError
-        A planned run has not ended: the sweep has to be gone on with first.
-
-    Returns
-    -------
-    The path of its HTML file, and what it found in one line.
+    Raises:
+        InputError: A planned run has not ended: resume the sweep first.
     """
     report = compose(study_tables(sweep, results=results, margin=margin))
     path = write_composed(report, folder or report_folder(results))
-    answers = []
-    for part in report.parts:
-        if len(report.parts) > 1:
-            answers.append(f"{part.setting.task} on {part.setting.model}:")
-        first = takewhile(lambda finding: finding.topic not in CAVEATS, part.findings)
-        answers += [finding.text for finding in first]
-    return path, " ".join([report.completeness.text, *answers])
+    return path, report.in_one_line
 
 
 def _comparison(
     runs: list[TrainedRun], table: pd.DataFrame, margin: float | None, results: Path
 ) -> pd.DataFrame:
-    """Every rank against full fine-tuning, at each configuration's chosen learning rate."""
+    """Compare every rank with full fine-tuning, at each configuration's chosen learning rate."""
     if margin is None:
         return pd.DataFrame(columns=list(COMPARISON_COLUMNS))
     chosen = set(chosen_runs(table, score_by_rank(table))["run_id"])

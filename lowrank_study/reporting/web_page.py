@@ -1,10 +1,10 @@
-"""HTML pages that need nothing but themselves, from the templates beside this file.
+"""Self-contained HTML pages, made from the templates beside this file.
 
     text = web_page("report.html.j2", scripts=[packaged("script.html.j2")], report=report)
 
-Style, scripts and drawings are inside the file. A content-security policy forbids it any request
-and any script but those, by their hashes, so that even a name that escaped escaping could do
-nothing. Text reaches a page through Jinja's autoescape alone.
+Style, scripts and drawings are inside the file. A content-security policy forbids every request and
+every script but those, by their hashes, so a name that escaped escaping could do nothing. Text
+reaches a page only through Jinja's autoescape.
 """
 
 import base64
@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from lowrank_study.reporting.display import printable
-from lowrank_study.reporting.svg import DARK, LIGHT
+from lowrank_study.reporting.drawing.svg import DARK, LIGHT
 
 _PACKAGE = "lowrank_study.reporting"
 
@@ -25,13 +25,13 @@ _PACKAGE = "lowrank_study.reporting"
 def web_page(
     template: str, *, scripts: Sequence[str] = (), more_style: str = "", **values: Any
 ) -> str:
-    """Give a page.
+    """Return a page.
 
     Args:
-        template: Its file's name.
-        scripts: Those that may run, `packaged` or from a library.
-        more_style: Rules besides those that all pages share.
-        values: What the template shows, and functions that it calls.
+        template: File name of the template.
+        scripts: Scripts that may run, `packaged` or from a library.
+        more_style: Rules beyond those that all pages share.
+        values: Values and functions that the template uses.
     """
     environment = Environment(
         loader=PackageLoader(_PACKAGE),
@@ -52,7 +52,7 @@ def web_page(
 
 
 def packaged(name: str) -> str:
-    """Give a style or a script as it stands among the templates."""
+    """Return a style or a script from the templates."""
     return resources.files(_PACKAGE).joinpath("templates", name).read_text(encoding="utf-8")
 
 

@@ -22,9 +22,10 @@ from lowrank_study.answers.full_runs import chosen_full_runs
 from lowrank_study.answers.measured_controls import measure_controls, read_controls, read_request
 from lowrank_study.config.run import compose
 from lowrank_study.errors import InputError
+from lowrank_study.reporting.sections.controls import control_ranks
+from lowrank_study.reporting.setting import settings_data
+from lowrank_study.reporting.study import checked
 from lowrank_study.reporting.sweep_report import study_tables
-from lowrank_study.reporting.tables import checked, settings_data
-from lowrank_study.reporting.tables.controls import control_ranks
 from lowrank_study.results import spectra_file
 from lowrank_study.runs.store import RunStore, TrainedRun
 from lowrank_study.spectra.ranks import energy_rank

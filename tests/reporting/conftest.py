@@ -1,15 +1,22 @@
 """A made-up but realistic study: MiniLM's shapes, full fine-tuning against LoRA."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from lowrank_study.answers.controls import CONTROL_COLUMNS
+from lowrank_study.answers.functional_rank import TRUNCATION_COLUMNS
 from lowrank_study.answers.sufficient_rank import COMPARISON_COLUMNS
+from lowrank_study.reporting.drawing import figure
 from lowrank_study.reporting.report import write_report
-from lowrank_study.reporting.tables import SettingData, StudyTables, checked, settings_data
+from lowrank_study.reporting.section import Section
+from lowrank_study.reporting.setting import SettingData, settings_data
+from lowrank_study.reporting.study import StudyTables, checked
+from lowrank_study.tasks.metric import ACCURACY
 
 SHAPES = {
     "query": (384, 384),
@@ -82,8 +89,13 @@ def build_study(
         runs=pd.DataFrame(runs).astype({"adapter_rank": "Int64"}),
         spectra=pd.DataFrame(spectra).astype({"layer": "Int64"}),
         singular_values=_long(values),
+        metric=ACCURACY,
         comparison=pd.DataFrame(columns=list(COMPARISON_COLUMNS)),
         planned=len(runs),
+        rates=None,
+        truncation=None,
+        controls=None,
+        left_out=(),
         provenance={
             "commit": "4f1d0a7c",
             "versions": {"python": "3.11.7", "torch": "2.13.0+cpu", "numpy": "2.4.1"},
@@ -203,6 +215,121 @@ def _long(values: list[Curve]) -> pd.DataFrame:
     return frame.astype({"layer": "Int64"})
 
 
+LOSS = {0: 0.20, 1: 0.10, 4: 0.05, 16: 0.001, 384: 0.0}
+"""Kept rank → what is lost of the run's accuracy."""
+
+
+def truncation_of(study: StudyTables, *, seeds: int = 3) -> pd.DataFrame:
+    """Make up the truncated updates of a study's full fine-tuning."""
+    rows: list[tuple[object, ...]] = []
+    full = study.runs[(study.runs["method"] == "full") & (study.runs["seed"] < seeds)]
+    for run_id, accuracy in zip(full["run_id"], full["test_score"], strict=True):
+        cuts = [("all", "", k, 12 * k, k / 384, loss) for k, loss in LOSS.items()]
+        cuts.append(("noise_cut", "", None, 100, 0.8, 0.01))
+        if run_id.endswith("s0"):
+            cuts += [("layers", part, None, 300, 0.2, loss) for part, loss in
+                     (("outside", 0.15), ("10", 0.11), ("2", 0.12))]  # fmt: skip
+            cuts += [("roles", part, None, 300, 0.2, loss) for part, loss in
+                     (("value", 0.06), ("query", 0.07))]  # fmt: skip
+        rows += [(run_id, *cut[:5], accuracy - cut[5], 1000) for cut in cuts]
+    return pd.DataFrame(rows, columns=list(TRUNCATION_COLUMNS)).astype({"kept_rank": "Int64"})
+
+
+def controls_of(study: StudyTables) -> pd.DataFrame:
+    """Make up the controls of a study: ranks 10 for training, 190 for noise, and so on."""
+    run_id = study.runs["run_id"].iloc[0]
+    base = {"task": study.runs["task"].iloc[0], "model": study.runs["model"].iloc[0]}
+    base |= {"run_id": run_id, "resolvable": True, "out_features": 384, "in_features": 384}
+    rows = []
+    for layer in (0, 1, None):
+        for role in ("query", "value"):
+            place = {**base, "module": f"{layer}.{role}", "layer": layer, "role": role}
+            for control, rank in (("trained", 10), ("noise", 190), ("weight_decay", 150)):
+                rank += 0 if layer is not None else 1000
+                ranks = {"energy_rank_90": rank, "gavish_donoho_rank": rank // 10}
+                rows.append({**place, **ranks, "control": control})
+            for step in (1, 2, 4):
+                rows.append(
+                    {**place, "control": "training", "step": step, "energy_rank_90": 100 // step,
+                     "resolvable": (step, role) != (1, "value")}
+                )  # fmt: skip
+            for k in (1, 2):
+                pair = {"directions": k, "similarity_right_chance": k / 384,
+                        "similarity_left_chance": k / 512}  # fmt: skip
+                found = {"similarity_right": 0.3 * k, "similarity_left": 0.2 * k}
+                noise = {"similarity_right": 0.003, "similarity_left": 0.002}
+                rows.append({**place, **pair, "control": "seeds", **found})
+                rows.append({**place, **pair, "control": "noise_pair", **noise})
+    return pd.DataFrame(rows, columns=list(CONTROL_COLUMNS)).astype(
+        {"layer": "Int64", "step": "Int64", "directions": "Int64", "resolvable": "boolean"}
+    )
+
+
+SIGN = {"s": "sufficient", "i": "inferior", "o": "open"}
+
+
+def compared(study: StudyTables, decisions: dict[int, str], **other: object) -> StudyTables:
+    """Give the study with a comparison of LoRA on attention_qv that came out like this."""
+    rows = [
+        {
+            "task": "rotten_tomatoes",
+            "model": "all-MiniLM-L6-v2",
+            "method": "lora",
+            "target": "attention_qv",
+            "adapter_rank": rank,
+            "margin": 0.02,
+            "seeds": 6,
+            "lost": 0,
+            "examples": 2588,
+            "score": 0.771,
+            "score_low_95": 0.752,
+            "score_high_95": 0.79,
+            "difference": -0.0123,
+            "standard_error": 0.004,
+            "degrees_of_freedom": 12.0,
+            "low_95": -0.021,
+            "high_95": -0.004,
+            "lower_limit": -0.0194,
+            "upper_limit": -0.0052,
+            "decision": SIGN[sign],
+            "chance": 0.504,
+            "retention": 0.957,
+            "retention_low_95": 0.931,
+            "retention_high_95": 0.984,
+            "retention_bounded": True,
+            **other,
+        }
+        for rank, sign in decisions.items()
+    ]
+    frame = pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS))
+    empty = {"spectra": study.spectra.iloc[:0], "singular_values": study.singular_values.iloc[:0]}
+    return replace(study, comparison=frame, **empty)
+
+
+def data_of(study: StudyTables) -> SettingData:
+    return settings_data(checked(study))[0]
+
+
+def said(section: Section | None) -> dict[str, str]:
+    """Return what a section says, by topic."""
+    return {} if section is None else {item.topic: item.text for item in section.findings}
+
+
+def without_spectra(study: StudyTables) -> StudyTables:
+    return replace(
+        study, spectra=study.spectra.iloc[:0], singular_values=study.singular_values.iloc[:0]
+    )
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave drawing out, which is what takes time, where a test reads words or tables."""
+    empty = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"></svg>'
+    monkeypatch.setattr(figure, "drawn", lambda draw, width: None)
+    monkeypatch.setattr(figure, "svg_of", lambda canvas: empty)
+    monkeypatch.setattr(figure, "pdf_of", lambda canvas: b"")
+
+
 @pytest.fixture(scope="session")
 def make_study() -> Callable[..., StudyTables]:
     return build_study
@@ -226,7 +353,7 @@ def thin_study() -> StudyTables:
 
 @pytest.fixture(scope="session")
 def whole_data(whole_study: StudyTables) -> SettingData:
-    return settings_data(checked(whole_study))[0]
+    return data_of(whole_study)
 
 
 @pytest.fixture(scope="session")

@@ -75,6 +75,8 @@ def test_nothing_overflows_and_tables_sort(chromium: str, page: Path, tmp_path: 
     """In frames as wide as telephones, of a copy that measures itself and tells the outer page."""
     probe = """<script>
       const table = document.getElementById("table-score_by_rank");
+      const folded = [...document.querySelectorAll("details")].every((details) => !details.open);
+      table.closest("details").open = true;
       const button = [...table.querySelectorAll("thead button")]
         .find((button) => button.textContent === "test accuracy");
       const column = button.closest("th").cellIndex;
@@ -87,7 +89,8 @@ def test_nothing_overflows_and_tables_sort(chromium: str, page: Path, tmp_path: 
       document.getElementById("scheme").click();
       const after = getComputedStyle(document.body).backgroundColor;
       parent.postMessage([innerWidth, document.documentElement.scrollWidth, narrow,
-        scroller.scrollWidth > scroller.clientWidth, up, down, before !== after].join("|"), "*");
+        scroller.scrollWidth > scroller.clientWidth, up, down, before !== after, folded,
+      ].join("|"), "*");
     </script></body>"""
     text = re.sub(r"<meta http-equiv[^>]*>", "", page.read_text(encoding="utf-8"))
     (tmp_path / "copy.html").write_text(text.replace("</body>", probe), encoding="utf-8")
@@ -105,7 +108,7 @@ def test_nothing_overflows_and_tables_sort(chromium: str, page: Path, tmp_path: 
     assert title is not None
     told = sorted(line.split("|") for line in title[1].split(";") if line)
     assert [int(fields[0]) for fields in told] == list(PHONE_WIDTHS)
-    for inner, scrolled, narrow, table_scrolls, up, down, switched in told:
+    for inner, scrolled, narrow, table_scrolls, up, down, switched, folded in told:
         assert int(scrolled) <= int(inner)
         assert narrow == "block"
         assert table_scrolls == "true"
@@ -113,3 +116,4 @@ def test_nothing_overflows_and_tables_sort(chromium: str, page: Path, tmp_path: 
         assert down.split() == sorted(up.split(), reverse=True)
         assert len(up.split()) == 3
         assert switched == "true"
+        assert folded == "true"

@@ -190,10 +190,8 @@ def test_the_head_alone_is_trained_and_nothing_else(
     tables = study_tables("head", results=tmp_path, margin=0.02)
     assert set(tables.runs["method"]) == {"head", "full"}
     _, found = report_sweep("head", results=tmp_path, margin=0.02)
-    assert "a linear probe reaches a test accuracy of" in found
-    means = tables.runs.set_index("method")["test_score"]
-    told = "1 of the 1 configurations that train a ΔW too reach less"
-    assert (told in found) == (means["full"] < means["head"])
+    score = tables.runs.set_index("method")["test_score"]["head"]
+    assert f"a linear probe {score:.3f}" in found
 
 
 @pytest.mark.parametrize(

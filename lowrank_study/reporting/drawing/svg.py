@@ -1,0 +1,262 @@
+"""One drawing for every colour scheme: matplotlib's SVG with its colours made into variables.
+
+A figure is drawn once, in the light scheme's colours. Each colour stands for a role (`ink`, `grid`,
+`series-1`, ...), so the same drawing becomes
+
+* inline SVG for the page, where `#1f2328` becomes `var(--ink)` and the style sheet decides, with
+  ids that no other drawing uses;
+* a file per scheme, in the scheme's own colours;
+* PDF, in the light scheme.
+
+The output does not depend on the time or on chance.
+"""
+
+import io
+import re
+import warnings
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import matplotlib as mpl
+from matplotlib.figure import Figure as Canvas
+from matplotlib.text import Text
+
+LIGHT: Mapping[str, str] = {
+    "paper": "#fdfdfc",
+    "ink": "#1c2024",
+    "faint": "#626b74",
+    "grid": "#e4e6e8",
+    "band": "#d5d9de",
+    "lost": "#b3261e",
+    "series-1": "#1a66b0",
+    "series-2": "#c04f00",
+    "series-3": "#127a5a",
+    "series-4": "#8a3fa0",
+    "series-5": "#946400",
+    "series-6": "#5a5f66",
+    "level-0": "#f0f5fa",
+    "level-1": "#d9e7f3",
+    "level-2": "#bfd8eb",
+    "level-3": "#9cc4e2",
+    "level-4": "#72acd5",
+    "level-5": "#2f76b3",
+    "level-6": "#1e5f9c",
+    "level-7": "#134a80",
+    "level-8": "#0a3563",
+    "on-low": "#14181b",
+    "on-high": "#fefefe",
+    "depth-0": "#c9a227",
+    "depth-1": "#b98a2e",
+    "depth-2": "#a5733a",
+    "depth-3": "#8f5d48",
+    "depth-4": "#784a57",
+    "depth-5": "#603a66",
+    "depth-6": "#482c73",
+    "depth-7": "#31217a",
+    "depth-8": "#1b1878",
+}
+DARK: Mapping[str, str] = {
+    "paper": "#14171a",
+    "ink": "#e7e9ea",
+    "faint": "#9aa3ab",
+    "grid": "#2b3035",
+    "band": "#3a4148",
+    "lost": "#ff8a80",
+    "series-1": "#6db3f2",
+    "series-2": "#f5a15c",
+    "series-3": "#5fcba3",
+    "series-4": "#d29be6",
+    "series-5": "#e3c15b",
+    "series-6": "#b4bac0",
+    "level-0": "#1b242d",
+    "level-1": "#1d3145",
+    "level-2": "#1f3f5d",
+    "level-3": "#225078",
+    "level-4": "#266395",
+    "level-5": "#68a9df",
+    "level-6": "#86bce8",
+    "level-7": "#a5cff0",
+    "level-8": "#c6e2f8",
+    "on-low": "#f4f6f7",
+    "on-high": "#0d1013",
+    "depth-0": "#4a4fd0",
+    "depth-1": "#6a58c4",
+    "depth-2": "#8463bb",
+    "depth-3": "#9b70b0",
+    "depth-4": "#b07fa3",
+    "depth-5": "#c48f93",
+    "depth-6": "#d6a180",
+    "depth-7": "#e7b567",
+    "depth-8": "#f6cc49",
+}
+"""Series also differ in lightness, for readers with a colour-vision deficiency. `level` is for
+filled cells (with `on-low` or `on-high` text), `depth` for lines by layer."""
+
+LEVELS = 9
+SERIES = 6
+LEVEL_TEXT = tuple("on-low" if level < 5 else "on-high" for level in range(LEVELS))
+
+_ROLE_OF = {colour: role for role, colour in LIGHT.items()}
+_COLOUR = re.compile(r"#[0-9a-f]{6}")
+_DECIMAL = re.compile(r"-?\d+\.\d+")
+_FONT = re.compile(r"font-family: [^;]*")
+_SVG = "{http://www.w3.org/2000/svg}"
+_LINK = "{http://www.w3.org/1999/xlink}href"
+_FAMILY = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+
+
+@contextmanager
+def drawing_style(font_size: float, salt: str) -> Iterator[None]:
+    """Set matplotlib up for one drawing and restore its settings afterwards."""
+    style = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": salt,
+        "pdf.fonttype": 42,
+        "text.parse_math": False,
+        "font.family": ["DejaVu Sans"],
+        "font.size": font_size,
+        "axes.titlesize": font_size,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.labelsize": font_size,
+        "axes.unicode_minus": True,
+        "xtick.labelsize": font_size,
+        "ytick.labelsize": font_size,
+        "legend.fontsize": font_size,
+        "legend.frameon": False,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "axes.linewidth": 0.8,
+        "grid.linewidth": 0.7,
+        "lines.linewidth": 1.6,
+        "hatch.linewidth": 0.7,
+        "xtick.major.size": 3,
+        "ytick.major.size": 0,
+        "text.color": LIGHT["ink"],
+        "axes.titlecolor": LIGHT["ink"],
+        "axes.labelcolor": LIGHT["faint"],
+        "axes.edgecolor": LIGHT["faint"],
+        "xtick.color": LIGHT["faint"],
+        "ytick.color": LIGHT["faint"],
+        "grid.color": LIGHT["grid"],
+        "hatch.color": LIGHT["faint"],
+        "axes.facecolor": "none",
+        "figure.facecolor": "none",
+        "savefig.facecolor": "none",
+        "path.simplify": True,
+    }
+    with mpl.rc_context(style), warnings.catch_warnings():
+        # Names may have characters that this font lacks; the SVG keeps them as text, which the
+        # reader's fonts show.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
+def drawn(draw: Callable[[Canvas], None], *, width: float) -> Canvas:
+    """Return a laid-out canvas, `width` inches wide, after `draw` has drawn on it.
+
+    `draw` sets the height. Call this inside `drawing_style`.
+    """
+    # SVG and PDF have 72 units per inch, so text is measured as it will be written.
+    canvas = Canvas(figsize=(width, width), dpi=72, layout="constrained")
+    draw(canvas)
+    engine = canvas.get_layout_engine()
+    assert engine is not None
+    engine.execute(canvas)
+    canvas.set_layout_engine("none")  # otherwise each format lays the canvas out again
+    return canvas
+
+
+def svg_of(canvas: Canvas) -> str:
+    """Return matplotlib's SVG of a canvas, without a date."""
+    buffer = io.BytesIO()
+    canvas.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue().decode()
+
+
+def pdf_of(canvas: Canvas) -> bytes:
+    """Return the canvas as PDF, without a date, in one weight: a second font is slow to embed."""
+    for text in canvas.findobj(Text):
+        text.set_fontweight("normal")
+    buffer = io.BytesIO()
+    canvas.savefig(buffer, format="pdf", metadata={"CreationDate": None})
+    return buffer.getvalue()
+
+
+def inline_svg(svg: str, *, name: str, label: str) -> str:
+    """Make matplotlib's SVG part of a page, with colours as variables and unique ids.
+
+    Args:
+        svg: Output of `svg_of`.
+        name: Prefix of every id, so that drawings on one page don't share any.
+        label: Text that screen readers read in place of the drawing.
+    """
+    root = _tree(svg)
+    for element in root.iter():
+        element.tag = element.tag.removeprefix(_SVG)
+        link = element.attrib.pop(_LINK, None)
+        if link is not None:
+            element.set("href", f"#{name}-{link.removeprefix('#')}")
+        if "id" in element.attrib:
+            element.set("id", f"{name}-{element.attrib['id']}")
+        for key, value in element.attrib.items():
+            if "url(#" in value:
+                element.set(key, value.replace("url(#", f"url(#{name}-"))
+    for parent in list(root.iter("defs")):
+        for style in parent.findall("style"):
+            parent.remove(style)
+    _recolour(root, {role: f"var(--{role})" for role in LIGHT}, family="inherit")
+    view = root.get("viewBox", "")
+    root.attrib.clear()
+    root.set("viewBox", view)
+    root.set("role", "img")
+    root.set("aria-label", label)
+    return ET.tostring(root, encoding="unicode")
+
+
+def file_svg(svg: str, scheme: Mapping[str, str]) -> str:
+    """Make matplotlib's SVG a file in one colour scheme, on that scheme's background."""
+    root = _tree(svg)
+    _recolour(root, scheme, family=_FAMILY)
+    paper = ET.Element(f"{_SVG}rect", {"width": "100%", "height": "100%"})
+    paper.set("style", f"fill: {scheme['paper']}")
+    root.insert(0, paper)
+    ET.register_namespace("", _SVG.strip("{}"))
+    ET.register_namespace("xlink", "http://www.w3.org/1999/xlink")
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
+
+
+def _tree(svg: str) -> ET.Element:
+    root = ET.fromstring(svg)
+    for metadata in root.findall(f"{_SVG}metadata"):
+        root.remove(metadata)
+    return root
+
+
+def _recolour(root: ET.Element, scheme: Mapping[str, str], family: str) -> None:
+    def colour(match: re.Match[str]) -> str:
+        role = _ROLE_OF.get(match[0])
+        return match[0] if role is None else scheme[role]
+
+    for element in root.iter():
+        for key in ("style", "fill", "stroke"):
+            value = element.get(key)
+            if value is not None:
+                value = _COLOUR.sub(colour, value)
+                element.set(key, _FONT.sub(f"font-family: {family}", value))
+        for key in ("d", "x", "y", "transform"):
+            value = element.get(key)
+            if value is not None:
+                element.set(key, _DECIMAL.sub(_rounded, value))
+        # Line ends between elements mean nothing; those inside text belong to it.
+        if element.text and not element.text.strip():
+            element.text = None
+        if element.tail and not element.tail.strip():
+            element.tail = None
+
+
+def _rounded(match: re.Match[str]) -> str:
+    return f"{float(match[0]):.2f}".rstrip("0").rstrip(".")
