@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowrank_study.data.splits import Splits, with_shuffled_labels
+from lowrank_study.data.splits import with_shuffled_labels
 from lowrank_study.data.tokenizer import padding_id
 from lowrank_study.errors import InputError
 from lowrank_study.left_out import in_words
@@ -33,30 +33,27 @@ from lowrank_study.training.tracking import Tracker
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One run that is to be trained, and whom to tell."""
+    """One run to train, with its checkpoint folder and callbacks."""
 
     spec: RunSpec
     checkpoint_folder: Path
-    """Where the trained model or adapter is written."""
+    """Folder to which the trained model or adapter is saved."""
     tracker: Tracker
-    """Takes the curve."""
+    """Stores the learning curve."""
     on_progress: Callable[[float], None] = lambda share: None
-    """Told the share of the run that is done, in [0, 1], after every step."""
+    """Called after every step with the finished share of the run, in [0, 1]."""
     watch: Callable[[int, nn.Module], None] = lambda step, model: None
-    """Shown the model after every optimizer step, counted from 1; it is not to change it."""
+    """Called after every step, counted from 1, with the model, which it must not change."""
 
 
 def fit(
     spec: RunSpec, *, checkpoint_folder: Path, tracker: Tracker, device: str = "auto"
 ) -> FitResult:
-    """Train one run: validation picks the step that is kept, the test split is read once.
+    """Train one run, keep the step that is best on validation, and evaluate it on the test split.
 
-    Raises
-    ------
-    Diverged
-        The loss or the gradient became NaN or infinite.
-    InputError
-        The data, the model or the target is not what the spec says.
+    Raises:
+        Diverged: The loss or the gradient became NaN or infinite.
+        InputError: The data, the model or the target doesn't fit the specification.
     """
     job = Job(spec=spec, checkpoint_folder=checkpoint_folder, tracker=tracker)
     [outcome] = fit_together([job], device=device)
@@ -66,98 +63,129 @@ def fit(
 
 
 def fit_together(jobs: Sequence[Job], *, device: str) -> list[FitResult | Exception]:
-    """Train runs that may be packed (`packing.py`), or one run of any kind.
+    """Train one run of any kind, or a pack of runs (`packing.py`).
 
-    Parameters
-    ----------
-    jobs
-        Of one task, base, target, training and data seed.
-    device
-        `auto`, or torch's name of a device.
+    Args:
+        jobs: Runs that share task, model, target, training settings and data seed.
+        device: `auto`, or torch's name of a device.
 
-    Returns
-    -------
-    For each job its result, or the exception that ended it, and it alone.
+    Returns:
+        For each job its result, or the exception that ended only this run.
     """
     place = torch_device(device)
     reset_peak_memory(place)
-    spec = jobs[0].spec
-    folder = model_folder(spec.model)
-    splits = splits_of(spec)
-    if spec.train.shuffle_labels:
-        splits = with_shuffled_labels(splits, spec.data_seed)
-    steps = steps_of(splits.train, batch_size=spec.train.batch_size, epochs=spec.train.epochs)
-    members: list[Member] = []
-    for job in jobs:
-        members.append(Member(job.spec, job.tracker, splits, folder, steps, place))
-        share_frozen(members[0].model, members[-1].model)
-    model_folder(spec.model)  # again: an edit during loading must not go unnoticed
-    sample = extreme_texts((splits.train, splits.validation, splits.test), spec.train.batch_size)
-    pack = Pack(
-        [member.model for member in members],
-        device=place,
-        pad_id=padding_id(folder),
-        sample=sample,
-        reference=spec.train.reference,
-    )
-    if spec.train.precision == "bf16" and spec.method.rounds_frozen:
-        round_frozen(members[0].model)
-    outcomes: dict[int, FitResult | Exception] = {}
+    session = _Session(jobs, place)
+    seconds = session.train()
+    session.finish(seconds)
+    return [session.outcomes[number] for number in range(len(jobs))]
+
+
+class _Session:
+    """Runs that train together; an exception in one of them ends only that one."""
+
+    def __init__(self, jobs: Sequence[Job], device: torch.device) -> None:
+        self.outcomes: dict[int, FitResult | Exception] = {}
+        self._jobs, self._device = jobs, device
+        self._spec = spec = jobs[0].spec
+        self._folder = model_folder(spec.model)
+        splits = splits_of(spec)
+        if spec.train.shuffle_labels:
+            splits = with_shuffled_labels(splits, spec.data_seed)
+        self._splits = splits
+        self._steps = steps_of(
+            splits.train, batch_size=spec.train.batch_size, epochs=spec.train.epochs
+        )
+        self._members: list[Member] = []
+        for job in jobs:
+            member = Member(job.spec, job.tracker, splits, self._folder, self._steps, device)
+            self._members.append(member)
+            share_frozen(self._members[0].model, member.model)
+        model_folder(spec.model)  # again, to notice a file that was edited during loading
+        every = (splits.train, splits.validation, splits.test)
+        self._pack = Pack(
+            [member.model for member in self._members],
+            device=device,
+            pad_id=padding_id(self._folder),
+            sample=extreme_texts(every, spec.train.batch_size),
+            reference=spec.train.reference,
+        )
+        if spec.train.precision == "bf16" and spec.method.rounds_frozen:
+            round_frozen(self._members[0].model)
 
     @contextmanager
-    def of_one(number: int) -> Iterator[Member]:
-        """What goes wrong inside ends this run, and no other."""
+    def _member(self, number: int) -> Iterator[Member]:
+        """Yield a run; an exception inside ends this run and no other."""
         try:
-            yield members[number]
+            yield self._members[number]
         except Exception as error:
-            outcomes[number] = error
-            pack.drop(number)
+            self.outcomes[number] = error
+            self._pack.drop(number)
 
-    batches = training_batches(
-        splits.train,
-        batch_size=spec.train.batch_size,
-        epochs=spec.train.epochs,
-        seed=spec.data_seed,
-    )
-    torch.manual_seed(spec.data_seed)  # dropout's masks are those of the data order
-    training = Stopwatch()
-    for step, batch in enumerate(batches, start=1):
-        with training:
-            losses = backward(pack, batch, spec, place)
-            for number, loss in zip(list(pack.active), losses, strict=True):
-                with of_one(number) as member:
-                    member.update(loss)
-        for number in list(pack.active):
-            with of_one(number) as member:
-                jobs[number].watch(step, member.model)
-                if is_evaluated(step, steps, spec.train.evaluations):
-                    member.validate(partial(pack.scores_of, number))
-                jobs[number].on_progress(0.9 * step / steps)
-        if not pack.active:
-            break
+    def train(self) -> float:
+        """Train until the last step or until no run is left; return the seconds of training."""
+        spec, pack = self._spec, self._pack
+        batches = training_batches(
+            self._splits.train,
+            batch_size=spec.train.batch_size,
+            epochs=spec.train.epochs,
+            seed=spec.data_seed,
+        )
+        torch.manual_seed(spec.data_seed)  # for dropout
+        training = Stopwatch()
+        for step, batch in enumerate(batches, start=1):
+            with training:
+                losses = backward(pack, batch, spec, self._device)
+                for number, loss in zip(list(pack.active), losses, strict=True):
+                    with self._member(number) as member:
+                        member.update(loss)
+            for number in list(pack.active):
+                with self._member(number) as member:
+                    self._jobs[number].watch(step, member.model)
+                    if is_evaluated(step, self._steps, spec.train.evaluations):
+                        member.validate(partial(pack.scores_of, number))
+                    self._jobs[number].on_progress(0.9 * step / self._steps)
+            if not pack.active:
+                break
+        return training.seconds
 
-    facts: dict[str, Any] = {
-        "pack_size": len(jobs),
-        "train_seconds": training.seconds / len(jobs),
-        "examples_per_second": spec.train.epochs * len(splits.train) * len(jobs) / training.seconds,
-        "labels": list(splits.labels),
-        "examples": {name: len(getattr(splits, name)) for name in ("train", "validation", "test")},
-        "left_out": in_words(splits.account.left_out),
-        "provenance": _provenance(spec, folder, splits, place),
-    }
+    def finish(self, seconds: float) -> None:
+        """Evaluate and save every run that is left."""
+        facts = self._shared_facts(seconds)
+        for number in list(self._pack.active):
+            with self._member(number) as member:
+                job, scores = self._jobs[number], partial(self._pack.scores_of, number)
+                result = member.finish(scores, job.checkpoint_folder, base=self._folder)
+                facts["peak_memory_bytes"] = peak_memory_bytes(self._device)
+                self.outcomes[number] = replace(result, record={**result.record, **facts})
+                job.on_progress(1.0)
 
-    for number in list(pack.active):
-        with of_one(number) as member:
-            folder_of_run = jobs[number].checkpoint_folder
-            result = member.finish(partial(pack.scores_of, number), folder_of_run, base=folder)
-            facts["peak_memory_bytes"] = peak_memory_bytes(place)
-            outcomes[number] = replace(result, record={**result.record, **facts})
-            jobs[number].on_progress(1.0)
-    return [outcomes[number] for number in range(len(jobs))]
+    def _shared_facts(self, seconds: float) -> dict[str, Any]:
+        """Return what the records of all these runs have in common."""
+        splits, runs = self._splits, len(self._jobs)
+        examples = {name: len(getattr(splits, name)) for name in ("train", "validation", "test")}
+        return {
+            "pack_size": runs,
+            "train_seconds": seconds / runs,
+            "examples_per_second": self._spec.train.epochs * len(splits.train) * runs / seconds,
+            "labels": list(splits.labels),
+            "examples": examples,
+            "left_out": in_words(splits.account.left_out),
+            "provenance": self._provenance(),
+        }
+
+    def _provenance(self) -> dict[str, str]:
+        return {
+            **provenance(),
+            "weights_sha256": weights_sha256(self._spec.model, self._folder),
+            "data_sha256": self._splits.sha256,
+            "precision": self._spec.train.precision,
+            "device": self._device.type,
+            "threads": str(torch.get_num_threads()),
+        }
 
 
 def backward(pack: Pack, batch: Batch, spec: RunSpec, device: torch.device) -> list[float]:
-    """Add the gradients of the mean loss over a batch, and return the loss of each active run."""
+    """Add the gradients of a batch's mean loss, and return the loss of each active run."""
     losses_R = torch.zeros(len(pack.active))
     for part in pack.parts(batch):
         with autocast(device, spec.train.precision):
@@ -170,12 +198,10 @@ def backward(pack: Pack, batch: Batch, spec: RunSpec, device: torch.device) -> l
 
 
 def torch_device(name: str) -> torch.device:
-    """Return torch's device of that name; `auto` is a GPU where there is one.
+    """Return torch's device by its name; `auto` is a GPU if there is one.
 
-    Raises
-    ------
-    InputError
-        A name torch does not know, or a device that is not there.
+    Raises:
+        InputError: torch doesn't know the name, or has no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -188,16 +214,3 @@ def torch_device(name: str) -> torch.device:
             f"device={name!r} can't be used here: valid are {', '.join(there)}"
         ) from error
     return device
-
-
-def _provenance(
-    spec: RunSpec, folder: Path, splits: Splits, device: torch.device
-) -> dict[str, str]:
-    return {
-        **provenance(),
-        "weights_sha256": weights_sha256(spec.model, folder),
-        "data_sha256": splits.sha256,
-        "precision": spec.train.precision,
-        "device": device.type,
-        "threads": str(torch.get_num_threads()),
-    }

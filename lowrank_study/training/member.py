@@ -1,4 +1,4 @@
-"""One run while it trains: its model, optimizer, schedule, curve, and the best step so far."""
+"""One run during training: its model, optimizer, schedule, learning curve and best step."""
 
 import math
 import time
@@ -36,11 +36,11 @@ class FitResult:
 
     record: dict[str, Any]
     test: Predictions | None
-    """`None` where the test split is not read."""
+    """None if the test split isn't read."""
 
 
 class Stopwatch:
-    """Adds up the seconds spent inside its `with` blocks."""
+    """A context manager that sums up the seconds spent in its `with` blocks."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -63,22 +63,15 @@ class _Best:
 
 
 class Member:
-    """One run while it trains.
+    """One run during training.
 
-    Parameters
-    ----------
-    spec
-        The run.
-    tracker
-        Takes its curve.
-    splits
-        The task's texts.
-    folder
-        Of the pretrained model.
-    steps
-        How many there will be.
-    device
-        Where it trains.
+    Args:
+        spec: The run.
+        tracker: Stores the learning curve.
+        splits: The task's texts.
+        folder: Folder of the pretrained model.
+        steps: Number of optimizer steps.
+        device: Device of the model.
     """
 
     def __init__(
@@ -102,12 +95,10 @@ class Member:
         self._evaluating = Stopwatch()
 
     def update(self, loss: float) -> None:
-        """Take an optimizer step with the gradients that lie there.
+        """Take an optimizer step with the current gradients.
 
-        Raises
-        ------
-        Diverged
-            The loss or the gradient is not finite; the weights are left as they were.
+        Raises:
+            Diverged: The loss or the gradient is not finite; the weights stay unchanged.
         """
         norm = nn.utils.clip_grad_norm_(self._trained, self._spec.train.max_grad_norm)
         self._losses.append(loss)
@@ -122,7 +113,7 @@ class Member:
         self._optimizer.zero_grad(set_to_none=True)
 
     def validate(self, scores: Scores) -> None:
-        """Read the validation split, and keep the weights if they are the best so far."""
+        """Evaluate on validation, and keep the weights if they are the best so far."""
         step = len(self._losses)
         with self._evaluating:
             validation = self._read(scores, self._splits.validation).metrics()
@@ -140,9 +131,9 @@ class Member:
             self._best = _Best(key, step, validation, state)
 
     def finish(self, scores: Scores, checkpoint_folder: Path, *, base: Path) -> FitResult:
-        """Go back to the best step, read the test split, and save what was trained.
+        """Restore the best step, evaluate it on the test split, and save the trained weights.
 
-        A run that doesn't read the test split is there to choose a rate by, and keeps no model.
+        A run that doesn't read the test split only helps to choose a rate, and saves no weights.
         """
         if self._best.state is not None:
             _restore(self.model, self._best.state)
@@ -150,7 +141,7 @@ class Member:
         if self._spec.train.read_test:
             with self._evaluating:
                 test = self._read(scores, self._splits.test)
-                # As many rows as validation has tell the gap between seen and unseen texts.
+                # As many training rows as in validation show the gap to unseen texts.
                 seen = self._splits.train.first(len(self._splits.validation))
                 train = self._read(scores, seen).metrics()
             self._spec.method.save(self.model, checkpoint_folder, spec=self._spec, base=base)
@@ -169,8 +160,7 @@ class Member:
         return FitResult(record=record, test=test)
 
     def _read(self, scores: Scores, split: Split) -> Predictions:
-        # Merged, a text costs two thin products less a map; weights in bf16 would round the
-        # update away.
+        # Merged weights are faster, but in bf16 they would lose most of the update.
         precision = self._spec.train.precision
         with merged(self.model) if precision == "fp32" else nullcontext():
             task, device = self._spec.task, self._device
@@ -182,7 +172,7 @@ class Member:
 
 
 def is_evaluated(step: int, steps: int, evaluations: int) -> bool:
-    """Whether validation is read after a step: evenly spaced, the last time at the end."""
+    """Whether to evaluate on validation after a step: evenly spaced, and after the last step."""
     return step in {max(1, round(steps * k / evaluations)) for k in range(1, evaluations + 1)}
 
 
@@ -204,7 +194,7 @@ def _restore(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def _parameter_counts(model: nn.Module, method: Method) -> dict[str, int]:
-    """Count all, trained and adapter parameters (LoRA: Σ r(d + k), without the head)."""
+    """Count all parameters, the trained ones, and those of the adapter, without the head."""
     trained = {p for p in model.parameters() if p.requires_grad}
     adapter = trained - head_parameters(model) if method.is_adapter else set()
     return {
@@ -219,7 +209,7 @@ def _parameter_counts(model: nn.Module, method: Method) -> dict[str, int]:
 
 
 def _merge_round_trip_error(model: nn.Module) -> float | None:
-    """Largest |((W0 + delta) - delta) - W0| over the adapted maps; `None` where there are none."""
+    """Return the largest |((W0 + delta) - delta) - W0| of the adapted maps; None without any."""
     errors = [
         module.round_trip_error()
         for _, module in adapted_modules(model)

@@ -27,15 +27,12 @@ from lowrank_study.training.padding import check_reads, pad_by_tokenizer
 
 
 def build_model(spec: RunSpec, folder: Path, *, number_of_labels: int) -> nn.Module:
-    """Return the pretrained model with a new classification head, set up for the spec's method.
+    """Return the pretrained model with a new head, prepared for the method of a run.
 
-    The seed is set before anything random is made: the head is the same for every method of a
-    seed, and A follows from the seed as well.
+    The seed is set first, so a seed gives every method the same head.
 
-    Raises
-    ------
-    InputError
-        A target that matches no linear map, a rank that does not fit, an unreadable model.
+    Raises:
+        InputError: The model can't be read, a target matches no linear map, or a rank doesn't fit.
     """
     torch.manual_seed(spec.seed)
     task, dropout = type(spec.task), spec.model.dropout
@@ -44,7 +41,7 @@ def build_model(spec: RunSpec, folder: Path, *, number_of_labels: int) -> nn.Mod
 
 
 def model_without_weights(spec: RunSpec) -> nn.Module:
-    """Return what `build_model` would, on the meta device: shapes without numbers."""
+    """Return the model of `build_model` on the meta device, which has only shapes."""
     with torch.device("meta"):
         return spec.method.attach(copy.deepcopy(_pretrained_shapes(spec)), spec.model)
 
@@ -55,7 +52,7 @@ def load_model(
     """Return the model in `folder` with fp32 weights, and a new head if the task needs one.
 
     Args:
-        task: Says which class of model is loaded.
+        task: Defines the class of the model.
         folder: Folder of the model in Hugging Face's layout.
         number_of_labels: Number of classes; 0 if the task has none.
         dropout: Every dropout probability; `None` keeps the model's own.
@@ -110,7 +107,7 @@ def _configuration(
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Without the library's report that the head is new: it is meant to be."""
+    """Silence the warning that the head is new."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
@@ -122,11 +119,12 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def check_fits(spec: RunSpec) -> None:
-    """Refuse texts, a target or a rank that do not fit the model, before anything is trained.
+    """Refuse texts or a method that don't fit the model, before anything is trained.
+
+    This is fast, because most methods are checked on a model without weights.
 
     Raises:
-        InputError: As in `build_model`, or the model can't read the texts (`check_reads`). A model
-            without weights is checked, which is fast, if the method permits it.
+        InputError: The model can't read the texts (`check_reads`), or as in `build_model`.
     """
     splits = splits_of(spec)
     check_reads(_pretrained_shapes(spec), spec, splits)
@@ -137,7 +135,7 @@ def check_fits(spec: RunSpec) -> None:
 
 
 def _pretrained_shapes(spec: RunSpec) -> nn.Module:
-    """Return the pretrained model with its new head on the meta device; not to be changed."""
+    """Return the pretrained model with its new head on the meta device; don't change it."""
     folder, labels = model_folder(spec.model), len(splits_of(spec).labels)
     files = assets.sha256_of_source(folder)
     return _without_weights(type(spec.task), folder, files, labels, spec.model.dropout)
@@ -147,7 +145,7 @@ def _pretrained_shapes(spec: RunSpec) -> nn.Module:
 def _without_weights(
     task: type[Task], folder: Path, sha256: str, number_of_labels: int, dropout: float | None
 ) -> nn.Module:
-    """Build the model of a folder; another hash of its files is another model."""
+    """Return the model of a folder; the hash of its files is part of the cache's key."""
     try:
         config = _configuration(task, folder, number_of_labels, dropout)
         with torch.device("meta"):
@@ -160,7 +158,7 @@ def _without_weights(
 
 
 def _marked(model: Any, task: type[Task]) -> nn.Module:
-    """Note on a loaded model what it was loaded for; see `task_of`."""
+    """Store on a loaded model the task that it was loaded for; see `task_of`."""
     model.task = task
     loaded: nn.Module = model
     return loaded

@@ -1,18 +1,19 @@
-"""Many LoRA runs of one frozen base, trained together: the model's batch dimension is the run.
+"""Train several LoRA runs of one base model together: the model's batch dimension is the run.
 
-Every run of a pack is a complete model of its own, with its factors, head, optimizer and
-schedule; they share the frozen weights, data order and dropout masks. One forward pass serves all:
-one matrix product for a frozen weight, a batched one for the factors. No gradient of one run
-depends on another, and a run that is dropped costs the others nothing. A run alone is a pack of
-one, rounded at the same places: in bf16 its weights are those of any pack, bit by bit on x86; in
-fp32 they differ by the rounding of sums in another order (losses by less than 1e-5).
+Each run of a pack has its own factors, head, optimizer and schedule. The runs share the frozen
+weights, the data order and the dropout masks. One forward pass computes all runs, with one matrix
+product for a frozen weight and a batched product for the factors. No gradient of a run depends on
+another run, and a dropped run costs nothing.
+
+A single run is a pack of one and rounds at the same places. In bf16, its weights are equal in any
+pack, bit by bit on x86. In fp32, sums in another order change losses by less than 1e-5.
 
     >>> models = [build_model(spec, folder, number_of_labels=2) for spec in specs]
     >>> pack = Pack(models, device=device, pad_id=0, sample=batch, reference=False)
     >>> scores_RNC = pack.scores(batch)
     >>> pack.drop(2)                       # the third run has diverged
 
-Letters: R runs, N texts, C classes, O out_features, I in_features, K the pack's largest rank.
+Letters: R runs, N texts, C classes.
 """
 
 import contextlib
@@ -42,26 +43,17 @@ from lowrank_study.training.unpadded import (
 class Pack:
     """The models of several runs, computed as one.
 
-    Parameters
-    ----------
-    models
-        LoRA models of one base and one set of adapted maps; or a single model of any kind.
-        Ranks, scalings and heads may differ; they share the first one's frozen weights
-        (`share_frozen`). Set up in place for `unpadded_scores`.
-    device
-        Where they are.
-    pad_id
-        The tokenizer's padding token.
-    sample
-        A batch of the size used in training, with the longest and the shortest texts, for a check
-        of the computation.
-    reference
-        Whether to leave the (single) model unchanged, and to pad texts to the longest.
+    Args:
+        models: A single model of any kind, or LoRA models of one base with the same adapted maps,
+            which share their frozen weights (`share_frozen`). Ranks, scalings and heads may differ.
+            They are prepared in place for `unpadded_scores`.
+        device: Device of the models.
+        pad_id: The tokenizer's padding token.
+        sample: A batch of the longest and the shortest texts, to check the computation with.
+        reference: Whether to leave a single model unchanged, and to pad texts to the longest.
 
-    Raises
-    ------
-    InputError
-        The model gives other scores or gradients for a text in a batch than for the text alone.
+    Raises:
+        InputError: A text has other scores or gradients in a batch than alone.
     """
 
     def __init__(
@@ -74,12 +66,11 @@ class Pack:
         reference: bool,
     ) -> None:
         self.active = list(range(len(models)))
-        """Which of the models are still trained."""
+        """Numbers of the models that are still trained."""
         self._models, self._device, self._pad_id = models, device, pad_id
         self._plain = reference or not can_unpad(models[0])
         assert len(models) == 1 or not self._plain
-        # A run alone is a pack of one: its operations round at the same places as in any other
-        # pack. In bf16, other operations would give other weights.
+        # A single run is computed as a pack of one, so that bf16 rounds at the same places.
         layer = next((module for _, module in adapted_modules(models[0])), None)
         is_packable = layer is not None and layer.packed is not None and not self._plain
         self._joint = _joint(models, self.active) if is_packable else models[0]
@@ -90,19 +81,19 @@ class Pack:
         self._check_neighbours(sample, alone)
 
     def parts(self, batch: Batch) -> Iterable[Batch]:
-        """Yield what is computed at once of a batch: its parts, or all of it where it is padded."""
+        """Return the parts of a batch that are computed in one pass; a padded batch is one part."""
         return [batch] if self._plain else batch.parts(part_tokens(self._joint))
 
     def scores(self, batch: Batch) -> Tensor:
-        """Return the class scores of all active runs while they train, (R, N, C)."""
+        """Return the class scores of all active runs in training mode, (R, N, C)."""
         return self._scores(self._joint.train(), batch, len(self.active))
 
     def scores_of(self, number: int, batch: Batch) -> Tensor:
-        """Return the class scores of one run for evaluation, (N, C)."""
+        """Return the class scores of one run in evaluation mode, (N, C)."""
         return self._scores(self._models[number].eval(), batch, 1)[0]
 
     def drop(self, number: int) -> None:
-        """Leave a run out from now on."""
+        """Stop training a run."""
         self.active.remove(number)
 
     def _scores(self, model: nn.Module, batch: Batch, runs: int) -> Tensor:
@@ -114,7 +105,7 @@ class Pack:
         return padded_scores(model, batch, self._device, self._pad_id)
 
     def _alone(self, sample: Batch) -> Findings:
-        """Return scores and gradients of each text alone, from the first, still stock model."""
+        """Return scores and gradients of each text alone, by the first model before `unpad`."""
         first = self._models[0]
         alone = _tried(
             lambda: findings(
@@ -133,7 +124,7 @@ class Pack:
         )
 
     def _check_neighbours(self, sample: Batch, alone: Findings) -> None:
-        """Refuse a computation in which other texts or padding change a text's result."""
+        """Refuse a model in which other texts or padding change the result of a text."""
         found = _tried(
             lambda: findings(
                 self._models[0],
@@ -153,8 +144,8 @@ class Pack:
                 "be wrong: choose another model"
             )
         raise InputError(
-            f"{name} can't take texts laid end to end: {changed}. Train it with "
-            "trainer=reference, which pads them and trains one run at a time"
+            f"{name} can't read concatenated texts: {changed}. Train it with trainer=reference, "
+            "which pads texts and trains one run at a time"
         )
 
 
@@ -170,7 +161,7 @@ def _tried(compute: Callable[[], Findings]) -> Findings | str:
 
 
 def share_frozen(first: nn.Module, other: nn.Module) -> None:
-    """Let `other` use the frozen parameters of `first`, which hold the same numbers, in place."""
+    """Replace the frozen parameters of `other` by those of `first`, which are equal."""
     frozen = {name: p for name, p in first.named_parameters() if not p.requires_grad}
     for name, parameter in list(other.named_parameters()):
         if not parameter.requires_grad:
@@ -179,7 +170,7 @@ def share_frozen(first: nn.Module, other: nn.Module) -> None:
 
 
 def _joint(models: Sequence[nn.Module], active: list[int]) -> nn.Module:
-    """Copy the first model around the runs' own parts; no parameter is copied."""
+    """Copy the first model with the packed layers of all runs, without copying parameters."""
     first = models[0]
     instead: dict[int, Any] = {id(tensor): tensor for tensor in first.parameters()}
     instead |= {id(tensor): tensor for tensor in first.buffers()}
@@ -194,7 +185,7 @@ def _joint(models: Sequence[nn.Module], active: list[int]) -> nn.Module:
 
 
 class _PackedHead(nn.Module):
-    """Each run's own head on its own texts."""
+    """Applies the head of each run to the texts of that run."""
 
     def __init__(self, heads: Sequence[nn.Module], active: list[int]) -> None:
         super().__init__()
@@ -208,7 +199,7 @@ class _PackedHead(nn.Module):
         scored = []
         for position, (number, part) in enumerate(zip(self._active, parts, strict=True)):
             last = position == len(parts) - 1
-            # Each head draws the dropout masks that it would draw alone.
+            # Every head gets the dropout masks that it would get alone.
             with one_run(), contextlib.nullcontext() if last else torch.random.fork_rng(devices):
                 scored.append(self.heads[number](part))
         return torch.cat(scored)

@@ -1,14 +1,14 @@
-"""Check before training that a batch gives the same scores and gradients as its texts alone.
+"""Check before training that a batch gives the same scores and gradients as each text alone.
 
-The stock model on one text, without padding or other texts, is the reference for every path: texts
-laid end to end, and padded ones (`trainer=reference`, and architectures that need it).
+The stock model on a single text, without padding, is the reference for concatenated and for padded
+texts.
 
     >>> alone = findings(model, task, evaluate, train, batch.parts(1))
     >>> together = findings(model, task, evaluate, train, [batch])
     >>> difference(together, alone)          # None if rounding explains it
     'scores in training change by 0.31'
 
-Meanwhile dropout runs, but drops nothing.
+Dropout drops nothing during the check.
 """
 
 from collections.abc import Callable, Iterable
@@ -24,9 +24,9 @@ from lowrank_study.tasks import Task
 from lowrank_study.training.batches import Batch
 
 _SCORES, _GRADIENTS = 1e-4, 1e-3
-"""Largest relative differences that rounding explains; gradients cancel, so they have more."""
-_OF_ALL = 1e-5
-"""Below this share of the total gradient, a parameter's gradient counts as rounding."""
+"""Largest relative differences that count as rounding."""
+_NEGLIGIBLE = 1e-5
+"""Share of the total gradient below which a parameter's gradient counts as rounding."""
 
 Scores = Callable[[Batch], Tensor]
 """A function that returns the class scores of a batch, (N, C)."""
@@ -45,18 +45,14 @@ class Findings:
 def findings(
     model: nn.Module, task: type[Task], evaluate: Scores, train: Scores, parts: Iterable[Batch]
 ) -> Findings:
-    """Compute a batch part by part, as training does; gradients are taken away again.
+    """Return scores and gradients of a batch that is computed part by part; clear the gradients.
 
-    Parameters
-    ----------
-    model
-        The model with the trained parameters.
-    task
-        Its loss.
-    evaluate, train
-        Compute the scores of a part in each mode.
-    parts
-        The batch, in parts.
+    Args:
+        model: The model with the trained parameters.
+        task: The task, which defines the loss.
+        evaluate: Returns the scores of a part in evaluation mode.
+        train: Returns the scores of a part in training mode.
+        parts: The parts of the batch.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     evaluated, in_training = [], []
@@ -79,16 +75,16 @@ def findings(
 
 
 def difference(found: Findings, expected: Findings) -> str | None:
-    """Describe what differs by more than rounding; None if nothing does.
+    """Return what differs by more than rounding; None if nothing does.
 
-    Scores that are not finite are ignored here: such a run diverges at once.
+    Scores that are not finite are skipped, because such a run diverges at its first step.
     """
     for mode, expected_NC in expected.scores.items():
         largest = float((found.scores[mode] - expected_NC).abs().max())
         if expected_NC.isfinite().all() and not largest <= _SCORES * float(expected_NC.abs().max()):
             return f"scores in {mode} change by {largest:.2g}"
     norms = [float(gradient.norm()) for gradient in expected.gradients.values()]
-    rounding = _OF_ALL * sum(norm**2 for norm in norms) ** 0.5
+    rounding = _NEGLIGIBLE * sum(norm**2 for norm in norms) ** 0.5
     for (name, gradient), norm in zip(expected.gradients.items(), norms, strict=True):
         other = found.gradients.get(name, torch.zeros_like(gradient))
         apart = float((other - gradient).norm())
@@ -98,12 +94,11 @@ def difference(found: Findings, expected: Findings) -> str | None:
 
 
 class _WithoutDropout(TorchFunctionMode):
-    """Make dropout keep everything, also every layer (layer drop asks `torch.rand`)."""
+    """Make dropout keep everything, including whole layers (layer drop calls `torch.rand`)."""
 
     def __torch_function__(
         self, function: Any, _: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Replace the functions that drop."""
         named = dict(kwargs or {})
         if function in (functional.dropout, torch.dropout):
             return args[0] if args else named["input"]

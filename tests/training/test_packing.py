@@ -207,5 +207,5 @@ def test_a_model_that_computes_otherwise_end_to_end_is_refused(
         return wrong(unpadded_scores(model, *arguments), model.training)
 
     monkeypatch.setattr(packing, "unpadded_scores", scores)
-    with pytest.raises(InputError, match=rf"end to end: {what}.* trainer=reference"):
+    with pytest.raises(InputError, match=rf"concatenated texts: {what}.* trainer=reference"):
         Pack([model], device=CPU, pad_id=0, sample=sample, reference=False)
