@@ -166,4 +166,4 @@ def _marked(model: Any, task: type[Task]) -> nn.Module:
 
 def _unloadable(task: type[Task], folder: Path, error: Exception) -> InputError:
     reason = str(error).strip().splitlines()[0][:200]
-    return InputError(f"{folder} can't be loaded as a sequence classifier: {reason}")
+    return InputError(f"{folder} can't be loaded as {task.model_noun}: {reason}")
