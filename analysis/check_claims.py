@@ -1,4 +1,4 @@
-"""Compare claims of documents and papers on LoRA with arithmetic and with trained runs.
+"""Check published claims on LoRA by arithmetic and by trained runs.
 
 python analysis/check_claims.py
 python analysis/check_claims.py sweep=rank_sweep live=true

@@ -1,4 +1,4 @@
-"""Keep the findings, tables and figures of a sweep under results/records/, to be committed.
+"""Keep the findings, tables and figures of a sweep in results/records/, to be committed.
 
 python analysis/record.py sweep=rank_sweep
 python analysis/record.py sweep=rank_sweep record=2026-11-22_rank_sweep

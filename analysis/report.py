@@ -1,4 +1,4 @@
-"""Write the report of a sweep from the run store.
+"""Write the report of a sweep from its ended runs. Nothing is trained.
 
 python analysis/report.py sweep=rank_sweep
 python analysis/report.py sweep=rank_sweep margin=0.01

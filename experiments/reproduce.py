@@ -1,4 +1,4 @@
-"""Run experiments one after the other, after a forecast of the time.
+"""Train and report experiments one after the other, after a forecast of the time.
 
 python experiments/reproduce.py                      # the flagship study: `make reproduce`
 python experiments/reproduce.py forecast=true        # only how long

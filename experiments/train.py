@@ -1,4 +1,4 @@
-"""Train one run, or with `-m` or an experiment a whole sweep, into the run store.
+"""Train one run, or a whole sweep with `-m` or `experiment=NAME`. Ended runs are kept.
 
 python experiments/train.py method=lora method.rank=8
 python experiments/train.py -m method=full,lora method.rank=1,2,4 seed=0,1,2 sweep=mine

@@ -1,4 +1,4 @@
-"""Truncate the updates of a sweep's full fine-tuning to rank k, and read the test split again.
+"""Truncate the updates of a sweep's full fine-tuning to rank k, and evaluate the model again.
 
 python experiments/truncate.py sweep=rank_sweep
 python experiments/truncate.py sweep=rank_sweep 'scopes=[all]' 'ranks=[0,4,16]'
@@ -13,7 +13,7 @@ from lowrank_study.methods.full import FullFineTuning
 
 
 def truncate(config: Mapping[str, Any]) -> None:
-    """Evaluate what is not there yet, and say where it is."""
+    """Make the missing evaluations, and print where they are."""
     from lowrank_study.sweeps.outcome import check_sweeps, report_command, require_sweeps
 
     require_sweeps(config)

@@ -1,4 +1,4 @@
-"""The page that `--help` shows: what a command does, its settings and its exit codes.
+"""Write the page that `--help` shows: what a command does, its settings and its exit codes.
 
 The text comes from the main's docstring and the comments in `conf/`.
 """
@@ -13,17 +13,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from lowrank_study.config.composition import CONF_FOLDER, Composer, composer_of
 
-_WIDTH = 110
+_WIDTH = 100
 _CODES = (
-    "Exit codes: 0 all done; 1 some runs failed or diverged, or a part of the input was left out;\n"
-    "2 bad input; 130 interrupted."
+    "Exit codes: 0 all done; 1 runs failed or diverged, or input was left out; 2 bad input;\n"
+    "130 interrupted."
 )
 _SETTING = re.compile(r"(\w+):(?:\s[^#]*)?(?:#\s*(.*))?")
 _MORE = re.compile(r"\s+#\s*(.*)")
 
 
 def usage(about: str, config_name: str, overrides: Sequence[str]) -> str:
-    """Return the page of a command, or of the choice that overrides such as `method=lora` make.
+    """Return the page of a command, or of a choice such as `method=lora` among the overrides.
 
     Args:
         about: Docstring of the command's module: what it does, and examples.
@@ -49,8 +49,12 @@ def usage(about: str, config_name: str, overrides: Sequence[str]) -> str:
         found = [
             (f"{g}={_shown(chosen.get(g))}", _listed(composer.choices(g))) for g in composer.groups
         ]
-        lines += ["Choices (`--help GROUP=NAME` shows the settings of one):", *_table(found), ""]
-    lines += ["Settings (KEY=VALUE or --KEY VALUE; type paths as they are):", *_table(rows), ""]
+        lines += ["Choices (`--help method=lora` shows the settings of one):", *_table(found), ""]
+    lines += [
+        "Settings (KEY=VALUE or --KEY VALUE; type paths as in any other command):",
+        *_table(rows),
+        "",
+    ]
     return "\n".join([*lines, _CODES])
 
 

@@ -20,15 +20,15 @@ def test_help_is_one_screen(script: str, run_command: RunCommand) -> None:
     assert (code, errors) == (0, "")
     lines = page.splitlines()
     assert len(lines) <= 40
-    assert max(map(len, lines)) <= 110
+    assert max(map(len, lines)) <= 100
     assert page.count(f"python {script}") == 3
     assert "Exit codes: 0 all done; 1 " in page
 
 
 def test_settings_are_told_with_their_value_and_meaning(run_command: RunCommand) -> None:
     _, page, _ = run_command("analysis/record.py", "-h")
-    assert "  margin=0.02          largest loss of test accuracy at which a rank" in page
-    assert "  record=              the record's name" in page
+    assert "  margin=0.02          largest loss of test score at which a rank" in page
+    assert "  record=              name of the record" in page
     _, page, _ = run_command("experiments/train.py", "--help", "method=lora")
     assert page.startswith("Low-rank adaptation: W = W0 + scaling")
     assert "method.alpha=16 " in page
