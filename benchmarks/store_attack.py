@@ -88,7 +88,7 @@ def attacked_worker(folder: Path, seed: int, share: float, container: int | None
     live_elsewhere(rng, container)
     store = RunStore(folder)
     while True:
-        for lease in store.claim_pack(store.packs("attack")):
+        for lease in store.lease_pack(store.packs("attack")):
             with lease:
                 print(_one_attempt(lease, rng), lease.run_id, flush=True)
         time.sleep(HEARTBEAT_SECONDS)

@@ -1,4 +1,4 @@
-"""Run a main as a command, with its settings, help, error messages and exit codes.
+"""Run a main as a command, with settings, help, error messages and exit codes.
 
     main = command(report, config_name="report")
 
@@ -29,16 +29,18 @@ if TYPE_CHECKING:
 def command(task: Callable[[Mapping[str, Any]], None], *, config_name: str) -> Callable[[], None]:
     """Wrap a function of a composed configuration into a `main()`.
 
-    `config_name` is the file of `conf/` with the settings. Bad input (an `InputError`, an unknown
-    setting, a path that can't be written) prints one line on standard error and exits with code 2.
-    A defect keeps its traceback.
+    Bad input prints one line on standard error and exits with code 2. A defect keeps its traceback.
+
+    Args:
+        task: The function.
+        config_name: The file of `conf/` with the settings.
     """
 
     def once(arguments: "Arguments") -> None:
         from lowrank_study.config.run import composed
 
         if arguments.is_grid or any(each.startswith("experiment=") for each in arguments.overrides):
-            raise InputError("this command starts no sweep: name one, as in sweep=NAME")
+            raise InputError("this command trains nothing: give a trained sweep, as in sweep=NAME")
         task(composed(config_name, *arguments.overrides))
 
     return _main(task, config_name, once)
@@ -59,7 +61,7 @@ def _main(
     task: Callable[..., None], config_name: str, run: Callable[["Arguments"], None]
 ) -> Callable[[], None]:
     def main() -> None:
-        with told_to_people():
+        with reported():
             from lowrank_study.config.arguments import read_arguments
 
             arguments = read_arguments(sys.argv[1:])
@@ -82,10 +84,10 @@ def _main(
 
 
 @contextmanager
-def told_to_people() -> Iterator[None]:
+def reported() -> Iterator[None]:
     """Turn an exception into one line of output and an exit code."""
-    _take_any_text()
-    if not sys.stderr.isatty():  # in a log, a progress bar is noise around the one line that counts
+    _accept_any_text()
+    if not sys.stderr.isatty():  # a log needs no progress bars
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     before = signal.signal(signal.SIGTERM, _stop)
     try:
@@ -97,7 +99,7 @@ def told_to_people() -> Iterator[None]:
         _end(1, str(error))
     except KeyboardInterrupt:
         _end(130, "interrupted: finished runs are kept; rerun to resume")
-    except BrokenPipeError:  # `| head` has read enough
+    except BrokenPipeError:  # as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except MemoryError:
@@ -111,8 +113,8 @@ def told_to_people() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _take_any_text() -> None:
-    """Replace letters that a terminal can't show (Δ in ASCII): they must not end a command."""
+def _accept_any_text() -> None:
+    """Escape letters that a terminal can't show, such as Δ in ASCII, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -124,7 +126,7 @@ def _stop(_: int, __: FrameType | None) -> None:
 
 
 def _one_line(text: str) -> str:
-    """Names of files may have line breaks in them."""
+    """Escape line breaks, which names of files may contain."""
     return text.replace("\n", "\\n").replace("\r", "\\r")
 
 

@@ -1,18 +1,16 @@
-"""The exceptions that are meant for people rather than for programmers."""
+"""Exceptions whose messages are written for users."""
 
 
 class InputError(ValueError):
-    """Something a person gave can't be used.
+    """A user's input can't be used.
 
-    The message is one line: what was wrong (the value itself), what would have been
-    valid, and what to do. Commands print it and exit with code 2; everything else that
-    is raised is a defect and keeps its traceback.
+    The message is one line: what was wrong, with the value, what is valid, and what to do. Commands
+    print it and exit with code 2.
     """
 
 
 class Unfinished(RuntimeError):
-    """A command has written its results, but something is missing from them.
+    """The results of a command are incomplete: runs failed, or input was left out.
 
-    Runs failed or diverged, or a part of the input was left out. The message lists them.
-    Commands print it last and exit with code 1.
+    The message lists what is missing. Commands print it last and exit with code 1.
     """

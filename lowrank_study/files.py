@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Write files atomically, and explain errors of the operating system."""
 
 import errno
 import json
@@ -20,14 +20,14 @@ _PARTIAL = ".part"
 
 @contextmanager
 def whole_file(path: Path, *, flush: bool = True) -> Iterator[IO[bytes]]:
-    """Give a file to write to, that takes the name `path` when all is written.
+    """Give a file to write to, which gets the name `path` once it is complete.
 
-    Whoever reads sees the old file or the whole new one, after a crash too. What goes wrong
-    while it is written leaves the old one.
+    Readers see the old file or the complete new one, even after a crash. An error while writing
+    keeps the old file.
 
     Args:
-        path: Of the file; its folder is made if need be.
-        flush: False where a file that is lost with the power is no loss: a disk takes its time.
+        path: Path of the file; missing folders are created.
+        flush: Whether to wait for the disk, so that the file survives a power failure.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL)
@@ -47,7 +47,7 @@ def whole_file(path: Path, *, flush: bool = True) -> Iterator[IO[bytes]]:
 
 
 def write_whole(path: Path, content: bytes, *, flush: bool = True) -> None:
-    """Write a file's whole content; see `whole_file`."""
+    """Write bytes to a file; see `whole_file`."""
     with whole_file(path, flush=flush) as file:
         file.write(content)
 
@@ -64,7 +64,7 @@ def write_parquet(path: Path, table: "pd.DataFrame") -> None:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Wait until a file's content, or a folder's names, are on the disk."""
+    """Wait until the content of a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -80,9 +80,9 @@ def require_folder(path: Path) -> Path:
     """
     there = next(p for p in (path.absolute(), *path.absolute().parents) if os.path.lexists(p))
     if not there.is_dir():
-        raise InputError(f"{there} is a file: name a folder")
+        raise InputError(f"{there} is a file: give a folder")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"{there} is not writable: name another folder, or change its permissions")
+        raise InputError(f"{there} is not writable: give another folder, or change its permissions")
     return path
 
 
@@ -90,39 +90,39 @@ _CAUSES = {
     errno.EACCES: ("permission denied", "choose another path, or change its permissions"),
     errno.EPERM: ("permission denied", "choose another path, or change its permissions"),
     errno.EROFS: ("the file system is read-only", "choose a path on another disk"),
-    errno.ENOSPC: ("no space left on the disk", "make room, then run it again"),
-    errno.EDQUOT: ("the disk quota is used up", "make room, then run it again"),
+    errno.ENOSPC: ("no space left on the disk", "free some space, then rerun"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space, then rerun"),
     errno.EFBIG: (
         "the file exceeds the largest size that is allowed",
         "raise the limit (`ulimit -f`), or use another disk",
     ),
-    errno.ENOTDIR: ("a file is where a folder is needed", "name a folder, or move the file away"),
-    errno.EEXIST: ("a file is where a folder is needed", "name a folder, or move the file away"),
-    errno.EISDIR: ("a folder is where a file is needed", "name a file, or move the folder away"),
+    errno.ENOTDIR: ("a file is where a folder is needed", "give a folder, or move the file away"),
+    errno.EEXIST: ("a file is where a folder is needed", "give a folder, or move the file away"),
+    errno.EISDIR: ("a folder is where a file is needed", "give a file, or move the folder away"),
     errno.ENAMETOOLONG: ("the name is too long for the file system", "choose a shorter path"),
-    errno.ELOOP: ("symbolic links form a loop", "name the file or folder itself"),
-    errno.ENOENT: ("no such file or folder", "check whether it was removed, then run it again"),
-    errno.EIO: ("the disk reports an error", "check the disk, then run it again"),
-    errno.ESTALE: ("the network file system lost the file", "check its server, then run it again"),
-    errno.EMFILE: ("too many files are open", "raise the limit (`ulimit -n`), then run it again"),
+    errno.ELOOP: ("symbolic links form a loop", "give the file or folder itself"),
+    errno.ENOENT: ("no such file or folder", "check whether it was removed, then rerun"),
+    errno.EIO: ("the disk reports an error", "check the disk, then rerun"),
+    errno.ESTALE: ("the network file system lost the file", "check its server, then rerun"),
+    errno.EMFILE: ("too many files are open", "raise the limit (`ulimit -n`), then rerun"),
 }
-"""Error number of the operating system → what it means, and what to do."""
+"""Error number of the operating system → its meaning and the remedy."""
 
 
 def os_error_message(error: BaseException) -> str | None:
-    """Return one line for an operating-system error: what failed, on which path, and what to do.
+    """Return one line on an error of the operating system: path, reason and remedy.
 
     Libraries written in Rust (safetensors, tokenizers) give the number only in their text.
 
     Returns:
-        None for other errors, such as a defect or a network failure.
+        The line; None for other errors, such as a defect or a network failure.
     """
     path, number = "", None
     if isinstance(error, OSError):
         number = error.errno
         names = [n for n in (error.filename2, error.filename) if isinstance(n, str | bytes)]
         path = os.fsdecode(names[0]) if names else ""
-        if path.endswith(_PARTIAL):  # of `whole_file`: users know only its folder
+        if path.endswith(_PARTIAL):  # made by `whole_file`; users know only its folder
             path = os.path.dirname(path)
     elif found := re.search(r"\(os error (\d+)\)", str(error)):
         number = int(found.group(1))

@@ -1,4 +1,4 @@
-"""Parts of an input that were not used: reported first, and refused above 5 %.
+"""Account for parts of an input that were not used; refuse more than 5 %.
 
     >>> row = LeftOut(count=12, total=300, unit="rows", of="reviews.csv", why="an empty label")
     >>> row.sentence

@@ -1,4 +1,4 @@
-"""What this process may use of the machine, and what it holds."""
+"""Facts on the machine and its processes: cores, memory, process ids."""
 
 import ctypes
 import os
@@ -22,13 +22,13 @@ def free_cores() -> list[int]:
 
 
 def cores_of_workers(workers: int) -> list[list[int]]:
-    """Deal the free cores out to so many processes; with more processes than cores they share."""
+    """Divide the free cores among processes; with too few cores, processes share them."""
     free = free_cores()
     return [free[number::workers] or [free[number % len(free)]] for number in range(workers)]
 
 
 def processor() -> tuple[str, frozenset[str]]:
-    """Return the processor's name and its instruction sets, as far as the system tells them."""
+    """Return the processor's name and instruction sets, if the system reports them."""
     fields: dict[str, str] = {}
     if _PROCESSOR.exists():
         for line in _PROCESSOR.read_text().splitlines():
@@ -39,19 +39,19 @@ def processor() -> tuple[str, frozenset[str]]:
 
 
 def has_status() -> bool:
-    """Whether the system tells what a process holds (Linux)."""
+    """Whether the system reports the memory of a process (Linux does)."""
     return _STATUS.exists()
 
 
 def status_bytes(field: str) -> int:
-    """Return a size from this process's status: `VmRSS` is now, `VmHWM` the most there was."""
+    """Return a size from this process's status: `VmRSS` (memory now) or `VmHWM` (its peak)."""
     lines = _STATUS.read_text().splitlines()
     [line] = [line for line in lines if line.startswith(f"{field}:")]
     return int(line.split()[1]) * 1024
 
 
 def process_space() -> str | None:
-    """Return a name of the processes among which a pid is unique; `None` if unknown.
+    """Return a name of the process namespace, in which a pid is unique; None if unknown.
 
     Containers may share a host name, and machines may share a kernel's namespace number, so the
     name contains both, and the boot.
@@ -75,9 +75,9 @@ def is_alive(pid: int) -> bool:
 
 
 def end_with_parent(parent: int) -> None:
-    """End this process by SIGTERM when its parent ends, in whatever way.
+    """Send this process SIGTERM as soon as its parent ends.
 
-    Only Linux offers this. Elsewhere, `os.getppid()` changes.
+    Only Linux offers this. Elsewhere, compare `os.getppid()` from time to time.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

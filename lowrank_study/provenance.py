@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, commit and machine, recorded with every run."""
+"""Collect the provenance of a result: versions, commit and machine."""
 
 import functools
 import importlib.metadata
@@ -24,9 +24,9 @@ _LIBRARIES = (
 
 @functools.cache
 def provenance() -> dict[str, str]:
-    """Return versions of Python and the libraries, the commit and the machine's make-up.
+    """Return the versions of Python and libraries, the commit, and the machine's properties.
 
-    Host names and paths are left out: a record may be published.
+    Host names and paths are left out, because a record may be published.
     """
     facts = {"lowrank_study": importlib.metadata.version("lowrank_study")}
     facts["commit"] = _commit()

@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 import pytest
 
-from lowrank_study.command import told_to_people
+from lowrank_study.command import reported
 from lowrank_study.errors import InputError, Unfinished
 
 
 def ended(happens: Callable[[], object]) -> int:
     """Return the exit code of a command that raises an exception."""
-    with pytest.raises(SystemExit) as exit, told_to_people():
+    with pytest.raises(SystemExit) as exit, reported():
         happens()
     assert isinstance(exit.value.code, int)
     return exit.value.code
@@ -54,7 +54,7 @@ def test_it_is_told_with_a_code(
 
 
 def test_a_defect_keeps_its_traceback() -> None:
-    with pytest.raises(ZeroDivisionError), told_to_people():
+    with pytest.raises(ZeroDivisionError), reported():
         raise ZeroDivisionError
 
 

@@ -84,7 +84,7 @@ def test_a_sweep_in_a_file_is_refused_before_anything_is_read(
     (tmp_path / "file").touch()
     for where in (tmp_path / "file", tmp_path / "file" / "below"):
         code, _, told = run_command("experiments/train.py", f"results={where}")
-        assert (code, told) == (2, f"error: {tmp_path / 'file'} is a file: name a folder\n")
+        assert (code, told) == (2, f"error: {tmp_path / 'file'} is a file: give a folder\n")
 
 
 @pytest.mark.slow
@@ -115,7 +115,10 @@ def test_a_report_trains_nothing(tmp_path: Path) -> None:
     command = [str(ROOT / "analysis" / "report.py"), "experiment=smoke", f"results={results}"]
     done = run(*command)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: this command starts no sweep: name one, as in sweep=NAME\n"
+    assert (
+        done.stderr
+        == "error: this command trains nothing: give a trained sweep, as in sweep=NAME\n"
+    )
     assert not results.exists()
 
 

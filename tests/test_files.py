@@ -60,7 +60,7 @@ def test_the_target_is_named_and_not_the_partial_file(tmp_path: Path) -> None:
 
 def test_a_library_in_rust_has_the_number_in_its_text() -> None:
     error = RuntimeError("I/O error: No space left on device (os error 28)")
-    assert os_error_message(error) == "no space left on the disk; make room, then run it again"
+    assert os_error_message(error) == "no space left on the disk; free some space, then rerun"
 
 
 @pytest.mark.parametrize("error", [ConnectionRefusedError(111, "refused"), ValueError("no")])

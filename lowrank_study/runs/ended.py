@@ -1,4 +1,4 @@
-"""An ended run in the run store, checked against the hashes that it recorded.
+"""Read an ended run from the run store, and check its files against the recorded hashes.
 
 >>> run = read_run(Path("results/runs") / run_id, run_id)
 >>> run.check_files("checkpoint/")     # refuses files that have changed since
@@ -30,7 +30,7 @@ class TrainedRun:
     status: str
     """`done`, `diverged` or `failed`."""
     record: Mapping[str, Any]
-    """What was measured: metrics, parameters, seconds, memory, provenance, or the reason."""
+    """Metrics, parameters, seconds, memory and provenance; or the reason, if it is not done."""
     folder: Path
 
     @property
@@ -42,7 +42,7 @@ class TrainedRun:
     def checkpoint_sha256(self) -> str | None:
         """One SHA-256 over the names and hashes of the checkpoint's files.
 
-        `None` for a run that predates these hashes.
+        None for a run that is older than these hashes.
         """
         hashes = self._hashes("checkpoint/")
         return hashlib.sha256(json.dumps(hashes).encode()).hexdigest() if hashes else None
@@ -51,8 +51,8 @@ class TrainedRun:
         """Compare the run's files with the hashes that were recorded when it ended.
 
         Args:
-            start: Beginning of the paths to check: `checkpoint/`, or a file's name. A run that
-                predates these hashes is not checked.
+            start: Start of the paths to check: `checkpoint/`, or a file's name. A run that is older
+                than these hashes is not checked.
 
         Raises:
             InputError: A file is missing, can't be read, or differs from the one that the run
@@ -86,7 +86,7 @@ def read_run(folder: Path, run_id: str) -> TrainedRun | None:
     path = folder / "record.json"
     if not path.is_file():
         return None
-    remedy = "run its sweep again, which moves it aside and trains the run anew"
+    remedy = "run its sweep again, which moves it aside and trains the run again"
     try:
         record = json_in(path)
         whole = isinstance(record, dict) and record.get("status") in STATUSES
@@ -125,8 +125,8 @@ def spec_in(path: Path, run_id: str, *, remedy: str) -> RunSpec:
         return spec
     if name.rpartition("-")[2] == run_id.rpartition("-")[2]:  # the digests
         raise DamagedRun(
-            f"{run_id} is not read: an older version trained it, under a name that did not tell "
-            f"it from other methods; start its command again, which trains it as {name}"
+            f"{run_id} is not read: an older version trained it, under a name that other methods "
+            f"shared; run its command again, which trains it as {name}"
         )
     raise DamagedRun(f"{path} is damaged: {remedy}")
 

@@ -1,4 +1,4 @@
-"""Leases: the right to write one run, held by one worker at a time and lost by silence.
+"""Leases: the right to write one run, which one worker at a time holds and keeps by heartbeats.
 
 Files in the run store's folder:
 
@@ -41,10 +41,10 @@ from lowrank_study.spec import RunSpec, to_mapping
 HEARTBEAT_SECONDS = 1.0
 STALE_SECONDS = 120.0
 _LONGEST_GAP = 5.0
-"""Most seconds of silence that two successive looks add: a watcher may have been suspended with
-the worker that it watches."""
+"""Longest silence that is counted between two looks, because the watcher itself may have been
+suspended."""
 _LEASE_BYTES = 1024
-"""A lease is overwritten in place with a constant size, which works on a full disk too."""
+"""Constant size of a lease; overwriting it in place works even on a full disk."""
 _TAKEN = (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST)
 """Errors of a rename if another worker was first."""
 
@@ -80,7 +80,7 @@ class Lease:
         """Report the share of the run that is done.
 
         Raises:
-            LeaseLost: Another worker has the run now; continuing is useless.
+            LeaseLost: Another worker has the run now, so continuing is useless.
         """
         self.progress = progress
         if self._lost.is_set():
@@ -122,7 +122,7 @@ class Lease:
         self.release()
 
     def release(self) -> None:
-        """Give the run back; delete what was written and not committed."""
+        """Give the run back, and delete what was not committed."""
         self._over.set()
         self._heart.join()
         take_away(self._holder, self._gone)
@@ -172,7 +172,7 @@ class Leases:
         self._watched: dict[str, _Watch] = {}
 
     def prepare(self) -> None:
-        """Make the folders, and remove what dead workers left behind."""
+        """Create the folders, and remove what dead workers left behind."""
         self._running.mkdir(parents=True, exist_ok=True)
         self._gone.mkdir(exist_ok=True)
         for left in _entries(self._gone):
@@ -190,7 +190,7 @@ class Leases:
         return {path.name for path in _entries(self._running) if not path.name.startswith(".")}
 
     def take(self, spec: RunSpec) -> Lease | None:
-        """Take a run that no living worker holds; `None` if one does."""
+        """Take a run that no living worker holds; None if one does."""
         for _ in range(3):  # the cleanup of another process may remove a folder not yet in place
             if not self._is_free(spec.run_id):
                 return None
@@ -229,7 +229,7 @@ class Leases:
         )
 
     def progress(self, run_id: str) -> float | None:
-        """Return the share of a run that is done; `None` if no worker has it."""
+        """Return the share of a run that is done; None if no worker has it."""
         for holder in _entries(self._running / run_id):
             with suppress(OSError):
                 share = _parsed((holder / "lease.json").read_bytes()).get("progress")
@@ -268,7 +268,7 @@ class Leases:
 
 
 class _Watch:
-    """How long the lease of one worker has not changed, by this process's own clock."""
+    """Measures for how long a lease has not changed, by this process's own clock."""
 
     def __init__(self) -> None:
         self.has_beaten = False

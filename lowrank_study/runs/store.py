@@ -1,10 +1,10 @@
-"""The run store: which runs are planned, running and ended; safe against crashes and races.
+"""The run store: which runs are planned, running and ended. It survives crashes and races.
 
 Under the store's folder:
 
     <run_id>/                an ended run: spec.json, record.json, checkpoint/, predictions.parquet
-    .planned/<run_id>.json   its specification, for the workers; `.alone` beside it: train it by
-                             itself, because a worker died while training its pack
+    .planned/<run_id>.json   its specification, for the workers
+    .planned/<run_id>.alone  train it by itself, because a worker died while training its pack
     .running/                the runs that workers have leased (`leases.py`)
     .sweeps/<name>.json      which run ids a sweep consists of, and how they are packed
     .aside/                  damaged runs, moved out of the way of a new attempt
@@ -14,7 +14,7 @@ looks finished. A path is never deleted by name if another process may have repl
 
     >>> store = RunStore(Path("results/runs"))
     >>> store.plan("ranks", [[spec]], question="Which rank is enough?")
-    >>> with store.claim(store.sweep("ranks")) as lease:
+    >>> with store.lease(store.sweep("ranks")) as lease:
     ...     lease.commit(status="done", record={...})
 """
 
@@ -44,7 +44,7 @@ __all__ = ["STATUSES", "DamagedRun", "RunStore", "TrainedRun"]
 
 
 class RunStore:
-    """Plans, leases and ends runs in one folder; several processes may do so at once.
+    """Plans, leases and ends runs in a folder, which several processes may share.
 
     Args:
         folder: Folder of the store.
@@ -67,10 +67,10 @@ class RunStore:
         aside and planned again. Any number of processes may plan the same runs at once.
 
         Args:
-            sweep: Name of the sweep. Runs that were planned under it before and are not among these
-                are no longer part of it.
-            packs: Its runs: those in one pack are best trained together.
-            question: What it asks, in one sentence.
+            sweep: Name of the sweep. Other runs that were planned under this name before are no
+                longer part of it.
+            packs: The runs, grouped into those that are best trained together.
+            question: What the sweep asks, in one sentence.
         """
         packs = [list(pack) for pack in packs]
         by_id = {spec.run_id: spec for pack in packs for spec in pack}
@@ -119,14 +119,14 @@ class RunStore:
         return (self._sweeps / f"{name}.json").is_file()
 
     def planned_spec(self, run_id: str) -> RunSpec | None:
-        """Return the specification by which a run is planned; `None` if there is no whole one."""
+        """Return the specification by which a run is planned; None if it is missing or damaged."""
         try:
             return spec_in(self._planned / f"{run_id}.json", run_id, remedy="")
         except DamagedRun:
             return None
 
-    def claim(self, run_ids: Iterable[str]) -> Lease | None:
-        """Lease the first of these runs that is free; `None` if no run is free.
+    def lease(self, run_ids: Iterable[str]) -> Lease | None:
+        """Lease the first of these runs that is free; None if no run is free.
 
         A run is free if it is planned, has not ended, and no worker that may be alive has it.
         """
@@ -149,12 +149,12 @@ class RunStore:
             return lease
         return None
 
-    def claim_pack(self, packs: Sequence[Sequence[str]]) -> list[Lease]:
-        """Lease the free runs of the first pack that has any; [] if no run is free."""
+    def lease_pack(self, packs: Sequence[Sequence[str]]) -> list[Lease]:
+        """Lease the free runs of the first pack that has any; return [] if no run is free."""
         for pack in packs:
             alone = [run_id for run_id in pack if (self._planned / f"{run_id}.alone").exists()]
             for run_ids in ([r for r in pack if r not in alone], *([r] for r in alone)):
-                if leases := [lease for run_id in run_ids if (lease := self.claim([run_id]))]:
+                if leases := [lease for run_id in run_ids if (lease := self.lease([run_id]))]:
                     return leases
         return []
 
@@ -176,7 +176,7 @@ class RunStore:
         return run
 
     def ended(self, run_ids: Sequence[str]) -> list[TrainedRun]:
-        """Return those of the runs that have ended, in the given order.
+        """Return the runs that have ended, in the given order.
 
         Damaged runs count as not ended and are reported on standard error.
         """
@@ -192,13 +192,13 @@ class RunStore:
         return found
 
     def left(self, specs: Iterable[RunSpec]) -> list[RunSpec]:
-        """Return those of the runs that a sweep would train, each once: not ended, or failed."""
+        """Return the runs that a sweep would train: not ended, or failed. Each is returned once."""
         unique = {spec.run_id: spec for spec in specs}
         over = {run.spec.run_id for run in self.ended(list(unique)) if run.status != "failed"}
         return [spec for run_id, spec in unique.items() if run_id not in over]
 
     def free(self, run_ids: Iterable[str]) -> list[str]:
-        """Return those of the runs that have not ended and that no living worker has."""
+        """Return the runs that have not ended and that no living worker has."""
         running = self._leases.run_ids()
         return [
             run_id
@@ -219,7 +219,7 @@ class RunStore:
         return any(doubts)
 
     def progress(self, run_ids: Iterable[str]) -> dict[str, float]:
-        """Return for every ended or running one of the runs the share of it that is done."""
+        """Return run id → share done of all runs that have ended or are running."""
         shares, running = {}, self._leases.run_ids()
         for run_id in run_ids:
             if (self.folder / run_id / "record.json").is_file():
@@ -229,19 +229,16 @@ class RunStore:
         return shares
 
     def end_runs_of(self, worker: str, reason: str) -> int:
-        """End as failed the run of a worker that has died.
+        """End the run of a dead worker as failed, and return the number of its runs.
 
-        Runs of a pack are given back instead, each to be tried alone: only one of them may have
-        been the cause, and it costs the others nothing.
-
-        Returns:
-            How many runs that were.
+        Runs of a pack are given back instead and trained alone, because one of them may have been
+        the cause.
         """
         run_ids = self.give_back_runs_of(worker)
         for run_id in run_ids:
             if len(run_ids) > 1:
                 (self._planned / f"{run_id}.alone").touch()
-            elif lease := self.claim([run_id]):
+            elif lease := self.lease([run_id]):
                 with lease, suppress(LeaseLost):
                     lease.commit(status="failed", record={"message": reason})
         return len(run_ids)
@@ -260,8 +257,8 @@ class RunStore:
         path = self._sweeps / f"{name}.json"
         if not path.is_file():
             known = self.sweeps()
-            told = f"planned sweeps: {', '.join(known)}" if known else "no sweep is planned there"
-            raise InputError(f"no sweep {name!r} in {self.folder}: {told}")
+            hint = f"planned sweeps: {', '.join(known)}" if known else "no sweep is planned there"
+            raise InputError(f"no sweep {name!r} in {self.folder}: {hint}")
         planned = json_in(path)
         try:
             whole = all(type(run_id) is str for pack in planned["packs"] for run_id in pack)
@@ -303,7 +300,7 @@ class RunStore:
                 self._put_back(run_id)
 
     def _put_back(self, run_id: str) -> None:
-        """Finish the work of a killed planner: restore ended runs, delete failed ones."""
+        """Finish what a killed planner left: restore ended runs, delete failed ones."""
         for aside in self._aside.glob(f"{run_id}.*"):
             match status_in(aside, run_id):
                 case "failed":

@@ -53,7 +53,7 @@ def do_work(work: Work, *, device: str, name: str | None = None, parent: int | N
         lease.advance(share)
 
     while not _is_orphan(parent):
-        if leases := store.claim_pack(packs):
+        if leases := store.lease_pack(packs):
             with ExitStack() as held:
                 for lease in leases:
                     held.enter_context(lease)

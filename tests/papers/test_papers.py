@@ -104,9 +104,9 @@ def test_a_paper_needs_all_of_its_runs(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="0 of 2 runs of paper_lora_table6 have ended"):
         runs_of(paper, tmp_path)
     for spec, status in zip(specs, ("failed", "done"), strict=True):
-        claim = store.claim([spec.run_id])
-        assert claim is not None
-        claim.commit(status=status, record={"message": "x", "test": {"accuracy": 0.5}})
+        lease = store.lease([spec.run_id])
+        assert lease is not None
+        lease.commit(status=status, record={"message": "x", "test": {"accuracy": 0.5}})
     assert [run.status for run in runs_of(paper, tmp_path)] == ["failed", "done"]
     with pytest.raises(InputError, match="no sweep 'paper_lora_table6_paper'"):
         runs_of(paper.at_scale("paper"), tmp_path)

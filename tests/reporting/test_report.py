@@ -330,7 +330,7 @@ def test_what_cannot_be_reported_writes_nothing(thin_study: StudyTables, tmp_pat
         )
     assert not (tmp_path / "new").exists()
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(InputError, match="is a file: name a folder"):
+    with pytest.raises(InputError, match="is a file: give a folder"):
         write_report(thin_study, tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
 

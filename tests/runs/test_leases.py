@@ -37,7 +37,7 @@ def elsewhere(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> RunStore:
 
 
 def taken(store: RunStore) -> Lease:
-    lease = store.claim(store.sweep("s"))
+    lease = store.lease(store.sweep("s"))
     assert lease is not None
     return lease
 
@@ -52,7 +52,7 @@ def silence(lease: Lease) -> None:
 def taken_over(store: RunStore) -> Lease:
     until = time.monotonic() + 10
     while time.monotonic() < until:
-        if lease := store.claim(store.sweep("s")):
+        if lease := store.lease(store.sweep("s")):
             return lease
         time.sleep(0.02)
     raise AssertionError("never taken over")
@@ -117,7 +117,7 @@ def test_the_clocks_of_two_machines_do_not_matter(
     until = time.monotonic() + 0.5
     while time.monotonic() < until:
         os.utime(file, (0, 3600 * 24 * 365 * 100 * (hours > 0)))
-        assert elsewhere.claim([living.run_id]) is None
+        assert elsewhere.lease([living.run_id]) is None
         time.sleep(0.02)
     assert elsewhere.held([living.run_id])
     silence(living)
@@ -143,11 +143,11 @@ def test_an_equal_host_name_does_not_say_that_a_worker_is_dead(
     living = taken(store)
     monkeypatch.setattr(leases, "is_alive", lambda pid: False)
     monkeypatch.setattr(leases, "process_space", lambda: "host boot pid:[2]")
-    assert RunStore(store.folder).claim([spec.run_id]) is None
+    assert RunStore(store.folder).lease([spec.run_id]) is None
     monkeypatch.setattr(leases, "process_space", lambda: None)  # no Linux
-    assert RunStore(store.folder).claim([spec.run_id]) is None
+    assert RunStore(store.folder).lease([spec.run_id]) is None
     monkeypatch.setattr(leases, "process_space", lambda: "host boot pid:[1]")
-    lease = RunStore(store.folder).claim([spec.run_id])
+    lease = RunStore(store.folder).lease([spec.run_id])
     assert lease is not None
     silence(living)
     lease.release()
@@ -181,7 +181,7 @@ def test_a_damaged_lease_is_judged_by_whether_it_changes(
     living = taken(store)
     silence(living)
     (living.folder.parent / "lease.json").write_bytes(content)
-    assert elsewhere.claim([living.run_id]) is None
+    assert elsewhere.lease([living.run_id]) is None
     assert elsewhere.progress([living.run_id]) == {living.run_id: 0.0}
     taken_over(elsewhere).release()
 
@@ -227,7 +227,7 @@ def test_a_removed_store_ends_its_workers_and_does_not_come_back(
     with pytest.raises(LeaseLost):
         living.advance(0.5)
     living.release()
-    assert store.claim([living.run_id]) is None
+    assert store.lease([living.run_id]) is None
     assert not store.folder.exists()
 
 

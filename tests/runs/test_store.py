@@ -38,13 +38,13 @@ def plan(store: RunStore, specs: list[RunSpec]) -> list[str]:
 def test_a_run_goes_from_planned_to_done(store: RunStore, specs: list[RunSpec]) -> None:
     run_ids = plan(store, specs)
     assert store.ended(run_ids) == []
-    claim = store.claim(run_ids)
-    assert claim is not None
-    claim.advance(0.5)
-    (claim.folder / "checkpoint").mkdir()
-    (claim.folder / "checkpoint" / "weights").write_text("w")
+    lease = store.lease(run_ids)
+    assert lease is not None
+    lease.advance(0.5)
+    (lease.folder / "checkpoint").mkdir()
+    (lease.folder / "checkpoint" / "weights").write_text("w")
     assert not (store.folder / run_ids[0]).exists()
-    claim.commit(status="done", record={"test": {"accuracy": 0.5}})
+    lease.commit(status="done", record={"test": {"accuracy": 0.5}})
     [run] = store.ended(run_ids)
     assert run.spec == specs[0]
     assert run.status == "done"
@@ -60,26 +60,26 @@ def test_the_same_specification_twice_is_one_run(store: RunStore, specs: list[Ru
 
 def test_only_one_worker_gets_a_run(store: RunStore, specs: list[RunSpec]) -> None:
     run_ids = plan(store, specs[:1])
-    first = store.claim(run_ids)
+    first = store.lease(run_ids)
     assert first is not None
-    assert store.claim(run_ids) is None
+    assert store.lease(run_ids) is None
     first.release()
-    again = store.claim(run_ids)
+    again = store.lease(run_ids)
     assert again is not None
     again.release()
 
 
-def claim_all(folder: str, gate: "multiprocessing.synchronize.Event") -> list[str]:
+def lease_all(folder: str, gate: "multiprocessing.synchronize.Event") -> list[str]:
     store, won = RunStore(Path(folder)), []
     gate.wait()
-    while claim := store.claim(store.sweep("s")):
-        claim.commit(status="done", record={})
-        won.append(claim.run_id)
+    while lease := store.lease(store.sweep("s")):
+        lease.commit(status="done", record={})
+        won.append(lease.run_id)
     return won
 
 
 def race(folder: str, gate: "multiprocessing.synchronize.Event", out: Path) -> None:
-    out.write_text(json.dumps(claim_all(folder, gate)))
+    out.write_text(json.dumps(lease_all(folder, gate)))
 
 
 def test_processes_that_race_share_the_runs(store: RunStore, tmp_path: Path) -> None:
@@ -104,10 +104,10 @@ import sys, time
 from pathlib import Path
 from lowrank_study.runs.store import RunStore
 store = RunStore(Path(sys.argv[1]), worker="killed")
-claim = store.claim(store.sweep("s"))
-(claim.folder / "checkpoint").mkdir()
-(claim.folder / "checkpoint" / "half").write_text("half")
-print("claimed", flush=True)
+lease = store.lease(store.sweep("s"))
+(lease.folder / "checkpoint").mkdir()
+(lease.folder / "checkpoint" / "half").write_text("half")
+print("leased", flush=True)
 time.sleep(60)
 """
 
@@ -119,14 +119,14 @@ def test_a_killed_worker_leaves_nothing_that_looks_finished(
     command = [sys.executable, "-c", KILLED, str(store.folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
         assert worker.stdout is not None
-        assert worker.stdout.readline() == "claimed\n"
-        assert store.claim(run_ids) is None
+        assert worker.stdout.readline() == "leased\n"
+        assert store.lease(run_ids) is None
         worker.send_signal(signal.SIGKILL)
     assert store.ended(run_ids) == []
-    claim = store.claim(run_ids)  # taken over at once: its process is gone
-    assert claim is not None
-    assert not (claim.folder / "checkpoint").exists()
-    claim.commit(status="done", record={})
+    lease = store.lease(run_ids)  # taken over at once: its process is gone
+    assert lease is not None
+    assert not (lease.folder / "checkpoint").exists()
+    lease.commit(status="done", record={})
     assert len(store.ended(run_ids)) == 1
 
 
@@ -135,13 +135,13 @@ def test_failed_runs_are_planned_again_and_diverged_ones_are_not(
 ) -> None:
     run_ids = plan(store, specs[:2])
     for status in ("failed", "diverged"):
-        claim = store.claim(run_ids)
-        assert claim is not None
-        claim.commit(status=status, record={"message": "because"})
+        lease = store.lease(run_ids)
+        assert lease is not None
+        lease.commit(status=status, record={"message": "because"})
     assert [run.status for run in store.ended(run_ids)] == ["failed", "diverged"]
     plan(store, specs[:2])
     assert [run.status for run in store.ended(run_ids)] == ["diverged"]
-    assert store.claim(run_ids) is not None
+    assert store.lease(run_ids) is not None
 
 
 def test_a_crashed_process_fails_its_run(store: RunStore, specs: list[RunSpec]) -> None:
@@ -160,26 +160,26 @@ def test_a_crashed_process_fails_its_run(store: RunStore, specs: list[RunSpec]) 
 def test_a_crashed_pack_is_tried_run_by_run(store: RunStore, specs: list[RunSpec]) -> None:
     """Only one of its runs may have been the cause: the others are to lose nothing."""
     run_ids = store.plan("s", [specs[:2], specs[2:]], question="Why?")
-    died = RunStore(store.folder, worker="w").claim_pack(store.packs("s"))
-    assert [claim.run_id for claim in died] == run_ids[:2]
+    died = RunStore(store.folder, worker="w").lease_pack(store.packs("s"))
+    assert [lease.run_id for lease in died] == run_ids[:2]
     assert store.end_runs_of("w", "ended by SIGKILL") == 2
     assert store.ended(run_ids) == []
     for run_id in run_ids:
-        [claim] = store.claim_pack(store.packs("s"))
-        assert claim.run_id == run_id
-        claim.commit(status="done", record={})
-    assert store.claim_pack(store.packs("s")) == []
+        [lease] = store.lease_pack(store.packs("s"))
+        assert lease.run_id == run_id
+        lease.commit(status="done", record={})
+    assert store.lease_pack(store.packs("s")) == []
     assert not list((store.folder / ".running").iterdir())
 
 
-def test_a_pack_is_claimed_as_far_as_it_is_free(store: RunStore, specs: list[RunSpec]) -> None:
+def test_a_pack_is_leased_as_far_as_it_is_free(store: RunStore, specs: list[RunSpec]) -> None:
     run_ids = store.plan("s", [specs], question="Why?")
-    first = store.claim(run_ids[:1])
+    first = store.lease(run_ids[:1])
     assert first is not None
-    rest = store.claim_pack(store.packs("s"))
-    assert [claim.run_id for claim in rest] == run_ids[1:]
-    for claim in (first, *rest):
-        claim.release()
+    rest = store.lease_pack(store.packs("s"))
+    assert [lease.run_id for lease in rest] == run_ids[1:]
+    for lease in (first, *rest):
+        lease.release()
 
 
 def test_an_unknown_sweep_is_refused_with_the_known_ones(
@@ -191,7 +191,7 @@ def test_an_unknown_sweep_is_refused_with_the_known_ones(
 
 
 def commit(store: RunStore, run_id: str, status: str = "done", **files: str) -> None:
-    lease = store.claim([run_id])
+    lease = store.lease([run_id])
     assert lease is not None
     for name, content in files.items():
         (lease.folder / "checkpoint").mkdir(exist_ok=True)
@@ -272,7 +272,7 @@ def test_no_damage_is_a_traceback(file: str, store: RunStore, specs: list[RunSpe
         with suppress(InputError):
             store.load(run_ids[0]).check_files("checkpoint/")
         store.ended(run_ids)
-        if lease := store.claim(run_ids):
+        if lease := store.lease(run_ids):
             lease.release()
         plan(store, specs[:2])
         assert store.sweep("s") == run_ids
@@ -305,7 +305,7 @@ def test_a_damaged_plan_is_named_and_the_others_are_trained(
 ) -> None:
     run_ids = plan(store, specs)
     (store.folder / ".planned" / f"{run_ids[0]}.json").write_text("{")
-    lease = store.claim(run_ids)
+    lease = store.lease(run_ids)
     assert lease is not None
     lease.release()
     assert lease.run_id == run_ids[1]
@@ -409,7 +409,7 @@ sys.stdin.readline()
 for _ in range(6):
     store.plan("s", [[spec] for spec in specs], question="Why?")
     for spec in specs:
-        if lease := store.claim([spec.run_id]):
+        if lease := store.lease([spec.run_id]):
             lease.commit(status="failed", record={"message": "because"})
 """
 

@@ -23,7 +23,7 @@ IMPORTS = "import os, sys, time, signal; from pathlib import Path;"
 COMMITS_ONE = (
     "from lowrank_study.runs.store import RunStore;"
     "store = RunStore(Path(sys.argv[sys.argv.index('--results') + 1]) / 'runs');"
-    "[lease] = store.claim_pack(store.packs('s'));"
+    "[lease] = store.lease_pack(store.packs('s'));"
     "lease.commit(status='done', record={})"
 )
 
@@ -113,7 +113,7 @@ WORKER = (
     "w.signal.signal(w.signal.SIGTERM, w._end);"
     "end_with_parent(int(sys.argv[sys.argv.index('--parent') + 1]));"
     "store = w.RunStore(Path(sys.argv[sys.argv.index('--results') + 1]) / 'runs');"
-    "lease = store.claim_pack(store.packs('s'))[0];"
+    "lease = store.lease_pack(store.packs('s'))[0];"
     "lease.__enter__();"
     "exec('with lease: time.sleep(120)')"
 )

@@ -26,10 +26,10 @@ def end(specs: Sequence[RunSpec], results: Path) -> None:
     store = RunStore(results / "runs")
     store.plan("ended", [specs], question="")
     for number, spec in enumerate(specs):
-        claim = store.claim([spec.run_id])
-        assert claim is not None
+        lease = store.lease([spec.run_id])
+        assert lease is not None
         accuracy = 0.9 if number == len(specs) // 2 else 0.5
-        claim.commit(status="done", record={"validation": {"accuracy": accuracy, "loss": 0.1}})
+        lease.commit(status="done", record={"validation": {"accuracy": accuracy, "loss": 0.1}})
 
 
 @pytest.fixture(autouse=True)
@@ -63,9 +63,9 @@ def test_a_failed_run_is_still_to_be_trained(tiny_overrides: list[str], tmp_path
     store = RunStore(tmp_path / "runs")
     store.plan("ended", [before[:3]], question="")
     for spec in before[:3]:
-        claim = store.claim([spec.run_id])
-        assert claim is not None
-        claim.commit(status="failed", record={"message": "the disk is full"})
+        lease = store.lease([spec.run_id])
+        assert lease is not None
+        lease.commit(status="failed", record={"message": "the disk is full"})
     assert runs_of(configs) == before
     assert forecast(before[:3], results=tmp_path, workers=1) > 0.0
 

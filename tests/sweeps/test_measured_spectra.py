@@ -175,10 +175,10 @@ def test_a_damaged_file_of_spectra_is_noticed_and_measured_again(results: Path) 
     whole, values = path.read_bytes(), load_spectra(path)[0].singular_values
     [place] = [at for at in range(len(whole)) if whole.startswith(values[0].tobytes(), at)]
     path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
-    with pytest.raises(InputError, match="isn't a whole Parquet file; measure the spectra again"):
+    with pytest.raises(InputError, match="is not a whole Parquet file; measure the spectra again"):
         load_spectra(path)
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match="isn't a whole Parquet file"):
+    with pytest.raises(InputError, match="is not a whole Parquet file"):
         read_spectra(run, results)
     measure_run(run, results)
     assert read_spectra(run, results)

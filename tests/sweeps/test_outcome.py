@@ -28,10 +28,10 @@ def plan(results: Path, *statuses: str, left_out: tuple[str, ...] = ()) -> None:
     store.plan("mine", [[spec] for spec in specs], question="Why?")
     for spec, status in zip(specs, statuses, strict=True):
         if status:
-            claim = store.claim([spec.run_id])
-            assert claim is not None
+            lease = store.lease([spec.run_id])
+            assert lease is not None
             record = {**DONE, "left_out": list(left_out)} if status == "done" else BAD
-            claim.commit(status=status, record=record)
+            lease.commit(status=status, record=record)
 
 
 def test_all_done_is_no_word(tmp_path: Path) -> None:

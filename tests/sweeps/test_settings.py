@@ -54,9 +54,9 @@ def end(results: Path, sweep: str, *specs: RunSpec) -> None:
     store = RunStore(results / "runs")
     store.plan(sweep, [[spec] for spec in specs], question="")
     for spec in specs:
-        claim = store.claim([spec.run_id])
-        assert claim is not None
-        claim.commit(status="done", record={"validation": {"accuracy": 0.5, "loss": 1.0}})
+        lease = store.lease([spec.run_id])
+        assert lease is not None
+        lease.commit(status="done", record={"validation": {"accuracy": 0.5, "loss": 1.0}})
 
 
 def test_neither_a_report_nor_a_cut_mixes_sizes(tmp_path: Path) -> None:

@@ -93,11 +93,11 @@ def ended(spec: RunSpec, results: Path, digest: str) -> None:
     """Make up a done run; one that does not read the test split has no spectra."""
     store = RunStore(results / "runs")
     store.plan("mine", [[spec]], question="")
-    claim = store.claim([spec.run_id])
-    assert claim is not None
+    lease = store.lease([spec.run_id])
+    assert lease is not None
     accuracy = {"accuracy": 0.5, "loss": 1.0}
     record = {"validation": accuracy, "left_out": [FIRST], "provenance": {"data_sha256": digest}}
-    claim.commit(status="done", record=record)
+    lease.commit(status="done", record=record)
 
 
 def test_runs_that_have_ended_say_again_what_was_left_out(

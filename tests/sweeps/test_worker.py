@@ -62,7 +62,7 @@ def test_a_disk_that_fills_while_committing_is_the_reason(
     monkeypatch.setattr(leases, "flush_to_disk", full)
     told = train(results, fits, monkeypatch)
     assert len(told) == 2
-    assert all("no space left on the disk; make room" in message for message in told.values())
+    assert all("no space left on the disk; free some space" in message for message in told.values())
     assert capsys.readouterr().err == ""
 
 
@@ -72,7 +72,7 @@ def test_a_full_disk_in_training_is_one_line_and_a_defect_a_traceback(
     in_rust = RuntimeError("I/O error: No space left on device (os error 28)")
     told = train(results, lambda _: [in_rust, KeyError("defect")], monkeypatch)
     assert [*told.values()] == [
-        "no space left on the disk; make room, then run it again",
+        "no space left on the disk; free some space, then rerun",
         "KeyError: 'defect'",
     ]
     assert capsys.readouterr().err == "KeyError: 'defect'\n"  # was never raised: no frames

@@ -371,9 +371,9 @@ def test_sweeps_are_read_from_the_store_each_run_once(tmp_path: Path) -> None:
         store.plan(name, [[spec] for spec in planned], question="Why?")
     with pytest.raises(InputError, match="no run of the sweep 'first' has ended"):
         load_evidence(tmp_path, sweeps=["first"], records=[], serving=None)
-    for claim in iter(lambda: store.claim([spec.run_id for spec in specs]), None):
-        accuracy = {"accuracy": 0.7 + 0.01 * claim.spec.seed, "majority_accuracy": 0.5}
-        claim.commit(status="done", record={"test": accuracy, "validation": accuracy})
+    for lease in iter(lambda: store.lease([spec.run_id for spec in specs]), None):
+        accuracy = {"accuracy": 0.7 + 0.01 * lease.spec.seed, "majority_accuracy": 0.5}
+        lease.commit(status="done", record={"test": accuracy, "validation": accuracy})
     found = load_evidence(tmp_path, sweeps=["first", "second"], records=[], serving=None)
     assert found.runs is not None
     assert found.rates is not None
@@ -390,9 +390,9 @@ def test_sweeps_that_were_trained_otherwise_are_settings_of_their_own(tmp_path: 
     for name, length in lengths.items():
         spec = compose("method=lora", f"task.max_length={length}")
         store.plan(name, [[spec]], question="Why?")
-        claim = store.claim([spec.run_id])
-        assert claim is not None
-        claim.commit(status="done", record={"test": {"accuracy": 0.7}})
+        lease = store.lease([spec.run_id])
+        assert lease is not None
+        lease.commit(status="done", record={"test": {"accuracy": 0.7}})
     found = load_evidence(tmp_path, sweeps=list(lengths), records=[], serving=None)
     assert found.runs is not None
     [first, second] = found.runs["setting"]
