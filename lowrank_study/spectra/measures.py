@@ -21,6 +21,7 @@ from lowrank_study.spectra.readings import (
     always,
     barely_changes_above_floor,
     counts_above_floor,
+    decided_elsewhere,
     has_values_above_floor,
     resolved,
     without_value,
@@ -70,6 +71,11 @@ class Measure:
     NaN if it is undefined. None for a decay fit, and for the groups "base" and "other"."""
     stands: Callable[[Spectrum, float], bool]
     """Returns whether a value is resolved, so not decided by rounding."""
+
+    @property
+    def may_be_hidden(self) -> bool:
+        """Whether rounding can decide its value, so that tables hold the formula's result too."""
+        return self.stands is not always
 
     @property
     def meaning(self) -> str:
@@ -265,16 +271,16 @@ MEASURES = (
         stands=lambda s, _: s.above_floor.size >= 10),
     _measure(
         "power_law_rate", "power-law exponent", "number", "decay",
-        "a in σᵢ ~ i^−a, over the values above the floor"),
+        "a in σᵢ ~ i^−a, over the values above the floor", stands=decided_elsewhere),
     _measure(
         "power_law_r_squared", "R² of power law", "number", "decay",
-        "share of the variance of log σ that the power law explains"),
+        "share of the variance of log σ that the power law explains", stands=decided_elsewhere),
     _measure(
         "exponential_rate", "exponential rate", "number", "decay",
-        "b in σᵢ ~ e^(−b i), over the values above the floor"),
+        "b in σᵢ ~ e^(−b i), over the values above the floor", stands=decided_elsewhere),
     _measure(
         "exponential_r_squared", "R² of exponential", "number", "decay",
-        "share of the variance of log σ that the exponential explains"),
+        "share of the variance of log σ that the exponential explains", stands=decided_elsewhere),
     _measure(
         "frobenius_norm", "‖ΔW‖", "number", "size", "Frobenius norm of the update",
         lambda s: s.frobenius_norm, shown=("controls",)),
@@ -296,13 +302,13 @@ MEASURES = (
         "leading directions of the update above its rounding floor that were used", whole=True),
     _measure(
         "overlap_left", "in W0’s top, outputs", "percent", "base",
-        "share of ‖ΔW‖² in W0’s top left directions"),
+        "share of ‖ΔW‖² in W0’s top left directions", stands=decided_elsewhere),
     _measure(
         "overlap_left_chance", "chance, outputs", "percent", "base",
         "the same for random directions"),
     _measure(
         "overlap_right", "in W0’s top, inputs", "percent", "base",
-        "share of ‖ΔW‖² in W0’s top right directions"),
+        "share of ‖ΔW‖² in W0’s top right directions", stands=decided_elsewhere),
     _measure(
         "overlap_right_chance", "chance, inputs", "percent", "base",
         "the same for random directions"),

@@ -1,8 +1,8 @@
-"""The report on measured updates: one HTML page to explore, and the same as data files.
+"""The report on measured updates: one HTML page to explore, and data files.
 
     path, found = report_spectra(before="base", after="tuned", out="report")
 
-does what `python analysis/measure_spectra.py before=base after=tuned out=report` does.
+corresponds to `python analysis/measure_spectra.py before=base after=tuned out=report`.
 """
 
 from lowrank_study.reporting.spectra_report.progress import progress_shown, tell_left_out

@@ -1,9 +1,9 @@
-"""What a measurement found, in a few sentences with their numbers.
+"""The findings of a measurement, in a few sentences with their numbers.
 
     for topic, text in findings_of(found):
         print(topic, text)
 
-Only numbers that stand are counted in; how many don't is said beside them.
+Only resolved numbers count. The sentences say how many are not resolvable.
 """
 
 import math
@@ -18,26 +18,39 @@ RANK = "energy_rank_90"
 
 
 def findings_of(found: Measurement) -> list[tuple[str, str]]:
-    """Give the findings in order of weight, each a topic and its text."""
-    result = [("Size", _size(found.matrices, found.total)), ("Rank", _rank(found))]
-    result.append(("Rank above noise", _above_noise(found.matrices)))
-    result += _where(found.matrices)
-    result += _base(found)
+    """Return the findings in order of weight, each a topic and its text."""
+    result = [("Rank", _rank(found)), ("Rank above noise", _above_noise(found.matrices))]
+    result.append(("Size", _size(found.matrices, found.total)))
     result += _other(found)
     if found.skipped:
-        result.append(("Not compared", f"{counted(len(found.skipped), 'tensor')}, listed below."))
+        tensors = counted(len(found.skipped), "tensor was", "tensors were")
+        result.append(("Not compared", f"{tensors} not compared; the reasons are below."))
+    result += _where(found.matrices)
+    result += _base(found)
     return [(topic, text) for topic, text in result if text]
 
 
+def answer_of(found: Measurement) -> list[tuple[str, str]]:
+    """Return the findings that answer the question of the page, at most five."""
+    return [each for each in findings_of(found) if each[0] not in _DETAILS]
+
+
+def details_of(found: Measurement) -> list[tuple[str, str]]:
+    """Return the findings on single layers and on the comparison with W0."""
+    return [each for each in findings_of(found) if each[0] in _DETAILS]
+
+
+_DETAILS = ("Where", "Amplification", "Intruder dimensions")
+
+
 def summary_of(found: Measurement) -> str:
-    """Give the rank finding in one line."""
+    """Return the finding on rank in one line."""
     return " ".join(_rank(found).split())
 
 
 def left_out_of(found: Measurement) -> list[str]:
     """Return the sentences on assumptions and left-out parts that begin every page."""
-    told = [*found.assumed, *in_words(found.left_out)]
-    sentences = (printable(sentence) for sentence in told)
+    sentences = [printable(text) for text in (*found.assumed, *in_words(found.left_out))]
     return [f"{sentence[:1].upper()}{sentence[1:]}." for sentence in sentences]
 
 
@@ -91,7 +104,7 @@ def _rank(found: Measurement) -> str:
     noise = [
         noise_energy_rank(*m.spectrum.shape) for m in changed if m.readings[RANK].value is not None
     ]
-    text += f"; noise of the same shapes would take {_spread([float(round(n)) for n in noise])}"
+    text += f"; noise of the same shapes takes {_spread([float(round(n)) for n in noise])}"
     if hidden:
         text += (
             f". In {hidden} of {matrices_word} the rank is not resolvable: {_why_hidden(changed)}"
@@ -103,8 +116,8 @@ def _why_hidden(matrices: list[MeasuredMatrix]) -> str:
     hidden = [m.spectrum for m in matrices if m.readings[RANK].status == "not resolvable"]
     dtypes = enumeration(sorted({printable(spectrum.storage_dtype) for spectrum in hidden}))
     if all(math.isnan(spectrum.rounding_edge) for spectrum in hidden):
-        return f"what storing in {dtypes} added isn’t known"
-    return f"what rounding in {dtypes} adds holds more than 10 % of the energy"
+        return f"the rounding of {dtypes} is unknown"
+    return f"rounding in {dtypes} accounts for more than 10 % of the energy"
 
 
 def _above_noise(matrices: list[MeasuredMatrix]) -> str:
@@ -112,11 +125,11 @@ def _above_noise(matrices: list[MeasuredMatrix]) -> str:
     kept = _values(changed, "gavish_donoho_rank")
     if not kept:
         return ""
-    text = f"The Gavish–Donoho cut keeps {_spread(kept)} directions"
+    text = f"{_spread(kept)} directions stand out from noise (Gavish–Donoho threshold)"
     noisy = sum(value == 0 for value in kept)
     if noisy:
         matrices_word = counted(len(kept), "matrix", "matrices")
-        text += f"; in {noisy} of {matrices_word} nothing stands out from noise"
+        text += f"; in {noisy} of {matrices_word} none does"
     return f"{text}."
 
 
@@ -134,13 +147,10 @@ def _where(matrices: list[MeasuredMatrix]) -> list[tuple[str, str]]:
     if middle[low] == middle[high]:
         return []
     text = (
-        f"As a share of the possible rank, {RANK_WORDS} is highest in {high} "
+        f"As a share of the possible rank, the 90 % energy rank is highest in {high} "
         f"(median {percent(middle[high])}) and lowest in {low} ({percent(middle[low])})."
     )
     return [("Where", text)]
-
-
-RANK_WORDS = "the 90 % energy rank"
 
 
 def _base(found: Measurement) -> list[tuple[str, str]]:
@@ -149,15 +159,15 @@ def _base(found: Measurement) -> list[tuple[str, str]]:
     result = []
     if factors:
         low, high = written(min(factors), "rate"), written(max(factors), "rate")
-        text = f"Along its own directions ΔW is {low} to {high} times what W0 has there"
+        text = f"Along its leading directions, ΔW is {low} to {high} times as large as W0"
         result.append(("Amplification", f"{text} (median {written(median(factors), 'rate')})."))
     if counts:
         settings = found.settings
         text = (
-            f"{sum(counts):.0f} in {sum(count > 0 for count in counts)} of "
-            f"{counted(len(counts), 'matrix', 'matrices')}, among the top "
-            f"{settings.intruder_directions} directions of each at |cos| < "
-            f"{settings.intruder_epsilon:g}."
+            f"The top {settings.intruder_directions} directions of the tuned weights contain "
+            f"{sum(counts):.0f} intruders, in {sum(count > 0 for count in counts)} of "
+            f"{counted(len(counts), 'matrix', 'matrices')} "
+            f"(|cos| < {settings.intruder_epsilon:g})."
         )
         result.append(("Intruder dimensions", text))
     return result
@@ -169,8 +179,8 @@ def _other(found: Measurement) -> list[tuple[str, str]]:
     if not alike:
         return []
     text = (
-        f"The leading directions of both updates share φ = {min(alike):.2f} to {max(alike):.2f} "
-        f"(median {median(alike):.2f}) on the inputs; random ones would share "
-        f"{median(chance):.2g}."
+        f"On the inputs, the leading directions of both updates have a similarity φ of "
+        f"{min(alike):.2f} to {max(alike):.2f} (median {median(alike):.2f}); random directions "
+        f"have {median(chance):.2g}."
     )
     return [("Two updates", text)]

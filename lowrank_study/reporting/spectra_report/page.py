@@ -1,27 +1,23 @@
-"""The measurement as one HTML page to explore, which needs nothing but itself.
+"""The measurement as one self-contained HTML page to explore.
 
     Path("report.html").write_text(page_of(found))
 
-See `web_page.py`. The plotting library and the data are inside too: names reach the script as JSON
-without any `<`, and the script escapes them again before the plots, which understand a little HTML.
+The page contains the plotting library and the data. Names reach the script as JSON without any
+`<`, and the script escapes them again for the plots, which render some HTML.
 """
 
-import json
-import math
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from markupsafe import Markup
 
-from lowrank_study.measurement.records import MeasuredMatrix, Measurement
+from lowrank_study.measurement.records import Measurement
 from lowrank_study.measurement.subjects import AdapterOnBase, Subject
 from lowrank_study.provenance import provenance
 from lowrank_study.reporting.display import counted, in_bytes, printable
-from lowrank_study.reporting.spectra_report.findings import findings_of, left_out_of
+from lowrank_study.reporting.spectra_report.explorer import embedded, explorer_data
+from lowrank_study.reporting.spectra_report.findings import answer_of, details_of, left_out_of
 from lowrank_study.reporting.spectra_report.tables import (
     NOT_MEASURED,
-    OTHER,
     files_table,
     matrices_of,
     measures_in,
@@ -37,13 +33,11 @@ from lowrank_study.spectra.noise import noise_energy_rank
 from lowrank_study.spectra.readings import Reading
 
 ROWS_SHOWN = 2000
-"""A page with more rows in a table is slow to open; the CSV files hold all."""
-POINTS_DRAWN = 160
-"""Values of a spectrum that the page holds: the first 40, then evenly on a logarithmic axis."""
+"""Rows of a table on the page. More are slow to open; the CSV files hold all."""
 
 
 def page_of(found: Measurement) -> str:
-    """Give the whole page."""
+    """Return the whole page."""
     from plotly.offline import get_plotlyjs  # type: ignore[import-untyped, unused-ignore]
 
     scripts = [
@@ -63,7 +57,8 @@ def page_of(found: Measurement) -> str:
         left_out=left_out_of(found),
         question=_question(found),
         facts=_facts(found),
-        findings=findings_of(found),
+        answer=answer_of(found),
+        details=details_of(found),
         flags=[printable(flag) for flag in found.flags],
         measures=measures,
         settings=settings,
@@ -76,7 +71,7 @@ def page_of(found: Measurement) -> str:
         skipped=skipped_table(found).to_dict("records"),
         files=[row | {"size": in_bytes(row["bytes"])} for row in _records(found)],
         provenance=provenance(),
-        data=Markup(_embedded(_data(found, measures))),
+        data=Markup(embedded(explorer_data(found, measures))),
     )
 
 
@@ -125,7 +120,7 @@ def _rows(found: Measurement, measures: tuple[Measure, ...]) -> list[dict[str, A
             cells.append(
                 {
                     "text": reading_text(reading, measure),
-                    # What has no number sorts behind all that have one.
+                    # Cells without a number sort last.
                     "order": "Infinity" if reading.value is None else repr(reading.value),
                     "status": reading.status,
                     "hint": _hint(reading, measure),
@@ -152,7 +147,7 @@ def _hint(reading: Reading, measure: Measure) -> str:
     if reading.value is not None or reading.as_read is None:
         return ""
     text = value_text(reading.as_read, measure.kind)
-    return f"{reading.status}: rounding decides it (the formula reads {text})"
+    return f"{reading.status}: rounding decides it (the formula gives {text})"
 
 
 def _vector_row(row: dict[Any, Any]) -> dict[str, str]:
@@ -167,74 +162,3 @@ def _vector_row(row: dict[Any, Any]) -> dict[str, str]:
         "rounding": value_text(row["rounding_norm"], "number"),
         "status": row["status"],
     }
-
-
-# ---------------------------------------------------------------- data of the explorer
-
-
-def _data(found: Measurement, measures: tuple[Measure, ...]) -> dict[str, Any]:
-    return {
-        "measures": [
-            {"name": m.name, "label": m.label, "kind": m.kind, "meaning": m.meaning}
-            for m in measures
-        ],
-        "matrices": [_matrix(update, matrix, measures) for update, matrix in matrices_of(found)],
-    }
-
-
-def _matrix(update: str, matrix: MeasuredMatrix, measures: tuple[Measure, ...]) -> dict[str, Any]:
-    spectrum, alike = matrix.spectrum, matrix.similarity
-    index = _drawn_indices(spectrum.singular_values.size)
-    edge = matrix.readings["mp_edge"].value
-    return {
-        "update": 1 if update == OTHER else 0,
-        "module": printable(spectrum.module),
-        "layer": spectrum.layer,
-        "role": printable(spectrum.role),
-        "shape": f"{spectrum.shape[0]}×{spectrum.shape[1]}",
-        "dtype": printable(spectrum.storage_dtype),
-        "state": matrix.state,
-        "noise": _number(noise_energy_rank(*spectrum.shape)),
-        "floor": _number(spectrum.rounding_edge),
-        "edge": None if edge is None else _number(edge),
-        "index": (index + 1).tolist(),
-        "sigma": [_number(value) for value in spectrum.singular_values[index]],
-        "values": [_reading(matrix.readings.get(m.name, NOT_MEASURED)) for m in measures],
-        "alike": None
-        if alike is None
-        else {
-            "right": _grid(alike.right_grid),
-            "rightDimension": alike.right_dimension,
-            "left": _grid(alike.left_grid),
-            "leftDimension": alike.left_dimension,
-            "angles": [_number(angle) for angle in alike.angles],
-        },
-    }
-
-
-def _drawn_indices(count: int) -> npt.NDArray[np.intp]:
-    if count <= POINTS_DRAWN:
-        return np.arange(count)
-    later = np.geomspace(40, count - 1, POINTS_DRAWN - 40).round().astype(np.intp)
-    return np.unique(np.concatenate([np.arange(40, dtype=np.intp), later]))
-
-
-def _reading(reading: Reading) -> Any:
-    """A number, or the status with what the formula reads."""
-    if reading.value is not None:
-        return _number(reading.value)
-    return [reading.status, None if reading.as_read is None else _number(reading.as_read)]
-
-
-def _grid(values: npt.NDArray[np.float64]) -> list[list[float | None]]:
-    return [[_number(value) for value in row] for row in values]
-
-
-def _number(value: float) -> float | None:
-    """Five digits are more than a screen shows; NaN is null."""
-    return float(f"{value:.5g}") if math.isfinite(value) else None
-
-
-def _embedded(data: dict[str, Any]) -> str:
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

@@ -1,11 +1,11 @@
-"""A measurement as tidy tables, in which a number never stands without its standing.
+"""A measurement as tidy tables, in which every number has a status.
 
     frame = matrices_table(found)
     frame[["module", "energy_rank_90", "energy_rank_90_status", "energy_rank_90_as_read"]]
 
-`energy_rank_90` is missing where it isn't resolvable, its status says why, and `_as_read` is
-what the formula gives all the same. `in_words` puts the status in place of what is missing,
-as the CSV file and the page show it. Every name is made printable here.
+`energy_rank_90` is missing if it is not resolvable, its status says why, and `_as_read` holds the
+result of the formula anyway. `in_words` puts the status in place of missing numbers, as in the CSV
+file and on the page. All names are made printable here.
 """
 
 from pathlib import Path
@@ -26,20 +26,20 @@ NOISE_RANK = "noise_energy_rank_90"
 
 
 def matrices_of(found: Measurement) -> list[tuple[str, MeasuredMatrix]]:
-    """Give all measured matrices, each with which update it belongs to."""
+    """Return all measured matrices, each with the update it belongs to."""
     return [(FIRST, matrix) for matrix in found.matrices] + [
         (OTHER, matrix) for matrix in found.other_matrices
     ]
 
 
 def measures_in(found: Measurement) -> tuple[Measure, ...]:
-    """Give the measures that any matrix has a reading of, in the order of the columns."""
+    """Return the measures that any matrix has a reading of, in the order of columns."""
     names = {name for _, matrix in matrices_of(found) for name in matrix.readings}
     return tuple(measure for measure in MEASURES if measure.name in names)
 
 
 def matrices_table(found: Measurement) -> pd.DataFrame:
-    """Give one row a matrix: what it is, and for each measure value, status and as_read."""
+    """Return one row per matrix: its facts, and value, status and as_read of each measure."""
     measures = measures_in(found)
     rows = [
         _described(update, matrix) | _measured(matrix, measures)
@@ -52,9 +52,6 @@ def matrices_table(found: Measurement) -> pd.DataFrame:
             if name in frame:
                 kinds[name] = "Int64" if measure.whole else "Float64"
     return frame.astype(kinds)
-
-
-_READ_REGARDLESS = ("gavish_donoho_rank", "rank_above_mp_edge", "overlap_left", "overlap_right")
 
 
 def _described(update: str, matrix: MeasuredMatrix) -> dict[str, Any]:
@@ -82,19 +79,18 @@ def _measured(matrix: MeasuredMatrix, measures: tuple[Measure, ...]) -> dict[str
         row[measure.name] = reading.value
         row[f"{measure.name}_status"] = reading.status
     for measure in measures:
-        # Norms, edges and chance levels always stand: they have no second reading.
-        if measure.group in ("rank", "decay") or measure.name in _READ_REGARDLESS:
+        if measure.may_be_hidden:
             reading = matrix.readings.get(measure.name, NOT_MEASURED)
             row[f"{measure.name}_as_read"] = reading.as_read
     return row
 
 
 NOT_MEASURED = Reading(value=None, status="not computed", as_read=None)
-"""Stands for a measure that this matrix wasn't asked for, such as one without W0."""
+"""Reading of a measure that does not apply to a matrix, such as one without W0."""
 
 
 def in_words(frame: pd.DataFrame) -> pd.DataFrame:
-    """Give the matrices' table with each status in place of the number that is missing."""
+    """Return the table of matrices with the status in place of each missing number."""
     spoken = frame.copy()
     for measure in MEASURES:
         if measure.name in frame:
@@ -107,7 +103,7 @@ def in_words(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def reading_text(reading: Reading, measure: Measure) -> str:
-    """Write a reading as a table shows it: the number where it stands, else its status."""
+    """Write a reading for a table: the number if it is resolved, else its status."""
     if reading is NOT_MEASURED:
         return MISSING
     if reading.value is None:
@@ -116,14 +112,14 @@ def reading_text(reading: Reading, measure: Measure) -> str:
 
 
 def value_text(value: object, kind: Literal["rank", "percent", "number"]) -> str:
-    """Write a number of a measure's kind."""
+    """Write a number of one kind of measure."""
     return written(value, "rate" if kind == "number" else kind)
 
 
 def name_of(path: Path) -> str:
-    """Give a model's or adapter's name out of its path, as people know it.
+    """Return the usual name of a model or adapter from its path.
 
-    A hub's cache has the name two folders up; of names that every run has, the folder counts.
+    In a hub's cache the name is two folders up. Common file names are preceded by their folder.
     """
     if path.parent.name == "snapshots":
         return printable(path.parent.parent.name.removeprefix("models--").replace("--", "/"))
@@ -167,19 +163,19 @@ def _vector_status(change: float, resolvable: bool) -> str:
 
 
 def skipped_table(found: Measurement) -> pd.DataFrame:
-    """Give one row a tensor that was left out, with the reason."""
+    """Return one row per tensor that was left out, with the reason."""
     rows = [(printable(name), printable(reason)) for name, reason in found.skipped.items()]
     return pd.DataFrame(rows, columns=["name", "reason"])
 
 
 def files_table(found: Measurement) -> pd.DataFrame:
-    """Give one row a file that was read, with its hash."""
+    """Return one row per file that was read, with its hash."""
     rows = [(file.part, printable(file.name), file.size, file.sha256) for file in found.files]
     return pd.DataFrame(rows, columns=["part", "file", "bytes", "sha256"])
 
 
 def sigma_table(found: Measurement) -> pd.DataFrame:
-    """Give all singular values in long form, column `update` first."""
+    """Return all singular values in long form, with the column `update` first."""
     parts = [
         singular_values_table(update, [matrix.spectrum]) for update, matrix in matrices_of(found)
     ]
