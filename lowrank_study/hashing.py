@@ -3,7 +3,7 @@
     keep_named(made, folder, stem="tokens", suffix=".npz")     # …/tokens-1f0c9a7be2d45a33.npz
     find_named(folder, stem="tokens", suffix=".npz")           # that path, or None if it is damaged
 
-A derived file whose content no longer matches the hash in its name is removed and made again.
+A derived file whose content does not match the hash in its name is removed, and made again.
 """
 
 import hashlib
@@ -78,7 +78,7 @@ def sha256_of(path: Path) -> str:
 def keep_named(made: Path, folder: Path, *, stem: str, suffix: str = "") -> Path:
     """Move a finished file or folder to a name that contains its hash, and return that path.
 
-    If another process has made the same one meanwhile, that one stays.
+    If another process has made the same folder meanwhile, that one stays.
     """
     path = folder / _name(made, stem, suffix)
     if made.is_file():
@@ -89,7 +89,7 @@ def keep_named(made: Path, folder: Path, *, stem: str, suffix: str = "") -> Path
 
 
 def find_named(folder: Path, *, stem: str, suffix: str = "") -> Path | None:
-    """Return the intact derived file or folder with that stem; remove damaged ones."""
+    """Return the intact derived file or folder with a stem; remove damaged ones."""
     for path in sorted(folder.glob(f"{stem}-*{suffix}")):
         try:
             if path.name == _name(path, stem, suffix):

@@ -1,4 +1,4 @@
-"""Settings read one by one, each with an error that names it and says what it may be.
+"""Read settings one by one, with errors that name the setting and its valid values.
 
 >>> Fields("task.", {"max_length": 64}).integer("max_length", at_least=4)
 64
@@ -14,7 +14,7 @@ from lowrank_study.errors import InputError
 
 
 class Fields:
-    """One mapping of the configuration, read field by field with errors that name the field."""
+    """A mapping of the configuration; `path` comes before its names in errors, as in `task.`."""
 
     def __init__(self, path: str, mapping: Any) -> None:
         if not isinstance(mapping, Mapping):
@@ -24,15 +24,15 @@ class Fields:
 
     @property
     def settings(self) -> list[str]:
-        """The names of the settings that stand here."""
+        """Names of the settings in this mapping."""
         return [str(key) for key in self._mapping]
 
     def mapping(self) -> dict[str, Any]:
-        """Return everything as it stands."""
+        """Return all settings, unchecked."""
         return {str(key): value for key, value in self._mapping.items()}
 
     def value(self, key: str) -> Any:
-        """Return one setting as it stands; refuse one that is missing."""
+        """Return a setting, unchecked; refuse one that is missing."""
         if key not in self._mapping:
             raise InputError(
                 f"{self.path}{key} is missing: the settings here are {', '.join(self.settings)}"
@@ -40,7 +40,7 @@ class Fields:
         return self._mapping[key]
 
     def part(self, key: str) -> "Fields":
-        """Return a mapping inside this one."""
+        """Return a nested mapping."""
         return Fields(f"{self.path}{key}.", self.value(key))
 
     def optional_part(self, key: str) -> "Fields":
@@ -62,8 +62,7 @@ class Fields:
         """Return a path or a hub id; a leading `~` or environment variable is expanded.
 
         A path that exists is returned unchanged. Only the beginning is expanded, since names may
-        contain `$` and `~`. Variables are for the files of `conf/`: on a command line, the shell
-        expands them (`arguments.py`).
+        contain `$` and `~`.
         """
         text = self.text(key) if self.value(key) is not None else ""
         if not text:
@@ -92,11 +91,11 @@ class Fields:
         return text
 
     def texts(self) -> dict[str, str]:
-        """Return everything, which has to be texts."""
+        """Return all settings, which must be texts."""
         return {key: self.text(key) for key in self.settings}
 
     def names(self, key: str) -> tuple[str, ...]:
-        """A list of names, or one name alone."""
+        """Return a list of names; a single name is a list of one."""
         value = self.value(key)
         listed = [] if value is None else [value] if isinstance(value, str) else value
         if not isinstance(listed, Sequence) or isinstance(listed, str):

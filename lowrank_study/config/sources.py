@@ -1,4 +1,4 @@
-"""Resolve `source` in a configuration: where a model or a data set comes from.
+"""Read `source` in a configuration: where a model or a data set comes from.
 
 read_source(Fields("model.", {"source": "roberta-base"}), subset=None, named=())
 """

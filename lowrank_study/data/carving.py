@@ -24,10 +24,8 @@ Frames = Mapping[str, pd.DataFrame]
 def carve(task: "Task", frames: Frames) -> dict[str, pd.DataFrame]:
     """Return the rows of the three splits; missing splits are drawn from the training rows.
 
-    Raises
-    ------
-    InputError
-        There are too few rows or groups.
+    Raises:
+        InputError: There are too few rows or groups.
     """
     train = frames["train"]
     if task.group_column:
@@ -58,23 +56,15 @@ def _drawn(task: "Task", given: Frames, *, linked: bool) -> dict[str, pd.DataFra
     """Draw the splits by groups; None if rows would be lost because of equal texts."""
     generator = np.random.default_rng(task.split_seed)
     frames = dict(given)
-    carved = {
-        name: size or 0
-        for name, size in (("test", task.test_size), ("validation", task.validation_size))
-        if name not in frames
-    }
-    # Unused rows are distributed too: each split is then drawn from as many groups (films,
-    # authors) as possible, and differs less from the others by chance.
+    carved = {name: task.sizes[name] or 0 for name in ("test", "validation") if name not in frames}
+    # Unused rows are distributed too, so that each split is drawn from as many groups (films,
+    # authors) as possible and differs less from the others by chance.
     wanted = sum(carved.values()) + (task.train_size or len(frames["train"]))
     spare = max(1.0, len(frames["train"]) / wanted)
     for name, size in carved.items():
         pool = int(size * spare)
         frames[name], frames["train"] = _taken(frames["train"], pool, generator, linked=linked)
-    sizes = {
-        "train": task.train_size,
-        "validation": task.validation_size,
-        "test": task.test_size,
-    }
+    sizes = task.sizes
     orders = {name: _order(len(frames[name]), size, generator) for name, size in sizes.items()}
     chosen: dict[str, pd.DataFrame] = {}
     keys: set[str] = set()
@@ -98,7 +88,7 @@ def _taken(
     names, members = np.unique(frame["group"].to_numpy(), return_inverse=True)
     order = generator.permutation(len(names))
     counts = np.bincount(members, minlength=len(names))
-    if linked:  # a text with more rows than wanted would be the whole split
+    if linked:  # else a text with more rows than wanted could be the whole split
         order = order[np.argsort(counts[order] > size, kind="stable")]
     taken = order[: int(np.searchsorted(np.cumsum(counts[order]), size)) + 1]
     inside = np.isin(members, taken)

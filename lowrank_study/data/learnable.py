@@ -29,9 +29,9 @@ def require_training_rows(task: "Task", train: pd.DataFrame, whole: Frames) -> N
     rows = len(whole["train"])
     if len(train) >= _LEAST_SHARE * rows or len(train) == task.train_size:
         return
-    carved = {"validation": task.validation_size, "test": task.test_size}
-    taken = " and ".join(f"task.{n}_size={s}" for n, s in carved.items() if n not in whole)
-    remedy = " ".join(f"task.{n}_size={max(1, rows // 5)}" for n in carved if n not in whole)
+    carved = [name for name in ("validation", "test") if name not in whole]
+    taken = " and ".join(f"task.{name}_size={task.sizes[name]}" for name in carved)
+    remedy = " ".join(f"task.{name}_size={max(1, rows // 5)}" for name in carved)
     raise InputError(
         f"{task.name!r} has {rows:,} rows, but {taken} leave {len(train):,} for training: set "
         f"smaller sizes, as in {remedy}"
@@ -40,14 +40,9 @@ def require_training_rows(task: "Task", train: pd.DataFrame, whole: Frames) -> N
 
 def missed_sizes(task: "Task", frames: Frames) -> list[str]:
     """Warn about splits with fewer rows than the task asks for."""
-    asked = {
-        "train": task.train_size,
-        "validation": task.validation_size,
-        "test": task.test_size,
-    }
     return [
-        f"task.{name}_size={size} was asked for, but only {len(frames[name]):,} rows are there"
-        for name, size in asked.items()
+        f"task.{name}_size={size}, but there are only {len(frames[name]):,} rows"
+        for name, size in task.sizes.items()
         if size is not None and len(frames[name]) < size
     ]
 

@@ -1,6 +1,6 @@
-"""Read the rows of one split from a task's source, unchanged, and report what was read.
+"""Read the rows of the splits from a task's source, unchanged, and report what was read.
 
->>> read_splits(task, label_column="label")["train"].said
+>>> read_splits(task, label_column="label")["train"].summary
 'reviews.csv: 300 rows, UTF-8, separated by commas'
 """
 
@@ -50,7 +50,7 @@ class Rows:
     frame: pd.DataFrame
     of: str
     """The file's name, or the hub's id and split."""
-    said: str
+    summary: str
     """A message on how many rows were read, and how."""
 
 
@@ -59,8 +59,8 @@ def read_splits(task: "Task", *, label_column: str | None) -> dict[str, Rows]:
 
     Args:
         task: The task.
-        label_column: A column of few distinct values, which shows rows that an open quotation mark
-            hides.
+        label_column: A column of few distinct values, if there is one; it reveals rows hidden in
+            an open quotation mark.
 
     Raises:
         InputError: A file can't be read, has changed since it was hashed, or lacks a column.
@@ -85,7 +85,7 @@ def _read_rows(task: "Task", file: str, label: str | None) -> Rows:
         frame, how = _read_file(path, task, label)
         assets.fetch(task.source, task.files)
     _check_columns(task.columns, of, [str(column) for column in frame.columns])
-    return Rows(frame=frame, of=of, said=f"{of}: {len(frame):,} rows read, {how}")
+    return Rows(frame=frame, of=of, summary=f"{of}: {len(frame):,} rows read, {how}")
 
 
 def _check_columns(columns: Mapping[str, str], of: str, there: Sequence[str]) -> None:
@@ -150,7 +150,7 @@ def _read_file(path: Path, task: "Task", label: str | None) -> tuple[pd.DataFram
     if is_grid:
         found = _grid_of(text, path.name, suffix, task, label)
         frame = pd.DataFrame(found.rows, columns=found.header, dtype=object)
-        return frame, f"{encoding}, {found.said}"
+        return frame, f"{encoding}, {found.summary}"
     records = _json_lines(text, path) if suffix != ".json" else _json_records(text, path)
     return pd.DataFrame(records, dtype=object), f"{encoding}, JSON"
 
@@ -261,10 +261,8 @@ def _first_line(error: Exception) -> str:
 def as_texts(column: pd.Series, name: str, of: str) -> pd.Series:
     """Return a column's values as texts, and missing ones as None.
 
-    Raises
-    ------
-    InputError
-        A value is a list, an object or bytes.
+    Raises:
+        InputError: A value is a list, an object or bytes.
     """
     values = [
         _as_text(value, f"{of} row {row}: column {name!r}") for row, value in enumerate(column, 1)

@@ -1,11 +1,11 @@
-"""Task → tokenised splits: read once, split once, tokenised once, then kept in the cache.
+"""Load the tokenised splits of a task; they are made once and then read from the cache.
 
     >>> splits = load_splits(spec.task, model_folder)
     >>> splits.train.tokens(0)        # token ids of the first training text
     array([ 101, 1037, ...], dtype=int32)
 
-Splits depend on the task alone (its `split_seed`), never on a run's seed, so that every run of
-a task sees the same rows.
+Splits depend on the task's `split_seed`, never on a run's seed, so that all runs of a task see the
+same rows.
 """
 
 import dataclasses
@@ -34,7 +34,8 @@ from lowrank_study.spec import HubRepo, to_mapping
 if TYPE_CHECKING:
     from lowrank_study.tasks import Task
 
-_FORMAT = 2  # increase it when the meaning of cached data changes
+_FORMAT = 2
+"""Version of the cached files; increase it when their meaning changes."""
 _NAMES = ("train", "validation", "test")
 
 
@@ -56,7 +57,7 @@ class Split:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each text."""
+        """Number of tokens of each text."""
         return np.diff(self.offsets)
 
     def tokens(self, index: int) -> np.ndarray:
@@ -64,7 +65,7 @@ class Split:
         return self.ids[self.offsets[index] : self.offsets[index + 1]]
 
     def first(self, count: int) -> "Split":
-        """Return the first texts, all of them if there are fewer."""
+        """Return the first texts, or all if there are fewer."""
         count = min(count, len(self))
         end = self.offsets[count]
         return Split(
@@ -77,7 +78,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """A task's source in words: what was read, what was left out, and warnings."""
+    """Messages on a task's rows: what was read, what was left out, and warnings."""
 
     left_out: tuple[LeftOut, ...]
     read: tuple[str, ...]
@@ -101,12 +102,12 @@ class Splits:
     labels: tuple[str, ...]
     """Class names; a label is an index into them."""
     sha256: str
-    """Hash of everything above: what the runs' numbers were measured on."""
+    """Hash of everything above, which runs record."""
     account: Account
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest text of all splits."""
+        """Number of tokens of the longest text."""
         return max(int(split.lengths.max()) for split in (self.train, self.validation, self.test))
 
 
@@ -123,11 +124,9 @@ class SplitRows:
 def load_splits(task: "Task", model_folder: Path) -> Splits:
     """Return the task's splits, tokenised by the model's own tokenizer.
 
-    Raises
-    ------
-    InputError
-        A column or label is missing, a source can't be reached or has changed, or the splits are
-        too small to learn from.
+    Raises:
+        InputError: A column or label is missing, a source can't be reached or has changed, or the
+            splits are too small to learn from.
     """
     if not isinstance(task.source, HubRepo):
         assets.fetch(task.source, task.files)
@@ -140,14 +139,13 @@ def load_splits(task: "Task", model_folder: Path) -> Splits:
 
 
 def _cache_key(task: "Task", model_folder: Path) -> str:
-    """Hash the inputs of tokenisation: the rows, the tokenizer and its library.
+    """Hash what determines the tokens: the rows, the tokenizer and its library.
 
-    A hub set without a revision is not looked up again once it is cached: who wants another state
-    of it names `task.source.revision`.
+    A data set of the hub without `task.revision` is not looked up again once it is cached.
     """
-    described = to_mapping(task)
-    described["source"]["path"] = Path(described["source"].get("path", "")).name  # it is shown
-    parts = [_FORMAT, described, tokenizer_sha256(model_folder), _libraries()]
+    settings = to_mapping(task)
+    settings["source"]["path"] = Path(settings["source"].get("path", "")).name  # messages show it
+    parts = [_FORMAT, settings, tokenizer_sha256(model_folder), _libraries()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 
@@ -157,7 +155,7 @@ def _libraries() -> list[str]:
 
 
 def with_shuffled_labels(splits: Splits, seed: int) -> Splits:
-    """Deal the training labels out anew among the rows; each class stays as common as it was."""
+    """Permute the labels of the training rows; the class counts stay the same."""
     labels = np.random.default_rng([seed, 2]).permutation(splits.train.labels)
     return dataclasses.replace(splits, train=dataclasses.replace(splits.train, labels=labels))
 

@@ -1,4 +1,4 @@
-"""Decode a text file, and split it into rows of equal length; refuse bad lines by number.
+"""Decode a text file and split it into rows of equal length; refuse bad lines by number.
 
 >>> text, encoding = decoded("Müller".encode("utf-8"), "a.csv", None)
 >>> encoding
@@ -32,7 +32,7 @@ _NOT_WESTERN = re.compile(
     rb"|[a-z][\x8a\x8c\x8e\x9f]"
     rb"|[\x80-\xff]{4}|[\xc0-\xff]{3}"
 )
-"""Patterns that are rare in text in Windows-1252: signs between letters (all but ’ š œ ž ·),
+"""Patterns that are rare in Windows-1252 text: signs between letters (all but ’ š œ ž ·), the
 capitals Š Œ Ž Ÿ after small letters, and three accented letters in a row."""
 
 
@@ -42,7 +42,7 @@ class Grid:
 
     header: list[str]
     rows: list[list[str]]
-    said: str
+    summary: str
     """A message on what was detected."""
 
 
@@ -52,10 +52,8 @@ def decoded(content: bytes, name: str, encoding: str | None) -> tuple[str, str]:
     UTF-8 and byte-order marks are checked first; then zero bytes indicate UTF-16. Text that looks
     Western is read as Windows-1252, and the message says that this is a guess.
 
-    Raises
-    ------
-    InputError
-        The given encoding does not fit, or none can be detected.
+    Raises:
+        InputError: The given encoding does not fit, or none can be detected.
     """
     if encoding is not None:
         return _decode(content, name, encoding), encoding
@@ -94,7 +92,7 @@ def _decoded_by_guess(
             "mac_roman, gb18030, shift_jis …), or save the file as UTF-8"
         )
     found = re.search(r"\w*[^\x00-\x7f]\w*", text)
-    return text, f"not UTF-8, taken for Windows-1252 (as in {found[0] if found else ''!r})"
+    return text, f"not UTF-8, assumed to be Windows-1252 (as in {found[0] if found else ''!r})"
 
 
 def _decode(content: bytes, name: str, encoding: str) -> str:
@@ -123,29 +121,20 @@ def grid(
 ) -> Grid:
     """Return a delimited text's rows; each has as many fields as the header.
 
-    Quotation marks follow RFC 4180. If all lines have equal length when the marks are taken as
-    letters, they are letters if they don't close, or if they would join rows in a file with tabs.
+    Quotation marks follow RFC 4180, with one exception: they are ordinary letters if this gives
+    lines of equal length, and they would otherwise not close, or join rows of a file with tabs.
 
-    Parameters
-    ----------
-    text
-        Content of the file.
-    name
-        Name of the file, for messages.
-    separator
-        Between the fields; None detects it from the header and the required columns.
-    usual
-        The separator to use if the header does not decide.
-    columns
-        The required columns.
-    label
-        The column of labels; it shows rows that an open quotation mark has swallowed.
+    Args:
+        text: Content of the file.
+        name: Name of the file, for messages.
+        separator: Separator of the fields; None detects it by the header and required columns.
+        usual: The separator to use if the header does not decide.
+        columns: The required columns.
+        label: The column of labels, which reveals rows hidden in an open quotation mark, if any.
 
-    Raises
-    ------
-    InputError
-        A line has more or fewer fields than the header, or quotation marks don't close; the message
-        gives the line number.
+    Raises:
+        InputError: A line has more or fewer fields than the header, or quotation marks don't close;
+            the message gives the line number.
     """
     csv.field_size_limit(sys.maxsize)
     if hint := re.match(r"sep=(.)(?=[\r\n])", text):  # Excel's own first line
@@ -277,7 +266,7 @@ def _grid(records: Sequence[tuple[int, list[str]]], separator: str, name: str, m
     return Grid(
         header=header,
         rows=[fields for _, fields in records[1:]],
-        said=f"separated by {shown(separator)}{more}",
+        summary=f"separated by {shown(separator)}{more}",
     )
 
 

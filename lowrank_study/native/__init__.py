@@ -1,14 +1,13 @@
-"""C code for the few loops that NumPy and PyTorch don't have: compiled on first use, never needed.
+"""Optional C code for loops that NumPy and PyTorch lack, compiled on first use.
 
     code = native.library("tridiagonal.c")
     if code is None:
         ...  # the same in NumPy, slower
 
-The sources lie beside this file. `cc` compiles them for this machine's processor into the cache
-folder, under a name that holds a hash of source, flags and processor, so that neither a new
-version nor another machine with the same cache meets a stale file, and a hash of its content, so
-that a damaged one is compiled again. Without a compiler, or with
-LOWRANK_STUDY_NATIVE=0, there is no library. Calls through `ctypes` let other threads go on.
+The sources are in this folder. `cc` compiles them for this machine's processor into the cache
+folder. A library's name holds a hash of source, flags and processor, so that it is never stale, and
+a hash of its content, so that a damaged one is compiled again. Without a compiler, or with
+LOWRANK_STUDY_NATIVE=0, there is no library. Calls through `ctypes` release the GIL.
 """
 
 import ctypes
@@ -29,7 +28,7 @@ from lowrank_study.machine import processor
 
 FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-shared", "-fPIC")
 TARGETS = (("-march=native",), ())
-"""Flags for the processor, tried in turn: not every compiler knows the first."""
+"""Flags for the processor, tried in turn, since not every compiler knows the first."""
 LIBRARIES = ("-lm", "-lpthread")
 COMPILE_SECONDS = 120
 
@@ -37,9 +36,9 @@ _log = logging.getLogger(__name__)
 
 
 def library(source: str) -> ctypes.CDLL | None:
-    """Return a compiled and loaded source of this folder, or None where that can't be had.
+    """Return the compiled library of a source in this folder; None if it can't be compiled.
 
-    Why it can't is logged, in one line and once, if there is a compiler.
+    If there is a compiler, the reason is logged once.
 
     Args:
         source: File name, such as "tridiagonal.c".
@@ -62,12 +61,12 @@ def _load(source: str, folder: Path) -> ctypes.CDLL | None:
         made = find_named(folder, stem=stem, suffix=".so")
         return ctypes.CDLL(str(made or _compile(compiler, code, folder, stem)))
     except (OSError, subprocess.SubprocessError) as error:
-        _log.warning("no native code from %s, NumPy does it slower: %s", source, _reason(error))
+        _log.warning("can't compile %s, using NumPy, which is slower: %s", source, _reason(error))
         return None
 
 
 def _compile(compiler: str, code: bytes, target: Path, stem: str) -> Path:
-    """Write the library under its name in one step: others may be at it too, or read it."""
+    """Compile the library and move it to its name, so that other processes never see a part."""
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target) as folder:
         source, made = Path(folder) / "source.c", Path(folder) / "made.so"
@@ -85,12 +84,12 @@ def _compile(compiler: str, code: bytes, target: Path, stem: str) -> Path:
 
 
 def _instruction_sets() -> list[str]:
-    """Those that the compiler may use here."""
+    """Return the instruction sets of the processor, sorted."""
     return sorted(processor()[1])
 
 
 def _reason(error: Exception) -> str:
-    """Give the compiler's first complaint, or else what happened, as one line."""
+    """Return the compiler's first error, or what else happened, as one line."""
     if isinstance(error, subprocess.TimeoutExpired):
         return f"cc took more than {COMPILE_SECONDS} s"
     if isinstance(error, subprocess.CalledProcessError):

@@ -77,6 +77,15 @@ class Task(Variant, ABC):
         """The files of the source's folder that are read."""
         return [file for file in (self.train, self.validation, self.test) if file]
 
+    @property
+    def sizes(self) -> dict[str, int | None]:
+        """The wanted rows of each split; None for all."""
+        return {
+            "train": self.train_size,
+            "validation": self.validation_size,
+            "test": self.test_size,
+        }
+
     # Data
 
     @property

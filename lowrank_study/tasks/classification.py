@@ -88,7 +88,7 @@ class Classification(Task):
         ]
         account = Account(
             left_out=tuple(part for each in selected.values() for part in each.left_out),
-            read=(*(read.said for read in rows.values()), *counted),
+            read=(*(read.summary for read in rows.values()), *counted),
             warnings=(
                 *(warning for each in selected.values() for warning in each.warnings),
                 *labels.odd_labels(names),

@@ -192,8 +192,8 @@ def test_sizes_that_are_not_there_are_said(tmp_path: Path) -> None:
         train_size=500,
         test_size=50,
     )
-    assert "task.train_size=500 was asked for, but only 90 rows are there" in warnings_of(rows)
-    assert "task.test_size=50 was asked for, but only 40 rows are there" in warnings_of(rows)
+    assert "task.train_size=500, but there are only 90 rows" in warnings_of(rows)
+    assert "task.test_size=50, but there are only 40 rows" in warnings_of(rows)
 
 
 def test_a_training_split_of_one_class_is_refused(tmp_path: Path) -> None:

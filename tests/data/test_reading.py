@@ -41,8 +41,8 @@ def zipped(*members: str) -> bytes:
 
 def test_what_was_read_is_said(tmp_path: Path) -> None:
     rows = read(tmp_path / "a.csv", "text;label\nschön;up\n".encode("cp1252"))
-    assert rows.said == (
-        "a.csv: 1 rows read, not UTF-8, taken for Windows-1252 (as in 'schön'), "
+    assert rows.summary == (
+        "a.csv: 1 rows read, not UTF-8, assumed to be Windows-1252 (as in 'schön'), "
         "separated by semicolons"
     )
     named = read(

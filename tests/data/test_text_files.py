@@ -19,7 +19,7 @@ def read(
 
 
 @pytest.mark.parametrize(
-    ("encoding", "said"),
+    ("encoding", "summary"),
     [
         ("utf-8", "UTF-8"),
         ("utf-8-sig", "UTF-8"),
@@ -27,12 +27,12 @@ def read(
         ("utf-16-le", "UTF-16"),
         ("utf-16-be", "UTF-16"),
         ("utf-32", "UTF-32"),
-        ("latin-1", "not UTF-8, taken for Windows-1252 (as in 'Müller')"),
-        ("cp1252", "not UTF-8, taken for Windows-1252 (as in 'Müller')"),
+        ("latin-1", "not UTF-8, assumed to be Windows-1252 (as in 'Müller')"),
+        ("cp1252", "not UTF-8, assumed to be Windows-1252 (as in 'Müller')"),
     ],
 )
-def test_an_encoding_is_detected_and_said(encoding: str, said: str) -> None:
-    assert decoded(GERMAN.encode(encoding), "a.csv", None) == (GERMAN, said)
+def test_an_encoding_is_detected_and_said(encoding: str, summary: str) -> None:
+    assert decoded(GERMAN.encode(encoding), "a.csv", None) == (GERMAN, summary)
 
 
 @pytest.mark.parametrize(
@@ -63,10 +63,10 @@ def test_a_named_encoding_that_does_not_fit_is_refused_with_the_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mark", "said"), [(",", "commas"), (";", "semicolons"), ("\t", "tabs"), ("|", "pipes")]
+    ("mark", "summary"), [(",", "commas"), (";", "semicolons"), ("\t", "tabs"), ("|", "pipes")]
 )
 @pytest.mark.parametrize("usual", [",", "\t"])
-def test_a_separator_is_detected_and_said(mark: str, said: str, usual: str) -> None:
+def test_a_separator_is_detected_and_said(mark: str, summary: str, usual: str) -> None:
     found = read(
         f"id{mark}text{mark}label\n1{mark}so, so; it is{mark}up\n".replace(
             "so, so; it is", '"so, so; it is"'
@@ -75,7 +75,7 @@ def test_a_separator_is_detected_and_said(mark: str, said: str, usual: str) -> N
     )
     assert found.header == ["id", "text", "label"]
     assert found.rows == [["1", "so, so; it is", "up"]]
-    assert found.said == f"separated by {said}"
+    assert found.summary == f"separated by {summary}"
 
 
 def test_a_named_separator_is_taken() -> None:
@@ -87,7 +87,7 @@ def test_line_ends_and_blank_lines(ending: str) -> None:
     text = ending.join(["text,label", "", '"two', 'lines",up', ",", "b,down", ""])
     found = read(text)
     assert found.rows == [[f"two{ending}lines", "up"], ["b", "down"]]
-    assert "1 line breaks inside cells" in found.said
+    assert "1 line breaks inside cells" in found.summary
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_cells_of_a_tsv_that_begin_with_a_quotation_mark_keep_their_rows() -> No
     text = "text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in rows)
     found = read(text, usual="\t")
     assert found.rows == [list(row) for row in rows]
-    assert found.said == "separated by tabs, quotation marks kept"
+    assert found.summary == "separated by tabs, quotation marks kept"
 
 
 def test_a_quoted_text_of_a_tsv_with_a_tab_in_each_line_is_one_text() -> None:
@@ -130,7 +130,7 @@ def test_a_quoted_text_of_a_tsv_with_a_tab_in_each_line_is_one_text() -> None:
 def test_quotation_marks_that_open_no_cell_are_letters() -> None:
     found = read('text,label\n"good" film,up\n"bad,down\n')
     assert found.rows == [['"good" film', "up"], ['"bad', "down"]]
-    assert found.said == "separated by commas, quotation marks kept"
+    assert found.summary == "separated by commas, quotation marks kept"
 
 
 def test_a_tsv_with_quoted_cells_loses_its_quotation_marks() -> None:
