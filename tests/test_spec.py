@@ -148,7 +148,8 @@ def test_methods_that_differ_have_names_that_differ(
 
 def test_scaling_of_a_lora_by_peft() -> None:
     method = adapter_of("LORA", {"r": 4, "lora_alpha": 6, "use_rslora": True}).method
-    assert method.adapter_scaling == 3.0
+    assert method.lora is not None
+    assert method.lora.scaling == 3.0
 
 
 def test_names_of_adapters_that_were_right_before_stay() -> None:

@@ -56,7 +56,7 @@ def without_folders(message: str) -> str:
 
 def _row(run: TrainedRun) -> dict[str, Any]:
     spec, record, method = run.spec, run.record, run.spec.method
-    metric = spec.task.metric
+    metric, lora = spec.task.metric, method.lora
     test, validation = record.get("test", {}), record.get("validation") or {}
     return {
         "run_id": spec.run_id,
@@ -65,9 +65,9 @@ def _row(run: TrainedRun) -> dict[str, Any]:
         "method": method.label,
         "adapter_rank": method.adapter_rank,
         "target": method.target_label,
-        "alpha": method.adapter_alpha,
-        "scaling": method.adapter_scaling,
-        "scaling_rule": method.adapter_scaling_rule,
+        "alpha": lora.alpha if lora else None,
+        "scaling": lora.scaling if lora else None,
+        "scaling_rule": lora.scaling_rule if lora else None,
         "learning_rate": method.learning_rate,
         "seed": spec.seed,
         "data_seed": spec.data_seed,
@@ -84,9 +84,7 @@ def _row(run: TrainedRun) -> dict[str, Any]:
         "test_examples": record.get("examples", {}).get("test"),
         "steps": record.get("steps"),
         "trainable_parameters": record.get("trainable_parameters"),
-        "adapted_parameters": (record.get("adapter_parameters") or None)
-        if method.adapter_rank is not None
-        else None,
+        "adapted_parameters": (record.get("adapter_parameters") or None) if lora else None,
         "total_parameters": record.get("total_parameters"),
         "checkpoint_bytes": record.get("checkpoint_bytes"),
         "train_seconds": record.get("train_seconds"),

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from lowrank_study.checkpoints import Weights
     from lowrank_study.config.fields import Fields
+    from lowrank_study.methods.lora import Lora
     from lowrank_study.spectra.updates import Update
 
 _ACTIVATION_RANKS = 64
@@ -84,24 +85,14 @@ class Method(Variant, ABC):
         return None
 
     @property
+    def lora(self) -> "Lora | None":
+        """The LoRA with the rank and scaling of this method's update; None for other updates."""
+        return None
+
+    @property
     def adapter_rank(self) -> int | None:
         """Rank of the update, the same for every map; None if it isn't set."""
-        return None
-
-    @property
-    def adapter_alpha(self) -> float | None:
-        """LoRA's α."""
-        return None
-
-    @property
-    def adapter_scaling(self) -> float | None:
-        """The factor in front of `B @ A`."""
-        return None
-
-    @property
-    def adapter_scaling_rule(self) -> str | None:
-        """How the scaling follows from α and the rank."""
-        return None
+        return None if self.lora is None else self.lora.rank
 
     @property
     def stem(self) -> str:

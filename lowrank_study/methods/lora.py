@@ -74,24 +74,9 @@ class Lora(Method):
         return target_name(self.target)
 
     @property
-    def adapter_rank(self) -> int:
-        """Rank of the factors."""
-        return self.rank
-
-    @property
-    def adapter_alpha(self) -> float:
-        """LoRA's α."""
-        return self.alpha
-
-    @property
-    def adapter_scaling(self) -> float:
-        """The factor before `B @ A`."""
-        return self.scaling
-
-    @property
-    def adapter_scaling_rule(self) -> str:
-        """How the scaling follows from α and the rank."""
-        return self.scaling_rule
+    def lora(self) -> "Lora":
+        """The record itself."""
+        return self
 
     @property
     def pack_key(self) -> tuple[Any, ...] | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from lowrank_study.methods import Method
-from lowrank_study.methods.lora import read_target
+from lowrank_study.methods.lora import Lora, read_target
 from lowrank_study.spec import BaseModel, target_name
 
 if TYPE_CHECKING:
@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 
     from lowrank_study.config.fields import Fields
 
-LORA_DEFAULTS: Mapping[str, Any] = {"r": 8, "lora_alpha": 8, "use_rslora": False}
+LORA_DEFAULTS: Mapping[str, Any] = {
+    "r": 8,
+    "lora_alpha": 8,
+    "use_rslora": False,
+    "lora_dropout": 0.0,
+    "init_lora_weights": True,
+}
 """PEFT's defaults for LoRA, used for options that are not given."""
 _SHOWN_OF_LORA = ("r", "lora_alpha", "use_dora", "use_rslora", "init_lora_weights")
 """Options of LoRA that the name or a column of its own shows."""
@@ -55,11 +61,20 @@ class PeftMethod(Method):
         )
 
     @property
-    def _lora(self) -> Mapping[str, Any] | None:
-        """Options of PEFT's LoRA if one rank holds for every module; None for other kinds."""
+    def lora(self) -> Lora | None:
+        """Rank and scaling of PEFT's LoRA and its variants, if one rank holds for every module."""
         if self.peft_type != "LORA" or self.options.get("rank_pattern"):
             return None
-        return {**LORA_DEFAULTS, **self.options}
+        options = {**LORA_DEFAULTS, **self.options}
+        return Lora(
+            learning_rate=self.learning_rate,
+            rank=options["r"],
+            alpha=float(options["lora_alpha"]),
+            scaling_rule="alpha_over_sqrt_rank" if options["use_rslora"] else "alpha_over_rank",
+            dropout=options["lora_dropout"],
+            init=str(options["init_lora_weights"]),
+            target=self.target,
+        )
 
     @property
     def name(self) -> str:
@@ -74,7 +89,7 @@ class PeftMethod(Method):
     @property
     def label(self) -> str:
         """The name with the options that have no column, so that different methods differ."""
-        shown = () if self._lora is None else _SHOWN_OF_LORA
+        shown = () if self.lora is None else _SHOWN_OF_LORA
         options = ", ".join(
             f"{option}={json.dumps(value, sort_keys=True)}"
             for option, value in sorted(self.options.items())
@@ -86,31 +101,6 @@ class PeftMethod(Method):
     def target_label(self) -> str:
         """Name of the adapted maps."""
         return target_name(self.target)
-
-    @property
-    def adapter_rank(self) -> int | None:
-        """Rank of PEFT's LoRA and its variants."""
-        return None if self._lora is None else int(self._lora["r"])
-
-    @property
-    def adapter_alpha(self) -> float | None:
-        """LoRA's α."""
-        return None if self._lora is None else float(self._lora["lora_alpha"])
-
-    @property
-    def adapter_scaling(self) -> float | None:
-        """The factor before `B @ A`."""
-        if self.adapter_rank is None or self.adapter_alpha is None:
-            return None
-        is_rslora = self.adapter_scaling_rule == "alpha_over_sqrt_rank"
-        return self.adapter_alpha / (self.adapter_rank**0.5 if is_rslora else self.adapter_rank)
-
-    @property
-    def adapter_scaling_rule(self) -> str | None:
-        """How the scaling follows from α and the rank."""
-        if self._lora is None:
-            return None
-        return "alpha_over_sqrt_rank" if self._lora["use_rslora"] else "alpha_over_rank"
 
     @property
     def why_no_updates(self) -> str | None:

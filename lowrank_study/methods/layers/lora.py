@@ -136,16 +136,7 @@ def lora_modules(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
 
 
 def save_lora(model: nn.Module, lora: Lora, folder: Path, *, base_name: str, base: Path) -> None:
-    """Save the factors and the head in PEFT's layout.
-
-    Args:
-        model: The trained model.
-        lora: Its method.
-        folder: Folder to write to.
-        base_name: Name of the pretrained model.
-        base: Folder of the pretrained model; the adapter stores the hashes of its weights, and is
-            refused on another base.
-    """
+    """Save the factors and the head in PEFT's layout; see `Lora.save`."""
     heads, modules = head_names(model), dict(lora_modules(model))
     saved = {name: value for name, value in model.state_dict().items() if in_head(name, heads)}
     for path, module in modules.items():
