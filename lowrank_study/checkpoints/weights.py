@@ -176,13 +176,9 @@ class Weights(Closing):
     def read_part(
         self, name: str, *, width: int, rows: tuple[int, int], columns: tuple[int, int]
     ) -> Array:
-        """Return some rows and columns of a tensor exactly, and read nothing else of it.
+        """Return some rows and columns (first, one past the last) exactly, and read no others.
 
-        Args:
-            name: a tensor for which `reads_parts` is true.
-            width: columns of the row-major matrix that the tensor is seen as.
-            rows: first row and one past the last.
-            columns: first column and one past the last.
+        The tensor is seen as a row-major matrix of `width` columns; `reads_parts` must be true.
         """
         assert self.reads_parts(name)
         info = self.info(name)

@@ -126,10 +126,6 @@ class Adapter(Closing):
         PiSSA and OLoRA start from a part B0 A0 that is subtracted from the base weight. Their
         update is `scaling (B A - B0 A0)`: factors of twice the rank, [B, -B0] and [A; A0].
 
-        Args:
-            module: one of `modules()`.
-            base: the base model; PiSSA and OLoRA need it.
-
         Raises:
             InputError: the update isn't a product of two factors, or needs the base.
         """
@@ -160,12 +156,7 @@ class Adapter(Closing):
         )
 
     def delta(self, module: str, base: Weights | None = None) -> Array:
-        """Return the module's update delta_OI = W - W0 as a dense float64 matrix.
-
-        Args:
-            module: one of `modules()`.
-            base: the opened base model; LoRA does not need it.
-        """
+        """Return the module's update delta_OI = W - W0 as a dense float64 matrix."""
         if base is not None:
             self.check_base(base)
         with np.errstate(all="ignore"):  # overflow is checked below
@@ -208,10 +199,6 @@ class Adapter(Closing):
         """Return W - W0 of a tensor trained in full, in float64 and in the base's shape.
 
         For a resized vocabulary, only the rows that both have.
-
-        Args:
-            name: one of `saved_weights()`.
-            base: the opened base model.
 
         Raises:
             InputError: the base has no such tensor (a new head has no W0), or another shape.

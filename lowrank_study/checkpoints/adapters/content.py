@@ -5,7 +5,7 @@ A reader goes through the names of a file and hands each tensor to a `Sorter`:
     sorter = Sorter(weights, where, needed={"A", "B"})
     sorter.add("encoder.layer.0.query", "A", "encoder.layer.0.query.lora_A.weight")
     modules = sorter.whole_modules()        # those with A and B; the others are left out
-    only_factors(sorter, kind="lora", config={}, modules=modules, scalings=scalings)
+    sorter.content("lora", config, modules, scalings)
 
 Axis suffixes: O out features, I in features, R adapter rank.
 """
@@ -85,12 +85,9 @@ class Reader(Protocol):
     """Reads the tensors of one format into `Content`."""
 
     def __call__(self, weights: Weights, config: Mapping[str, Any], where: str) -> Content:
-        """Return the contents of an adapter.
+        """Return the contents of an adapter; without an adapter_config.json, `config` is empty.
 
-        Args:
-            weights: its opened tensors.
-            config: its adapter_config.json; empty for formats without one.
-            where: beginning of error messages.
+        Errors begin with `where`.
 
         Raises:
             InputError: no part of it can be read exactly, or its parts contradict each other.
@@ -102,13 +99,7 @@ class Sorter:
     """Collects the parts of modules by name, and the unused tensors."""
 
     def __init__(self, weights: Weights, where: str, *, needed: Set[str]) -> None:
-        """Start without any tensors.
-
-        Args:
-            weights: the adapter's tensors.
-            where: beginning of error messages.
-            needed: parts that every module's update requires.
-        """
+        """Start without any tensors; `needed` are the parts that every module's update requires."""
         self._weights = weights
         self._where = where
         self._needed = needed
@@ -207,59 +198,54 @@ class Sorter:
             for why, tensors in self._unused.items()
         )
 
+    def ranks(self, modules: Mapping[str, Mapping[str, Part]]) -> dict[str, int]:
+        """Return the rank of every module with factors A and B.
 
-def only_factors(
-    sorter: Sorter,
-    *,
-    kind: str,
-    config: Mapping[str, Any],
-    modules: dict[str, dict[str, Part]],
-    scalings: dict[str, float],
-) -> Content:
-    """Return the contents of an adapter with nothing but factors; readers `replace` the rest."""
-    return Content(
-        kind=kind,
-        config=config,
-        modules=modules,
-        scalings=scalings,
-        embeddings=frozenset(),
-        components={},
-        shared={},
-        saved={},
-        token_rows={},
-        token_indices={},
-        bias_updates={},
-        base_layers={},
-        assumed=(),
-        flags=(),
-        left_out=sorter.left_out(),
-    )
+        Raises:
+            InputError: the shapes of two factors do not fit.
+        """
+        ranks: dict[str, int] = {}
+        for module, parts in modules.items():
+            A, B = (stored_shape(self._weights, parts[part]) for part in ("A", "B"))
+            if len(A) < 2 or len(B) < 2 or B[1] != A[0] or prod(B[2:]) != 1:
+                raise InputError(
+                    f"{self._where}: module {shown(module)} has A {list(A)} and B {list(B)}, which "
+                    "don't multiply; it was saved unfinished (ZeRO-3 shards?): save it again"
+                )
+            ranks[module] = A[0]
+        return ranks
+
+    def content(
+        self,
+        kind: str,
+        config: Mapping[str, Any],
+        modules: dict[str, dict[str, Part]],
+        scalings: dict[str, float],
+    ) -> Content:
+        """Return the contents of an adapter with only factors; readers `replace` the rest."""
+        return Content(
+            kind=kind,
+            config=config,
+            modules=modules,
+            scalings=scalings,
+            embeddings=frozenset(),
+            components={},
+            shared={},
+            saved={},
+            token_rows={},
+            token_indices={},
+            bias_updates={},
+            base_layers={},
+            assumed=(),
+            flags=(),
+            left_out=self.left_out(),
+        )
 
 
 def stored_shape(weights: Weights, part: Part) -> tuple[int, ...]:
     """Return the shape of a part in use: A (R, I, ...), B (O, R, ...)."""
     shape = weights.shape(part.tensor)
     return shape[::-1] if part.transposed else shape
-
-
-def checked_ranks(
-    weights: Weights, modules: Mapping[str, Mapping[str, Part]], where: str
-) -> dict[str, int]:
-    """Return the rank of every module with factors A and B.
-
-    Raises:
-        InputError: the shapes of two factors do not fit.
-    """
-    ranks: dict[str, int] = {}
-    for module, parts in modules.items():
-        A, B = (stored_shape(weights, parts[part]) for part in ("A", "B"))
-        if len(A) < 2 or len(B) < 2 or B[1] != A[0] or prod(B[2:]) != 1:
-            raise InputError(
-                f"{where}: module {shown(module)} has A {list(A)} and B {list(B)}, which "
-                "don't multiply; it was saved unfinished (ZeRO-3 shards?): save it again"
-            )
-        ranks[module] = A[0]
-    return ranks
 
 
 def refuse_other_ranks(ranks: Mapping[str, int], expected: Mapping[str, float], where: str) -> None:

@@ -18,12 +18,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lowrank_study.checkpoints.adapters.content import (
-    Content,
-    Sorter,
-    checked_ranks,
-    only_factors,
-)
+from lowrank_study.checkpoints.adapters.content import Content, Sorter
 from lowrank_study.checkpoints.adapters.file_scalings import FileScalings
 from lowrank_study.checkpoints.formats import shown
 from lowrank_study.checkpoints.weights import Weights
@@ -79,12 +74,12 @@ def read_diffusion(weights: Weights, config: Mapping[str, Any], where: str) -> C
             f"{where}: some of its modules have DoRA magnitudes and some have none; save it again"
         )
     components = {module: found for module in modules if (found := _component(module))}
-    ranks = checked_ranks(weights, modules, where)
+    ranks = sorter.ranks(modules)
     scalings, assumed = FileScalings(weights, modules, ranks, components, where).resolve(alphas)
     flat = all("." not in module for module in modules)
     kind = "dora" if dora else "kohya" if flat else "lora"
     return replace(
-        only_factors(sorter, kind=kind, config=config, modules=modules, scalings=scalings),
+        sorter.content(kind, config, modules, scalings),
         components=components,
         assumed=assumed,
     )

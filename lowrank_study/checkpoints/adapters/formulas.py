@@ -32,10 +32,7 @@ def initial_factors(kind: str, W0_OI: Array, rank: int, scaling: float) -> tuple
 def dora_delta(W0_OI: Array, plain_OI: Array, magnitude_O: Array) -> Array:
     """Return m (W0 + s B A) / ‖W0 + s B A‖ - W0, with norms of rows (Liu et al. 2024, eq. 5).
 
-    Args:
-        W0_OI: the base weight.
-        plain_OI: s B A.
-        magnitude_O: m, one per row; no row of W0 + s B A may be zero.
+    `plain_OI` is s B A and `magnitude_O` is m. No row of W0 + s B A may be zero.
     """
     tuned_OI = W0_OI + plain_OI
     norm_O = np.linalg.norm(tuned_OI, axis=1, keepdims=True)
@@ -43,13 +40,7 @@ def dora_delta(W0_OI: Array, plain_OI: Array, magnitude_O: Array) -> Array:
 
 
 def rows_delta(rows: list[int], before: Array, after: Array, where: str) -> Array:
-    """Return W - W0 of a matrix with only some trained rows.
-
-    Args:
-        rows: their indices.
-        before: W0.
-        after: those rows of W.
-        where: beginning of the error message.
+    """Return W - W0 of a matrix with only some trained rows, given as `after`.
 
     Raises:
         InputError: the rows do not fit this W0.

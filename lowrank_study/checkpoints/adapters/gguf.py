@@ -17,12 +17,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lowrank_study.checkpoints.adapters.content import (
-    Content,
-    Sorter,
-    checked_ranks,
-    only_factors,
-)
+from lowrank_study.checkpoints.adapters.content import Content, Sorter
 from lowrank_study.checkpoints.formats import shown
 from lowrank_study.checkpoints.names import module_of
 from lowrank_study.checkpoints.weights import Weights
@@ -53,7 +48,7 @@ def read_gguf_lora(weights: Weights, config: Mapping[str, Any], where: str) -> C
     modules = sorter.whole_modules()
     if not modules:
         raise InputError(f"{where}: holds no factors that can be read (no lora_a and lora_b)")
-    ranks = checked_ranks(weights, modules, where)
+    ranks = sorter.ranks(modules)
     alpha = settings.get("adapter.lora.alpha")
     if alpha is not None and (type(alpha) not in (int, float) or not abs(alpha) < 1e9):
         raise InputError(
@@ -62,7 +57,7 @@ def read_gguf_lora(weights: Weights, config: Mapping[str, Any], where: str) -> C
         )
     scalings = {module: alpha / rank if alpha else 1.0 for module, rank in ranks.items()}
     return replace(
-        only_factors(sorter, kind="gguf", config=config, modules=modules, scalings=scalings),
+        sorter.content("gguf", config, modules, scalings),
         embeddings=frozenset({_EMBEDDING} & modules.keys()),
         assumed=() if alpha else ("no alpha in the file: taken as its rank, as llama.cpp does",),
     )

@@ -14,13 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lowrank_study.checkpoints.adapters.content import (
-    Content,
-    Sorter,
-    checked_ranks,
-    only_factors,
-    refuse_other_ranks,
-)
+from lowrank_study.checkpoints.adapters.content import Content, Sorter, refuse_other_ranks
 from lowrank_study.checkpoints.adapters.peft_settings import checked_number
 from lowrank_study.checkpoints.formats import CONFIG_NAME, shown
 from lowrank_study.checkpoints.names import is_vocabulary
@@ -59,14 +53,10 @@ def read_mlx(weights: Weights, config: Mapping[str, Any], where: str) -> Content
     modules = sorter.whole_modules()
     if not (modules or saved):
         raise InputError(f"{where}: holds no factors of an MLX adapter (no lora_a and lora_b)")
-    scale, flags = _scale(config, checked_ranks(weights, modules, where), where)
+    scale, flags = _scale(config, sorter.ranks(modules), where)
     return replace(
-        only_factors(
-            sorter,
-            kind="dora" if kind == "dora" else "lora",
-            config=config,
-            modules=modules,
-            scalings=dict.fromkeys(modules, scale),
+        sorter.content(
+            "dora" if kind == "dora" else "lora", config, modules, dict.fromkeys(modules, scale)
         ),
         embeddings=frozenset(embeddings),
         saved=saved,

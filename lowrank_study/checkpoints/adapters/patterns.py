@@ -23,14 +23,7 @@ def match_patterns(
 ) -> tuple[dict[str, float], list[str]]:
     """Return the value of the first pattern that matches each module, as PEFT does.
 
-    Args:
-        patterns: pattern to value.
-        default: the value of a module that no pattern matches.
-        modules: the modules' paths.
-        where: beginning of error messages.
-
-    Returns:
-        The values, and the modules that further patterns match with another value.
+    The second part lists the modules that further patterns match with another value.
 
     Raises:
         InputError: a pattern is invalid, or could take too long.

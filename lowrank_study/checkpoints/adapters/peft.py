@@ -13,12 +13,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lowrank_study.checkpoints.adapters.content import (
-    Content,
-    Sorter,
-    checked_ranks,
-    only_factors,
-)
+from lowrank_study.checkpoints.adapters.content import Content, Sorter
 from lowrank_study.checkpoints.adapters.peft_settings import Settings, read_settings
 from lowrank_study.checkpoints.formats import CONFIG_NAME, shown
 from lowrank_study.checkpoints.weights import Weights
@@ -83,16 +78,14 @@ def read_peft(weights: Weights, config: Mapping[str, Any], where: str) -> Conten
     scalings: dict[str, float] = {}
     flags: list[str] = []
     if settings.kind not in _PARTS:
-        ranks = checked_ranks(weights, modules, where)
+        ranks = names.sorter.ranks(modules)
         scalings, flags = settings.scalings(ranks, where)
     for module in names.doubled & scalings.keys():
         scalings[module] *= 2
         flags.append(f"{shown(module)}: measured as twice B A, as PEFT's model adds it twice")
     bias_updates = names.bias_updates(scalings)
     return replace(
-        only_factors(
-            names.sorter, kind=settings.kind, config=config, modules=modules, scalings=scalings
-        ),
+        names.sorter.content(settings.kind, config, modules, scalings),
         embeddings=frozenset(names.embeddings),
         shared=names.shared,
         saved=names.saved,

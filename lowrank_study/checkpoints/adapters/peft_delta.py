@@ -27,11 +27,8 @@ def peft_delta(
 ) -> Array:
     """Return delta_OI of one linear module in float64.
 
-    Args:
-        config: the adapter's checked config; only numbers are taken from it.
-        parts: PEFT's parameter names to their values.
-        shape: (out, in) of the base weight.
-        where: beginning of error messages.
+    Only numbers are taken from the config. `parts` are the values by PEFT's parameter names, and
+    `shape` is that of the base weight, (out, in).
 
     Raises:
         InputError: the tensors don't fit the shape.

@@ -93,14 +93,7 @@ class Settings:
 
         PEFT sorts the patterns when it saves them, and uses the first match when it loads them. A
         module that matches patterns of different alpha may thus have been trained with another
-        alpha than it is loaded with; a remark says so.
-
-        Args:
-            ranks: module to the rank of its factors.
-            where: beginning of error messages.
-
-        Returns:
-            The scalings, and remarks for the report.
+        alpha than it is loaded with; the second part, remarks for the report, says so.
 
         Raises:
             InputError: the config gives a module another rank.

@@ -151,14 +151,7 @@ def _scale(tensor: TensorInfo, scale: TensorInfo, config: Mapping[str, Any], whe
 def scale_factors(
     shape: tuple[int, ...], first_row: int, scale: Scale, read_scales: Callable[[str], Array]
 ) -> Array:
-    """Return the scale of each stored number of some rows, in float64.
-
-    Args:
-        shape: the shape of the rows.
-        first_row: the index of their first row in the tensor.
-        scale: the tensor's scale.
-        read_scales: reads a tensor by its name in the file.
-    """
+    """Return the scale of each stored number of some rows, from `first_row` on, in float64."""
     factors = read_scales(scale.name).astype(np.float64)
     if factors.size == 1:
         return np.broadcast_to(factors.reshape(()), shape)

@@ -88,10 +88,7 @@ def refuse_lone_shard(path: Path) -> None:
 def check_shards(tensors: Sequence[TensorInfo], weight_map: Mapping[str, str], where: str) -> None:
     """Check that every tensor is in one shard only, and in the one that the index names.
 
-    Args:
-        tensors: the tensors of all shards.
-        weight_map: the index's map; empty without an index.
-        where: beginning of error messages.
+    Without an index, `weight_map` is empty.
     """
     seen: dict[str, TensorInfo] = {}
     for tensor in tensors:

@@ -38,12 +38,8 @@ def is_in_out(module: str, shapes: Mapping[str, tuple[int, ...]], models: Models
     """Whether a stack of experts is stored (experts, in, out).
 
     The config's hidden size decides if exactly one axis of this stack, or of another stack of the
-    same experts, has that size. Otherwise the model_type decides.
-
-    Args:
-        module: the module path.
-        shapes: the shapes of these experts' stacks, by the last part of their module path.
-        models: from `fused.models_within`.
+    same experts, has that size. Otherwise the model_type decides. `shapes` maps the last part of
+    the module path to the shape of each stack of these experts.
     """
     if "_exps" in module:  # GGUF is always (out, in)
         return False

@@ -42,11 +42,9 @@ _CONV1D_NAMES = ("c_attn", "c_proj", "c_fc", "q_attn")
 def find_matrices(
     weights: Weights, config: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Matrix], dict[str, str]]:
-    """Return all matrices by name, and other tensors of two or more axes with the reason.
+    """Return all matrices by name, and the reason for each other tensor of two or more axes.
 
-    Args:
-        weights: the opened model.
-        config: a config.json that replaces the one beside the weights.
+    `config` replaces the config.json beside the weights.
     """
     matrices: dict[str, Matrix] = {}
     skipped: dict[str, str] = {}
@@ -79,7 +77,7 @@ def _matrices_of(tensor: str, weights: Weights, models: Models) -> list[Matrix] 
     whole = _whole(tensor, weights, shape, models, note=_note(module, shape, models))
     if not is_fused(leaf, models):
         return [whole]
-    found = split(leaf, module, whole.shape[0], models)
+    found = split(module, whole.shape[0], models)
     if found is None:
         return [replace(whole, note=unknown_layout(models))]
     groups, parts = found
@@ -89,15 +87,7 @@ def _matrices_of(tensor: str, weights: Weights, models: Models) -> list[Matrix] 
 def _whole(
     tensor: str, weights: Weights, shape: tuple[int, ...], models: Models, *, note: str
 ) -> Matrix:
-    """Return a stored tensor, or one expert of it, as one matrix.
-
-    Args:
-        tensor: its name.
-        weights: the checkpoint.
-        shape: its shape, without the axis of experts.
-        models: from `fused.models_within`.
-        note: as in `Matrix`.
-    """
+    """Return a stored tensor, or one expert of it (of this shape), as one matrix."""
     transposed = _is_transposed(tensor, weights, models)
     stored = shape[0], prod(shape[1:])
     out, in_ = stored[::-1] if transposed else stored

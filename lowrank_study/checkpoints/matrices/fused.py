@@ -1,6 +1,6 @@
 """The layout of query, key and value in one fused tensor, as each model's own code reads it.
 
-    split("qkv_proj", "layers.0.self_attn.qkv_proj", 16, [{"model_type": "phi3", ...}])
+    split("layers.0.self_attn.qkv_proj", 16, [{"model_type": "phi3", ...}])
     # (1, [("query", 0, 8), ("key", 8, 12), ("value", 12, 16)])
 
 Most models store all rows of the query, then those of key and value. Others store query, key and
@@ -13,6 +13,7 @@ from itertools import accumulate
 from typing import Any
 
 from lowrank_study.checkpoints.formats import shown
+from lowrank_study.checkpoints.names import last_part
 
 CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 """Models whose linear maps are stored (in, out)."""
@@ -61,15 +62,9 @@ def is_fused(leaf: str, models: Models) -> bool:
     return leaf in _LEAVES or any((leaf, _model_type(model)) in _LAYOUTS for model in models)
 
 
-def split(leaf: str, module: str, out: int, models: Models) -> Parts | None:
-    """Return the rows of each part of a fused tensor, or None if the layout is unknown.
-
-    Args:
-        leaf: the last part of the module path.
-        module: the module path.
-        out: rows of the tensor.
-        models: from `models_within`.
-    """
+def split(module: str, out: int, models: Models) -> Parts | None:
+    """Return the rows of each part of a fused tensor of `out` rows; None for an unknown layout."""
+    leaf = last_part(module)
     if leaf == "in_proj_weight":  # torch.nn.MultiheadAttention, in any model
         return _checked(_thirds(_Attention({}, out)), out)
     if leaf == "c_attn" and "crossattention" in module.split("."):

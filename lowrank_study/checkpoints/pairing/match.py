@@ -34,13 +34,10 @@ class Match:
         return self.before.read()[:rows], self.after.read()[:rows]
 
     def read_blocks(self, entries: int) -> Iterator[tuple[slice, Array, Array]]:
-        """Yield (range, W0, W) in blocks along the longer axis, which comes first.
+        """Yield (range, W0, W) in blocks of `entries` along the longer axis, which comes first.
 
         The numbers equal those of `read`, but only one block is in memory at a time. Formats that
         can't be read in parts (GGUF, PyTorch's own files, interleaved heads) are held as a whole.
-
-        Args:
-            entries: largest number of entries in a block of more than one row or column.
         """
         first = 0
         blocks = (each.read_blocks(self.shape, entries) for each in (self.before, self.after))
@@ -60,10 +57,7 @@ class Match:
 def match_of(name: str, before: Matrix, after: Matrix) -> Match | None:
     """Return the match of two matrices, or None if their shapes differ.
 
-    Args:
-        name: module path in the tuned checkpoint; only a vocabulary's rows may differ.
-        before: the pretrained matrix.
-        after: the tuned matrix.
+    The rows of a vocabulary, recognised by its module path, may differ.
     """
     rows = min(before.shape[0], after.shape[0])
     resized = before.shape[0] != after.shape[0]

@@ -34,18 +34,12 @@ class Side:
         prefix: str,
         config: Mapping[str, Any],
     ) -> None:
-        """Sort the tensors of a checkpoint; only headers are read.
-
-        Args:
-            side: one of `SIDES`.
-            weights: the checkpoint.
-            keys: the key of each tensor, by name.
-            prefix: a prefix of its names when shown.
-            config: the config.json that describes it.
-        """
+        """Sort the tensors of a checkpoint by their keys; only headers are read."""
         self.side = side
+        """One of `SIDES`."""
         self.weights = weights
         self.prefix = prefix
+        """A prefix of its names when shown."""
         self.models = models_within(config)
         found, no_matrices = find_matrices(weights, config)
         self.matrices = {_key(matrix, keys): matrix for matrix in found.values()}

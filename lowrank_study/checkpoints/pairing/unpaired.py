@@ -56,10 +56,7 @@ def of_other_shape(
 def left_out_parts(items: Iterable[Unpaired], *, side: str, compared: int) -> list[LeftOut]:
     """Return the left-out parts of one checkpoint, one for each reason.
 
-    Args:
-        items: the parts that aren't compared.
-        side: one of `SIDES`.
-        compared: how many parameters of this checkpoint are compared.
+    `compared` is the number of its parameters that are compared.
     """
     by_reason: dict[str, list[Unpaired]] = {}
     for item in items:
