@@ -1,4 +1,4 @@
-"""Files for the tests: valid checkpoints, and damaged ones byte by byte."""
+"""Files for the tests: valid checkpoints, and files of any bytes."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ ONE = b"\0\0\x80\x3f"
 
 @pytest.fixture
 def write_raw(tmp_path: Path) -> WriteRaw:
-    """Write a safetensors file out of any header and any bytes."""
+    """Write a safetensors file with any header and any bytes."""
 
     def write(
         header: Mapping[str, Any] | bytes,
@@ -114,10 +114,10 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture
 def refused_in_budget() -> Callable[..., str]:
-    """Open a path in a process of its own; it must be refused within 2 s and 512 MB.
+    """Open a path in a separate process; it must be refused within 2 s and 512 MB.
 
-    The time is the processor's, since other processes may keep this one waiting; what waits for
-    ever is ended after a minute. The memory is the whole process's, interpreter included.
+    Processor time counts, because other processes may delay this one; a process that waits is
+    stopped after a minute. The memory includes the interpreter.
     """
     program = """
 import sys, time

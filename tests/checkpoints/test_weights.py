@@ -34,7 +34,7 @@ def test_several_unrelated_files_are_refused(write_model: Any) -> None:
         open_weights(folder)
 
 
-def test_a_tensor_that_is_not_there_names_those_that_are(write_model: Any) -> None:
+def test_a_missing_tensor_is_refused_with_the_existing_names(write_model: Any) -> None:
     with (
         open_weights(write_model({"w": torch.ones(1)})) as weights,
         pytest.raises(InputError, match="no tensor v; it has 1, such as w"),

@@ -1,4 +1,4 @@
-"""A model that PEFT adapts, saves and merges, to compare what is read from disk with."""
+"""A model that PEFT adapts, saves and merges: the reference for what is read from disk."""
 
 import copy
 from collections.abc import Callable
@@ -43,7 +43,7 @@ class Model(nn.Module):
 
 
 def randomise(model: nn.Module) -> None:
-    """Train without training: give everything that is trainable other values."""
+    """Give all trainable parameters other values, instead of training."""
     torch.manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

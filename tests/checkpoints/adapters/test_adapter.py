@@ -94,7 +94,7 @@ def test_olora_on_a_matrix_stored_in_by_out_is_refused(
 
 
 @pytest.mark.parametrize("start", ["gaussian", "orthogonal", True, False])
-def test_a_start_that_leaves_the_base_alone_is_read(trained: Any, start: Any) -> None:
+def test_an_initialisation_that_keeps_the_base_is_read(trained: Any, start: Any) -> None:
     assert check(*trained(peft.LoraConfig(**LORA, init_lora_weights=start))) == "lora"
 
 

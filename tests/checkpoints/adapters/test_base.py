@@ -146,7 +146,7 @@ def test_a_tied_model_s_updates_are_those_of_the_live_model(train: Any, setup: s
     assert set(skipped.values()) <= {"the same as lm_head (tied), counted there"}
 
 
-def test_a_tied_head_is_said_to_be_one(train: Any) -> None:
+def test_a_tied_head_is_flagged(train: Any) -> None:
     _, adapter, base = train(tied_llama(), lora(target_modules=["lm_head"]))
     with open_adapter(adapter) as opened, open_weights(base) as weights:
         opened.check_base(weights)
@@ -304,7 +304,7 @@ def test_an_adapter_s_names_are_found_in_its_own_base(train: Any, name: str) -> 
             np.testing.assert_allclose(delta, expected, rtol=0, atol=1e-12)
 
 
-def test_the_name_of_an_adapter_is_taken_out_of_the_keys(train: Any) -> None:
+def test_the_name_of_an_adapter_is_removed_from_the_keys(train: Any) -> None:
     _, adapter, base = train(
         tied_llama(), lora(target_modules=["q_proj"], modules_to_save=["lm_head"])
     )

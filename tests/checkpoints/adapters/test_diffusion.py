@@ -1,4 +1,4 @@
-"""LoRA of diffusers, ComfyUI and kohya's scripts equals scaling * B @ A."""
+"""LoRA files of diffusers, ComfyUI and kohya's scripts are read as scaling * B @ A."""
 
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ def test_dora_s_magnitudes_are_read_with_the_base(write_file: WriteFile, write_m
         ("lora_unet_p.diff", "belongs to a method"),
     ],
 )
-def test_what_is_not_used_is_left_out_with_its_share(
+def test_unused_tensors_are_left_out_with_their_share(
     write_file: WriteFile, extra: str, why: str
 ) -> None:
     path = write_file(FLAT | {extra: torch.ones(1, 2)})
@@ -155,7 +155,7 @@ def test_a_module_that_another_method_changes_too_is_left_out_whole(write_file: 
         ),
     ],
 )
-def test_what_is_no_lora_is_refused_by_its_name(
+def test_other_files_than_a_lora_are_refused_by_name(
     write_file: WriteFile, tensors: dict[str, torch.Tensor], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
@@ -170,7 +170,7 @@ PIPELINE = {
 }
 
 
-def test_one_model_of_a_pipeline_is_base_enough(write_file: WriteFile, write_model: Any) -> None:
+def test_one_model_of_a_pipeline_suffices_as_base(write_file: WriteFile, write_model: Any) -> None:
     unet = write_model({"mid.to_q.weight": torch.ones(5, 6)})
     with open_adapter(write_file(PIPELINE)) as adapter, open_weights(unet) as base:
         assert adapter.in_base("unet.mid.to_q", base)

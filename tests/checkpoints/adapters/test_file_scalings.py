@@ -61,7 +61,7 @@ def test_a_convolution_with_a_rank_but_no_alpha_of_its_own_has_kohyas_default_of
 
 
 @pytest.mark.parametrize("alpha", ["Dynamic", "None", "", "nan", "-1", "1e999"])
-def test_an_alpha_that_is_no_number_is_said_to_be_missing(
+def test_an_alpha_that_is_not_a_number_is_reported_as_missing(
     write_file: WriteFile, alpha: str
 ) -> None:
     with open_adapter(write_file(FLAT, {"ss_network_alpha": alpha})) as adapter:

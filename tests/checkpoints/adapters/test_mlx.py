@@ -117,7 +117,7 @@ def test_experts_are_left_out_with_their_share(write_mlx: WriteMlx) -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be_read_is_refused(
+def test_unreadable_adapters_are_refused(
     write_mlx: WriteMlx, tensors: dict[str, torch.Tensor], change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):

@@ -1,4 +1,4 @@
-"""A path is recognised as an adapter of some format, several adapters, or something else."""
+"""A path is recognised as an adapter of a format, as several adapters, or as something else."""
 
 import json
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_the_only_file_of_a_folder_is_read(tmp_path: Path) -> None:
         open_adapter(tmp_path)
 
 
-def test_a_whole_model_is_called_one(tmp_path: Path, write_model: Any) -> None:
+def test_a_whole_model_is_refused_as_one(tmp_path: Path, write_model: Any) -> None:
     model = write_model({"q.weight": torch.ones(4, 3)}, {"model_type": "x"})
     with pytest.raises(InputError, match=r"is a whole model, not an adapter.*two checkpoints"):
         open_adapter(model)
@@ -84,7 +84,7 @@ def test_a_config_of_another_library_is_refused(write_adapter: Any) -> None:
 @pytest.mark.parametrize(
     "method", ["PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "CPT", "ADAPTION_PROMPT"]
 )
-def test_prompts_change_no_weight(write_adapter: Any, method: str) -> None:
+def test_prompt_methods_are_refused(write_adapter: Any, method: str) -> None:
     path = write_adapter({"prompt_embeddings": torch.ones(2, 3)}, {"peft_type": method})
     with pytest.raises(InputError) as caught:
         open_adapter(path)
@@ -93,14 +93,14 @@ def test_prompts_change_no_weight(write_adapter: Any, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["XLORA", "POLY", "SHADOW"])
-def test_what_depends_on_the_input_has_no_update(write_adapter: Any, method: str) -> None:
+def test_methods_that_depend_on_the_input_are_refused(write_adapter: Any, method: str) -> None:
     with pytest.raises(InputError, match="differently for each input") as caught:
         open_adapter(write_adapter(FACTORS, {"peft_type": method}))
     assert "merge" not in str(caught.value)
 
 
 @pytest.mark.parametrize("setting", ["alora_invocation_tokens", "layer_replication"])
-def test_the_remedy_for_what_cannot_be_merged_works(write_adapter: Any, setting: str) -> None:
+def test_the_remedy_for_unmergeable_settings_works(write_adapter: Any, setting: str) -> None:
     path = write_adapter(FACTORS, PLAIN | {setting: [[0, 2]]})
     with pytest.raises(InputError, match="remove the setting from a copy of the folder") as caught:
         open_adapter(path)
@@ -135,7 +135,7 @@ def test_a_part_of_an_adapter_is_left_out_with_its_share(write_adapter: Any) -> 
         adapter.refuse_partial()
 
 
-def test_integers_beside_saved_modules_are_no_unfinished_weights(write_adapter: Any) -> None:
+def test_integers_beside_saved_modules_are_not_refused(write_adapter: Any) -> None:
     tensors = FACTORS | {
         "embeddings.weight": torch.ones(3, 2),
         "embeddings.position_ids": torch.arange(3),

@@ -29,7 +29,7 @@ pytestmark = [
         "x" * 501,
     ],
 )
-def test_a_pattern_that_takes_for_ever_is_refused(
+def test_a_pattern_that_takes_years_to_match_is_refused(
     write_adapter: Any, refused_in_budget: Any, pattern: str
 ) -> None:
     module = "a" * 60

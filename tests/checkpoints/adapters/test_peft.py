@@ -23,7 +23,7 @@ pytestmark = [
 
 
 class Attention(nn.Module):
-    """PyTorch's attention, which PEFT wraps as a whole, and a grouped convolution."""
+    """A model with PyTorch's attention, which PEFT wraps, and a grouped convolution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -184,7 +184,7 @@ def test_an_adapter_without_config_or_tensors_is_refused(
         open_weights(path)
 
 
-def test_a_module_that_is_not_there_names_those_that_are(write_adapter: Any) -> None:
+def test_a_missing_module_is_refused_with_the_existing_names(write_adapter: Any) -> None:
     with open_adapter(write_adapter(two_factors(), PLAIN)) as adapter:
         for ask in (adapter.factors, adapter.delta):
             with pytest.raises(InputError, match="no module k; it has q"):

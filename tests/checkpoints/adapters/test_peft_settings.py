@@ -70,7 +70,7 @@ def test_a_rank_other_than_the_config_s_is_refused(trained: Any) -> None:
     ],
     ids=str,
 )
-def test_a_setting_that_makes_no_sense_is_refused(
+def test_a_setting_of_the_wrong_type_is_refused(
     write_adapter: Any, change: dict[str, Any], message: str
 ) -> None:
     path = write_adapter(two_factors(), PLAIN | change)
@@ -79,7 +79,7 @@ def test_a_setting_that_makes_no_sense_is_refused(
 
 
 @pytest.mark.parametrize("start", ["pissa_niter_4", "corda", "loftq", "lora_ga", "new", 2, []])
-def test_a_start_that_cannot_be_repeated_is_refused(write_adapter: Any, start: Any) -> None:
+def test_an_unrepeatable_initialisation_is_refused(write_adapter: Any, start: Any) -> None:
     path = write_adapter(two_factors(), PLAIN | {"init_lora_weights": start})
     with pytest.raises(InputError, match=r"init_lora_weights .* changes the base weights"):
         open_adapter(path)

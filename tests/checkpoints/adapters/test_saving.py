@@ -1,4 +1,4 @@
-"""An adapter written here is PEFT's, and one written by PEFT is ours."""
+"""PEFT reads the adapters that are written here, and its own are read here."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def written(folder: Path, model: Any, ends: tuple[str, ...], **options: Any) -> 
 
 
 @pytest.mark.parametrize("use_rslora", [False, True])
-def test_peft_computes_with_it_what_the_delta_says(tmp_path: Path, use_rslora: bool) -> None:
+def test_peft_computes_the_same_update(tmp_path: Path, use_rslora: bool) -> None:
     model = tiny_bert()
     head = {"classifier.weight": torch.randn(2, 16), "classifier.bias": torch.randn(2)}
     written(
@@ -134,7 +134,7 @@ def test_an_adapter_peft_saved_on_conv1d_is_read_here(tmp_path: Path, use_dora: 
             )
 
 
-def test_what_was_written_is_read_back_bit_by_bit(tmp_path: Path) -> None:
+def test_a_written_adapter_is_read_back_bit_by_bit(tmp_path: Path) -> None:
     model = tiny_bert()
     settings = written(
         tmp_path,
@@ -209,7 +209,7 @@ def test_a_crash_leaves_no_half_written_file(
         ({"target_modules": ["value"]}, "is not one of the target modules value"),
     ],
 )
-def test_what_peft_would_not_load_is_refused(
+def test_factors_that_peft_would_not_load_are_refused(
     tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):

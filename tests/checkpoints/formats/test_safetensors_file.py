@@ -134,7 +134,7 @@ def test_trailing_bytes_are_refused(write_raw: Any, entry: Any) -> None:
         open_weights(write_raw({"w": entry(0, 4, [1])}, ONE + b"\0"))
 
 
-def test_a_name_that_is_no_text_is_refused(write_raw: Any) -> None:
+def test_a_name_that_is_not_unicode_is_refused(write_raw: Any) -> None:
     path = write_raw(b'{"\\ud800":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', ONE)
     with pytest.raises(InputError, match="not valid Unicode"):
         open_weights(path)

@@ -147,7 +147,7 @@ def test_a_tensor_in_two_shards_is_refused(sharded: Path, with_index: bool) -> N
 
 
 @pytest.mark.parametrize("index", [True, False])
-def test_mistrals_own_copy_gives_way_to_the_files_beside_it(sharded: Path, index: bool) -> None:
+def test_mistrals_own_copy_is_ignored_beside_other_files(sharded: Path, index: bool) -> None:
     if not index:
         (sharded / "model.safetensors.index.json").unlink()
     names = set(open_weights(sharded).names())

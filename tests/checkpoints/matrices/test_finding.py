@@ -73,7 +73,7 @@ def test_experts_are_read_one_by_one(
 
 
 @pytest.mark.parametrize("name", ["blk.0.ffn_up_exps.weight", "block_sparse_moe.up_linear.weight"])
-def test_experts_under_other_names_are_no_convolution(write_model: Any, name: str) -> None:
+def test_experts_under_other_names_are_not_convolutions(write_model: Any, name: str) -> None:
     with open_weights(write_model({name: torch.ones(3, 4, 5)})) as weights:
         matrices, _ = find_matrices(weights)
         assert [matrix.shape for matrix in matrices.values()] == [(4, 5)] * 3
@@ -110,7 +110,7 @@ def test_qwen3_vl_experts_are_out_by_in_whichever_way_they_are_stored(
                 assert matrix.shape == expected.shape
 
 
-def test_a_square_stack_lies_as_the_other_one_of_its_experts(write_model: Any) -> None:
+def test_a_square_stack_is_oriented_as_the_other_stack_of_its_experts(write_model: Any) -> None:
     rng = np.random.default_rng(0)
     for in_out in (True, False):
         gate_up = rng.standard_normal((2, 4, 8) if in_out else (2, 8, 4)).astype(np.float32)

@@ -135,7 +135,7 @@ def test_phi3_and_torch_attention_are_split_by_rows(
     ],
     ids=str,
 )
-def test_what_is_fused_in_an_unknown_way_is_measured_whole_and_flagged(
+def test_an_unknown_fused_layout_is_measured_as_one_matrix_and_flagged(
     paired: Any, config: Any
 ) -> None:
     state = {"h.query_key_value.weight": torch.ones(24, 8), "h.dense.weight": torch.ones(8, 8)}
@@ -198,7 +198,7 @@ def test_what_is_fused_in_an_unknown_way_is_measured_whole_and_flagged(
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
-def test_query_key_and_value_are_split_where_the_config_tells_how(
+def test_query_key_and_value_are_split_as_the_config_says(
     write_model: Any, leaf: str, config: dict[str, Any], rows: list[Any]
 ) -> None:
     fused = np.random.default_rng(0).standard_normal((24, 5)).astype(np.float32)

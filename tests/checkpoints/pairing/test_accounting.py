@@ -1,4 +1,4 @@
-"""Every parameter of two checkpoints is compared, tied, a buffer, or told as left out."""
+"""Every parameter of two checkpoints is compared, tied, a buffer, or reported as left out."""
 
 import random
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def values(*shape: int) -> torch.Tensor:
 
 
 def decoder(model_type: str) -> tuple[State, dict[str, Any]]:
-    """Give a language model with an embedding, two layers and a buffer in each."""
+    """Return a language model with an embedding, two layers and a buffer in each."""
     state = {"model.embed_tokens.weight": values(24, 8)}
     for layer in ("model.layers.0", "model.layers.1"):
         if model_type == "phi3":

@@ -29,7 +29,7 @@ def test_nan_and_inf_are_skipped_with_their_count(paired: Any) -> None:
     }
 
 
-def test_nothing_matched_names_what_there_was(write_model: Any) -> None:
+def test_a_pair_without_matches_is_refused_with_both_names(write_model: Any) -> None:
     a = write_model({"left.weight": torch.ones(2, 2)}, folder="a")
     b = write_model({"right.weight": torch.ones(2, 2)}, folder="b")
     with (
@@ -103,7 +103,7 @@ def test_one_config_decides_for_both(write_model: Any) -> None:
         np.testing.assert_allclose(np.abs(W_OI - W0_OI), 1, rtol=0, atol=1e-6)
 
 
-def test_heads_of_another_number_are_refused(write_model: Any) -> None:
+def test_different_numbers_of_heads_are_refused(write_model: Any) -> None:
     state = {"h.query_key_value.weight": torch.ones(24, 8)}
     left = write_model(state, {"model_type": "gpt_neox", "num_attention_heads": 2}, folder="2")
     right = write_model(state, {"model_type": "gpt_neox", "num_attention_heads": 4}, folder="4")
@@ -157,7 +157,7 @@ def test_identical_checkpoints_differ_by_exactly_zero(paired: Any) -> None:
     assert pairing.before.files[0].sha256 == pairing.after.files[0].sha256
 
 
-def test_vectors_have_a_table_of_their_own(paired: Any) -> None:
+def test_vectors_are_read_separately(paired: Any) -> None:
     before = {"a.weight": torch.ones(2, 2), "a.bias": torch.ones(2), "scale": torch.tensor(3.0)}
     after = {"a.weight": torch.ones(2, 2), "a.bias": torch.zeros(2), "scale": torch.tensor(4.0)}
     pairing = paired(before, after)
@@ -179,7 +179,7 @@ def test_shapes_that_differ_are_skipped_and_never_broadcast(paired: Any) -> None
     }
 
 
-def test_gate_and_up_that_take_turns_are_told_apart(paired: Any) -> None:
+def test_alternating_rows_of_gate_and_up_are_split(paired: Any) -> None:
     """GPT-OSS stores (experts, in, out), with alternating columns of gate and up."""
     stack = np.random.default_rng(0).standard_normal((2, 4, 6)).astype(np.float32)
     single = {
@@ -195,7 +195,7 @@ def test_gate_and_up_that_take_turns_are_told_apart(paired: Any) -> None:
         np.testing.assert_array_equal(W0_OI, W_OI)
 
 
-def test_what_is_no_single_linear_map_is_flagged(paired: Any) -> None:
+def test_tensors_of_several_linear_maps_are_flagged(paired: Any) -> None:
     state = {
         "conv.dwconv.weight": torch.ones(8, 1, 3, 3),
         "ffn.experts.mlp.w1": torch.ones(12, 4),

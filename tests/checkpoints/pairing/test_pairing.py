@@ -1,4 +1,4 @@
-"""Every matrix of two checkpoints of one model pairs, whichever code version wrote them."""
+"""All matrices of two checkpoints of one model are paired, whichever code version wrote them."""
 
 import json
 import shutil
@@ -49,7 +49,7 @@ def changes_of(pairing: Pairing) -> list[float]:
         "ViTForImageClassification",
     ],
 )
-def test_what_save_pretrained_renames_is_paired_with_the_names_of_the_code(
+def test_names_of_save_pretrained_are_paired_with_names_of_the_code(
     tmp_path: Path, random_model: MakeModel, own_state: StateOf, name: str
 ) -> None:
     before, after = saved_twice(random_model(name), tmp_path, own_state)
@@ -62,7 +62,7 @@ def test_what_save_pretrained_renames_is_paired_with_the_names_of_the_code(
         assert max(changes) < 1e-5
 
 
-def test_the_pair_of_the_report_is_compared_whole(paired: Any) -> None:
+def test_renamed_language_and_vision_models_are_compared_completely(paired: Any) -> None:
     W = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
     before = {"model.layers.0.q.weight": W, "visual.b.weight": W}
     after = {"model.language_model.layers.0.q.weight": W + 1, "model.visual.b.weight": W}
@@ -120,7 +120,7 @@ def test_buffers_and_counters_are_not_left_out(paired: Any) -> None:
     assert pair(pairing.after, pairing.before).left_out() == []
 
 
-def test_what_is_no_matrix_is_compared_all_the_same(paired: Any) -> None:
+def test_tensors_that_are_not_matrices_are_compared_as_vectors(paired: Any) -> None:
     state = {
         "embeddings.cls_token": torch.zeros(1, 1, 4),
         "embeddings.position": torch.zeros(1, 5, 4),
@@ -145,16 +145,16 @@ def test_left_out_shares_are_counted_in_parameters(paired: Any) -> None:
         "classifier.weight": torch.ones(2, 4),
     }
     pairing = paired(before, after)
-    told = {(part.of, part.count, part.total) for part in pairing.left_out()}
-    assert told == {("before", 4, 60), ("after", 8, 72), ("after", 8, 72)}
+    shares = {(part.of, part.count, part.total) for part in pairing.left_out()}
+    assert shares == {("before", 4, 60), ("after", 8, 72), ("after", 8, 72)}
     assert len(pairing.left_out()) == 3  # the new rows and the new head
     assert len(list(pairing.read_matrices())) == 1
-    told = {(part.of, part.count, part.total) for part in pairing.left_out()}
-    assert told == {("before", 4, 60), ("before", 16, 60), ("after", 8, 72), ("after", 16, 72)}
+    shares = {(part.of, part.count, part.total) for part in pairing.left_out()}
+    assert shares == {("before", 4, 60), ("before", 16, 60), ("after", 8, 72), ("after", 16, 72)}
 
 
 def with_adapter(tmp_path: Path, random_model: MakeModel) -> tuple[Path, Any]:
-    """A BERT, and the same with LoRA on it, not merged."""
+    """Return a saved BERT, and the same with unmerged LoRA."""
     from peft import LoraConfig, get_peft_model
 
     model = random_model("BertForMaskedLM")
@@ -202,7 +202,7 @@ def test_a_model_that_has_adapters_of_its_own_is_compared(paired: Any) -> None:
     assert len(pairing.matches) == 3
 
 
-def test_packed_weights_that_nobody_names_are_left_out_and_counted(paired: Any) -> None:
+def test_packed_weights_of_an_unknown_format_are_left_out_and_counted(paired: Any) -> None:
     state = {"q.weight": torch.ones(4, 4), "k.codes": torch.ones(8, 8, dtype=torch.int16)}
     pairing = paired(state, {"q.weight": torch.ones(4, 4)})
     (part,) = pairing.left_out()
@@ -227,7 +227,7 @@ def test_modules_beside_a_transformer_are_left_out_and_counted(
     assert pairing.left_out_matrices() == 1
 
 
-def test_weights_in_files_beside_the_model_are_told(write_model: Any) -> None:
+def test_unread_weight_files_beside_the_model_are_flagged(write_model: Any) -> None:
     folder = write_model({"q.weight": torch.ones(4, 4)})
     for name in ("mm_projector.bin", "pytorch_model.bin", "optimizer.pt"):
         (folder / name).write_bytes(b"x")
@@ -248,7 +248,7 @@ def test_weights_in_files_beside_the_model_are_told(write_model: Any) -> None:
     ],
     ids=["PEFT", "MLX", "diffusers", "kohya", "unmerged", "RWKV", "DLA"],
 )
-def test_an_adapter_is_told_from_a_model_by_its_names(
+def test_an_adapter_is_distinguished_from_a_model_by_its_names(
     write_model: Any, names: list[str], expected: bool
 ) -> None:
     with open_weights(write_model({name: torch.ones(2, 2) for name in names})) as weights:
@@ -263,7 +263,7 @@ def test_a_parameter_beside_a_module_of_its_name_is_not_lost(paired: Any) -> Non
     assert [(part.of, part.count) for part in pairing.left_out()] == [("after", 16)]
 
 
-def test_models_inside_of_other_sizes_are_refused(write_model: Any) -> None:
+def test_nested_models_of_different_sizes_are_refused(write_model: Any) -> None:
     state = {"language_model.h.0.self_attention.query_key_value.weight": torch.ones(48, 16)}
     inner = {"model_type": "bloom", "hidden_size": 16}
     left, right = (
@@ -292,7 +292,7 @@ def test_models_inside_of_other_sizes_are_refused(write_model: Any) -> None:
         ("attn.mask", torch.ones(3, 4, dtype=torch.bool), 0),
     ],
 )
-def test_whole_numbers_that_may_be_packed_weights_are_left_out(
+def test_integers_that_may_be_packed_weights_are_left_out(
     paired: Any, name: str, packed: torch.Tensor, left_out: int
 ) -> None:
     state = {"q.weight": torch.ones(4, 4), name: packed}

@@ -1,4 +1,4 @@
-"""A head that is tied to the embedding, or was, in either of two checkpoints."""
+"""Heads that are or were tied to the embedding are matched in either checkpoint."""
 
 from collections.abc import Callable
 from pathlib import Path
