@@ -19,6 +19,7 @@ import pandas as pd
 from lowrank_study.answers.roles import in_order
 from lowrank_study.answers.rows import mean_of
 from lowrank_study.answers.statistics import interval_of_mean
+from lowrank_study.answers.tables import read_table
 from lowrank_study.errors import InputError
 from lowrank_study.results import truncation_file
 from lowrank_study.runs.store import TrainedRun
@@ -38,10 +39,7 @@ def read_truncation(run: TrainedRun, results: Path) -> pd.DataFrame | None:
     if not path.is_file():
         return None
     remedy = f"delete it and run experiments/truncate.py again for the sweep of {run.spec.run_id}"
-    try:
-        rows = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} can't be read as a table: {remedy}") from error
+    rows = read_table(path, remedy=remedy)
     if rows.attrs.get("made_from") != run.checkpoint_sha256:
         raise InputError(f"{path} was made from an earlier checkpoint of the run: {remedy}")
     return rows
@@ -55,11 +53,6 @@ TRUNCATION_COLUMNS = {
 }
 
 
-def scores_of(run: TrainedRun, predictions: pd.DataFrame) -> npt.NDArray[np.float64]:
-    """Return the score of each test example; the task says how it is computed."""
-    return run.spec.task.scores(predictions)
-
-
 def truncation_table(runs: Sequence[TrainedRun], results: Path) -> pd.DataFrame:
     """Return one row per truncated run and truncation.
 
@@ -70,7 +63,7 @@ def truncation_table(runs: Sequence[TrainedRun], results: Path) -> pd.DataFrame:
     for run in runs:
         rows = read_truncation(run, results)
         if rows is not None:
-            rows["score"] = scores_of(run, rows)
+            rows["score"] = run.spec.task.scores(rows)
             made = rows.groupby(TRUNCATION_KEY, dropna=False, sort=False).agg(
                 kept_directions=("kept_directions", "first"),
                 energy_kept=("energy_kept", "first"),
@@ -110,7 +103,7 @@ def scores_by_kept_rank(
                     "give runs of one task"
                 )
             labels = own
-            found[-1][int(str(kept))] = scores_of(run, group)
+            found[-1][int(str(kept))] = run.spec.task.scores(group)
     shared = sorted(set.intersection(*(set(ranks) for ranks in found))) if found else []
     return {rank: np.stack([ranks[rank] for ranks in found]) for rank in shared}
 

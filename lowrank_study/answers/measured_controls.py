@@ -18,6 +18,7 @@ import pandas as pd
 
 from lowrank_study.answers.controls import controls_of, rank_along_training
 from lowrank_study.answers.full_runs import chosen_of_sweep
+from lowrank_study.answers.tables import read_table
 from lowrank_study.config.fields import Fields
 from lowrank_study.errors import InputError
 from lowrank_study.files import write_parquet
@@ -123,11 +124,13 @@ def run(leases: Sequence[Lease], work: Work, *, device: str, advance: Advance) -
 
 def _read_along_training(run: TrainedRun, results: Path) -> pd.DataFrame | None:
     """Return the measurements of a run during training; None if its checkpoint has none."""
-    path, made_from = along_training_file(results, run.spec.run_id), _made_from([run])
-    table = _table_in(path) if path.is_file() else None
-    if table is None or table.attrs.get("made_from", {run.spec.run_id: None}) != made_from:
+    path = along_training_file(results, run.spec.run_id)
+    try:
+        table = read_table(path, remedy="")
+    except InputError:
         return None
-    return table
+    made_from = table.attrs.get("made_from", {run.spec.run_id: None})
+    return table if made_from == _made_from([run]) else None
 
 
 def _made_from(runs: Sequence[TrainedRun]) -> dict[str, str | None]:
@@ -174,8 +177,7 @@ def read_controls(sweep: str, results: Path) -> pd.DataFrame | None:
     if not path.is_file():
         return None
     remedy = f"rerun analysis/measure_controls.py sweep={sweep}"
-    if (table := _table_in(path)) is None:
-        raise InputError(f"{path} can't be read as a table: {remedy}")
+    table = read_table(path, remedy=remedy)
     older = dict.fromkeys(table["run_id"].dropna())  # files without hashes
     made_from = table.attrs.get("made_from", older)
     for run in RunStore(runs_folder(results)).ended(list(made_from)):
@@ -184,10 +186,3 @@ def read_controls(sweep: str, results: Path) -> pd.DataFrame | None:
                 f"{path} was made from an earlier checkpoint of {run.spec.run_id}: {remedy}"
             )
     return table
-
-
-def _table_in(path: Path) -> pd.DataFrame | None:
-    try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError):
-        return None

@@ -17,10 +17,13 @@ import numpy.typing as npt
 import pandas as pd
 
 from lowrank_study.answers.full_runs import chosen_full_runs
-from lowrank_study.answers.functional_rank import scores_by_kept_rank, scores_of
+from lowrank_study.answers.functional_rank import scores_by_kept_rank
+from lowrank_study.answers.statistics import Retention, retention
+from lowrank_study.answers.tables import read_table
 from lowrank_study.errors import InputError
 from lowrank_study.results import truncation_file
 from lowrank_study.runs.store import TrainedRun
+from lowrank_study.tasks.metric import Metric
 
 TRUNCATED = "truncation"
 """The method of updates that were truncated to a rank instead of trained at it."""
@@ -33,15 +36,14 @@ Predictions = dict[int, tuple[TrainedRun, pd.DataFrame]]
 class PairedRuns:
     """An adapter's configuration paired with full fine-tuning, seed by seed."""
 
-    task: str
-    model: str
-    method: str
-    target: str
+    target: tuple[str, str, str, str]
+    """Task, model, method and target."""
     adapter_rank: int
     seeds: tuple[int, ...]
     """Seeds of the pairs. Both runs of a pair are done and have predictions."""
     lost: int
     """Number of the adapter's runs that diverged or failed."""
+    metric: Metric
     adapter_SE: npt.NDArray[np.float64]
     """Scores of the adapter's runs."""
     full_SE: npt.NDArray[np.float64]
@@ -51,8 +53,18 @@ class PairedRuns:
 
     @property
     def difference_SE(self) -> npt.NDArray[np.float64]:
-        """The adapter's scores minus those of full fine-tuning."""
-        return self.adapter_SE - self.full_SE
+        """How much better the adapter's scores are than those of full fine-tuning."""
+        return self._sign * (self.adapter_SE - self.full_SE)
+
+    @property
+    def retention(self) -> Retention:
+        """The share of full fine-tuning's gain over chance that the adapter keeps."""
+        sign = self._sign
+        return retention(sign * self.adapter_SE, sign * self.full_SE, chance=sign * self.chance)
+
+    @property
+    def _sign(self) -> float:
+        return 1.0 if self.metric.higher_is_better else -1.0
 
 
 def paired_with_full(runs: Sequence[TrainedRun]) -> list[PairedRuns]:
@@ -85,6 +97,7 @@ def paired_with_full(runs: Sequence[TrainedRun]) -> list[PairedRuns]:
             _predictions(adapters[key]),
             read[key[:2]],
             lost=sum(run.status != "done" for run in adapters[key]),
+            metric=adapters[key][0].spec.task.metric,
         )
         for key in sorted(adapters)
         if key[:2] in read
@@ -107,13 +120,11 @@ def truncated_with_full(runs: Sequence[TrainedRun], results: Path) -> list[Paire
         for rank in sorted(by_rank)[:-1]:
             pairs.append(
                 PairedRuns(
-                    task=there[0].spec.task.name,
-                    model=there[0].spec.model.name,
-                    method=TRUNCATED,
-                    target="",
+                    target=(there[0].spec.task.name, there[0].spec.model.name, TRUNCATED, ""),
                     adapter_rank=rank,
                     seeds=tuple(run.spec.seed for run in there),
                     lost=0,
+                    metric=metric,
                     adapter_SE=by_rank[rank],
                     full_SE=by_rank[max(by_rank)],
                     chance=metric.chance_level(there[0].record["test"]),
@@ -129,22 +140,22 @@ def _predictions(runs: Sequence[TrainedRun]) -> Predictions:
         file = run.folder / "predictions.parquet"
         if run.status == "done" and file.is_file():
             run.check_files(file.name)
-            try:
-                found[run.spec.seed] = run, pd.read_parquet(file, columns=["label", "predicted"])
-            except (OSError, ValueError) as error:
-                raise InputError(
-                    f"{file} can't be read ({error}): delete the folder of this run and rerun "
-                    "its sweep"
-                ) from error
+            remedy = "delete the folder of this run and rerun its sweep"
+            read = read_table(file, remedy=remedy, columns=["label", "predicted"])
+            found[run.spec.seed] = run, read
     return found
 
 
 def _pair(
-    key: tuple[str, str, str, str, int], adapter: Predictions, full: Predictions, *, lost: int
+    key: tuple[str, str, str, str, int],
+    adapter: Predictions,
+    full: Predictions,
+    *,
+    lost: int,
+    metric: Metric,
 ) -> PairedRuns:
-    task, model, method, target, rank = key
     seeds = tuple(sorted(adapter.keys() & full.keys()))
-    labels = full[seeds[0]][1]["label"] if seeds else pd.Series(dtype=int)
+    labels = full[seeds[0]][1]["label"] if seeds else ()
     for run, predictions in (of[seed] for seed in seeds for of in (full, adapter)):
         if not np.array_equal(predictions["label"], labels):
             raise InputError(
@@ -152,18 +163,16 @@ def _pair(
                 "different examples: compare runs with the same test split"
             )
     adapter_SE, full_SE = (
-        np.array([scores_of(*of[seed]) for seed in seeds]).reshape(len(seeds), len(labels))
+        np.array([of[seed][0].spec.task.scores(of[seed][1]) for seed in seeds], dtype=np.float64)
         for of in (adapter, full)
     )
     return PairedRuns(
-        task=task,
-        model=model,
-        method=method,
-        target=target,
-        adapter_rank=rank,
+        target=key[:4],
+        adapter_rank=key[4],
         seeds=seeds,
         lost=lost,
-        adapter_SE=adapter_SE,
-        full_SE=full_SE,
+        metric=metric,
+        adapter_SE=adapter_SE.reshape(len(seeds), len(labels)),
+        full_SE=full_SE.reshape(len(seeds), len(labels)),
         chance=full[seeds[0]][0].spec.task.chance(labels) if seeds else math.nan,
     )

@@ -1,9 +1,9 @@
 """The sufficient rank: the smallest rank that loses no more than a margin to full fine-tuning.
 
->>> found = sufficient_rank({4: difference_4_SE, 8: difference_8_SE}, margin=0.02)
->>> found.lowest, found.highest
-(4, 8)
 >>> against_full(runs, margin=0.02, results=results)[["adapter_rank", "decision"]]
+
+It lies between the lowest rank that is not shown inferior and the smallest that is shown
+sufficient.
 """
 
 import math
@@ -16,13 +16,13 @@ from typing import Literal
 import pandas as pd
 
 from lowrank_study.answers.paired_scores import PairedRuns, paired_with_full, truncated_with_full
+from lowrank_study.answers.rows import CONFIGURATION
 from lowrank_study.answers.statistics import (
     ERROR,
     Matrix,
     MeanEstimate,
     mean_score,
     paired_difference,
-    retention,
 )
 from lowrank_study.errors import InputError
 from lowrank_study.runs.store import TrainedRun
@@ -38,33 +38,19 @@ class RankTest:
     seeds: int
     """Pairs of runs."""
     difference: MeanEstimate
-    """Score minus that of the reference."""
+    """How much better the score is than that of the reference."""
     low: float
     """Lower one-sided 95 % limit of the difference; NaN with fewer than two seeds."""
     high: float
     """Upper one-sided 95 % limit; both limits together are the two-sided 90 % interval."""
     decision: Decision
-    """`open` if the tests in sequence show neither of the other two."""
+    """`open` if the sequences of tests show neither of the other two."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SufficientRank:
-    """Bounds of the smallest sufficient rank among those that were tried."""
-
-    margin: float
-    """Largest acceptable loss of score, between 0 and 1; set before the data are seen."""
-    lowest: int | None
-    """Lowest rank not shown inferior; `None` if all are inferior."""
-    highest: int | None
-    """Smallest rank shown sufficient; `None` if there is none."""
-    tests: tuple[RankTest, ...]
-    """One per rank, in increasing order."""
-
-
-def sufficient_rank(
+def rank_tests(
     differences: Mapping[int, Matrix], *, margin: float, lost: Collection[int] = ()
-) -> SufficientRank:
-    """Find the smallest rank that is non-inferior to the reference, as an interval of ranks.
+) -> list[RankTest]:
+    """Test which ranks are non-inferior to the reference, in increasing order of rank.
 
     A rank is *sufficient* if the lower one-sided 95 % limit of its `paired_difference` is above
     -margin, and *inferior* if the upper limit is below -margin. Sufficient ranks are tested from
@@ -77,10 +63,10 @@ def sufficient_rank(
     because the remaining seeds are a biased sample.
 
     Args:
-        differences: Rank → score minus that of the reference, (seeds, examples), paired by both.
-            The reference is full fine-tuning, or the update without truncation for the
-            functional rank.
-        margin: See `SufficientRank.margin`.
+        differences: Rank → how much better the scores are than those of the reference, (seeds,
+            examples), paired by both. The reference is full fine-tuning, or the update without
+            truncation for the functional rank.
+        margin: Largest acceptable loss of score, between 0 and 1; set before the data are seen.
         lost: Ranks with diverged or failed runs.
 
     Raises:
@@ -97,7 +83,7 @@ def sufficient_rank(
     inferior = _passed_in_sequence([high < -margin for _, high in limits])
     passed = [low > -margin and r not in lost for r, (low, _) in zip(ranks, limits, strict=True)]
     first_sufficient = len(ranks) - _passed_in_sequence(passed[::-1])
-    tests = tuple(
+    return [
         RankTest(
             rank=rank,
             seeds=len(differences[rank]),
@@ -107,13 +93,7 @@ def sufficient_rank(
             decision=_decision(place, inferior, first_sufficient),
         )
         for place, rank in enumerate(ranks)
-    )
-    return SufficientRank(
-        margin=margin,
-        lowest=ranks[inferior] if inferior < len(ranks) else None,
-        highest=ranks[first_sufficient] if first_sufficient < len(ranks) else None,
-        tests=tests,
-    )
+    ]
 
 
 def _passed_in_sequence(passed: Sequence[bool]) -> int:
@@ -166,32 +146,24 @@ def against_full(
     """
     rows = []
     truncated = [] if results is None else truncated_with_full(runs, results)
-    for _, group in groupby([*paired_with_full(runs), *truncated], key=_target):
+    for _, group in groupby([*paired_with_full(runs), *truncated], key=lambda pairs: pairs.target):
         by_rank = {pairs.adapter_rank: pairs for pairs in group}
-        found = sufficient_rank(
+        tests = rank_tests(
             {rank: pairs.difference_SE for rank, pairs in by_rank.items()},
             margin=margin,
             lost=[rank for rank, pairs in by_rank.items() if pairs.lost],
         )
-        rows += [_row(by_rank[test.rank], test, margin) for test in found.tests]
+        rows += [_row(by_rank[test.rank], test, margin) for test in tests]
     return pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS))
-
-
-def _target(pairs: PairedRuns) -> tuple[str, str, str, str]:
-    return pairs.task, pairs.model, pairs.method, pairs.target
 
 
 def _row(pairs: PairedRuns, test: RankTest, margin: float) -> dict[str, object]:
     low, high = test.difference.interval()
     score = mean_score(pairs.adapter_SE)
     score_low, score_high = score.interval()
-    kept = retention(pairs.adapter_SE, pairs.full_SE, chance=pairs.chance)
+    kept = pairs.retention
     return {
-        "task": pairs.task,
-        "model": pairs.model,
-        "method": pairs.method,
-        "target": pairs.target,
-        "adapter_rank": pairs.adapter_rank,
+        **dict(zip(CONFIGURATION, (*pairs.target, pairs.adapter_rank), strict=True)),
         "seeds": test.seeds,
         "lost": pairs.lost,
         "examples": pairs.adapter_SE.shape[1],

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from lowrank_study.errors import InputError
 from lowrank_study.runs.store import TrainedRun
 from lowrank_study.spectra.measures import shown_in
 from lowrank_study.spectra.spectrum import Spectrum
@@ -42,6 +43,18 @@ SINGULAR_VALUE_COLUMNS = {
 
 Spectra = Mapping[str, Sequence[Spectrum]]
 """Spectra by run id."""
+
+
+def read_table(path: Path, *, remedy: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Read a Parquet file.
+
+    Raises:
+        InputError: The file is damaged or lacks a column; the message ends with the remedy.
+    """
+    try:
+        return pd.read_parquet(path, columns=None if columns is None else list(columns))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} can't be read as a table: {remedy}") from error
 
 
 def runs_table(runs: Sequence[TrainedRun]) -> pd.DataFrame:

@@ -14,9 +14,9 @@ from lowrank_study.answers.paired_scores import TRUNCATED, paired_with_full
 from lowrank_study.answers.statistics import ERROR, mean_score, paired_difference
 from lowrank_study.answers.sufficient_rank import (
     COMPARISON_COLUMNS,
-    SufficientRank,
+    RankTest,
     against_full,
-    sufficient_rank,
+    rank_tests,
 )
 from lowrank_study.config.run import compose
 from lowrank_study.errors import InputError
@@ -105,6 +105,21 @@ def test_without_full_fine_tuning_nothing_is_compared(runs: Runs) -> None:
     table = against_full(runs.made, margin=0.02)
     assert list(table.columns) == list(COMPARISON_COLUMNS)
     assert table.empty
+
+
+def test_a_lower_score_can_be_better(runs: Runs) -> None:
+    runs.add(0, [0, 1, 2], rank=None)
+    runs.add(0, [0, 1, 2, 3, 4], rank=4)
+    [pairs] = paired_with_full(runs.made)
+    error = dataclasses.replace(
+        pairs,
+        metric=dataclasses.replace(pairs.metric, higher_is_better=False),
+        adapter_SE=1 - pairs.adapter_SE,
+        full_SE=1 - pairs.full_SE,
+        chance=1 - pairs.chance,
+    )
+    np.testing.assert_allclose(error.difference_SE, pairs.difference_SE)
+    assert error.retention.ratio == pytest.approx(pairs.retention.ratio)
 
 
 def test_other_test_examples_are_refused(runs: Runs) -> None:
@@ -223,13 +238,19 @@ def made_differences(means: dict[int, float], seeds: int = 6) -> dict[int, np.nd
     return made
 
 
-def decisions(found: SufficientRank) -> dict[int, str]:
-    return {test.rank: test.decision for test in found.tests}
+def decisions(tests: list[RankTest]) -> dict[int, str]:
+    return {test.rank: test.decision for test in tests}
+
+
+def bounds(tests: list[RankTest]) -> tuple[int | None, int | None]:
+    """Return the lowest rank not shown inferior and the smallest shown sufficient."""
+    lowest = next((test.rank for test in tests if test.decision != "inferior"), None)
+    return lowest, next((test.rank for test in tests if test.decision == "sufficient"), None)
 
 
 def test_the_answer_is_an_interval_of_ranks() -> None:
     means = {1: -0.06, 2: -0.05, 4: -0.021, 8: -0.015, 16: -0.004, 32: -0.002}
-    found = sufficient_rank(made_differences(means), margin=0.02)
+    found = rank_tests(made_differences(means), margin=0.02)
     assert decisions(found) == {
         1: "inferior",
         2: "inferior",
@@ -238,8 +259,8 @@ def test_the_answer_is_an_interval_of_ranks() -> None:
         16: "sufficient",
         32: "sufficient",
     }
-    assert (found.lowest, found.highest) == (4, 16)
-    for test in found.tests:
+    assert bounds(found) == (4, 16)
+    for test in found:
         assert (test.low, test.high) == test.difference.interval(0.90)
         assert test.difference.mean == pytest.approx(means[test.rank])
         assert test.seeds == 6
@@ -247,35 +268,35 @@ def test_the_answer_is_an_interval_of_ranks() -> None:
 
 def test_the_sequences_stop_at_the_first_that_fails() -> None:
     means = {1: -0.02, 2: -0.06, 4: -0.001, 8: -0.02, 16: -0.001}
-    found = sufficient_rank(made_differences(means), margin=0.02)
+    found = rank_tests(made_differences(means), margin=0.02)
     assert decisions(found) == {1: "open", 2: "open", 4: "open", 8: "open", 16: "sufficient"}
-    assert (found.lowest, found.highest) == (1, 16)
+    assert bounds(found) == (1, 16)
 
 
 def test_either_end_may_be_open() -> None:
-    none = sufficient_rank(made_differences({1: -0.02, 2: -0.02}), margin=0.02)
-    assert (none.lowest, none.highest) == (1, None)
-    above = sufficient_rank(made_differences({1: -0.08, 2: -0.07}), margin=0.02)
-    assert (above.lowest, above.highest) == (None, None)
-    every = sufficient_rank(made_differences({1: 0.0, 2: 0.0}), margin=0.02)
-    assert (every.lowest, every.highest) == (1, 1)
+    none = rank_tests(made_differences({1: -0.02, 2: -0.02}), margin=0.02)
+    assert bounds(none) == (1, None)
+    above = rank_tests(made_differences({1: -0.08, 2: -0.07}), margin=0.02)
+    assert bounds(above) == (None, None)
+    every = rank_tests(made_differences({1: 0.0, 2: 0.0}), margin=0.02)
+    assert bounds(every) == (1, 1)
 
 
 def test_a_rank_that_cannot_be_tested_ends_the_sequence() -> None:
     differences = made_differences({1: -0.08, 2: -0.07, 4: 0.0, 8: 0.0})
     for rank in (1, 8):
         differences[rank] = differences[rank][:1]
-    found = sufficient_rank(differences, margin=0.02)
+    found = rank_tests(differences, margin=0.02)
     assert set(decisions(found).values()) == {"open"}
-    assert (found.lowest, found.highest) == (1, None)
-    assert math.isnan(found.tests[-1].low)
+    assert bounds(found) == (1, None)
+    assert math.isnan(found[-1].low)
 
 
 def test_a_rank_that_lost_runs_does_not_suffice() -> None:
     differences = made_differences({1: -0.08, 4: 0.0, 8: 0.0, 16: 0.0})
-    found = sufficient_rank(differences, margin=0.02, lost=[4])
+    found = rank_tests(differences, margin=0.02, lost=[4])
     assert decisions(found) == {1: "inferior", 4: "open", 8: "sufficient", 16: "sufficient"}
-    assert sufficient_rank(differences, margin=0.02, lost=[16]).highest is None
+    assert rank_tests(differences, margin=0.02, lost=[16])[-1].decision == "open"
 
 
 @pytest.mark.slow
@@ -288,11 +309,11 @@ def test_null_sweeps_are_wrongly_declared_at_most_one_in_twenty(
     sufficient = inferior = 0
     for correct in simulated(sweeps=sweeps, seeds=6, accuracies=accuracies, seed_sd=seed_sd):
         whole = correct[0].astype(np.int8)
-        found = sufficient_rank(
+        found = rank_tests(
             {rank: run - whole for rank, run in zip(ranks, correct[1:], strict=True)}, margin=margin
         )
-        sufficient += found.highest is not None
-        inferior += found.lowest != ranks[0]
+        sufficient += found[-1].decision == "sufficient"
+        inferior += found[0].decision == "inferior"
     # The 99 % quantile of the count at an error rate of 5 %.
     bound = stats.binom.ppf(0.99, sweeps, ERROR)
     assert sufficient <= bound
@@ -301,7 +322,7 @@ def test_null_sweeps_are_wrongly_declared_at_most_one_in_twenty(
 
 def test_a_true_loss_of_nothing_is_found_sufficient() -> None:
     found = [
-        sufficient_rank({8: run.astype(int) - full}, margin=0.02).highest
+        rank_tests({8: run.astype(int) - full}, margin=0.02)[0].decision
         for full, run in simulated(sweeps=200, seeds=6, accuracies=[0.9, 0.9], seed_sd=0.003)
     ]
-    assert found.count(8) > 150
+    assert found.count("sufficient") > 150
