@@ -50,7 +50,7 @@ def sweep_command(task: Callable[[Sequence["RunConfig"]], None]) -> Callable[[],
     """Wrap a function of all runs that a command line plans into a `main()`; see `command`."""
 
     def planned(arguments: "Arguments") -> None:
-        from lowrank_study.config.jobs import planned_configs
+        from lowrank_study.config.grids import planned_configs
 
         task(planned_configs(*arguments.overrides, is_grid=arguments.is_grid))
 

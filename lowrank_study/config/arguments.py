@@ -1,4 +1,4 @@
-"""Turn a command line into Hydra overrides, with paths and texts taken as they are typed.
+"""Turn a command line into Hydra overrides; paths and texts need no Hydra quotes.
 
     >>> read_arguments(["-m", "--before", "runs/lr=1e-4,r=8", "method.rank=1,2"]).overrides
     ("before='runs/lr=1e-4,r=8'", 'method.rank=1,2')
@@ -40,11 +40,11 @@ class Arguments:
     overrides: tuple[str, ...]
     """Overrides of the configuration, in Hydra's grammar."""
     is_grid: bool
-    """Whether `-m` was given: several values of a setting are a sweep."""
+    """Whether `-m` was given, so that several values of a setting form a sweep."""
     wants_help: bool
     """Whether `--help` was given."""
     wants_settings: bool
-    """Whether `--cfg` was given: the composed settings are printed, and nothing is run."""
+    """Whether `--cfg` was given, which prints the composed settings and runs nothing."""
 
 
 def read_arguments(arguments: Sequence[str]) -> Arguments:
@@ -90,7 +90,7 @@ def read_arguments(arguments: Sequence[str]) -> Arguments:
 
 
 def as_override(argument: str) -> str:
-    """Return `KEY=VALUE` in Hydra's grammar; quote a path or text that is not quoted yet."""
+    """Return `KEY=VALUE` in Hydra's grammar; quote a path or text unless it is already quoted."""
     key, equals, text = argument.partition("=")
     if not equals or key not in PATHS | TEXTS or text == "null":
         return argument
@@ -120,7 +120,7 @@ def _literal(key: str, text: str) -> str:
 
 
 def _quoted_setting(key: str, text: str) -> str:
-    is_variable = key in PATHS and text.startswith("$")  # the shell would have expanded one
+    is_variable = key in PATHS and text.startswith("$")  # else the shell would have expanded it
     return f"{key}={quoted(f'./{text}' if is_variable else text)}"
 
 

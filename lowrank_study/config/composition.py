@@ -3,10 +3,9 @@
     >>> composer_of("config").config(["method=lora", "method.rank=4"]).method.rank
     4
 
-Hydra reads the files; values are set here, in a copy. Reading the files takes Hydra a fifth of a
-second, and the runs of a sweep mostly differ in values, so each choice of files is read once. An
-unknown setting is always refused, and `+` can't add one: a command that ignored a setting would
-answer another question than the one that was asked.
+Hydra takes 0.2 s to read the files, and the runs of a sweep mostly differ in values. So each choice
+of files is read once, and values are set here, in a copy. An unknown setting is always refused,
+even with `+`, because a command that ignored a setting would answer another question.
 """
 
 import re
@@ -36,7 +35,7 @@ _OPEN = ("method.options", "model.roles", "model.targets")
 """Mappings whose keys the user chooses."""
 _KEY = re.compile(r"[~+]*[A-Za-z_][\w-]*(\.[\w-]+)*")
 _COMPOSING = threading.Lock()
-"""Hydra keeps one configuration per process, so threads compose one after the other."""
+"""Hydra has one global state per process, so threads compose one after the other."""
 
 
 class Composer:
@@ -45,7 +44,7 @@ class Composer:
     def __init__(self, name: str) -> None:
         if not CONF_FOLDER.is_dir():
             raise InputError(
-                f"no configuration folder at {CONF_FOLDER}: work in a clone of the project"
+                f"no configuration folder at {CONF_FOLDER}: run this in a clone of the project"
             )
         self._name = name
         self._files: dict[tuple[str, ...], _Files] = {}
@@ -150,7 +149,7 @@ class Composer:
 
     def _set(self, config: DictConfig, override: Override) -> None:
         if override.is_sweep_override():
-            raise InputError(f"{override.input_line}: one value is needed here")
+            raise InputError(f"{override.input_line}: give one value")
         self._set_value(config, override.key_or_group, override.value())
 
     def _set_value(self, config: DictConfig, key: str, value: Any) -> None:
@@ -189,7 +188,7 @@ class _Files:
 
 @cache
 def composer_of(name: str) -> Composer:
-    """Return the composer of a file of `conf/`, which reads files once in a process."""
+    """Return the composer of a file of `conf/`, which reads each file once."""
     return Composer(name)
 
 
@@ -200,7 +199,7 @@ def _loader() -> Any:
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """Turn a `DictConfig` into plain types; no other module sees a `DictConfig`.
+    """Turn a `DictConfig` into plain types; other modules see no `DictConfig`.
 
     Raises:
         InputError: A setting has no value, or refers to one that does not exist.
@@ -218,7 +217,7 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def _keys(config: DictConfig, path: str = "") -> list[str]:
-    """Return every setting below a mapping, in full."""
+    """Return the full names of all settings below a mapping."""
     found = []
     for key in config:
         name = f"{path}{key}"

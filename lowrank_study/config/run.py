@@ -1,12 +1,11 @@
-"""Plain configuration → records: the only place that knows the shape of the YAML under `conf/`.
+"""Read composed configurations into records. No other module knows the YAML of runs.
 
     >>> spec = compose("task=reuters_r8", "method=lora", "method.rank=16", "seed=1")
     >>> spec.method.rank
     16
 
-Every value is checked here, field by field, before anything is fetched or written; what needs
-the model or the data to be checked (does a target match? is the column there?) is checked
-where those are first read.
+Every value is checked here before anything is fetched or written. Checks that need the model or the
+data (does a target match? does the column exist?) are made where these are first read.
 """
 
 import re
@@ -30,33 +29,33 @@ TRACKERS = ("none", "jsonl", "wandb")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuning:
-    """How learning rates are chosen (`sweeps/tuning.py`)."""
+    """How to choose learning rates (`sweeps/tuning.py`)."""
 
     rates: int
-    """Rates of the grid to begin with, around the configured one."""
+    """Number of rates in the first grid, around the configured one."""
     factor: float
-    """From one rate to the next."""
+    """Ratio of neighbouring rates."""
     seeds: tuple[int, ...]
-    """Of the runs that choose."""
+    """Seeds of the trials."""
     runoff_seeds: tuple[int, ...]
-    """Of further ones, at the two best rates."""
+    """Further seeds of the trials at the two best rates."""
     most: int
-    """Rates at most, when the grid grows because its best is at an end."""
+    """Largest number of rates; the grid grows while the best rate is at an end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
-    """What one command was asked for: the run, and what does not change its numbers."""
+    """A run, and the settings of its sweep, which don't change the run's numbers."""
 
     spec: RunSpec
     results: Path
     """Folder of the run store and of everything made from it."""
     sweep: str
-    """Name under which the run is planned, and its report written."""
+    """Name of the sweep and of its report."""
     question: str
     """What the sweep asks, in one sentence, for its report."""
     margin: float
-    """Largest loss of accuracy, as a share of one, that a sufficient rank may have."""
+    """Largest loss of test score at which a rank still suffices."""
     device: str
     """`auto` (a GPU if there is one), or torch's name of a device."""
     launcher: str
@@ -64,14 +63,13 @@ class RunConfig:
     tracker: str
     """`none`, `jsonl` or `wandb`."""
     workers: int | None
-    """Processes that train at the same time; `None` is one a core."""
+    """Processes that train at the same time; None is one per core or GPU."""
     pack: int | None
-    """Most runs that one process trains together, where its memory holds them; `None` is the
-    device's own (`sweeps/sweep.py`)."""
+    """Most runs that one process trains together; None is the device's limit (`sweeps/plan.py`)."""
     allow_partial: bool
     """Whether to continue when more than 5 % of an input is left out (`left_out.py`)."""
     tuning: Tuning | None
-    """How each configuration's learning rate is chosen; `None` takes the configured one."""
+    """How to choose each configuration's learning rate; None takes the configured one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,25 +80,24 @@ class ReportRequest:
     results: Path
     """Folder of the run store and of everything made from it."""
     margin: float
-    """Largest loss of accuracy, as a share of one, that a sufficient rank may have."""
+    """Largest loss of test score at which a rank still suffices."""
 
 
 def compose(*overrides: str) -> RunSpec:
-    """Compose `conf/` with Hydra-style overrides, as a command line would, into a `RunSpec`.
+    """Return the specification that a command line with these overrides gives.
 
-    For notebooks and scripts; a `RunSpec` can also be built from the records directly, or varied
-    with `dataclasses.replace`.
+    To vary a specification, use `dataclasses.replace`.
     """
     return read_config(composed("config", *overrides)).spec
 
 
 def composed(name: str, *overrides: str) -> dict[str, Any]:
-    """Compose the configuration of that name in `conf/`, as a command line would."""
+    """Return the configuration that a file of `conf/` with these overrides gives."""
     return plain(composer_of(name).config(overrides))
 
 
 def read_yaml(path: Path) -> Any:
-    """Read a file of `conf/` that Hydra composes nothing of: claims, papers, architectures."""
+    """Read a file of `conf/` that Hydra does not compose, such as a claim or a paper."""
     from omegaconf import OmegaConf
 
     return OmegaConf.to_container(OmegaConf.load(path), resolve=True)
@@ -110,7 +107,7 @@ def read_config(config: Mapping[str, Any]) -> RunConfig:
     """Read one composed configuration.
 
     Raises:
-        InputError: A value that can't be, naming it and the valid ones.
+        InputError: A value is invalid.
     """
     top = Fields("", config)
     device = top.text("device")
@@ -137,7 +134,7 @@ def read_config(config: Mapping[str, Any]) -> RunConfig:
             ),
             model=_model(top.part("model")),
             task=read_task(top.part("task")),
-            train=_train(trainer, device),  # last: `precision: auto` imports torch, for seconds
+            train=_train(trainer, device),  # last: `precision: auto` imports torch
         ),
     )
 
@@ -153,7 +150,7 @@ def read_report_request(config: Mapping[str, Any]) -> ReportRequest:
 
 
 def sweep_name(fields: Fields) -> str:
-    """Return the name of a sweep, which file names contain."""
+    """Return the name of a sweep, which must be a valid file name."""
     name = fields.text("sweep")
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
         raise InputError(f"sweep={name!r}: give one name of letters, digits and ._-")
@@ -213,7 +210,7 @@ def check_used(config: Mapping[str, Any]) -> None:
         value = method.value(name)
         if name not in ("name", "learning_rate") and value is not None:
             raise InputError(
-                f"method.{name}={value!r}: method={kind} has no {name}, and would ignore it: leave "
+                f"method.{name}={value!r}: method={kind} has no {name} and would ignore it: leave "
                 "it out, or choose method=lora"
             )
 
@@ -245,7 +242,7 @@ def _is_share(value: Any) -> bool:
 
 
 def fast_precision(device: str = "auto") -> str:
-    """Return `bf16` where the device multiplies it in hardware, else `fp32`: quicker there.
+    """Return the faster precision: `bf16` if the device multiplies it in hardware, else `fp32`.
 
     `device` is `auto` (a GPU if there is one), or torch's name of a device.
     """

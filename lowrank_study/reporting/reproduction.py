@@ -13,7 +13,7 @@ from lowrank_study.answers import measured_controls, truncated_runs
 from lowrank_study.answers.measured_controls import measure_controls
 from lowrank_study.answers.truncated_runs import truncate_sweep
 from lowrank_study.config.arguments import quoted
-from lowrank_study.config.jobs import planned_configs
+from lowrank_study.config.grids import planned_configs
 from lowrank_study.config.run import RunConfig, composed
 from lowrank_study.errors import Unfinished
 from lowrank_study.papers.tables import Paper, at_scale, runs_of

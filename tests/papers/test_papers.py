@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from lowrank_study.config.composition import CONF_FOLDER
-from lowrank_study.config.jobs import planned_configs
+from lowrank_study.config.grids import planned_configs
 from lowrank_study.config.run import compose
 from lowrank_study.errors import InputError
 from lowrank_study.methods.lora import Lora

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lowrank_study.config.jobs import planned_configs
+from lowrank_study.config.grids import planned_configs
 from lowrank_study.config.run import compose
 from lowrank_study.runs.store import RunStore
 from lowrank_study.spec import RunSpec

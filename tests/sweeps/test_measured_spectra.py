@@ -14,7 +14,7 @@ from lowrank_study.answers.functional_rank import read_truncation
 from lowrank_study.answers.measured_controls import measure_controls, read_controls
 from lowrank_study.answers.measured_controls import read_request as controls_request
 from lowrank_study.answers.truncated_runs import TruncateRequest, read_request, truncate_sweep
-from lowrank_study.config.jobs import planned_configs
+from lowrank_study.config.grids import planned_configs
 from lowrank_study.errors import InputError, Unfinished
 from lowrank_study.reporting.sweep_report import study_tables
 from lowrank_study.results import controls_file, spectra_file, truncation_file

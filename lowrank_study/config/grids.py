@@ -1,4 +1,4 @@
-"""The runs of a whole sweep, from one command line.
+"""Turn a command line into the runs of a sweep.
 
     [config.spec for config in planned_configs("experiment=rank_sweep")]
     [config.spec for config in planned_configs("method.rank=1,2,4", "seed=0,1", is_grid=True)]
@@ -24,11 +24,10 @@ from lowrank_study.spec import LocalPath
 
 
 def planned_configs(*overrides: str, is_grid: bool = False) -> list[RunConfig]:
-    """Return the configurations of all runs that a command line would plan, equal ones too.
+    """Return the configurations of all runs that a command line plans, including equal ones.
 
     Args:
-        overrides: As on the command line: `experiment=NAME`, or values; the experiment's grid is
-            taken.
+        overrides: Overrides as on the command line, such as `experiment=NAME`, which has a grid.
         is_grid: Whether several values of a setting (`1,2`) form a grid; in an experiment they
             always do.
 

@@ -5,7 +5,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 
 from lowrank_study.config.composition import CONF_FOLDER, composer_of, plain
-from lowrank_study.config.jobs import configs_of_job, planned_configs
+from lowrank_study.config.grids import configs_of_job, planned_configs
 from lowrank_study.config.run import RunConfig, read_config
 from lowrank_study.errors import InputError
 from lowrank_study.methods.full import FullFineTuning
