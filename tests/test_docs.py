@@ -28,11 +28,24 @@ LINKING = [
     ROOT / "benchmarks" / "README.md",
     *sorted((ROOT / "results").rglob("*.md")),
 ]
-GUIDES = ("README.md", "docs/getting_started.md", "docs/methods.md")
+GUIDES = ("README.md", "docs/getting_started.md")
 """Pages whose commands train and analyse."""
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-SIZES = ("task.train_size=64", "task.validation_size=20", "task.test_size=20", "workers=1")
+SIZES = ("task.train_size=64", "task.validation_size=20", "task.test_size=20")
+WORKING = (
+    "experiments/train.py",
+    "experiments/truncate.py",
+    "analysis/measure_controls.py",
+)
+"""Commands that start workers."""
+WIDE = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+}
+"""A tiny model that is wide enough for rank 64."""
 OWN_DATA = {"reviews.csv": "text,stars\n" + "good film,5\nbad film,1\n" * 100}
 
 
@@ -154,21 +167,25 @@ def test_pages_that_derive_from_the_code_are_current() -> None:
 def test_the_commands_of_a_guide_run(
     page: str,
     tiny_overrides: list[str],
-    tiny_model: Callable[[str], Path],
+    sized_model: Callable[..., Path],
     run_command: RunCommand,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    model = sized_model("bert", **WIDE)
+    tiny = [each for each in tiny_overrides if not each.startswith("model.source=")]
     for program, *words in commands(ROOT / page):
         if [program, *words] == ["make", "study"]:
             wanted = [shlex.split(line, comments=True)[1:] for line in recipe("study")]
         else:
             wanted = [words] if program == "python" else []
         for script, *arguments in wanted:
-            arguments = [placeholder_filled(each, tiny_model, tmp_path) for each in arguments]
+            arguments = [placeholder_filled(each, model, tmp_path) for each in arguments]
             if script == "experiments/train.py":
-                arguments = with_tiny(arguments, tiny_overrides)
+                arguments = with_tiny(arguments, [f"model.source={model}", *tiny])
+            if script in WORKING:
+                arguments.append("launcher=inline")
             code, told, errors = run_command(script, *arguments)
             assert code == 0, (words, told, errors)
     assert (tmp_path / "results" / "report" / "report.html").is_file() or page.endswith(
@@ -183,16 +200,20 @@ def recipe(target: str) -> list[str]:
 
 
 def with_tiny(arguments: list[str], tiny: list[str]) -> list[str]:
-    """Return a training command with the tiny model and data in place of its own."""
-    given = [each for each in arguments if not each.startswith("task.train_size=")]
-    return [*given, *(each for each in tiny if not each.startswith("task.v")), *SIZES]
+    """Return a training command with the tiny model and data, and two seeds, instead of its own."""
+    experiment = any(each.startswith("experiment=") for each in arguments)
+    given = [each for each in arguments if not each.startswith(("task.train_size=", "seed="))]
+    left_out = "method." if experiment else "-"  # its cases set the rates
+    tuned = ["tuning.most=3"] if "tuning=grid" in arguments else []
+    added = [each for each in [*tiny, *SIZES] if not each.startswith(left_out)]
+    return [*given, *added, *tuned, "seed=0,1"]
 
 
-def placeholder_filled(argument: str, tiny_model: Callable[[str], Path], folder: Path) -> str:
+def placeholder_filled(argument: str, model: Path, folder: Path) -> str:
     """Replace MODEL, TUNED and ADAPTER by what earlier commands of the page trained."""
     key, _, value = argument.partition("=")
     if value == "MODEL":
-        return f"{key}={tiny_model('bert')}"
+        return f"{key}={model}"
     pattern = {"TUNED": "*-full-*", "ADAPTER": "*-lora_*"}.get(value)
     if pattern is None:
         return argument

@@ -25,6 +25,7 @@ from lowrank_study.errors import InputError
 from lowrank_study.methods.layers.linear import linear_shape
 from lowrank_study.methods.layers.modules import target_modules
 from lowrank_study.spec import BaseModel, HubRepo
+from lowrank_study.tasks import task_named
 
 FOLDER = CONF_FOLDER / "claim" / "architecture"
 
@@ -81,6 +82,7 @@ def architecture_of(name: str) -> Architecture:
     config = AutoConfig.for_model(**fields.part("config").mapping())
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
+    model.task = task_named("classification")  # its head is all but the backbone
     return Architecture(name=name, model=model, base=base, layers=config.num_hidden_layers)
 
 
