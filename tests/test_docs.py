@@ -15,7 +15,7 @@ from types import ModuleType
 import pytest
 
 from lowrank_study.config.composition import CONF_FOLDER
-from lowrank_study.config.jobs import planned_configs
+from lowrank_study.config.grids import planned_configs
 from lowrank_study.config.run import composed
 from lowrank_study.config.usage import meanings_in
 from tests.conftest import RunCommand
