@@ -15,7 +15,6 @@ CHILD = """
 import json, sys, tempfile
 from pathlib import Path
 from lowrank_study.config.run import compose
-from lowrank_study.data.splits import load_splits
 from lowrank_study.training.fit import Job, fit_together
 from lowrank_study.training.memory import predict_peak
 from lowrank_study.training.tracking import NoTracker
@@ -23,8 +22,6 @@ from lowrank_study.training.tracking import NoTracker
 small = ["task.train_size=96", "task.validation_size=32", "task.test_size=32", "model.dropout=0.0"]
 runs, *overrides = sys.argv[1:]
 specs = [compose(*small, *overrides, f"seed={seed}", "data_seed=0") for seed in range(int(runs))]
-folder = model_folder(specs[0].model)
-splits = load_splits(specs[0].task, folder)
 predicted = predict_peak(specs[0]).peak(len(specs))
 with tempfile.TemporaryDirectory() as out:
     jobs = [

@@ -1,0 +1,68 @@
+"""Batches have every text once, in a seeded order, and no padding."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lowrank_study.data.splits import Split
+from lowrank_study.training import batches
+from lowrank_study.training.batches import batch_of, evaluation_batches, steps_of, training_batches
+
+
+def split_of(lengths: list[int]) -> Split:
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return Split(
+        ids=np.arange(1, offsets[-1] + 1, dtype=np.int32),
+        types=np.zeros(offsets[-1], dtype=np.int8),
+        offsets=offsets.astype(np.int64),
+        labels=np.arange(len(lengths)) % 2,
+    )
+
+
+def test_every_epoch_has_every_text_once_and_no_padding() -> None:
+    lengths = np.random.default_rng(0).integers(3, 60, 500).tolist()
+    split = split_of(lengths)
+    seen: list[int] = []
+    for batch in training_batches(split, batch_size=16, epochs=2, seed=3):
+        seen += batch.rows.tolist()
+        assert len(batch.ids_T) == sum(batch.lengths)
+        for row, ids in zip(batch.rows, torch.split(batch.ids_T, list(batch.lengths)), strict=True):
+            assert ids.tolist() == split.tokens(row).tolist()
+        assert batch.labels_N.tolist() == split.labels[batch.rows].tolist()
+    assert sorted(seen) == sorted(list(range(500)) * 2)
+    assert seen[:500] != seen[500:]
+    assert len(seen) // 16 <= steps_of(split, batch_size=16, epochs=2) == 2 * math.ceil(500 / 16)
+
+
+def test_the_order_follows_from_the_seed() -> None:
+    split = split_of(list(range(3, 60)))
+
+    def order(seed: int) -> list[int]:
+        found = training_batches(split, batch_size=4, epochs=1, seed=seed)
+        return [int(row) for batch in found for row in batch.rows]
+
+    assert order(0) == order(0)
+    assert order(0) != order(1)
+
+
+def test_evaluation_reads_every_text_once_within_the_token_budget() -> None:
+    split = split_of(np.random.default_rng(0).integers(3, 700, 90).tolist())
+    rows: list[int] = []
+    for batch in evaluation_batches(split):
+        rows += batch.rows.tolist()
+        assert len(batch.ids_T) <= batches._EVALUATION_TOKENS or len(batch.rows) == 1
+    assert rows == list(range(90))
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 8, 100])
+def test_parts_are_whole_texts_and_nothing_is_lost(tokens: int) -> None:
+    lengths = [3, 4, 9, 1, 2, 2]
+    batch = batch_of(split_of(lengths), np.arange(6))
+    parts = list(batch.parts(tokens))
+    assert torch.equal(torch.cat([part.ids_T for part in parts]), batch.ids_T)
+    assert torch.equal(torch.cat([part.labels_N for part in parts]), batch.labels_N)
+    assert sum((part.lengths for part in parts), ()) == batch.lengths
+    assert all(len(part.ids_T) <= tokens or len(part.lengths) == 1 for part in parts)
+    assert list(np.concatenate([part.rows for part in parts])) == list(range(6))
