@@ -10,7 +10,7 @@ from lowrank_study.spec import LocalPath
 from lowrank_study.tasks import Task, task_named, task_names
 
 _FIRST_KIND = "classification"
-"""The kind of a task whose file doesn't name one, as files of older versions."""
+"""The kind of a task whose YAML names none, as in older versions."""
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|", "\\t": "\t"}
 
 

@@ -92,13 +92,13 @@ def _check_columns(columns: Mapping[str, str], of: str, there: Sequence[str]) ->
     for name, setting in columns.items():
         if name not in there:
             raise InputError(
-                f"{setting}: {of} has no column {name!r}; its columns are "
+                f"{setting}={name!r} is not a column of {of}. Columns: "
                 f"{', '.join(there)[:500] or 'none'}"
             )
         if there.count(name) > 1:
             raise InputError(
-                f"{setting}: {of} has {there.count(name)} columns called {name!r}; give them "
-                "different names"
+                f"{setting}={name!r}: {of} has {there.count(name)} columns of this name; rename "
+                "all but one"
             )
 
 
@@ -111,17 +111,17 @@ def _read_hub(source: HubRepo, split: str) -> pd.DataFrame:
         )
     except Exception as error:  # the library raises many types without a common base
         raise InputError(assets.why_hub_failed(source, error)) from error
-    # Without this, a null in a column of whole numbers turns the numbers into floats.
+    # Otherwise a null in a column of whole numbers would turn them into floats.
     frame: pd.DataFrame = rows.with_format("arrow")[:].to_pandas(integer_object_nulls=True)
     for name, feature in rows.features.items():
         if isinstance(feature, datasets.ClassLabel):
             names = dict(enumerate(feature.names))
-            frame[name] = frame[name].map(names)  # −1, a label that is not public, becomes missing
+            frame[name] = frame[name].map(names)  # -1, a label that is not public, becomes missing
     return frame
 
 
 def _read_file(path: Path, task: "Task", label: str | None) -> tuple[pd.DataFrame, str]:
-    """Read a table by its suffix, compressed or not; return it, and how it was read."""
+    """Read a table, which may be compressed; return it, and how it was read."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     suffix = next((s for s in reversed(suffixes) if s not in (*_OPENERS, ".zst")), "")
     try:
@@ -169,7 +169,7 @@ def _grid_of(text: str, name: str, suffix: str, task: "Task", label: str | None)
 
 
 def _refuse_foreign(path: Path, content: bytes, suffix: str) -> None:
-    """Refuse a file that is not the table its name says, with its real type."""
+    """Refuse a file whose content is not of the type that its suffix says."""
     for magic, what in _FOREIGN:
         if content.startswith(magic) and not (suffix == ".parquet" and magic == b"PAR1"):
             raise InputError(f"{path} is {what}")
@@ -195,7 +195,7 @@ def _read_parquet(path: Path, content: bytes) -> pd.DataFrame:
     try:
         table = pq.read_table(pa.BufferReader(content))
         table.validate(full=True)  # otherwise invalid UTF-8 shows only when a value is read
-        # Ignore pandas' metadata, which would hide a column that was a table's index.
+        # pandas' metadata would turn a column into the index.
         frame: pd.DataFrame = table.to_pandas(integer_object_nulls=True, ignore_metadata=True)
     except (ValueError, OSError, pa.ArrowException) as error:
         raise InputError(f"{path} can't be read as .parquet: {_first_line(error)}") from error
@@ -226,7 +226,7 @@ def _json_records(text: str, path: Path) -> list[dict[str, Any]]:
 
 def _parsed(text: str, path: Path, line: int) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_without_twins)
+        return json.loads(text, object_pairs_hook=_without_duplicates)
     except ValueError as error:
         place = f" line {line}" if path.suffix != ".json" else ""
         raise InputError(
@@ -234,11 +234,11 @@ def _parsed(text: str, path: Path, line: int) -> Any:
         ) from error
 
 
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"an object names {max(names, key=names.count)!r} twice")
+        raise ValueError(f"an object has the key {max(names, key=names.count)!r} twice")
     return made
 
 

@@ -20,6 +20,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from lowrank_study.spec import Variant
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
     from lowrank_study.spec import Asset
     from lowrank_study.tasks.metric import Metric
     from lowrank_study.training.batches import Batch
-
-from lowrank_study.spec import Variant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

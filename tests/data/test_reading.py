@@ -94,11 +94,15 @@ def test_compressed_files(suffix: str, tmp_path: Path) -> None:
         ("a.json", b"", "is empty"),
         ("a.jsonl", b'{"text": "a", "label": 0}\n{"text": \n', "line 2 can't be read as .jsonl"),
         ("a.jsonl", b'{"text": "a"}\n["b"]\n', "line 2 holds a list: give an object"),
-        ("a.jsonl", b'{"text": "a", "label": 1, "label": 2}\n', "names 'label' twice"),
+        ("a.jsonl", b'{"text": "a", "label": 1, "label": 2}\n', "the key 'label' twice"),
         ("a.json", b'{"text": "a", "label": 1}', "holds an object; give a list of objects"),
         ("a.json", b"7", "holds the value 7"),
-        ("a.csv", b"text,text,label\na,b,up\n", r"text_columns: a\.csv has 2 columns .*'text'"),
-        ("a.csv", b"text,lable\na,b\n", "label_column: .*no column 'label'.* text, lable"),
+        ("a.csv", b"text,text,label\na,b,up\n", r"text_columns='text': a\.csv has 2 columns"),
+        (
+            "a.csv",
+            b"text,lable\na,b\n",
+            "label_column='label' is not a column of a.csv.* text, lable",
+        ),
     ],
 )
 def test_what_is_no_table_is_refused_by_what_it_is(

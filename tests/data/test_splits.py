@@ -119,9 +119,12 @@ def test_rows_without_text_or_label_are_left_out_and_counted(tmp_path: Path) -> 
     [
         (
             ["task.text_columns=[body]"],
-            "a.csv has no column 'body'.*text, label, group",
+            "'body' is not a column of a.csv. Columns: text, label, group",
         ),
-        (["task.label_column=stars"], "no column 'stars'.*text, label, group"),
+        (
+            ["task.label_column=stars"],
+            "label_column='stars' is not a column of a.csv. Columns: text, label, group",
+        ),
         (["task.labels=[up,sideways]"], "no train row has the label 'sideways'.*down, up"),
         (["task.validation_size=90"], "leave a split with no rows"),
         (["task.train=other.csv"], "no file 'other.csv'"),

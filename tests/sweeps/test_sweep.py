@@ -117,7 +117,7 @@ def test_the_spectra_are_those_of_the_saved_weights(
     [
         (["method.target=q_proj"], "'q_proj' matches no linear map"),
         (["method.rank=17"], r"method.rank=17: .* from 1 to 16"),
-        (["task.label_column=stars"], "no column 'stars'"),
+        (["task.label_column=stars"], "'stars' is not a column"),
         (["task.validation_size=100000"], "no rows"),
     ],
 )
