@@ -19,8 +19,7 @@ from lowrank_study.checkpoints.formats import (
     refuse_several_adapters,
     shown,
 )
-from lowrank_study.checkpoints.matrices.finding import find_matrices
-from lowrank_study.checkpoints.matrices.matrix import Matrix
+from lowrank_study.checkpoints.matrices import Matrix, find_matrices
 from lowrank_study.checkpoints.names import canonical, is_vocabulary, module_of
 from lowrank_study.checkpoints.pairing.architecture import is_adapter
 from lowrank_study.checkpoints.pairing.match import Match

@@ -188,8 +188,7 @@ def _random_model(name: str) -> Any:
             text_config=text | {"rope_scaling": ROPE}, vision_config=QWEN_TOWER
         ),
         "Qwen3VLMoeForConditionalGeneration": lambda: t.Qwen3VLMoeConfig(
-            text_config=text | EXPERTS,
-            vision_config=QWEN_TOWER | {"deepstack_visual_indexes": [0]},
+            text_config=text | EXPERTS, vision_config=QWEN_TOWER | {"deepstack_visual_indexes": [0]}
         ),
         "LlavaForConditionalGeneration": lambda: t.LlavaConfig(
             vision_config=clip, text_config=llama

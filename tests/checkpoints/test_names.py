@@ -36,10 +36,7 @@ SAME_WEIGHT = [
     ("vit.layers.3.attention.o_proj.bias", "vit.encoder.layer.3.attention.output.dense.bias"),
     ("vit.layers.3.mlp.fc1.weight", "vit.encoder.layer.3.intermediate.dense.weight"),
     ("vit.layers.3.mlp.fc2.weight", "vit.encoder.layer.3.output.dense.weight"),
-    (
-        "encoder.layer.0.attention.k_proj.weight",
-        "encoder.layer.0.attention.attention.key.weight",
-    ),
+    ("encoder.layer.0.attention.k_proj.weight", "encoder.layer.0.attention.attention.key.weight"),
     ("lm_head.weight", "embed_out.weight"),
     ("model.layers.0.mlp.gate.weight", "model.layers.0.block_sparse_moe.gate.weight"),
     ("model.decoder.layers.0.mlp.fc2.weight", "model.decoder.layers.0.fc2.weight"),

@@ -25,7 +25,7 @@ from lowrank_study.checkpoints.adapters.formulas import (
 from lowrank_study.checkpoints.adapters.peft_delta import peft_delta
 from lowrank_study.checkpoints.adapters.saving import BASE_HASH
 from lowrank_study.checkpoints.formats import Array, Closing, SourceFile, coarser, shown
-from lowrank_study.checkpoints.matrices.finding import is_transposed
+from lowrank_study.checkpoints.matrices import is_transposed
 from lowrank_study.checkpoints.names import is_vocabulary, module_of
 from lowrank_study.checkpoints.weights import Weights
 from lowrank_study.errors import InputError

@@ -79,9 +79,7 @@ def read_diffusion(weights: Weights, config: Mapping[str, Any], where: str) -> C
     flat = all("." not in module for module in modules)
     kind = "dora" if dora else "kohya" if flat else "lora"
     return replace(
-        sorter.content(kind, config, modules, scalings),
-        components=components,
-        assumed=assumed,
+        sorter.content(kind, config, modules, scalings), components=components, assumed=assumed
     )
 
 

@@ -20,10 +20,7 @@ _KEYS = (
 
 
 def peft_delta(
-    config: Mapping[str, Any],
-    parts: Mapping[str, Array],
-    shape: tuple[int, ...],
-    where: str,
+    config: Mapping[str, Any], parts: Mapping[str, Array], shape: tuple[int, ...], where: str
 ) -> Array:
     """Return delta_OI of one linear module in float64.
 

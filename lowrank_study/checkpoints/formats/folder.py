@@ -7,11 +7,7 @@ from math import prod
 from pathlib import Path
 
 from lowrank_study.checkpoints.formats.safetensors_file import read_safetensors
-from lowrank_study.checkpoints.formats.shards import (
-    index_files,
-    numbered_shards,
-    refuse_lone_shard,
-)
+from lowrank_study.checkpoints.formats.shards import index_files, numbered_shards, refuse_lone_shard
 from lowrank_study.checkpoints.formats.source_file import SourceFile, shown
 from lowrank_study.checkpoints.formats.table import FORMATS
 from lowrank_study.errors import InputError

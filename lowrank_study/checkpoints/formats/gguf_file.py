@@ -17,7 +17,13 @@ from typing import Any
 import numpy as np
 
 from lowrank_study.checkpoints.formats.source_file import SourceFile, damaged, shown
-from lowrank_study.checkpoints.formats.stored import MAX_TENSORS, Format, Stored, rows_of
+from lowrank_study.checkpoints.formats.stored import (
+    MAX_TENSORS,
+    Format,
+    Stored,
+    check_layout,
+    rows_of,
+)
 from lowrank_study.checkpoints.formats.tensors import FLOATS, Array, TensorInfo, decode
 from lowrank_study.errors import InputError
 
@@ -139,7 +145,7 @@ def read_gguf(files: Sequence[SourceFile]) -> Stored:
         )
         for name, (shape, kind, offset, size) in entries.items()
     ]
-    _check_layout(header, tensors, file, start, alignment)
+    check_layout(tensors, file, start, alignment=alignment)
     quantised = ", ".join(sorted({tensor.dtype for tensor in tensors} - set(FLOATS)))
     flag = f"GGUF dequantised from {quantised}: not the original weights"
     return Stored(
@@ -225,29 +231,6 @@ def _can_dequantize(kind: Any) -> bool:
     except NotImplementedError:
         return False
     return True
-
-
-def _check_layout(
-    header: _Header, tensors: list[TensorInfo], file: SourceFile, start: int, alignment: int
-) -> None:
-    """Refuse overlaps, and holes or trailing bytes larger than the alignment's padding."""
-    position = start
-    for tensor in sorted(tensors, key=lambda tensor: (tensor.start, tensor.stop)):
-        padding = tensor.start - position
-        if not 0 <= padding < alignment or (tensor.start - start) % alignment:
-            raise header.refuse(
-                f"tensor {shown(tensor.name)} begins at byte {tensor.start}, but the one before "
-                f"it ends at {position}"
-            )
-        if tensor.stop > file.size:
-            raise header.refuse(
-                f"truncated, tensor {shown(tensor.name)} ends at byte {tensor.stop} of {file.size}"
-            )
-        position = tensor.stop
-    if file.size - position >= alignment and tensors:
-        raise header.refuse(
-            f"{file.size - position} bytes after the last tensor belong to no tensor"
-        )
 
 
 def _read_rows(info: TensorInfo, first: int, last: int) -> Array:

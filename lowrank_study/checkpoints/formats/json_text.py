@@ -44,8 +44,7 @@ def read_json(path: Path, *, root: Path) -> dict[str, Any]:
     with SourceFile.open(path, root=root) as file:
         if file.size > _MAX_BYTES:
             raise hostile(
-                shown(path),
-                f"{file.size} bytes is too large for a JSON file (limit {_MAX_BYTES})",
+                shown(path), f"{file.size} bytes is too large for a JSON file (limit {_MAX_BYTES})"
             )
         return parse_json(file.read(0, file.size), shown(path))
 

@@ -16,7 +16,13 @@ from typing import Any
 
 from lowrank_study.checkpoints.formats.json_text import parse_json
 from lowrank_study.checkpoints.formats.source_file import SourceFile, damaged, hostile, shown
-from lowrank_study.checkpoints.formats.stored import MAX_TENSORS, Format, Stored, read_plain_rows
+from lowrank_study.checkpoints.formats.stored import (
+    MAX_TENSORS,
+    Format,
+    Stored,
+    check_layout,
+    read_plain_rows,
+)
 from lowrank_study.checkpoints.formats.tensors import ITEM_BYTES, TensorInfo
 from lowrank_study.errors import InputError
 
@@ -48,7 +54,7 @@ def read_safetensors(files: Sequence[SourceFile]) -> Stored:
             raise damaged(shown(file.path), "its __metadata__ is not an object")
         metadata.update(more)
         found = [_tensor(name, entry, file, 8 + len(raw)) for name, entry in header.items()]
-        _check_layout(found, file, 8 + len(raw))
+        check_layout(found, file, 8 + len(raw), alignment=1)
         tensors += found
     return Stored(
         tensors=tensors, metadata=metadata, config={}, read_rows=read_plain_rows, flags=[]
@@ -125,24 +131,3 @@ def _tensor(name: str, entry: Any, file: SourceFile, data_start: int) -> TensorI
         stop=data_start + stop,
         file=file,
     )
-
-
-def _check_layout(tensors: list[TensorInfo], file: SourceFile, data_start: int) -> None:
-    """Refuse overlaps, holes, missing and trailing bytes: each byte belongs to one tensor."""
-    where = shown(file.path)
-    position = data_start
-    for tensor in sorted(tensors, key=lambda tensor: (tensor.start, tensor.stop)):
-        if tensor.start != position:
-            fault = "overlaps the tensor before it" if tensor.start < position else "leaves a hole"
-            raise hostile(
-                where,
-                f"tensor {shown(tensor.name)} {fault}, at byte {tensor.start} instead of "
-                f"{position}",
-            )
-        position = tensor.stop
-    if position > file.size:
-        raise damaged(where, f"truncated, {file.size} of {position} bytes")
-    if position < file.size:
-        raise hostile(
-            where, f"{file.size - position} bytes after the last tensor belong to no tensor"
-        )

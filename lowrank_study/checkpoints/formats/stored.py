@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lowrank_study.checkpoints.formats.source_file import SourceFile
+from lowrank_study.checkpoints.formats.source_file import SourceFile, damaged, hostile, shown
 from lowrank_study.checkpoints.formats.tensors import Array, TensorInfo, decode
 
 MAX_TENSORS = 200_000
@@ -67,3 +67,32 @@ def read_plain_rows(info: TensorInfo, first: int, last: int) -> Array:
     """Read rows of a tensor whose numbers lie row-major in the file."""
     part = rows_of(info, first, last)
     return decode(part.file.read(part.start, part.stop), part.dtype, part.shape)
+
+
+def check_layout(
+    tensors: Sequence[TensorInfo], file: SourceFile, start: int, *, alignment: int
+) -> None:
+    """Check that each byte from `start` on belongs to exactly one tensor, apart from padding.
+
+    Raises:
+        InputError: tensors overlap, the file is truncated, or more bytes than the padding to
+            multiples of `alignment` belong to no tensor.
+    """
+    where = shown(file.path)
+    position = start
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.start, tensor.stop)):
+        padding = tensor.start - position
+        if not 0 <= padding < alignment or (tensor.start - start) % alignment:
+            fault = "overlaps the tensor before it" if padding < 0 else "leaves a hole"
+            raise hostile(
+                where,
+                f"tensor {shown(tensor.name)} {fault}, at byte {tensor.start} instead of "
+                f"{position}",
+            )
+        position = tensor.stop
+    if position > file.size and tensors:
+        raise damaged(where, f"truncated, {file.size} of {position} bytes")
+    if file.size - position >= alignment:
+        raise hostile(
+            where, f"{file.size - position} bytes after the last tensor belong to no tensor"
+        )

@@ -91,9 +91,7 @@ def _float8_values(dtype: str) -> npt.NDArray[np.float32]:
     exponent = (code & 0x7F) >> mantissa_bits
     fraction = (code & ((1 << mantissa_bits) - 1)) / (1 << mantissa_bits)
     values = sign * np.where(
-        exponent == 0,
-        np.ldexp(fraction, 1 - bias),
-        np.ldexp(1 + fraction, exponent - bias),
+        exponent == 0, np.ldexp(fraction, 1 - bias), np.ldexp(1 + fraction, exponent - bias)
     )
     if dtype == "float8_e4m3fn":
         values[[0x7F, 0xFF]] = np.nan

@@ -17,12 +17,7 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
-from lowrank_study.checkpoints.matrices.experts import (
-    STACKS,
-    gate_and_up,
-    holds_experts,
-    is_in_out,
-)
+from lowrank_study.checkpoints.matrices.experts import STACKS, gate_and_up, holds_experts, is_in_out
 from lowrank_study.checkpoints.matrices.fused import (
     CONV1D_MODELS,
     Models,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lowrank_study.checkpoints.formats import shown
-from lowrank_study.checkpoints.matrices.fused import any_is, models_within
+from lowrank_study.checkpoints.matrices import any_is, models_within
 from lowrank_study.checkpoints.weights import Weights
 from lowrank_study.errors import InputError
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lowrank_study.checkpoints.formats import Array, coarser
-from lowrank_study.checkpoints.matrices.matrix import Matrix
+from lowrank_study.checkpoints.matrices import Matrix
 from lowrank_study.checkpoints.names import is_vocabulary
 
 

@@ -17,7 +17,7 @@ from math import prod
 import numpy as np
 
 from lowrank_study.checkpoints.formats import Array, coarser, shown
-from lowrank_study.checkpoints.matrices.matrix import Matrix
+from lowrank_study.checkpoints.matrices import Matrix
 from lowrank_study.checkpoints.names import is_head
 from lowrank_study.checkpoints.pairing.architecture import shared_config
 from lowrank_study.checkpoints.pairing.keys import PairedNames, paired_names

@@ -8,18 +8,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lowrank_study.checkpoints.formats.quantized import PACKED
-from lowrank_study.checkpoints.matrices.finding import find_matrices, split_expert
-from lowrank_study.checkpoints.matrices.fused import models_within
-from lowrank_study.checkpoints.matrices.matrix import Matrix
+from lowrank_study.checkpoints.matrices import Matrix, find_matrices, models_within, split_expert
 from lowrank_study.checkpoints.names import canonical, is_buffer, module_of
 from lowrank_study.checkpoints.pairing.match import Match, match_of
 from lowrank_study.checkpoints.pairing.unpaired import Unpaired, of_other_shape
 from lowrank_study.checkpoints.weights import Weights
 
-ALONE = {
-    "before": "only in the pretrained checkpoint",
-    "after": "only in the tuned checkpoint",
-}
+ALONE = {"before": "only in the pretrained checkpoint", "after": "only in the tuned checkpoint"}
 _BESIDE = "in a separate folder beside the model, which isn't read"
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from lowrank_study.checkpoints.formats import shown
-from lowrank_study.checkpoints.matrices.matrix import Matrix
+from lowrank_study.checkpoints.matrices import Matrix
 from lowrank_study.checkpoints.names import is_head, is_vocabulary, may_be_tied
 from lowrank_study.checkpoints.pairing.match import Match, match_of
 from lowrank_study.checkpoints.pairing.sides import Side

@@ -80,8 +80,7 @@ def test_olora_on_a_matrix_stored_in_by_out_is_refused(
     write_adapter: Any, write_model: Any
 ) -> None:
     path = write_adapter(
-        two_factors("h.0.mlp.c_fc"),
-        PLAIN | {"init_lora_weights": "olora", "fan_in_fan_out": True},
+        two_factors("h.0.mlp.c_fc"), PLAIN | {"init_lora_weights": "olora", "fan_in_fan_out": True}
     )
     for folder, config in (("with", {"model_type": "gpt2"}), ("without", None)):
         base = write_model({"h.0.mlp.c_fc.weight": torch.ones(3, 4)}, config, folder=folder)

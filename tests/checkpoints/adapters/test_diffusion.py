@@ -31,11 +31,7 @@ LAYOUTS = {
         "{m}.lora_linear_layer.down.weight",
         "{m}.lora_linear_layer.up.weight",
     ),
-    "kohya": (
-        "lora_unet_mid_block_to_q",
-        "{m}.lora_down.weight",
-        "{m}.lora_up.weight",
-    ),
+    "kohya": ("lora_unet_mid_block_to_q", "{m}.lora_down.weight", "{m}.lora_up.weight"),
 }
 
 
@@ -139,10 +135,7 @@ def test_a_module_that_another_method_changes_too_is_left_out_whole(write_file: 
             {"base_model.model.q.lora_A.weight": A, "base_model.model.q.lora_B.weight": B},
             r"PEFT's names.*put the config beside it and call the file adapter_model\.safetensors",
         ),
-        (
-            {"q.lora_A.weight": A.to(torch.int32), "q.lora_B.weight": B},
-            r"q\.lora_A\.weight.*int32",
-        ),
+        ({"q.lora_A.weight": A.to(torch.int32), "q.lora_B.weight": B}, r"q\.lora_A\.weight.*int32"),
         (
             {
                 "a.lora_A.weight": A,

@@ -55,10 +55,7 @@ CONFIG = json.dumps(
 ).encode()
 
 
-@fuzzed(
-    tensors=st.lists(changes(), max_size=2),
-    config=st.lists(changes(), max_size=2),
-)
+@fuzzed(tensors=st.lists(changes(), max_size=2), config=st.lists(changes(), max_size=2))
 def test_a_damaged_adapter(folder: Path, tensors: list[Change], config: list[Change]) -> None:
     path = folder / "adapter"
     path.mkdir(exist_ok=True)

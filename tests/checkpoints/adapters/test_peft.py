@@ -206,9 +206,7 @@ def test_an_adapter_stored_in_16_bits_is_flagged(write_adapter: Any) -> None:
         assert adapter.factors("q").storage_dtype == "bfloat16"
 
 
-def test_the_storage_dtype_is_that_of_the_tensors_an_update_is_made_of(
-    write_adapter: Any,
-) -> None:
+def test_the_storage_dtype_is_that_of_the_tensors_an_update_is_made_of(write_adapter: Any) -> None:
     tensors = {
         "base_model.model.q.lora_A.weight": torch.ones(2, 3, dtype=torch.float32),
         "base_model.model.q.lora_B.weight": torch.ones(4, 2, dtype=torch.float16),

@@ -66,9 +66,7 @@ def test_the_library_reads_the_same_tensors(tmp_path: Path, rng: np.random.Gener
 
 def test_a_truncated_gguf_is_refused_at_every_length(tmp_path: Path) -> None:
     path = write_gguf(
-        tmp_path / "m.gguf",
-        {"w": np.ones((2, 32), np.float32)},
-        gguf.GGMLQuantizationType.Q8_0,
+        tmp_path / "m.gguf", {"w": np.ones((2, 32), np.float32)}, gguf.GGMLQuantizationType.Q8_0
     )
     whole = path.read_bytes()
     with open_weights(path) as weights:

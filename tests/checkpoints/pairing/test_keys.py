@@ -22,10 +22,7 @@ from lowrank_study.errors import InputError
     ],
 )
 def test_wrapper_prefixes_are_stripped(paired: Any, wrapped: str) -> None:
-    pairing = paired(
-        {"encoder.weight": torch.ones(2, 3)},
-        {wrapped: torch.full((2, 3), 2.0)},
-    )
+    pairing = paired({"encoder.weight": torch.ones(2, 3)}, {wrapped: torch.full((2, 3), 2.0)})
     ((match, W0_OI, W_OI),) = pairing.read_matrices()
     assert match.name == "encoder"
     np.testing.assert_array_equal(W_OI - W0_OI, np.ones((2, 3)))
