@@ -241,3 +241,11 @@ def two_factors(module: str = "q") -> dict[str, torch.Tensor]:
         f"base_model.model.{module}.lora_A.weight": torch.ones(2, 3),
         f"base_model.model.{module}.lora_B.weight": torch.ones(4, 2),
     }
+
+
+def tiny_gpt2() -> Any:
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        n_embd=8, n_layer=1, n_head=2, vocab_size=11, n_positions=4, bos_token_id=0, eos_token_id=0
+    )
+    return transformers.GPT2Model(config)

@@ -72,72 +72,49 @@ def test_float8_without_clear_scales_is_refused(
         open_weights(path)
 
 
-@pytest.mark.parametrize(
-    ("tensors", "config", "message"),
-    [
-        ({"q.qweight": torch.ones(2, 2, dtype=torch.int32)}, {}, "GPTQ or AWQ"),
-        ({"q.SCB": torch.ones(2)}, {}, "bitsandbytes int8"),
-        ({"q.weight.absmax": torch.ones(2)}, {}, "bitsandbytes 4-bit"),
-        ({"q.weight_packed": torch.ones(2, 2, dtype=torch.int32)}, {}, "compressed-tensors"),
-        (
-            {
-                "q.weight": torch.ones(4, 2, dtype=torch.uint8),
-                "q.weight_scale": torch.ones(4, 1).to(torch.float8_e4m3fn),
-                "q.weight_scale_2": torch.ones(()),
-            },
-            {"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"}},
-            "q.weight_scale_2 is NVFP4 quantised",
-        ),
-        (
-            {
-                "q.weight_packed": torch.ones(4, 2, dtype=torch.uint8),
-                "q.weight_global_scale": torch.ones(1),
-            },
-            {"quantization_config": {"quant_method": "compressed-tensors"}},
-            "NVFP4",
-        ),
-        ({"q.W_q": torch.ones(4, 2, dtype=torch.uint8), "q.scale": torch.ones(4, 1)}, {}, "HQQ"),
-        (
-            {
-                "q.weight": torch.ones(4, 2, dtype=torch.uint32),
-                "q.scales": torch.ones(4, 1),
-                "q.biases": torch.ones(4, 1),
-            },
-            {},
-            "MLX quantised.*mlx_lm.convert --dequantize",
-        ),
-        ({"experts.down_proj_blocks": torch.ones(2, dtype=torch.uint8)}, {}, "MXFP4"),
-        ({"q.weight": torch.ones(2, 2, dtype=torch.int8)}, {}, "int8 without known scales"),
-        (
-            {"q.weight": torch.ones(2, 2, dtype=torch.int8)},
-            {"quantization_config": {"quant_method": "quanto"}},
-            "quantised by quanto",
-        ),
-        (
-            {"q.weight": torch.ones(2, 2, dtype=torch.uint8)},
-            {"quantization_config": "odd"},
-            "quantised by odd",
-        ),
-    ],
-    ids=[
-        "gptq",
-        "int8",
-        "nf4",
-        "packed",
-        "nvfp4",
-        "nvfp4 packed",
-        "hqq",
-        "mlx",
-        "mxfp4",
-        "plain int8",
-        "config",
-        "odd config",
-    ],
-)
-def test_packed_integers_are_refused_by_name(
-    write_model: Any, tensors: dict[str, torch.Tensor], config: dict[str, Any], message: str
-) -> None:
-    path = write_model(tensors, config)
+def integers(*shape: int, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
+    return torch.ones(*shape, dtype=dtype)
+
+
+ONES = torch.ones(4, 1)
+PACKED: dict[str, tuple[dict[str, torch.Tensor], Any, str]] = {
+    "gptq": ({"q.qweight": integers(2, 2, dtype=torch.int32)}, None, "GPTQ or AWQ"),
+    "int8": ({"q.SCB": ONES}, None, "bitsandbytes int8"),
+    "nf4": ({"q.weight.absmax": ONES}, None, "bitsandbytes 4-bit"),
+    "packed": ({"q.weight_packed": integers(2, 2)}, None, "compressed-tensors"),
+    "nvfp4": (
+        {
+            "q.weight": integers(4, 2),
+            "q.weight_scale": ONES.to(torch.float8_e4m3fn),
+            "q.weight_scale_2": torch.ones(()),
+        },
+        {"quant_method": "modelopt", "quant_algo": "NVFP4"},
+        "q.weight_scale_2 is NVFP4 quantised",
+    ),
+    "nvfp4 packed": (
+        {"q.weight_packed": integers(4, 2), "q.weight_global_scale": torch.ones(1)},
+        {"quant_method": "compressed-tensors"},
+        "NVFP4",
+    ),
+    "hqq": ({"q.W_q": integers(4, 2), "q.scale": ONES}, None, "HQQ"),
+    "mlx": (
+        {"q.weight": integers(4, 2, dtype=torch.uint32), "q.scales": ONES, "q.biases": ONES},
+        None,
+        "MLX quantised.*mlx_lm.convert --dequantize",
+    ),
+    "mxfp4": ({"experts.down_proj_blocks": integers(2)}, None, "MXFP4"),
+    "plain int8": (
+        {"q.weight": integers(2, 2, dtype=torch.int8)}, None, "int8 without known scales"
+    ),
+    "config": ({"q.weight": integers(2, 2)}, {"quant_method": "quanto"}, "quantised by quanto"),
+    "odd config": ({"q.weight": integers(2, 2)}, "odd", "quantised by odd"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("scheme", PACKED)
+def test_packed_integers_are_refused_by_name(write_model: Any, scheme: str) -> None:
+    tensors, quantization, message = PACKED[scheme]
+    path = write_model(tensors, quantization and {"quantization_config": quantization})
     with pytest.raises(InputError, match=message):
         open_weights(path)
 

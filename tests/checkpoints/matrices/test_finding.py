@@ -7,18 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 from safetensors.torch import save_file
 
 from lowrank_study.checkpoints import find_matrices, open_weights
-
-
-def tiny_gpt2() -> Any:
-    torch.manual_seed(0)
-    config = transformers.GPT2Config(
-        n_embd=8, n_layer=1, n_head=2, vocab_size=11, n_positions=4, bos_token_id=0, eos_token_id=0
-    )
-    return transformers.GPT2Model(config)
+from tests.checkpoints.conftest import tiny_gpt2
 
 
 def test_conv1d_is_transposed_where_the_config_says_so(write_model: Any) -> None:

@@ -11,14 +11,7 @@ from transformers.models.bloom.modeling_bloom import BloomAttention
 from transformers.models.falcon.modeling_falcon import FalconAttention
 
 from lowrank_study.checkpoints import find_matrices, open_weights
-
-
-def tiny_gpt2() -> Any:
-    torch.manual_seed(0)
-    config = transformers.GPT2Config(
-        n_embd=8, n_layer=1, n_head=2, vocab_size=11, n_positions=4, bos_token_id=0, eos_token_id=0
-    )
-    return transformers.GPT2Model(config)
+from tests.checkpoints.conftest import tiny_gpt2
 
 
 def test_gpt2_c_attn_is_split_into_query_key_value(write_model: Any) -> None:

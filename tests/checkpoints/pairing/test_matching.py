@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 
 from lowrank_study.checkpoints import open_weights, pair
 from lowrank_study.errors import InputError
+from tests.checkpoints.conftest import tiny_gpt2
 
 
 def test_nan_and_inf_are_skipped_with_their_count(paired: Any) -> None:
@@ -71,14 +71,6 @@ def test_weights_that_were_untied_are_both_counted(paired: Any) -> None:
     late = {"model.embed_tokens.weight": embedding, "lm_head.weight": embedding.clone()}
     late["lm_head.weight"][-1, -1] += 1
     assert len(paired(late, late).matches) == 2
-
-
-def tiny_gpt2() -> Any:
-    torch.manual_seed(0)
-    config = transformers.GPT2Config(
-        n_embd=8, n_layer=1, n_head=2, vocab_size=11, n_positions=4, bos_token_id=0, eos_token_id=0
-    )
-    return transformers.GPT2Model(config)
 
 
 def test_without_a_config_orientation_is_flagged(paired: Any) -> None:
