@@ -84,39 +84,23 @@ def lora(**options: Any) -> peft.LoraConfig:
 
 
 HEAD, EMBEDDING = "lm_head", "model.embed_tokens"
+Q: dict[str, Any] = {"target_modules": ["q_proj"]}
+BOTH = ["embed_tokens", "lm_head"]
+TYING = {"ensure_weight_tying": True}
 TIED: dict[str, tuple[dict[str, Any], set[str]]] = {
     "LoRA on the head": ({"target_modules": ["lm_head"]}, {HEAD}),
     "LoRA on the embedding": ({"target_modules": ["embed_tokens"]}, {EMBEDDING}),
-    "LoRA on both": ({"target_modules": ["embed_tokens", "lm_head"]}, {HEAD, EMBEDDING}),
-    "LoRA on both, tied": (
-        {"target_modules": ["embed_tokens"], "ensure_weight_tying": True},
-        {HEAD},
-    ),
-    "the head saved": ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, {HEAD}),
-    "the embedding saved": (
-        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
-        {EMBEDDING},
-    ),
-    "both saved": (
-        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
-        {HEAD, EMBEDDING},
-    ),
-    "both saved, tied": (
-        {
-            "target_modules": ["q_proj"],
-            "modules_to_save": ["embed_tokens"],
-            "ensure_weight_tying": True,
-        },
-        {HEAD},
-    ),
+    "LoRA on both": ({"target_modules": BOTH}, {HEAD, EMBEDDING}),
+    "LoRA on both, tied": ({"target_modules": ["embed_tokens"]} | TYING, {HEAD}),
+    "the head saved": (Q | {"modules_to_save": ["lm_head"]}, {HEAD}),
+    "the embedding saved": (Q | {"modules_to_save": ["embed_tokens"]}, {EMBEDDING}),
+    "both saved": (Q | {"modules_to_save": BOTH}, {HEAD, EMBEDDING}),
+    "both saved, tied": (Q | {"modules_to_save": ["embed_tokens"]} | TYING, {HEAD}),
     "LoRA on the embedding, the head saved": (
         {"target_modules": ["embed_tokens"], "modules_to_save": ["lm_head"]},
         {HEAD, EMBEDDING},
     ),
-    "rows of tokens": (
-        {"target_modules": ["q_proj"], "trainable_token_indices": [3, 5]},
-        {EMBEDDING},
-    ),
+    "rows of tokens": (Q | {"trainable_token_indices": [3, 5]}, {EMBEDDING}),
 }
 
 

@@ -13,21 +13,26 @@ from transformers.models.falcon.modeling_falcon import FalconAttention
 from lowrank_study.checkpoints import find_matrices, open_weights
 from tests.checkpoints.conftest import tiny_gpt2
 
+QKV = ("query", "key", "value")
+
+
+def parts_of(path: Path, module: str, parts: tuple[str, ...] = QKV) -> list[torch.Tensor]:
+    """Return the parts of a fused tensor."""
+    with open_weights(path) as weights:
+        matrices, skipped = find_matrices(weights)
+        assert skipped == {}
+        return [torch.from_numpy(matrices[f"{module}.{part}"].read()) for part in parts]
+
 
 def test_gpt2_c_attn_is_split_into_query_key_value(write_model: Any) -> None:
     model = tiny_gpt2()
     path = write_model(model.state_dict(), {"model_type": "gpt2"})
     x = torch.randn(3, 8)
     c_attn = model.h[0].attn.c_attn
-    with open_weights(path) as weights:
-        matrices, _ = find_matrices(weights)
-        for part, expected in zip(
-            ("query", "key", "value"), (c_attn(x) - c_attn.bias).split(8, dim=1), strict=True
-        ):
-            matrix = matrices[f"h.0.attn.c_attn.{part}"]
-            assert matrix.shape == (8, 8)
-            read = torch.from_numpy(matrix.read())
-            torch.testing.assert_close(x @ read.T, expected, rtol=0, atol=1e-6)
+    expected = (c_attn(x) - c_attn.bias).split(8, dim=1)
+    for read, part in zip(parts_of(path, "h.0.attn.c_attn"), expected, strict=True):
+        assert read.shape == (8, 8)
+        torch.testing.assert_close(x @ read.T, part, rtol=0, atol=1e-6)
 
 
 FALCON = {"hidden_size": 16, "num_attention_heads": 4, "vocab_size": 10, "num_hidden_layers": 1}
@@ -44,75 +49,37 @@ FALCON = {"hidden_size": 16, "num_attention_heads": 4, "vocab_size": 10, "num_hi
 )
 def test_falcon_is_split_as_its_own_code_does(write_model: Any, options: Any) -> None:
     torch.manual_seed(0)
-    config = transformers.FalconConfig(**FALCON, **options)
-    attention = FalconAttention(config, layer_idx=0)
+    attention = FalconAttention(transformers.FalconConfig(**FALCON, **options), layer_idx=0)
+    weight = attention.query_key_value.weight.detach()
+    config = {"model_type": "falcon", **FALCON, **options}
+    path = write_model({"h.query_key_value.weight": weight}, config)
     x = torch.randn(1, 3, 16)
-    fused = torch.nn.functional.linear(x, attention.query_key_value.weight)
-    path = write_model(
-        {"h.query_key_value.weight": attention.query_key_value.weight.detach()},
-        {"model_type": "falcon", **FALCON, **options},
-    )
-    with open_weights(path) as weights:
-        matrices, skipped = find_matrices(weights)
-        assert skipped == {}
-        for part, expected in zip(
-            ("query", "key", "value"), attention._split_heads(fused), strict=True
-        ):
-            read = torch.from_numpy(matrices[f"h.query_key_value.{part}"].read())
-            heads = (x @ read.T).view(1, 3, -1, 4)
-            if part != "query" and options["new_decoder_architecture"]:
-                heads = heads.repeat_interleave(2, dim=2)  # each key serves two queries
-            torch.testing.assert_close(heads, expected, rtol=0, atol=1e-6)
+    expected = attention._split_heads(torch.nn.functional.linear(x, weight))
+    found = [(x @ read.T).view(1, 3, -1, 4) for read in parts_of(path, "h.query_key_value")]
+    if options["new_decoder_architecture"]:  # each key serves two queries
+        found[1:] = [heads.repeat_interleave(2, dim=2) for heads in found[1:]]
+    for heads, part in zip(found, expected, strict=True):
+        torch.testing.assert_close(heads, part, rtol=0, atol=1e-6)
 
 
-def test_bloom_and_gpt_neox_are_split_by_heads(write_model: Any) -> None:
+@pytest.mark.parametrize(
+    ("model_type", "heads_key"), [("bloom", "n_head"), ("gpt_neox", "num_attention_heads")]
+)
+def test_bloom_and_gpt_neox_are_split_by_heads(
+    write_model: Any, model_type: str, heads_key: str
+) -> None:
     torch.manual_seed(0)
     config = transformers.BloomConfig(hidden_size=16, n_head=4, n_layer=1, vocab_size=10)
     attention = BloomAttention(config, layer_idx=0)
     x = torch.randn(1, 3, 16)
     weight = attention.query_key_value.weight.detach()
-    parts = attention._reshape(torch.nn.functional.linear(x, weight))
-    for number, model_type in enumerate(("bloom", "gpt_neox")):
-        heads_key = {"bloom": "n_head", "gpt_neox": "num_attention_heads"}[model_type]
-        path = write_model(
-            {"h.query_key_value.weight": weight},
-            {"model_type": model_type, heads_key: 4},
-            folder=str(number),
-        )
-        with open_weights(path) as weights:
-            matrices, _ = find_matrices(weights)
-            for part, expected in zip(("query", "key", "value"), parts, strict=True):
-                read = torch.from_numpy(matrices[f"h.query_key_value.{part}"].read())
-                heads = (x @ read.T).view(1, 3, 4, 4).transpose(1, 2)
-                torch.testing.assert_close(heads, expected, rtol=0, atol=1e-6)
-
-
-def test_phi3_and_torch_attention_are_split_by_rows(
-    write_model: Any, rng: np.random.Generator
-) -> None:
-    qkv = rng.standard_normal((16, 8)).astype(np.float32)
-    gate_up = rng.standard_normal((12, 8)).astype(np.float32)
-    config = {
-        "model_type": "phi3",
-        "hidden_size": 8,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    }
-    path = write_model({"a.qkv_proj.weight": qkv, "a.gate_up_proj.weight": gate_up}, config)
-    with open_weights(path) as weights:
-        matrices, _ = find_matrices(weights)
-        rows = {"query": (0, 8), "key": (8, 12), "value": (12, 16)}
-        for part, (first, last) in rows.items():
-            np.testing.assert_array_equal(matrices[f"a.qkv_proj.{part}"].read(), qkv[first:last])
-        np.testing.assert_array_equal(matrices["a.gate_up_proj.gate"].read(), gate_up[:6])
-        np.testing.assert_array_equal(matrices["a.gate_up_proj.up"].read(), gate_up[6:])
-    attention = torch.nn.MultiheadAttention(4, 2)
-    path = write_model({"t.in_proj_weight": attention.in_proj_weight.detach()}, folder="torch")
-    with open_weights(path) as weights:
-        matrices, _ = find_matrices(weights)
-        np.testing.assert_array_equal(
-            matrices["t.in_proj_weight.key"].read(), attention.in_proj_weight.detach()[4:8]
-        )
+    expected = attention._reshape(torch.nn.functional.linear(x, weight))
+    path = write_model(
+        {"h.query_key_value.weight": weight}, {"model_type": model_type, heads_key: 4}
+    )
+    for read, part in zip(parts_of(path, "h.query_key_value"), expected, strict=True):
+        heads = (x @ read.T).view(1, 3, 4, 4).transpose(1, 2)
+        torch.testing.assert_close(heads, part, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -139,38 +106,38 @@ def test_an_unknown_fused_layout_is_measured_as_one_matrix_and_flagged(
     assert "h.query_key_value" in flag
 
 
+THIRDS = [range(8), range(8, 16), range(16, 24)]
+QWEN3 = {"model_type": "qwen3_vl", "vision_config": {"model_type": "qwen3_vl_vision"}}
+CHATGLM = {
+    "model_type": "chatglm", "multi_query_attention": True, "hidden_size": 16,
+    "multi_query_group_num": 2, "kv_channels": 4, "num_attention_heads": 2,
+}  # fmt: skip
+INTERNLM2 = {
+    "model_type": "internlm2", "hidden_size": 12, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 3,
+}  # fmt: skip
+DBRX = {"model_type": "dbrx", "d_model": 16, "n_heads": 4, "attn_config": {"kv_n_heads": 1}}
+BIGCODE = {"model_type": "gpt_bigcode", "n_embd": 20, "n_head": 10, "multi_query": True}
+PHI3 = {
+    "model_type": "phi3", "hidden_size": 12, "num_attention_heads": 4, "num_key_value_heads": 2
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("leaf", "config", "rows"),
+    ("name", "config", "rows"),
     [
-        ("Wqkv", {"model_type": "modernbert"}, [range(8), range(8, 16), range(16, 24)]),
+        ("Wqkv.weight", {"model_type": "modernbert"}, THIRDS),
+        ("attn.qkv.weight", QWEN3, THIRDS),
+        ("attn.qkv.weight", {"architecture": "vit_tiny_patch16_224"}, THIRDS),
+        ("in_proj_weight", None, THIRDS),  # torch.nn.MultiheadAttention
+        ("query_key_value.weight", CHATGLM, THIRDS),
         (
-            "attn.qkv",
-            {"model_type": "qwen3_vl", "vision_config": {"model_type": "qwen3_vl_vision"}},
-            [range(8), range(8, 16), range(16, 24)],
-        ),
-        (
-            "attn.qkv",
-            {"architecture": "vit_tiny_patch16_224"},
-            [range(8), range(8, 16), range(16, 24)],
-        ),
-        (
-            "query_key_value",
-            {
-                "model_type": "chatglm", "multi_query_attention": True, "hidden_size": 16,
-                "multi_query_group_num": 2, "kv_channels": 4, "num_attention_heads": 2,
-            },
-            [range(8), range(8, 16), range(16, 24)],
-        ),
-        (
-            "wqkv",
-            {
-                "model_type": "internlm2", "hidden_size": 12, "num_attention_heads": 4,
-                "num_key_value_heads": 2, "head_dim": 3,
-            },
+            "wqkv.weight",
+            INTERNLM2,
             [[*range(6), *range(12, 18)], [6, 7, 8, 18, 19, 20], [9, 10, 11, 21, 22, 23]],
         ),
         (
-            "qkv_proj",
+            "qkv_proj.weight",
             {"model_type": "codegen"},
             [
                 [0, 1, 6, 7, 12, 13, 18, 19],
@@ -178,28 +145,26 @@ def test_an_unknown_fused_layout_is_measured_as_one_matrix_and_flagged(
                 [2, 3, 8, 9, 14, 15, 20, 21],
             ],
         ),
-        (
-            "c_attn",
-            {"model_type": "gpt_bigcode", "n_embd": 20, "n_head": 10, "multi_query": True},
-            [range(20), range(20, 22), range(22, 24)],
-        ),
-        (
-            "Wqkv",
-            {"model_type": "dbrx", "d_model": 16, "n_heads": 4, "attn_config": {"kv_n_heads": 1}},
-            [range(16), range(16, 20), range(20, 24)],
-        ),
+        ("qkv_proj.weight", PHI3, [range(12), range(12, 18), range(18, 24)]),
+        ("c_attn.weight", BIGCODE, [range(20), range(20, 22), range(22, 24)]),
+        ("Wqkv.weight", DBRX, [range(16), range(16, 20), range(20, 24)]),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)  # fmt: skip
+)
 def test_query_key_and_value_are_split_as_the_config_says(
-    write_model: Any, leaf: str, config: dict[str, Any], rows: list[Any]
+    write_model: Any, rng: np.random.Generator, name: str, config: Any, rows: list[Any]
 ) -> None:
-    fused = np.random.default_rng(0).standard_normal((24, 5)).astype(np.float32)
-    with open_weights(write_model({f"layers.0.{leaf}.weight": fused}, config)) as weights:
-        matrices, _ = find_matrices(weights)
-        for part, expected in zip(("query", "key", "value"), rows, strict=True):
-            matrix = matrices[f"layers.0.{leaf}.{part}"]
-            np.testing.assert_array_equal(matrix.read(), fused[list(expected)])
+    fused = rng.standard_normal((24, 5)).astype(np.float32)
+    path = write_model({f"layers.0.{name}": fused}, config)
+    parts = parts_of(path, f"layers.0.{name.removesuffix('.weight')}")
+    for read, expected in zip(parts, rows, strict=True):
+        np.testing.assert_array_equal(read, fused[list(expected)])
+
+
+def test_phi3_gate_and_up_are_split_in_halves(write_model: Any, rng: np.random.Generator) -> None:
+    gate_up = rng.standard_normal((12, 8)).astype(np.float32)
+    path = write_model({"a.gate_up_proj.weight": gate_up}, PHI3)
+    gate, up = parts_of(path, "a.gate_up_proj", ("gate", "up"))
+    np.testing.assert_array_equal(np.concatenate([gate, up]), gate_up)
 
 
 def test_modernbert_is_split_as_its_own_code_does(tmp_path: Path) -> None:
@@ -212,8 +177,5 @@ def test_modernbert_is_split_as_its_own_code_does(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     x = torch.randn(1, 3, 16)
     split = model.layers[0].attn.Wqkv(x).view(1, 3, 3, -1, 8).unbind(dim=-3)
-    with open_weights(tmp_path) as weights:
-        matrices, _ = find_matrices(weights)
-        for part, expected in zip(("query", "key", "value"), split, strict=True):
-            read = torch.from_numpy(matrices[f"layers.0.attn.Wqkv.{part}"].read())
-            torch.testing.assert_close((x @ read.T).view(expected.shape), expected)
+    for read, expected in zip(parts_of(tmp_path, "layers.0.attn.Wqkv"), split, strict=True):
+        torch.testing.assert_close((x @ read.T).view(expected.shape), expected)
