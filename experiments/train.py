@@ -24,8 +24,8 @@ def train(configs: "Sequence[RunConfig]") -> None:
 
     name, results = configs[0].sweep, configs[0].results
     require_folder(results)
-    if told := difference(config.spec for config in configs):
-        print(f"sweep={name} will have no report: {told}", file=sys.stderr)
+    if differing := difference(config.spec for config in configs):
+        print(f"sweep={name} will have no report: {differing}", file=sys.stderr)
     from lowrank_study.sweeps.sweep import sweep_of
 
     runs = sweep_of(configs)

@@ -63,8 +63,10 @@ def check_left_out(parts: Sequence[LeftOut], *, allow_partial: bool) -> None:
     for of in dict.fromkeys(part.of for part in parts):
         mine = [part for part in parts if part.of == of]
         if sum(part.share for part in mine) > LARGEST_SHARE:
-            told = "; ".join(in_words(mine))
-            raise InputError(f"{told}. Fix the input, or set allow_partial=true to accept this")
+            sentences = "; ".join(in_words(mine))
+            raise InputError(
+                f"{sentences}. Fix the input, or set allow_partial=true to accept this"
+            )
 
 
 def in_words(parts: Iterable[LeftOut]) -> list[str]:

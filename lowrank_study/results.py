@@ -7,8 +7,8 @@
     controls/training-<run_id>.parquet  ranks of a run's updates during training
     jobs/<kind>/                    further jobs on ended runs, while they wait or run
     report/                         the report of a sweep
-    papers/                         published tables beside our own
-    records/<name>/                 what is kept of a report, to be committed
+    papers/                         published tables next to our own
+    records/<name>/                 tables, figures and findings of a report, to be committed
     measured/<name>/                the report of two checkpoints or an adapter
 
 The claims' ledger goes to `claims/`, unless the setting `out` names another folder.

@@ -137,10 +137,10 @@ class Composer:
                         self._name, list(lines), run_mode=RunMode.RUN
                     )
             except (HydraException, OmegaConfBaseException) as error:
-                told = " ".join(str(error.__cause__ or error).split())
+                reason = " ".join(str(error.__cause__ or error).split())
                 raise InputError(
                     f"{' '.join(lines) or CONF_FOLDER}: Hydra can't combine the files of conf/: "
-                    f"{told}"
+                    f"{reason}"
                 ) from error
             settings = OmegaConf.masked_copy(whole, [key for key in whole if key != "hydra"])
             params = OmegaConf.to_container(whole.hydra.sweeper).get("params") or {}

@@ -124,9 +124,9 @@ def _check_one_sweep(configs: Sequence[RunConfig]) -> None:
             continue
         values = dict.fromkeys(getattr(config, field.name) for config in configs)
         if len(values) > 1:
-            told = ",".join(map(str, values))
+            listed = ",".join(map(str, values))
             raise InputError(
-                f"{field.name}={told}: a sweep has one value; run the command once for each"
+                f"{field.name}={listed}: a sweep has one value; run the command once for each"
             )
     for part in ("task", "model"):
         sources: dict[str, Any] = {}

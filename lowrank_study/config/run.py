@@ -197,7 +197,7 @@ def _model(fields: Fields) -> BaseModel:
 def check_used(config: Mapping[str, Any]) -> None:
     """Refuse an adapter's setting if no run of the command has an adapter.
 
-    In a sweep over methods, one method's settings may be given beside the others.
+    In a sweep over several methods, a setting may belong to one of them only.
 
     Raises:
         InputError: An adapter's setting is given, and the method has no adapter.

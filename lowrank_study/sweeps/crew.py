@@ -57,7 +57,7 @@ def run_workers(
             if not store.has_plan(work.sweep):
                 raise InputError(
                     f"{store.folder}: the plan of sweep={work.sweep} no longer exists; check "
-                    "whether the folder was removed, then run the command again to start anew"
+                    "whether the folder was removed, then rerun to start again"
                 )
             stage.show(store.progress(run_ids))
         stage.show(store.progress(run_ids))
@@ -153,7 +153,7 @@ def run_jobs(
 ) -> None:
     """Let workers do a job on ended runs, and wait for all of them.
 
-    A job keeps its results in files of its own, and skips what these already hold.
+    A job writes its results into its own files, and skips what they already contain.
 
     Raises:
         InputError: The job failed for a run.

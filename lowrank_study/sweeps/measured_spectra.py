@@ -19,7 +19,7 @@ from lowrank_study.spectra.spectrum import Spectrum
 
 
 def is_asked_for(run: TrainedRun) -> bool:
-    """Whether a run's spectra are to be measured.
+    """Whether a run's spectra have to be measured.
 
     Runs that don't read the test split only help to choose a rate, and keep no checkpoint.
     """

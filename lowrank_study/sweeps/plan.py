@@ -1,6 +1,6 @@
 """Plan a sweep: check all runs, fetch what they need, group them into packs. Nothing is written.
 
->>> planned = plan_sweep(specs, name="mine", results=Path("results"))
+>>> planned = plan_sweep(specs, name="mine", results=Path("results"), ...)
 >>> planned.packs, planned.places
 """
 
@@ -54,12 +54,12 @@ def plan_sweep(
     *,
     name: str,
     results: Path,
-    question: str = "",
-    device: str = "auto",
-    launcher: str = "local",
-    workers: int | None = None,
-    pack: int | None = None,
-    allow_partial: bool = False,
+    question: str,
+    device: str,
+    launcher: str,
+    workers: int | None,
+    pack: int | None,
+    allow_partial: bool,
 ) -> PlannedSweep:
     """Plan the runs of a sweep; see `sweep` for the arguments.
 

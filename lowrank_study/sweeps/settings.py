@@ -68,7 +68,7 @@ def check_same_rows(runs: Sequence[TrainedRun], splits: Mapping[str, str] | None
                 f"{run.spec.run_id} was trained on other rows than {where}, although their "
                 f"settings are equal (data_sha256 {digest[:12]}… and {first[:12]}…): another "
                 "version split them, or the data set has changed since; delete "
-                f"{run.folder} and similar runs to train them again, or start anew with another "
+                f"{run.folder} and similar runs to train them again, or start again with another "
                 "results=FOLDER"
             )
 

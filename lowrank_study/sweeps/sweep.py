@@ -5,6 +5,7 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from lowrank_study.config.run import RunConfig, Tuning
@@ -74,21 +75,20 @@ def sweep(
         InputError: One of the runs can't be trained; then none is planned.
         Unfinished: No worker is left, but some runs have not ended. The same call resumes.
     """
+    plan = partial(
+        plan_sweep,
+        results=results,
+        device=device,
+        launcher=launcher,
+        workers=workers,
+        pack=pack,
+        allow_partial=allow_partial,
+    )
     printed: set[str] = set()
     with Display() as display:
 
         def train(specs: Sequence[RunSpec], name: str, question: str) -> list[TrainedRun]:
-            planned = plan_sweep(
-                specs,
-                name=name,
-                results=results,
-                question=question,
-                device=device,
-                launcher=launcher,
-                workers=workers,
-                pack=pack,
-                allow_partial=allow_partial,
-            )
+            planned = plan(specs, name=name, question=question)
             for line in planned.lines:
                 if line not in printed:  # each round of tuning reads the same data
                     printed.add(line)
@@ -120,18 +120,10 @@ def _carry_out(planned: PlannedSweep, tracker: str, display: Display) -> list[Tr
             file=sys.stderr,
         )
     if len(store.ended(run_ids)) < len(run_ids):
-        work = Work(
-            results=planned.results,
-            sweep=planned.name,
-            job=TRAINING,
-            settings={"tracker": tracker},
-        )
+        settings = {"tracker": tracker}
+        work = Work(results=planned.results, sweep=planned.name, job=TRAINING, settings=settings)
         run_workers(
-            work,
-            planned.costs,
-            launcher=planned.launcher,
-            places=planned.places,
-            display=display,
+            work, planned.costs, launcher=planned.launcher, places=planned.places, display=display
         )
     runs = store.ended(list(planned.costs))
     for run in runs:

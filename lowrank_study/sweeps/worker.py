@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--name", help="unique name of the worker in the store")
     parser.add_argument("--cores", help="the cores to stay on, such as 0 or 2,3")
     arguments = parser.parse_args()
-    with _told_in_one_line():
+    with _errors_in_one_line():
         signal.signal(signal.SIGTERM, _end)
         if arguments.parent is not None:
             end_with_parent(arguments.parent)
@@ -106,7 +106,7 @@ def _end(*_: Any) -> None:
 
 
 @contextmanager
-def _told_in_one_line() -> Iterator[None]:
+def _errors_in_one_line() -> Iterator[None]:
     try:
         yield
     except SystemExit:
@@ -121,9 +121,9 @@ def _told_in_one_line() -> Iterator[None]:
         print("\ninterrupted: finished runs are kept; rerun to resume", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
-        if (told := os_error_message(error)) is None:
+        if (message := os_error_message(error)) is None:
             raise
-        print(f"error: {told}", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         sys.exit(CANNOT_GO_ON)
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from safetensors.numpy import load_file
 
 from lowrank_study.answers.tables import runs_table, spectra_tables
@@ -29,7 +28,6 @@ from lowrank_study.sweeps.launch import Place, local
 from lowrank_study.sweeps.plan import check_specs
 from lowrank_study.sweeps.sweep import sweep
 from lowrank_study.sweeps.updates import updates_of_run
-from lowrank_study.training import fit
 from lowrank_study.training.models import build_model
 
 
@@ -46,7 +44,7 @@ NO_MLP = "method.options.feedforward_modules=[]"
 @pytest.mark.slow
 def test_a_sweep_with_a_run_that_diverges(tiny_overrides: list[str], tmp_path: Path) -> None:
     specs = specs_of([*tiny_overrides, UNCLIPPED], LORA, HOT, FULL, LORA)
-    runs = sweep(specs, name="three", results=tmp_path, question="What?")
+    runs = sweep(specs, name="three", results=tmp_path, question="What?", launcher="inline")
     status = {run.spec.run_id: run.status for run in runs}
     assert status == {specs[0].run_id: "done", specs[1].run_id: "diverged", specs[2].run_id: "done"}
     assert not list((tmp_path / "runs" / ".running").iterdir())
@@ -78,7 +76,7 @@ def test_a_sweep_with_a_run_that_diverges(tiny_overrides: list[str], tmp_path: P
         report_sweep("more", results=tmp_path)
     # again: nothing is trained, and it is quick
     stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("record.json")}
-    sweep(specs, name="three", results=tmp_path)
+    sweep(specs, name="three", results=tmp_path, launcher="inline")
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("record.json")} == stamps
 
 
@@ -89,7 +87,7 @@ def test_the_spectra_are_those_of_the_saved_weights(
     from safetensors.numpy import load_file
 
     specs = specs_of(tiny_overrides, FULL, LORA)
-    full, lora = sweep(specs, name="two", results=tmp_path)
+    full, lora = sweep(specs, name="two", results=tmp_path, launcher="inline")
     before = load_file(tiny_model("bert") / "model.safetensors")
     after = load_file(full.checkpoint / "model.safetensors")
     measured = {s.module: s for s in load_spectra(spectra_file(tmp_path, full.spec.run_id))}
@@ -146,7 +144,7 @@ def test_a_sweep_that_is_not_whole_is_no_answer(
     tiny_overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     specs = specs_of(tiny_overrides, LORA, FULL)
-    sweep(specs[:1], name="x", results=tmp_path)
+    sweep(specs[:1], name="x", results=tmp_path, launcher="inline")
     dies, popen = [sys.executable, "-c", "raise SystemExit(1)"], subprocess.Popen
     monkeypatch.setattr(local.subprocess, "Popen", lambda *_, **__: popen(dies))
     with pytest.raises(Unfinished, match="1 of 2 runs have not ended"):
@@ -159,7 +157,7 @@ def test_an_adapter_whose_update_can_not_be_read_is_still_a_run(
 ) -> None:
     """IA3 multiplies activations: there is no ΔW of it that could be read exactly."""
     specs = specs_of(tiny_overrides, ["method=peft", "method.peft_type=IA3", NO_MLP], FULL)
-    runs = sweep(specs, name="ia3", results=tmp_path)
+    runs = sweep(specs, name="ia3", results=tmp_path, launcher="inline")
     assert [run.status for run in runs] == ["done", "done"]
     assert load_spectra(spectra_file(tmp_path, specs[0].run_id)) == []
     _, found = report_sweep("ia3", results=tmp_path)
@@ -174,7 +172,7 @@ def test_the_head_alone_is_trained_and_nothing_else(
     tiny_overrides: list[str], tmp_path: Path
 ) -> None:
     specs = specs_of(tiny_overrides, ["method=head", "method.rank=4"], FULL)
-    head, full = sweep(specs, name="head", results=tmp_path)
+    head, full = sweep(specs, name="head", results=tmp_path, launcher="inline")
     assert head.spec.run_id.startswith("reviews-tiny-head-lr")
     assert head.record["trainable_parameters"] < full.record["trainable_parameters"] / 10
     base = load_file(model_folder(specs[0].model) / "model.safetensors")
@@ -192,26 +190,6 @@ def test_the_head_alone_is_trained_and_nothing_else(
     _, found = report_sweep("head", results=tmp_path, margin=0.02)
     score = tables.runs.set_index("method")["test_score"]["head"]
     assert f"a linear probe {score:.3f}" in found
-
-
-@pytest.mark.parametrize(
-    ("device", "workers", "devices"),
-    [
-        ("cuda", None, ["cuda:0", "cuda:1"]),
-        ("cuda", 3, ["cuda:0", "cuda:1", "cuda:0"]),
-        ("cuda:1", None, ["cuda:1"]),
-        ("mps", None, ["mps"]),
-        ("cpu", 1, ["cpu"]),
-    ],
-)
-def test_workers_go_where_they_were_asked_to(
-    device: str, workers: int | None, devices: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fit, "torch_device", torch.device)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    places = local.places(workers, device, 9)
-    assert [place.device for place in places] == devices
-    assert all((place.cores != "") == (device == "cpu") for place in places)
 
 
 def test_packs_are_no_larger_than_asked_and_one_where_texts_need_padding(

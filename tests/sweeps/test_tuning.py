@@ -149,11 +149,14 @@ def test_full_fine_tuning_of_all_ranks_is_one_configuration() -> None:
 
 @pytest.mark.slow
 def test_a_tuned_sweep_keeps_its_trials_in_a_sweep_of_their_own(
-    tiny_overrides: list[str], tmp_path: Path
+    tiny_overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     specs = [compose(*tiny_overrides, "method.rank=2", f"seed={seed}") for seed in range(2)]
     tuning = Tuning(rates=3, factor=3.0, seeds=(7,), runoff_seeds=(), most=3)
-    runs = sweep(specs, name="mine", results=tmp_path, tuning=tuning)
+    runs = sweep(specs, name="mine", results=tmp_path, tuning=tuning, launcher="inline")
+    lines = capsys.readouterr().out.splitlines()
+    assert "reviews.csv: 240 rows read, UTF-8, separated by commas" in lines
+    assert len(lines) == len(set(lines))  # printed once, not once per round
     store = RunStore(tmp_path / "runs")
     trials = store.ended(store.sweep(rates_sweep("mine")))
     assert len(trials) == 3

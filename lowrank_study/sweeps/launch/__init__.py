@@ -45,7 +45,7 @@ class Launcher(Protocol):
     """A module of this package."""
 
     def places(self, workers: int | None, device: str, jobs: int) -> list[Place]:
-        """Return the places of so many workers; None takes as many as the device can use."""
+        """Return the places of the workers; None takes as many workers as the device can use."""
 
     def start(self, work: Work, place: Place, name: str) -> Process:
         """Start a worker, which has a unique name in the store."""
