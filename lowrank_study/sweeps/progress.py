@@ -48,8 +48,10 @@ class Display:
         self._progress.stop()
 
     def line(self, name: str, state: str = "") -> "Line":
-        """Return the line of that name; it is added if there is none."""
+        """Return the line of that name; a new one marks the lines above it as done."""
         if name not in self._lines:
+            for above, line in self._lines.items():
+                line.finish(f"{above}: done")
             self._lines[name] = Line(self._progress, state)
         return self._lines[name]
 
@@ -83,6 +85,11 @@ class Line:
             at=time.monotonic(),
             left=left,
         )
+
+    def finish(self, state: str) -> None:
+        """Stop the clock of the line."""
+        self._progress.update(self._task, state=escape(state), left=None)
+        self._progress.stop_task(self._task)
 
 
 class _Times(ProgressColumn):

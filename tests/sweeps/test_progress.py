@@ -70,10 +70,11 @@ def test_rounds_of_tuning_share_a_line_and_the_sweep_has_another(
     display = Display()
     display.stage("mine_rates", {"a": 1.0}, {}).show({"a": 1.0})
     display.stage("mine_rates", {"a": 1.0, "b": 1.0}, {"a": 1.0}).show({"a": 1.0, "b": 0.5})
+    assert "mine_rates: 1 running" in drawn(display)[0]
     display.stage("mine", {"c": 1.0}, {}).show({"c": 0.0})
     rates, mine = drawn(display)
     assert "1/2" in rates
-    assert "mine_rates: 1 running" in rates
+    assert "mine_rates: done" in rates
     assert "0/1" in mine
     assert "mine: 1 running" in mine
 
