@@ -105,9 +105,9 @@ class PeftMethod(Method):
     @property
     def why_no_updates(self) -> str | None:
         """The reason why this kind's updates can't be read as exact matrices."""
-        from lowrank_study.checkpoints.adapters.peft_settings import KINDS
+        from lowrank_study.checkpoints.adapters.peft_settings import PEFT_TYPES
 
-        if self.peft_type in KINDS:
+        if self.peft_type in PEFT_TYPES:
             return None
         return f"the updates of peft_type={self.peft_type} can't be read as exact matrices"
 

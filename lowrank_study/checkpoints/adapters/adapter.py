@@ -22,6 +22,7 @@ from lowrank_study.checkpoints.adapters.formulas import (
     product,
     rows_delta,
 )
+from lowrank_study.checkpoints.adapters.kinds import KINDS
 from lowrank_study.checkpoints.adapters.peft_delta import peft_delta
 from lowrank_study.checkpoints.adapters.saving import BASE_HASH
 from lowrank_study.checkpoints.formats import Array, Closing, SourceFile, coarser, shown
@@ -39,7 +40,7 @@ class Adapter(Closing):
         self.path = path
         """Path of the adapter."""
         self.kind = content.kind
-        """Its method or layout, one of the values of `Content.kind`."""
+        """Its method or layout, a key of `KINDS`."""
         self.config = content.config
         """Its adapter_config.json; empty for formats without one."""
         self.assumed = content.assumed
@@ -72,7 +73,7 @@ class Adapter(Closing):
     @property
     def needs_base(self) -> bool:
         """Whether `factors` and `delta` need the base model."""
-        return self.kind not in ("lora", "kohya", "gguf")
+        return KINDS[self.kind].needs_base
 
     @property
     def parameters(self) -> int:
@@ -169,7 +170,7 @@ class Adapter(Closing):
         return delta_OI
 
     def _delta(self, module: str, base: Weights | None) -> Array:
-        if self.kind in ("loha", "lokr", "vera"):
+        if not KINDS[self.kind].has_factors:
             W0_OI = self.base_matrix(module, self._given(base))
             parts = {part: self._part(stored) for part, stored in self._parts(module).items()}
             shared = {part: self._finite(name) for part, name in self._content.shared.items()}

@@ -49,8 +49,7 @@ class Content:
     """An adapter's tensors, sorted by their meaning."""
 
     kind: str
-    """`lora`, `dora`, `pissa`, `olora`, `loha`, `lokr`, `vera`, `trainable_tokens`, or a LoRA
-    layout with its own names: `kohya`, `gguf`."""
+    """Its method or layout, a key of `KINDS`."""
     config: Mapping[str, Any]
     """Its adapter_config.json; empty without one."""
     modules: dict[str, dict[str, Part]]

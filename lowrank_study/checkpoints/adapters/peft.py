@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from lowrank_study.checkpoints.adapters.content import Content, Sorter
+from lowrank_study.checkpoints.adapters.kinds import KINDS
 from lowrank_study.checkpoints.adapters.peft_settings import Settings, read_settings
 from lowrank_study.checkpoints.formats import CONFIG_NAME, shown
 from lowrank_study.checkpoints.weights import Weights
@@ -27,23 +28,6 @@ _LORA = {
     "lora_magnitude_vector": r"(?:\.weight)?",
 }
 """Part names with their suffix; an adapter's name may come between the two."""
-
-_PARTS = {
-    "loha": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
-    "lokr": ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"),
-    "vera": ("vera_lambda_b", "vera_lambda_d"),
-    "trainable_tokens": (),
-}
-"""Part names of the kinds without A and B; they have no suffix."""
-
-_NEEDED = {
-    "dora": {"A", "B", "magnitude"},
-    "loha": set(_PARTS["loha"]),
-    "lokr": set[str](),
-    "vera": set(_PARTS["vera"]),
-    "trainable_tokens": set[str](),
-}
-"""Parts that every module needs; A and B in all other kinds."""
 
 _FACTORS = {"lora_A": "A", "lora_B": "B", "lora_magnitude_vector": "magnitude"}
 _EMBEDDING = {"lora_embedding_A": "B", "lora_embedding_B": "A"}
@@ -77,7 +61,7 @@ def read_peft(weights: Weights, config: Mapping[str, Any], where: str) -> Conten
         )
     scalings: dict[str, float] = {}
     flags: list[str] = []
-    if settings.kind not in _PARTS:
+    if KINDS[settings.kind].has_factors:
         ranks = names.sorter.ranks(modules)
         scalings, flags = settings.scalings(ranks, where)
     for module in names.doubled & scalings.keys():
@@ -102,12 +86,13 @@ class _Names:
 
     def __init__(self, weights: Weights, settings: Settings, where: str) -> None:
         self._weights, self._where, self._kind = weights, where, settings.kind
-        stems = dict.fromkeys(_PARTS[self._kind], "") if self._kind in _PARTS else _LORA
+        kind = KINDS[settings.kind]
+        stems = _LORA if kind.has_factors else dict.fromkeys(kind.parts, "")
         self._ends = [
             (stem, re.compile(rf"(.+)\.{stem}(?:\.(?!weight$)([^.]+))?{end}"))
             for stem, end in stems.items()
         ]
-        self.sorter = Sorter(weights, where, needed=_NEEDED.get(self._kind, {"A", "B"}))
+        self.sorter = Sorter(weights, where, needed=set(kind.needed))
         self.embeddings: set[str] = set()
         self.shared: dict[str, str] = {}
         self.saved: dict[str, str] = {}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lowrank_study.checkpoints.adapters.content import refuse_other_ranks
+from lowrank_study.checkpoints.adapters.kinds import KINDS
 from lowrank_study.checkpoints.adapters.patterns import match_patterns
 from lowrank_study.checkpoints.formats import shown
 from lowrank_study.errors import InputError
@@ -67,11 +68,8 @@ _UNMERGEABLE = {
 }
 """Settings that PEFT can't merge, with the reason and the remedy."""
 
-KINDS = ("LORA", "LOHA", "LOKR", "VERA", "TRAINABLE_TOKENS")
+PEFT_TYPES = ("LORA", "LOHA", "LOKR", "VERA", "TRAINABLE_TOKENS")
 """The values of peft_type that can be read."""
-
-_NUMBERS = {"lora": ("lora_alpha", "r"), "loha": ("alpha", "r"), "lokr": ("alpha", "r")}
-"""The settings of each kind that must be numbers other than 0; VeRA only has "r"."""
 
 _MERGE = "merge it into the base with PEFT and compare checkpoints"
 _MAX_PATTERNS = 10_000
@@ -82,7 +80,7 @@ class Settings:
     """The settings of one adapter, checked."""
 
     kind: str
-    """`lora`, `dora`, `pissa`, `olora`, `loha`, `lokr`, `vera`, `trainable_tokens`."""
+    """A key of `KINDS`."""
     config: Mapping[str, Any]
     """The whole adapter_config.json."""
     flags: tuple[str, ...]
@@ -138,7 +136,7 @@ def read_settings(config: Mapping[str, Any], where: str) -> Settings:
         InputError: the update of a method or setting isn't computed exactly here.
     """
     peft_type = config.get("peft_type")
-    if peft_type not in KINDS:
+    if peft_type not in PEFT_TYPES:
         raise _unread_method(peft_type, where)
     _refuse_unknown(config, where)
     kind = str(peft_type).lower()
@@ -156,7 +154,7 @@ def _unread_method(peft_type: Any, where: str) -> InputError:
     if peft_type in _PROMPTS:
         return InputError(
             f"{where}: peft_type {peft_type} trains prompts and changes no weight, so there is no "
-            f"update to measure; give an adapter that changes weights ({', '.join(KINDS)})"
+            f"update to measure; give an adapter that changes weights ({', '.join(PEFT_TYPES)})"
         )
     if peft_type in _INPUT_DEPENDENT:
         return InputError(
@@ -165,7 +163,7 @@ def _unread_method(peft_type: Any, where: str) -> InputError:
         )
     return InputError(
         f"{where}: peft_type {shown(peft_type)} can't be read exactly (only "
-        f"{', '.join(KINDS)} are); {_MERGE}"
+        f"{', '.join(PEFT_TYPES)} are); {_MERGE}"
     )
 
 
@@ -183,7 +181,7 @@ def _refuse_unknown(config: Mapping[str, Any], where: str) -> None:
 
 def _check_values(kind: str, config: Mapping[str, Any], where: str) -> None:
     """Refuse settings of the wrong type."""
-    for key in () if kind == "trainable_tokens" else _NUMBERS.get(kind, ("r",)):
+    for key in KINDS[kind].numbers:
         checked_number(config, key, where)
     for table in ("rank_pattern", "alpha_pattern"):
         patterns = config.get(table) or {}
