@@ -1,4 +1,4 @@
-"""Published and own numbers side by side, as CSV and Markdown.
+"""Pages with a paper's numbers beside our own, as CSV and Markdown.
 
 >>> write_paper(paper, runs_of(paper, results), results / "papers")
 PosixPath('results/papers/lora_table6.md')
@@ -23,12 +23,12 @@ from lowrank_study.runs.store import TrainedRun
 HEADINGS = {"own": "here", "low": "95 % from", "high": "to", "of_noise": "of noise"}
 HERE = "Here: "
 LEGEND = (
-    "`here` is the mean over `n` seeds, with its 95 % Student t interval over them (over pairs of "
-    "seeds, a jackknife's): of this test set and these rates alone."
+    "`here` is the mean over `n` seeds with its 95 % interval (Student t over seeds; a jackknife "
+    "over pairs of seeds). It holds for this test set and these learning rates only."
 )
 NOISE_LEGEND = (
-    " `of noise` is what random matrices of the same shapes and norms give. What is of W0 alone is "
-    "the same for all seeds."
+    " `of noise` is the value for random matrices of the same shapes and norms. Values that depend "
+    "only on W0 are the same for all seeds."
 )
 
 
@@ -43,9 +43,9 @@ def write_paper(paper: Paper, runs: Sequence[TrainedRun], folder: Path) -> Path:
 
 
 def record_papers(papers: Sequence[Paper], *, results: Path, name: str) -> Path:
-    """Keep pages that `write_paper` has put into `results/papers`, with what they were made from.
+    """Copy pages from `results/papers` into a record, with their provenance.
 
-    Pages of other papers that the record has, and what else is there (notes of who made it), stay.
+    Pages of other papers and other files of the record, such as notes, stay.
     """
     folder = record_folder(results, name)
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,16 +63,16 @@ def record_papers(papers: Sequence[Paper], *, results: Path, name: str) -> Path:
     pages = sorted(page for page in folder.glob("*.md") if page.with_suffix(".csv").is_file())
     lines = ["# Papers' numbers beside our own", "", *map(_entry, pages), ""]
     lines += [
-        "`python experiments/reproduce.py experiments=[] papers=[NAME,...]` makes pages anew. "
-        "`provenance.csv` says of each what its runs have in common; `NOTES.md`, where there is "
-        "one, what is found.",
+        "`python experiments/reproduce.py experiments=[] papers=[NAME,...]` writes the pages "
+        "again. `provenance.csv` lists what the runs of each page share. `NOTES.md`, if present, "
+        "says what the pages show.",
     ]
     write_whole(folder / "README.md", ("\n".join(lines) + "\n").encode())
     return folder
 
 
 def _entry(page: Path) -> str:
-    """Give a page's source and what was trained for it, as the page itself says."""
+    """Return a list entry with a page's source and what was trained for it."""
     lines = page.read_text(encoding="utf-8").splitlines()
     source = lines[0].removeprefix("# ")
     here = next(line.removeprefix(HERE) for line in lines if line.startswith(HERE))
@@ -80,7 +80,7 @@ def _entry(page: Path) -> str:
 
 
 def markdown_of(paper: Paper, table: pd.DataFrame, runs: Sequence[TrainedRun]) -> str:
-    """Give the table in Markdown, with what it is of and what differs."""
+    """Return the table in Markdown, with its source and how our runs differ."""
     lines = [
         f"# {paper.source}",
         "",
@@ -102,7 +102,7 @@ def markdown_of(paper: Paper, table: pd.DataFrame, runs: Sequence[TrainedRun]) -
 
 
 def trained_here(runs: Sequence[TrainedRun]) -> str:
-    """Say what was trained: model, task, how much, at which rates, and what was lost."""
+    """Describe the runs: model, task, sizes, learning rates, seeds and how many are done."""
     specs = [run.spec for run in runs]
     done = [run for run in runs if run.status == "done"]
     rates = {spec.method.learning_rate for spec in specs}

@@ -1,4 +1,4 @@
-"""Whole experiments one after the other: forecast, trained, reported, beside what papers report.
+"""Reproduce whole experiments: forecast, train and report them, and compare them with papers.
 
 plan = plan_of(["flagship_rotten_tomatoes"], [load_paper("lora_table6")], results=results)
 print(plan.in_words())
@@ -28,39 +28,38 @@ from lowrank_study.sweeps.sweep import sweep_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is to be run."""
+    """Experiments to run, report and compare with papers."""
 
     sweeps: dict[str, list[RunConfig]]
-    """Experiment to its runs."""
+    """the runs of each experiment"""
     reported: Sequence[str]
-    """Those that get a report, and a record."""
+    """experiments with a report and a record"""
     updates: Sequence[str]
-    """Those whose full updates are truncated, and held against controls."""
+    """experiments with truncated updates and controls"""
     papers: Sequence[Paper]
+    """papers whose numbers are compared"""
     results: Path
+    """folder of the run store and the pages"""
 
     def in_words(self) -> str:
-        """Say how long each experiment will take here; what has ended takes no time."""
+        """Return how long each experiment will take on this machine; ended runs take no time."""
         seconds = forecasts(self.sweeps)
         lines = [f"{name}: {in_words(duration)}" for name, duration in seconds.items()]
         total = in_words(sum(seconds.values()))
-        lines.append(f"in all {total}; what has ended is not trained again")
+        lines.append(f"total: {total}; runs that have ended are not trained again")
         if studied := [name for name in self.sweeps if name in self.updates]:
-            lines.append(f"more time goes to truncated updates and controls: {', '.join(studied)}")
+            lines.append(f"truncated updates and controls take more time: {', '.join(studied)}")
         return "\n".join(lines)
 
     def carry_out(self, *, record: str) -> Iterator[str]:
-        """Train each experiment, study updates, report, and keep records where `record` names them.
+        """Train and report each experiment, and keep records if `record` names them.
 
-        Yields
-        ------
-        For each experiment and paper where its report is, and what was found.
+        Yields:
+            The path of each report, record and page, with the answer of a report.
 
-        Raises
-        ------
-        Unfinished
-            Runs failed or diverged, or rows of their data were left out. It is raised at the end,
-            or at once if an experiment has no done run.
+        Raises:
+            Unfinished: Runs failed or diverged, or rows of their data were left out. It is raised
+                at the end, or at once if an experiment has no done run.
         """
         missing: list[str] = []
         for name, configs in self.sweeps.items():
@@ -108,15 +107,13 @@ def plan_of(
     scale: str | None = None,
     allow_partial: bool = False,
 ) -> Plan:
-    """Plan experiments, and those that papers are held against.
+    """Plan experiments and those that reproduce papers.
 
-    Only `experiments` are reported: what a paper needs is shown by its page. At a scale all has
-    names of its own (`lora_table6_paper`).
+    Only `experiments` get a report; an experiment of a paper has the paper's page. At a scale,
+    sweeps and pages have names of their own (`lora_table6_paper`).
 
-    Raises
-    ------
-    InputError
-        A setting of an experiment can't be.
+    Raises:
+        InputError: A setting of an experiment is not valid.
     """
     names = dict.fromkeys([*experiments, *(paper.experiment for paper in papers)])
     more = [f"allow_partial={str(allow_partial).lower()}"]
@@ -136,5 +133,5 @@ def plan_of(
 
 
 def _results(folder: Path) -> str:
-    """The override that names a folder, whatever characters are in its path."""
+    """Return the override that names a folder, with any characters in its path quoted."""
     return f"results={quoted(str(folder))}"

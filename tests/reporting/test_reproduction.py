@@ -79,14 +79,16 @@ def test_everything_is_done_in_order(done: list[str], tmp_path: Path) -> None:
     assert any("report.html: found" in line for line in lines)
 
 
-def test_what_a_paper_needs_is_trained_and_not_reported(done: list[str], tmp_path: Path) -> None:
+def test_an_experiment_of_a_paper_is_trained_and_not_reported(
+    done: list[str], tmp_path: Path
+) -> None:
     plan = plan_of([], [load_paper("lora_table16")], results=tmp_path, updates=["rank_sweep"])
     with pytest.raises(InputError, match="no sweep 'paper_lora_table16'"):
         list(plan.carry_out(record="day"))
     assert done == ["train paper_lora_table16"]
 
 
-def test_lost_runs_are_told_last(
+def test_lost_runs_are_reported_last(
     done: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reproduction, "sweep_of", lambda configs: ended(configs, "done", "failed"))
@@ -95,7 +97,7 @@ def test_lost_runs_are_told_last(
     assert done[-1] == "record day_rank_sweep"
 
 
-def test_an_experiment_of_which_nothing_is_done_ends_it(
+def test_an_experiment_without_a_done_run_ends_the_plan(
     done: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reproduction, "sweep_of", lambda configs: ended(configs, "failed"))
@@ -151,7 +153,7 @@ def test_without_a_name_no_record_is_kept(done: list[str], tmp_path: Path) -> No
     assert not [call for call in done if call.startswith("record")]
 
 
-def test_how_long_is_said_of_each_and_of_all(
+def test_the_forecast_lists_each_experiment_and_the_total(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seconds = {"rank_sweep": 1200.0, "paper_lora_table7": 60.0}
@@ -161,8 +163,8 @@ def test_how_long_is_said_of_each_and_of_all(
     assert plan.in_words().splitlines() == [
         "rank_sweep: about 20 min",
         "paper_lora_table7: about 60 s",
-        "in all about 21 min; what has ended is not trained again",
-        "more time goes to truncated updates and controls: rank_sweep",
+        "total: about 21 min; runs that have ended are not trained again",
+        "truncated updates and controls take more time: rank_sweep",
     ]
 
 

@@ -33,8 +33,8 @@ def _of_tests(tested: list[Verdict]) -> list[str]:
     return [
         *_lines(outcomes, see="Which rank suffices?"),
         f"A rank suffices if its test {first.metric.label} is less than {first.margin} below full "
-        f"fine-tuning’s. Each bound has an error rate of {100 * ERROR:g}{NARROW_SPACE}% "
-        f"({first.basis}).",
+        f"fine-tuning’s. {'For each method, the' if len(tested) > 1 else 'The'} risk of wrongly "
+        f"calling a rank sufficient is at most {100 * ERROR:g}{NARROW_SPACE}% ({first.basis}).",
     ]
 
 

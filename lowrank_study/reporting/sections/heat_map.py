@@ -35,7 +35,7 @@ def section(data: SettingData) -> Section | None:
         return None
     return Section(
         name=f"modules{data.suffix}",
-        title="Which matrices need most rank?",
+        title="Which matrices have the highest rank?",
         figures=[_figure(data, maps)],
         findings=[],
         reading=[

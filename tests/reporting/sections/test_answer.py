@@ -27,7 +27,8 @@ def test_the_tests_come_first_then_their_certainty_then_the_scores(
         "Rank 8 suffices for LoRA on qv; rank 1 does not and rank 4 is undecided.",
         "No rank is shown to suffice for LoRA on mlp; ranks 1 and 8 are undecided.",
         "A rank suffices if its test accuracy is less than 2.0 percentage points below full "
-        "fine-tuning’s. Each bound has an error rate of 5\u202f% (6 seeds, 2,588 test examples).",
+        "fine-tuning’s. For each method, the risk of wrongly calling a rank sufficient is at most "
+        "5\u202f% (6 seeds, 2,588 test examples).",
     ]
     assert lines[3].startswith(
         f"Test accuracy of all-MiniLM-L6-v2 on rotten_tomatoes: full fine-tuning {full:.3f} (95"
