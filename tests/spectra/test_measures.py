@@ -1,7 +1,5 @@
 """The table of measures, and which of their values are resolved."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,6 @@ from lowrank_study.spectra.spectrum import measure
 from tests.spectra.conftest import dense
 
 FITS = FitRange(first=1, last=100)
-DOCS = Path(__file__).parents[2] / "docs" / "measures.md"
 
 
 def test_names_and_labels_are_unique() -> None:

@@ -63,11 +63,11 @@ def _values(matrices: list[MeasuredMatrix], name: str) -> list[float]:
     return [value for value in readings if value is not None]
 
 
-def _spread(values: list[float]) -> str:
-    low, middle, high = min(values), median(values), max(values)
+def _spread(values: list[float], noun: str) -> str:
+    low, middle, high = (written(each(values), "rank") for each in (min, median, max))
     if low == high:
-        return written(middle, "rank")
-    return f"{written(low, 'rank')} to {written(high, 'rank')} (median {written(middle, 'rank')})"
+        return f"{low} {noun}" if low == "1" else f"{low} {noun}s"
+    return f"{low} to {high} {noun}s (median {middle})"
 
 
 def _size(matrices: list[MeasuredMatrix], total: int) -> str:
@@ -100,11 +100,13 @@ def _rank(found: Measurement) -> str:
             f"The 90 % energy rank is not resolvable in {hidden} of {matrices_word}: "
             f"{_why_hidden(changed)}."
         )
-    text = f"90 % of the energy of ΔW lies in {_spread(ranks)} directions"
+    text = f"90 % of the energy of ΔW lies in {_spread(ranks, 'direction')}"
     noise = [
-        noise_energy_rank(*m.spectrum.shape) for m in changed if m.readings[RANK].value is not None
+        float(round(noise_energy_rank(*matrix.spectrum.shape)))
+        for matrix in changed
+        if matrix.readings[RANK].value is not None
     ]
-    text += f"; noise of the same shapes takes {_spread([float(round(n)) for n in noise])}"
+    text += f"; noise of the same shapes needs {_spread(noise, 'direction')}"
     if hidden:
         text += (
             f". In {hidden} of {matrices_word} the rank is not resolvable: {_why_hidden(changed)}"
@@ -125,11 +127,11 @@ def _above_noise(matrices: list[MeasuredMatrix]) -> str:
     kept = _values(changed, "gavish_donoho_rank")
     if not kept:
         return ""
-    text = f"{_spread(kept)} directions stand out from noise (Gavish–Donoho threshold)"
+    text = f"The Gavish–Donoho threshold separates {_spread(kept, 'direction')} from noise"
     noisy = sum(value == 0 for value in kept)
     if noisy:
         matrices_word = counted(len(kept), "matrix", "matrices")
-        text += f"; in {noisy} of {matrices_word} none does"
+        text += f"; in {noisy} of {matrices_word} it finds none"
     return f"{text}."
 
 

@@ -89,7 +89,7 @@ def _title(subject: Subject) -> str:
 
 
 def _question(found: Measurement) -> str:
-    text = "How large, of which rank and how far above noise is each weight update ΔW?"
+    text = "How large is each weight update ΔW, what rank does it have, and is it above noise?"
     second = found.other_subject
     if second is None:
         return text
