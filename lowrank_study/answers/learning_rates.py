@@ -1,7 +1,7 @@
 """Validation score by learning rate, and the chosen rates.
 
-    rates = rates_by_configuration(study.rates)    # one row per configuration and rate
-    best_rates(rates)                              # one row per configuration
+    rates = rates_by_configuration(study.rates, metric)    # one row per configuration and rate
+    best_rates(rates)                                     # one row per configuration
 
 The runs are those that choose rates (`sweeps/tuning.py`). None of them reads the test split.
 """
@@ -14,7 +14,7 @@ import pandas as pd
 from lowrank_study.answers.rows import CONFIGURATION, groups, mean_of, over_full
 from lowrank_study.answers.statistics import interval_of_mean
 from lowrank_study.sweeps.tuning import preference
-from lowrank_study.tasks.metric import ACCURACY
+from lowrank_study.tasks.metric import Metric
 
 BEHIND = ["behind", "behind_low_95", "behind_high_95"]
 RATE_COLUMNS = [
@@ -24,7 +24,7 @@ RATE_COLUMNS = [
 ]
 
 
-def rates_by_configuration(rates: pd.DataFrame) -> pd.DataFrame:
+def rates_by_configuration(rates: pd.DataFrame, metric: Metric) -> pd.DataFrame:
     """Return the mean validation score of each configuration and learning rate.
 
     `rule` gives α and the scaling as a function of the rank. `chosen` marks the rate that
@@ -47,7 +47,7 @@ def rates_by_configuration(rates: pd.DataFrame) -> pd.DataFrame:
         )
     table = pd.DataFrame(rows)
     table["adapter_rank"] = table["adapter_rank"].astype("Int64")
-    best = preferred(table, [*CONFIGURATION, "rule"])
+    best = preferred(table, [*CONFIGURATION, "rule"], metric)
     table["chosen"] = table.index.isin(best) & (table["lost"] == 0)
     return table.join(_behind(table, runs))
 
@@ -70,12 +70,12 @@ def _behind(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(found, orient="index", columns=BEHIND, dtype=np.float64)
 
 
-def preferred(table: pd.DataFrame, keys: Sequence[str]) -> list[int]:
+def preferred(table: pd.DataFrame, keys: Sequence[str], metric: Metric) -> list[int]:
     """Return the index of the row that validation prefers in each group of `keys`."""
     worth = table.apply(
         lambda row: preference(
             lost=row["lost"],
-            metric=ACCURACY,
+            metric=metric,
             score=row["validation_score"],
             loss=row["validation_loss"],
             rate=row["learning_rate"],

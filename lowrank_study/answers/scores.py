@@ -1,7 +1,7 @@
 """Test scores over seeds, and the learning rate that stands for each configuration.
 
-    scores = score_by_rank(study.runs)    # one row per configuration and learning rate
-    scores[scores["chosen"]]              # one row per configuration
+    scores = score_by_rank(study.runs, metric)    # one row per configuration and learning rate
+    scores[scores["chosen"]]                       # one row per configuration
 
 If a configuration was run with several learning rates (or values of α), validation chooses one
 (`sweeps.tuning.preference`). The test score never chooses.
@@ -25,9 +25,10 @@ from lowrank_study.answers.rows import (
 )
 from lowrank_study.answers.statistics import interval_of_mean
 from lowrank_study.answers.tables import RUN_COLUMNS
+from lowrank_study.tasks.metric import Metric
 
 
-def score_by_rank(runs: pd.DataFrame) -> pd.DataFrame:
+def score_by_rank(runs: pd.DataFrame, metric: Metric) -> pd.DataFrame:
     """Return the test score over seeds of each configuration and learning rate.
 
     `n` counts the done runs with a test score. Means, sd and the interval (`test_low_95`,
@@ -43,7 +44,7 @@ def score_by_rank(runs: pd.DataFrame) -> pd.DataFrame:
     for column in ("trainable_parameters", "total_parameters", "test_examples"):
         table[column] = table[column].astype("Int64")
     seen = table.rename(columns=lambda name: name.removeprefix("mean_"))
-    chosen = preferred(seen.assign(lost=table["diverged"] + table["failed"]), CONFIGURATION)
+    chosen = preferred(seen.assign(lost=table["diverged"] + table["failed"]), CONFIGURATION, metric)
     table["chosen"] = table.index.isin(chosen)
     return table
 

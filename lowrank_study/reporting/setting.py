@@ -81,9 +81,10 @@ class SettingData:
 
 def settings_data(study: StudyTables) -> list[SettingData]:
     """Condense a checked study to the tables of its settings."""
-    scores = score_by_rank(study.runs)
+    scores = score_by_rank(study.runs, study.metric)
     spectra = spectra_of_chosen(study, scores)
-    rates = rates_by_configuration(study.runs.iloc[:0] if study.rates is None else study.rates)
+    rates = study.runs.iloc[:0] if study.rates is None else study.rates
+    rates = rates_by_configuration(rates, study.metric)
     settings = settings_of(study.runs)
     parts = []
     for number, setting in enumerate(settings, start=1):

@@ -27,7 +27,6 @@ from lowrank_study.sweeps.measured_spectra import without_spectra
 from lowrank_study.sweeps.settings import check_alike
 from lowrank_study.sweeps.sweep import rates_sweep
 from lowrank_study.sweeps.tuning import at_any_rate
-from lowrank_study.tasks.metric import ACCURACY
 
 
 def study_tables(sweep: str, *, results: Path, margin: float | None = None) -> StudyTables:
@@ -57,7 +56,7 @@ def study_tables(sweep: str, *, results: Path, margin: float | None = None) -> S
     return StudyTables(
         title=sweep.replace("_", " ").capitalize(),
         question=store.question(sweep),
-        metric=ACCURACY,
+        metric=runs[0].spec.task.metric,
         runs=table,
         spectra=spectra,
         singular_values=singular_values,
@@ -152,6 +151,6 @@ def _comparison(
     """Compare every rank with full fine-tuning, at each configuration's chosen learning rate."""
     if margin is None:
         return pd.DataFrame(columns=list(COMPARISON_COLUMNS))
-    chosen = set(chosen_runs(table, score_by_rank(table))["run_id"])
+    chosen = set(chosen_runs(table, score_by_rank(table, runs[0].spec.task.metric))["run_id"])
     compared = [run for run in runs if run.spec.run_id in chosen]
     return against_full(compared, margin=margin, results=results)

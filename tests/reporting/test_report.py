@@ -20,6 +20,7 @@ from lowrank_study.reporting.drawing import figure
 from lowrank_study.reporting.latex_report import escaped
 from lowrank_study.reporting.report import write_report
 from lowrank_study.reporting.study import StudyTables
+from lowrank_study.tasks.metric import ACCURACY
 from tests.reporting.conftest import compared
 
 MakeStudy = Callable[..., StudyTables]
@@ -124,7 +125,7 @@ def test_the_same_study_gives_the_same_bytes(
 def test_the_page_shows_recomputed_numbers(page: str, thin_study: StudyTables) -> None:
     rows = Elements(page).tables["table-score_by_rank"]
     place = rows[0].index("test accuracy")
-    expected = score_by_rank(thin_study.runs)
+    expected = score_by_rank(thin_study.runs, ACCURACY)
     assert [row[place] for row in rows[1:]] == [
         f"{mean:.3f}" for mean in expected["mean_test_score"]
     ]

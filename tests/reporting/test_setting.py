@@ -11,12 +11,13 @@ from scipy import stats
 from lowrank_study.answers.scores import chosen_runs, score_by_rank
 from lowrank_study.answers.statistics import interval_of_mean
 from lowrank_study.reporting.study import StudyTables
+from lowrank_study.tasks.metric import ACCURACY
 
 MakeStudy = Callable[..., StudyTables]
 
 
 def test_accuracy_is_that_of_the_done_runs(whole_study: StudyTables) -> None:
-    table = score_by_rank(whole_study.runs)
+    table = score_by_rank(whole_study.runs, ACCURACY)
     runs = whole_study.runs
     row = table[(table["target"] == "all_linear") & (table["adapter_rank"] == 64)].iloc[0]
     mine = runs[(runs["target"] == "all_linear") & (runs["adapter_rank"] == 64)]
@@ -29,7 +30,7 @@ def test_accuracy_is_that_of_the_done_runs(whole_study: StudyTables) -> None:
 
 
 def test_one_seed_has_a_mean_but_no_spread(make_study: MakeStudy) -> None:
-    table = score_by_rank(make_study(ranks=(1,), seeds=1).runs)
+    table = score_by_rank(make_study(ranks=(1,), seeds=1).runs, ACCURACY)
     assert (table["n"] == 1).all()
     assert table["mean_test_score"].notna().all()
     assert table[["sd_test_score", "test_low_95", "test_high_95"]].isna().all(axis=None)
@@ -46,8 +47,8 @@ def two_rates(study: StudyTables, *, validation: float, test: float) -> pd.DataF
 
 
 def test_the_rate_is_chosen_by_validation_and_not_by_test(small_study: StudyTables) -> None:
-    better = score_by_rank(two_rates(small_study, validation=0.99, test=0.1))
-    worse = score_by_rank(two_rates(small_study, validation=0.01, test=0.99))
+    better = score_by_rank(two_rates(small_study, validation=0.99, test=0.1), ACCURACY)
+    worse = score_by_rank(two_rates(small_study, validation=0.01, test=0.99), ACCURACY)
     assert (better.loc[better["chosen"], "mean_test_score"] < 0.11).all()
     assert (worse.loc[worse["chosen"], "mean_test_score"] < 0.9).all()
     assert better["chosen"].sum() == worse["chosen"].sum() == 3
@@ -56,15 +57,15 @@ def test_the_rate_is_chosen_by_validation_and_not_by_test(small_study: StudyTabl
 def test_a_rate_that_diverged_is_chosen_only_for_want_of_another(small_study: StudyTables) -> None:
     runs = two_rates(small_study, validation=0.99, test=0.9)
     runs.loc[runs["run_id"].str.endswith("s0-other"), "status"] = "diverged"
-    table = score_by_rank(runs)
+    table = score_by_rank(runs, ACCURACY)
     assert (table.loc[table["chosen"], "diverged"] == 0).all()
     runs.loc[~runs["run_id"].str.endswith("other") & (runs["seed"] == 1), "status"] = "diverged"
-    table = score_by_rank(runs)
+    table = score_by_rank(runs, ACCURACY)
     assert (table.loc[table["chosen"], "mean_test_score"] > 0.89).all()
 
 
 def test_lost_runs_stay_among_the_chosen(whole_study: StudyTables) -> None:
-    chosen = chosen_runs(whole_study.runs, score_by_rank(whole_study.runs))
+    chosen = chosen_runs(whole_study.runs, score_by_rank(whole_study.runs, ACCURACY))
     assert set(chosen["status"]) == {"done", "diverged", "failed"}
     assert len(chosen) == len(whole_study.runs)
 

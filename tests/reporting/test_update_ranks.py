@@ -13,6 +13,7 @@ from lowrank_study.reporting.setting import SettingData, settings_data
 from lowrank_study.reporting.study import StudyTables, checked
 from lowrank_study.reporting.update_ranks import rank_by_module, spectra_of_chosen
 from lowrank_study.spectra.noise import noise_energy_rank
+from lowrank_study.tasks.metric import ACCURACY
 
 MakeStudy = Callable[..., StudyTables]
 
@@ -62,7 +63,7 @@ def test_a_matrix_that_is_half_resolvable_counts_its_resolvable_seeds(
     )
     spectra.loc[one, ["resolvable", "energy_rank_90"]] = [False, 300]
     study = checked(replace(small_study, spectra=spectra))
-    modules = rank_by_module(spectra_of_chosen(study, score_by_rank(study.runs)))
+    modules = rank_by_module(spectra_of_chosen(study, score_by_rank(study.runs, ACCURACY)))
     cell = modules[(modules["layer"] == 5) & (modules["role"] == "value")].iloc[0]
     assert (cell["n"], cell["resolvable"]) == (3, 2)
     assert cell["max_energy_rank_90"] < 300
@@ -75,7 +76,7 @@ def test_an_adapter_is_bound_by_its_rank_unless_trained_whole(small_study: Study
     )
     spectra.loc[whole, "numerical_rank"] = 384
     study = checked(replace(small_study, spectra=spectra))
-    table = rank_by_module(spectra_of_chosen(study, score_by_rank(study.runs)))
+    table = rank_by_module(spectra_of_chosen(study, score_by_rank(study.runs, ACCURACY)))
     adapters = table[table["adapter_rank"] == 4]
     free = (adapters["layer"] == 5) & (adapters["role"] == "value")
     assert (adapters.loc[free, "largest_possible_rank"] == 384).all()

@@ -10,6 +10,7 @@ from lowrank_study.answers.scores import score_by_rank
 from lowrank_study.reporting.sections import cost
 from lowrank_study.reporting.sections.cost import cost_by_method
 from lowrank_study.reporting.study import StudyTables
+from lowrank_study.tasks.metric import ACCURACY
 from tests.reporting.conftest import (
     data_of,
     said,
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 
 def test_costs_are_ratios_of_medians(whole_study: StudyTables) -> None:
     runs = whole_study.runs
-    table = cost_by_method(runs, score_by_rank(runs))
+    table = cost_by_method(runs, score_by_rank(runs, ACCURACY))
     row = table[(table["target"] == "attention_qv") & (table["adapter_rank"] == 8)].iloc[0]
     mine = runs[(runs["target"] == "attention_qv") & (runs["adapter_rank"] == 8)]
     full = runs[runs["method"] == "full"]
@@ -33,7 +34,7 @@ def test_costs_are_ratios_of_medians(whole_study: StudyTables) -> None:
 
 def test_costs_without_full_fine_tuning_have_no_ratio(make_study: MakeStudy) -> None:
     runs = make_study(ranks=(1,), full=False).runs
-    table = cost_by_method(runs, score_by_rank(runs))
+    table = cost_by_method(runs, score_by_rank(runs, ACCURACY))
     assert table["train_seconds_ratio"].isna().all()
     assert table["train_seconds"].notna().all()
 

@@ -10,6 +10,7 @@ from lowrank_study.answers.learning_rates import best_rates, rates_by_configurat
 from lowrank_study.reporting.sections import learning_rates, score
 from lowrank_study.reporting.setting import SettingData, settings_data
 from lowrank_study.reporting.study import checked
+from lowrank_study.tasks.metric import ACCURACY
 from tests.reporting.conftest import (
     build_study,
     said,
@@ -150,7 +151,9 @@ def test_nothing_is_drawn_or_said_where_no_rate_was_chosen() -> None:
     data = settings_data(checked(build_study(ranks=(2, 8))))[0]
     assert not len(data.rates)
     assert learning_rates.section(data) is None
-    assert list(rates_by_configuration(pd.DataFrame()).columns) == list(data.rates.columns)
+    assert list(rates_by_configuration(pd.DataFrame(), ACCURACY).columns) == list(
+        data.rates.columns
+    )
 
 
 def test_the_finding_and_the_figure_hold_the_numbers(tuned_data: SettingData) -> None:
