@@ -1,4 +1,4 @@
-"""Small real things that many tests share: models of every family, made on the spot."""
+"""Fixtures that many tests share, such as tiny models of every family."""
 
 import importlib.util
 import os
@@ -38,7 +38,7 @@ TINY = {
 def make_tiny_model(family: str, folder: Path, **sizes: object) -> Path:
     """Write a randomly initialised model of a family, with a word-level tokenizer.
 
-    Its sizes are those of `TINY` unless given.
+    The default sizes are those of `TINY`.
     """
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -136,14 +136,14 @@ def _own_cache(
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
 ) -> None:
-    """Keep the tests' derived files apart; fetched wheels, verified at each use, stay shared."""
+    """Give the tests their own cache of derived files; fetched wheels stay shared."""
     if "real_cache" not in request.fixturenames:
         monkeypatch.setenv("LOWRANK_STUDY_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture
 def real_cache() -> None:
-    """Use the user's cache in this test: for the pinned model and data."""
+    """Use the user's cache in this test, for the pinned model and data."""
 
 
 RunCommand = Callable[..., tuple[int, str, str]]
@@ -151,7 +151,7 @@ RunCommand = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunCommand:
-    """Return a function that runs a command's main in this process: code, output, errors."""
+    """Return a function that runs a command in this process and returns code, output and errors."""
 
     def run(script: str, *arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [script, *arguments])

@@ -1,4 +1,4 @@
-"""`analysis/check_claims.py` as people run it."""
+"""Run `analysis/check_claims.py` as users do."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Every outcome of a command is one line and an exit code; only a defect has a traceback."""
+"""Each outcome of a command is one line and an exit code; only a defect has a traceback."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""The commands as people run them: bad input is one line, exit code 2, and nothing written."""
+"""Run the commands as users do. Bad input gives one line and exit code 2, and writes nothing."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The arrows of the house: imports point down only."""
+"""Imports between the parts of the package point down only."""
 
 import ast
 import subprocess

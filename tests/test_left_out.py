@@ -1,4 +1,4 @@
-"""The share that was left out is reported, and refused above 5 %."""
+"""Left-out parts are reported, and refused above 5 %."""
 
 import pytest
 

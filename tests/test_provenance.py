@@ -1,4 +1,4 @@
-"""A record tells code apart that no commit tells apart."""
+"""A record identifies code that no commit identifies."""
 
 import subprocess
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A run's name changes with its numbers, and with nothing else."""
+"""A run's name changes if its numbers do, and only then."""
 
 import dataclasses
 import hashlib

@@ -1,4 +1,4 @@
-"""Every command accepts every path that the file system allows, as it is typed.
+"""Every command accepts every path that the file system allows, without Hydra quotes.
 
 The commands run in this process up to where they have read the path; `test_commands.py` trains in
 such a folder.

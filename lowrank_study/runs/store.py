@@ -57,7 +57,7 @@ class RunStore:
         self._sweeps = folder / ".sweeps"
         self._aside, self._gone = folder / ".aside", folder / ".gone"
         self._leases = Leases(folder, worker=worker or uuid.uuid4().hex)
-        self._told: set[str] = set()
+        self._printed: set[str] = set()
 
     def plan(self, sweep: str, packs: Iterable[Sequence[RunSpec]], *, question: str) -> list[str]:
         """Plan the runs of a sweep that have not ended yet, and return all its run ids.
@@ -310,8 +310,8 @@ class RunStore:
                         os.rename(aside, self.folder / run_id)
 
     def _tell(self, message: str) -> None:
-        if message not in self._told:
-            self._told.add(message)
+        if message not in self._printed:
+            self._printed.add(message)
             print(message, file=sys.stderr)
 
 

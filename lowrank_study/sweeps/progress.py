@@ -44,14 +44,19 @@ class Display:
         self._progress.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is None:
+            self._finish_lines()
         self._progress.stop()
+
+    def _finish_lines(self) -> None:
+        for name, line in self._lines.items():
+            line.finish(f"{name}: done")
 
     def line(self, name: str, state: str = "") -> "Line":
         """Return the line of that name; a new one marks the lines above it as done."""
         if name not in self._lines:
-            for above, line in self._lines.items():
-                line.finish(f"{above}: done")
+            self._finish_lines()
             self._lines[name] = Line(self._progress, state)
         return self._lines[name]
 

@@ -1,4 +1,4 @@
-"""Every argument reaches the configuration as it was typed, or is refused in one line."""
+"""Every argument reaches the configuration unchanged, or is refused in one line."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Unknown settings are refused with a suggestion, also if they are given with a plus."""
+"""Unknown settings are refused with a suggestion, even with a plus."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A lease belongs to one worker until its heartbeat stops; later that worker changes nothing."""
+"""A lease belongs to one worker until its heartbeat stops; then that worker can't write."""
 
 import errno
 import json

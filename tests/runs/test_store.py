@@ -1,4 +1,4 @@
-"""The run store survives crashes and races, and never shows half a run."""
+"""The run store survives crashes and races, and never shows an incomplete run."""
 
 import hashlib
 import json

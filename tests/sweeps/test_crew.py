@@ -1,4 +1,4 @@
-"""The workers of a command are replaced when they crash, and end with it."""
+"""Workers of a command are replaced after a crash, and end with the command."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What runs cost: counted from shapes, held against the operations that torch counts."""
+"""Compare the counted cost of runs with the operations that torch counts."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Forecasts count what is left to do, and are of the right size."""
+"""Forecasts count only the runs that are left, and have the right magnitude."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which runs are trained together."""
+"""Runs are packed only with compatible runs, and no worker is left idle."""
 
 from itertools import pairwise
 

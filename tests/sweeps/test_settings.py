@@ -1,4 +1,4 @@
-"""That runs are only compared with their like."""
+"""Runs are compared only if they were trained alike."""
 
 import dataclasses
 from pathlib import Path

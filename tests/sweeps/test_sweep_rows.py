@@ -1,4 +1,4 @@
-"""A sweep reports its rows, cached or not, and trains no run on other rows."""
+"""A sweep reports the rows that it reads or leaves out, and trains no run on other rows."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Rates chosen on validation: the grid grows until its best is inside, and seeds are kept apart."""
+"""Tuning: the grid grows until its best rate is inside, and trials have their own seeds."""
 
 import dataclasses
 import math
