@@ -1,12 +1,10 @@
-"""Whether fast runs are as accurate as the Trainer's: the same starts, batches and schedule.
+"""Compare the accuracy of fast runs with that of the Trainer's runs.
 
-Two tasks × five seeds × three ranks, each by the suite in fp32, by the suite in bf16, and by PEFT
-in the Trainer in fp32. Head, factors, batches and schedule of a seed are the same for all three, so
-that a difference of two accuracies is what the programs do differently, and chance has little part
-in it.
-`agreement.csv` keeps every accuracy; what stands in it is not trained again. bf16 is only run where
-the processor multiplies it in hardware: elsewhere it takes eight times as long as fp32, and nobody
-would train so.
+The comparison has two tasks, five seeds and three ranks, each trained by the suite in fp32, by the
+suite in bf16, and by PEFT in the Trainer in fp32. All three share a seed's initial head and
+factors, batches and schedule, so a difference in accuracy comes from the programs.
+`agreement.csv` keeps every accuracy, and runs that it lists are not trained again. bf16 only runs
+if the processor multiplies it in hardware; otherwise it takes eight times as long as fp32.
 """
 
 import dataclasses
@@ -88,7 +86,7 @@ def _in(spec: RunSpec, way: str) -> RunSpec:
 
 
 def _compared(rows: pd.DataFrame, task: str) -> list[timing.Figure]:
-    """Means of the three, and intervals of the paired differences, in points of accuracy."""
+    """Return the means of all ways, and intervals of the paired differences, in points."""
     wide = rows.pivot_table(index="seed", columns="way", values="test_score")  # mean of ranks
     figures = [
         timing.figure(f"{task}: test accuracy, {way}", list(wide[way]), unit="") for way in wide

@@ -1,7 +1,7 @@
-"""How the cost of training grows: with runs, rank, length of texts, size of the model, examples.
+"""Measure how the cost of training grows with runs, rank, text length, model size and examples.
 
-Every point is a process of its own on one core. `growth.csv` has the numbers, `growth.svg` the
-drawing; the memory that the suite predicts before it trains is held against the measured.
+Every point is a separate process on one core. `growth.csv` has the numbers and `growth.svg` the
+figure. The memory that the suite predicts before training is compared with the measured one.
 """
 
 import tempfile
@@ -26,7 +26,7 @@ BASE = (
 )
 LONG_TEXTS = ("task=newsgroups", *BASE, "task.train_size=64")
 MODELS = ((2, 128), (4, 256), (6, 384), (8, 512), (12, 768))
-"""Layers and width of BERTs with random weights: what a step costs does not depend on them."""
+"""Layers and width of BERTs with random weights, which don't affect the cost of a step."""
 AXES = {
     "runs at once": "runs",
     "adapter rank": "rank, on all linear maps",
@@ -92,7 +92,7 @@ def _points(models: Path, *, quick: bool) -> Sequence[tuple[str, float, list[Run
 
 
 def _make_bert(folder: Path, layers: int, width: int) -> int:
-    """Save a BERT with random weights and MiniLM's tokenizer; return its parameters."""
+    """Save a BERT with random weights and MiniLM's tokenizer, and count its parameters."""
     from transformers import AutoModel, AutoTokenizer, BertConfig
 
     source = model_folder(compose().model)

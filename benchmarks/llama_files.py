@@ -1,12 +1,12 @@
-"""Files in the shapes of Llama-7B, to be measured: an adapter, and a pair of checkpoints.
+"""Write files in the shapes of Llama-7B: an adapter, and a pair of checkpoints.
 
     write_adapter(folder, layers=32, rank=8, hidden=HIDDEN, inner=INNER)
     tensors = shapes(1, hidden=HIDDEN, inner=INNER, vocabulary=VOCABULARY)
     write_pair(before, after, tensors, filled=["lm_head.weight"])
 
-The numbers are random, the layout is the real one: names, shapes, bfloat16, shards and their
-index. Tensors that aren't filled are holes in a sparse file, read as zeros: the whole model
-takes 13.5 GB each and no such space.
+The numbers are random. The layout is real: names, shapes, bfloat16, shards and their index.
+Unfilled tensors are holes in a sparse file, which read as zeros, so a checkpoint of 13.5 GB takes
+little space.
 """
 
 import json
@@ -62,13 +62,13 @@ def write_adapter(folder: Path, *, layers: int, rank: int, hidden: int, inner: i
 
 
 def scaled(hidden: int, inner: int) -> dict[str, tuple[int, int]]:
-    """The seven maps at another width."""
+    """Return the seven maps at another width."""
     width = {HIDDEN: hidden, INNER: inner}
     return {name: (width[out], width[in_]) for name, (out, in_) in LINEARS.items()}
 
 
 def shapes(layers: int, *, hidden: int, inner: int, vocabulary: int) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a model, in the order of its files."""
+    """Return the name and shape of every tensor of a model, in the order of its files."""
     found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}
     for layer in range(layers):
         prefix = f"model.layers.{layer}"
@@ -92,7 +92,7 @@ def write_pair(
         before: Folder to make.
         after: Folder to make.
         tensors: Name to shape, as `shapes` gives it.
-        filled: Names of the matrices that hold random numbers; all else is zero in both.
+        filled: Names of the matrices with random numbers; all others are zero in both.
     """
     places: dict[str, tuple[str, int]] = {}
     names = list(tensors)

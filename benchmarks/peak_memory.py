@@ -1,6 +1,6 @@
-"""Measures two checkpoints and tells the most memory that took, beyond the interpreter's own.
+"""Measure two checkpoints, and print the peak memory beyond that of the interpreter.
 
-Run by spectra.py in a process of its own:  python peak_memory.py BEFORE AFTER REPORT_FOLDER
+`spectra.py` runs this as a separate process:  python peak_memory.py BEFORE AFTER REPORT_FOLDER
 """
 
 import json
@@ -12,7 +12,7 @@ from lowrank_study.reporting.spectra_report import report_spectra
 
 
 def main() -> None:
-    """Print what was found, and the bytes before and at most, as JSON."""
+    """Print the ranks, the memory before and the peak memory in bytes, as JSON."""
     imported = status_bytes("VmRSS")
     start = time.perf_counter()
     _, found = report_spectra(before=sys.argv[1], after=sys.argv[2], out=sys.argv[3])

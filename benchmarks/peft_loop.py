@@ -1,17 +1,16 @@
-"""The sweep as a user would write it: transformers' Trainer and PEFT, run after run.
+"""Train a sweep as a user would write it: with transformers' Trainer and PEFT, run after run.
 
     python benchmarks/peft_loop.py runs.json out.json [--tuned] [--same-start]
 
 `runs.json` is a list of run specifications (`spec.to_mapping`). Data, splits, steps, batch size,
-rates, schedule and epochs are those of the specifications; everything else is the Trainer's
-default, or with `--tuned` what its documentation advises for speed: bf16 where the processor
-has it, batches of texts of like length, and a larger batch for evaluation. Each run is
-evaluated on validation and test, saved, and its updates' singular values are computed, as the
-suite does. `out.json` gets each run's test accuracy, seconds and memory.
+rates, schedule and epochs come from the specifications. Everything else is the Trainer's default.
+`--tuned` follows its documentation's advice for speed: bf16 if the processor has it, batches of
+texts of similar length, and larger batches for evaluation. As in the suite, each run is evaluated
+on validation and test and saved, and the singular values of its updates are computed. `out.json`
+gets each run's test accuracy, seconds and memory.
 
-With `--same-start` head, factors, the order of the data and the schedule (the Trainer's own begins
-with a step at rate zero) are the suite's for that seed, so that two accuracies of a seed differ by
-what the two programs do, and not by chance or by another rate.
+With `--same-start`, head, factors, data order and schedule (the Trainer's own begins with a step at
+rate zero) are the suite's for that seed. A difference in accuracy then comes from the programs.
 """
 
 import argparse
@@ -48,7 +47,7 @@ from lowrank_study.training.optim import make_schedule
 
 
 class Texts(torch.utils.data.Dataset[dict[str, Any]]):
-    """The rows of a split as the Trainer wants them."""
+    """The rows of a split in the Trainer's format."""
 
     def __init__(self, split: Split) -> None:
         self.rows = [
@@ -64,7 +63,7 @@ class Texts(torch.utils.data.Dataset[dict[str, Any]]):
 
 
 def accuracy(prediction: Any) -> dict[str, float]:
-    """Return the share of right answers."""
+    """Return the share of correct predictions."""
     return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
 
 
@@ -78,14 +77,14 @@ class InOurOrder(Trainer):
         return self.order
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Give the suite's schedule."""
+        """Return the suite's schedule."""
         chosen = optimizer or self.optimizer
         self.lr_scheduler = make_schedule(chosen, num_training_steps, self.spec.train)
         return self.lr_scheduler
 
 
 def start_alike(model: Any, spec: RunSpec, base_folder: Path, *, labels: int) -> None:
-    """Give a PEFT model the head and the factors that the suite starts this run from."""
+    """Give a PEFT model the suite's initial head and factors for this run."""
     ours = build_model(spec, base_folder, number_of_labels=labels)
     named = dict(model.named_parameters())
     with torch.no_grad():
@@ -178,7 +177,7 @@ def train(
 
 
 def singular_values(saved: Path, base_folder: Path, spec: RunSpec) -> dict[str, np.ndarray]:
-    """Decompose every update, as a notebook does: the dense difference or product, then SVD."""
+    """Decompose every update as a notebook does: dense difference or product, then SVD."""
     deltas: dict[str, np.ndarray] = {}
     if isinstance(spec.method, Lora):
         weights = load_file(saved / "adapter_model.safetensors")

@@ -1,4 +1,4 @@
-"""Training in processes of their own: the suite's runs, and the same by PEFT and the Trainer."""
+"""Train in separate processes: runs by the suite, and the same runs by PEFT and the Trainer."""
 
 import json
 import os
@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 
 
 def train_here(specs: Sequence[RunSpec], *, threads: int = 1) -> dict[str, Any]:
-    """Train runs together in one process; see `train_here.py` for what is told."""
+    """Train runs together in one process; see `train_here.py` for the result."""
     with tempfile.TemporaryDirectory() as folder:
         runs = written(specs, Path(folder))
         command = [sys.executable, str(HERE / "train_here.py"), str(runs), str(threads)]
@@ -27,7 +27,7 @@ def train_here(specs: Sequence[RunSpec], *, threads: int = 1) -> dict[str, Any]:
 def peft_loop(
     specs: Sequence[RunSpec], *options: str, threads: int | None = None
 ) -> list[dict[str, Any]]:
-    """Train runs one after the other with the Trainer; see `peft_loop.py` for what is told."""
+    """Train runs one after the other with the Trainer; see `peft_loop.py` for the result."""
     with tempfile.TemporaryDirectory() as folder:
         runs, out = written(specs, Path(folder)), Path(folder) / "out.json"
         command = [sys.executable, str(HERE / "peft_loop.py"), str(runs), str(out), *options]
@@ -37,7 +37,7 @@ def peft_loop(
 
 
 def written(specs: Sequence[RunSpec], folder: Path) -> Path:
-    """Write runs as both programs read them."""
+    """Write runs in the format that both programs read."""
     path = folder / "runs.json"
     path.write_text(json.dumps([to_mapping(spec) for spec in specs]))
     return path

@@ -1,4 +1,4 @@
-"""How fast the analyzer's spectra are and how much memory they take, each beside its bar.
+"""Measure the speed and memory of the analyzer, each beside its target.
 
 python benchmarks/spectra.py                       # all but the whole model, about 8 minutes
 python benchmarks/spectra.py --only exact          # exact, certified, product, adapter, ...
@@ -41,12 +41,12 @@ Array = npt.NDArray[np.float64]
 RESULTS = Path(__file__).parent / "results"
 SHARES = (0.90, 0.95, 0.99)
 SHORTEST = 1.0
-"""Seconds for which a quick contestant is called again in a round."""
+"""Seconds for which a short call is repeated in a round."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """How large everything is."""
+    """The sizes of all cases."""
 
     side: int
     """Rows and columns of the square matrices."""
@@ -57,13 +57,13 @@ class Sizes:
     vocabulary: int
     """Rows of its embedding."""
     touched: int
-    """Rows of the embedding that changed."""
+    """Changed rows of the embedding."""
     layers: int
     """Layers of the adapter's model."""
     filled: int
-    """Matrices of the pair of checkpoints that are no holes."""
+    """Filled matrices of the pair of checkpoints."""
     rounds: int
-    """Rounds of each timing."""
+    """Number of rounds of each timing."""
 
 
 REAL = Sizes(
@@ -82,7 +82,7 @@ QUICK = Sizes(
 
 
 def planted(side: int) -> Array:
-    """Rank 8, each direction with half the energy of the one before, and 0.5 % of noise."""
+    """Return a matrix of rank 8 with halving energies, and 0.5 % of noise."""
     rng = np.random.default_rng(0)
     U, V = (np.linalg.qr(rng.standard_normal((side, 8)))[0] for _ in range(2))
     signal = U * 2.0 ** (-np.arange(8) / 2) @ V.T
@@ -92,7 +92,7 @@ def planted(side: int) -> Array:
 
 
 def decompositions(chosen: set[str], sizes: Sizes) -> dict[str, list[Figure]]:
-    """All timings of one matrix, in one interleaved run: exact, certified, of a product."""
+    """Time exact, certified and product spectra of one matrix in one interleaved run."""
     X, small = planted(sizes.side), planted(sizes.side // 8)
     rng = np.random.default_rng(1)
     B, A = rng.standard_normal((sizes.side, 8)), rng.standard_normal((8, sizes.side))
@@ -192,7 +192,7 @@ def _rank_difference(found: Any, exact: Array) -> float:
 
 
 def adapter(sizes: Sizes) -> list[Figure]:
-    """A whole adapter from its file to all its measures, and to the written report."""
+    """Time a whole adapter from its file to all measures, and to the written report."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "adapter"
         maps = llama_files.write_adapter(
@@ -225,12 +225,12 @@ def adapter(sizes: Sizes) -> list[Figure]:
 
 
 def embedding(sizes: Sizes) -> list[Figure]:
-    """An embedding most of whose rows nothing happened to, with them and without."""
+    """Time an embedding with mostly unchanged rows, with and without those rows."""
     rng = np.random.default_rng(0)
     delta = np.zeros((sizes.vocabulary, sizes.hidden))
     rows = rng.choice(sizes.vocabulary, sizes.touched, replace=False)
     delta[rows] = rng.standard_normal((sizes.touched, sizes.hidden))
-    # One entry of 1e-30 keeps a row from being left out and is nothing beside rounding.
+    # One entry of 1e-30 keeps a row from being left out, and is far below rounding.
     full = delta.copy()
     full[:, 0] += np.where(full[:, 0] == 0.0, 1e-30, 0.0)
     last: dict[str, Array] = {}
@@ -262,7 +262,7 @@ def embedding(sizes: Sizes) -> list[Figure]:
 
 
 def memory(sizes: Sizes, *, layers: int) -> list[Figure]:
-    """Two sharded bfloat16 checkpoints, measured and reported on in a process of its own."""
+    """Measure the memory of comparing two sharded bfloat16 checkpoints in a separate process."""
     tensors = llama_files.shapes(
         layers, hidden=sizes.hidden, inner=sizes.inner, vocabulary=sizes.vocabulary
     )
@@ -333,7 +333,7 @@ def main() -> None:
     if together := set(names) & set(TOGETHER):
         cases |= decompositions(together, sizes)
     cases |= {name: run(sizes) for name, run in ALONE.items() if name in names}
-    if chosen.quick:  # the bars are those of the real sizes
+    if chosen.quick:  # targets hold for the real sizes
         cases = {
             name: [replace(each, at_least=None, at_most=None) for each in figures]
             for name, figures in cases.items()

@@ -1,7 +1,7 @@
-"""One training step against its floor, where its time goes, and the floor of whole runs.
+"""Compare a training step with its floor, and profile it; also give the floor of whole runs.
 
-The floor is the operations that can't be left out, at the speed of a matrix product of the model's
-largest shape, measured beside them.
+The floor is the time of the necessary operations at the speed of a matrix product of the model's
+largest shape, which is measured in the same round.
 """
 
 import time
@@ -76,7 +76,7 @@ class Step:
             optimizer.zero_grad(set_to_none=True)
 
     def operations(self) -> list[int]:
-        """Multiplications and additions of each batch's step that can't be left out."""
+        """Return the necessary multiplications and additions of each batch's step."""
         counted = []
         for batch in self.batches:
             with FlopCounterMode(display=False) as counter:
@@ -95,7 +95,7 @@ class Step:
 
 
 def least_seconds(specs: Sequence[RunSpec], *, training_alone: bool = False) -> float:
-    """Return the least that training, validation and test of these runs can take on all cores."""
+    """Return the floor of the time of training, validation and test of these runs, on all cores."""
     operations = 0.0
     for spec in specs:
         step = Step([spec])
@@ -109,7 +109,7 @@ def least_seconds(specs: Sequence[RunSpec], *, training_alone: bool = False) -> 
 
 
 def peak_speed(tokens: int, width: int = 384) -> float:
-    """Best operations per second of a matrix product of the model's width to 1536.
+    """Return the best operations per second of a matrix product of the model's width to 1536.
 
     That is the inner width of MiniLM and of SmolLM2-135M.
     """
@@ -123,7 +123,7 @@ def peak_speed(tokens: int, width: int = 384) -> float:
 
 
 def steps(rounds: int) -> list[timing.Figure]:
-    """Hold a step against its floor, on one core, and say where the rest goes."""
+    """Compare a step with its floor, on one core, and profile the rest."""
     torch.set_num_threads(1)
     figures = []
     kinds = {
@@ -139,7 +139,7 @@ def steps(rounds: int) -> list[timing.Figure]:
         operations = step.operations()
         shares = []
         for _ in range(rounds):
-            # The machine's speed drifts: each batch is held against a peak measured beside it.
+            # The machine's speed drifts, so each batch has its own measured peak.
             for batch, needed in zip(step.batches, operations, strict=True):
                 peak = peak_speed(len(batch.ids_T))
                 start = time.perf_counter()
@@ -151,7 +151,7 @@ def steps(rounds: int) -> list[timing.Figure]:
 
 
 def spent(name: str, step: Step) -> list[timing.Figure]:
-    """Say which share of a step's time goes where."""
+    """Return the shares of a step's time by kind of operation."""
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         for batch in step.batches:
             step(batch)

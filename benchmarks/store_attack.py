@@ -5,7 +5,7 @@ python benchmarks/store_attack.py --stops 100 --seed 1 --out FOLDER
 
 Workers and planners share a store. Each is stopped (SIGSTOP) at any point, also between any two
 file operations, woken after its lease has expired, or killed. Each worker's clock is hours off, and
-some run in containers with the same host name and pids of their own. Every file of a run contains
+some run in containers with the same host name and their own pids. Every file of a run contains
 the attempt that wrote it, so a mixture of two attempts is detected. The counts are written to
 `results/store_attack.json` and `.md`.
 """
@@ -144,7 +144,7 @@ def start(command: list[str], log: Path) -> Victim:
 
 
 def is_stopped(victim: Victim) -> bool:
-    """Whether a process is stopped, by the attacker or by itself."""
+    """Return whether a process is stopped, by the attacker or by itself."""
     with suppress(OSError, IndexError):
         state = Path(f"/proc/{victim.process.pid}/stat").read_text().rpartition(")")[2].split()[0]
         return state == "T"

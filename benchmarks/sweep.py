@@ -1,12 +1,12 @@
-"""How fast a sweep is: against PEFT in transformers' Trainer, and against the machine's own limit.
+"""Measure the speed of a sweep, against PEFT in transformers' Trainer and the machine's limit.
 
     python benchmarks/sweep.py [--only whole,step,smollm2,agreement,growth] [--rounds 3] [--quick]
 
 `whole` times whole processes, from `python` to the last singular value: imports, training,
-evaluation, saving and spectra of the same runs, by this suite and by `peft_loop.py`. `step` holds
-one training step against its floor. `smollm2` compares speed and memory on a language model of
-135M parameters, `agreement` the accuracies of the suite and of the Trainer from the same starts,
-and `growth` draws how time and memory grow.
+evaluation, saving and spectra of the same runs, by this suite and by `peft_loop.py`.
+`step` compares one training step with its floor. `smollm2` compares speed and memory on a language model of
+135M parameters, `agreement` the accuracies of the suite and of the Trainer from the same initial
+weights, and `growth` draws how time and memory grow.
 """
 
 import argparse
@@ -75,8 +75,8 @@ def whole(rounds: int, *, quick: bool) -> list[timing.Figure]:
     def against(name: str, what: str, at_least: float) -> timing.Figure:
         return timing.ratio(f"whole sweep, {what}", times[name], times["ours"], at_least=at_least)
 
-    # The suite trains in plain PyTorch alone: there is no other path to time. Without bf16
-    # hardware both sides compute in fp32, which has a bar of its own, and a limit.
+    # The suite trains in plain PyTorch: there is no other path to time. Without bf16
+    # hardware both sides compute in fp32, which has its own target and limit.
     figures = []
     if specs[0].train.precision == "fp32":
         limit = "in fp32: the most that any program could reach here"
@@ -99,7 +99,7 @@ def whole(rounds: int, *, quick: bool) -> list[timing.Figure]:
 
 
 def smollm2(rounds: int, *, quick: bool) -> list[timing.Figure]:
-    """Hold LoRA on a language model's query and value against the Hugging Face loop."""
+    """Compare LoRA on a language model's query and value with the Hugging Face loop."""
     size = FEW_TEXTS if quick else ("task.train_size=192", *FEW_TEXTS[1:])
     spec = compose("model=smollm2", "model.dropout=0.0", "method.rank=8", *size)
     ours, theirs = [], []

@@ -1,13 +1,12 @@
-"""Timings as ratios of one interleaved run, and the table and JSON file they end in.
+"""Time functions in interleaved rounds, and write ratios as a table and a JSON file.
 
     times = interleaved({"ours": ours, "numpy": theirs}, rounds=3, warm_up=small_ones)
     figure = ratio("exact spectrum, against numpy", times["numpy"], times["ours"], at_least=5.0)
     write_results(Path("benchmarks/results"), "spectra", {"exact": [figure]}, provenance=facts())
 
-A machine is rarely alone and never at the same clock: seconds taken minutes apart say little of
-each other. So every round runs all contestants one after the other, each ratio is one of two
-times of one round, and what is reported is the median of the rounds' ratios with the smallest
-and the largest of them.
+A machine is rarely idle and its clock changes, so seconds taken minutes apart can't be compared. Every
+round therefore runs all contestants one after the other, and a ratio compares two times of one
+round. The result is the median ratio over the rounds, with the smallest and the largest.
 """
 
 import gc
@@ -28,12 +27,12 @@ from lowrank_study.provenance import provenance
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """One measured number beside what it is held against."""
+    """One measured number beside its target."""
 
     what: str
-    """What was measured, in a few words."""
+    """What was measured."""
     value: float
-    """The number; of several rounds their median."""
+    """The number, or the median of several rounds."""
     lowest: float
     """Smallest of the rounds."""
     highest: float
@@ -41,9 +40,9 @@ class Figure:
     unit: str
     """"×" for a ratio, "s", "σ₁", ..."""
     at_least: float | None
-    """The bar it must reach, or None."""
+    """The lowest value that meets the target, or None."""
     at_most: float | None
-    """The bar it must not exceed, or None; without either it is only told."""
+    """The highest value that meets the target, or None. Without either there is no target."""
 
     @property
     def verdict(self) -> str:
@@ -65,13 +64,12 @@ def interleaved(
     """Time functions in turn, round after round.
 
     Args:
-        contestants: Name to what is timed; what they return is dropped.
+        contestants: Name to the function that is timed; its result is dropped.
         rounds: How often each is run.
-        warm_up: Run once before, untimed: the same calls on something small, so that libraries
-            are loaded, threads started and code compiled.
-        shortest: Seconds that a contestant is given in each round at least: a quick one is
-            called again until they are over, and its time is the mean of these calls. A single
-            call of milliseconds would be one of cold caches and of whoever had the core.
+        warm_up: Run once before, untimed: the same calls on small inputs, so that libraries are
+            loaded, threads started and code compiled.
+        shortest: Least seconds of a contestant in each round. A shorter call is repeated until
+            they have passed, and its time is the mean of these calls.
 
     Returns:
         Name to the seconds of each round.
@@ -101,7 +99,7 @@ def figure(
     at_least: float | None = None,
     at_most: float | None = None,
 ) -> Figure:
-    """Give the median of some rounds' numbers, with their spread and the bar."""
+    """Return the median of some rounds' numbers, with their spread and the target."""
     return Figure(
         what=what,
         value=statistics.median(values),
@@ -120,16 +118,16 @@ def ratio(
     *,
     at_least: float | None = None,
 ) -> Figure:
-    """Give how many times faster the second is, round by round; see `figure`."""
+    """Return how many times faster the second is, round by round; see `figure`."""
     each = [slow / fast for slow, fast in zip(slower, faster, strict=True)]
     return figure(what, each, unit="×", at_least=at_least)
 
 
 def facts(**more: str) -> dict[str, str]:
-    """Tell where figures come from: versions, commit, processor, threads, load of the machine.
+    """Return the provenance of figures: versions, commit, processor, threads, load.
 
     Args:
-        more: What only the benchmark knows, such as the dtype it computes in.
+        more: Further facts, such as the dtype.
     """
     libraries = {
         f"{pool.get('internal_api')} {pool.get('version') or ''}".strip(): pool["num_threads"]
@@ -137,7 +135,7 @@ def facts(**more: str) -> dict[str, str]:
     }
     return provenance() | {
         "threads": ", ".join(f"{name}: {threads}" for name, threads in sorted(libraries.items())),
-        # Anything well above 0 before the first round is somebody else's work.
+        # A load well above 0 before the first round comes from other processes.
         "load_before": f"{os.getloadavg()[0]:.1f}",
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         **more,
@@ -145,7 +143,7 @@ def facts(**more: str) -> dict[str, str]:
 
 
 def table(cases: Mapping[str, Sequence[Figure]]) -> list[tuple[str, str, str, str, str]]:
-    """Give a row a figure: what, median, spread, bar, verdict; for people."""
+    """Return one row per figure for people: what, median, spread, target, verdict."""
     rows = []
     for figures in cases.values():
         for each in figures:
@@ -171,10 +169,10 @@ def write_results(
     *,
     provenance: Mapping[str, str],
 ) -> None:
-    """Write `<name>.json` and `<name>.md`; cases not run now are kept, each with its provenance.
+    """Write `<name>.json` and `<name>.md`, and keep cases that did not run now.
 
     Args:
-        folder: Made if it isn't there.
+        folder: It is made if it is missing.
         name: Of the benchmark.
         cases: Case to figures.
         provenance: Of these figures, as `facts` gives it.
@@ -192,7 +190,7 @@ def write_results(
 
 
 def _markdown(content: Mapping[str, Any]) -> str:
-    """All cases, those of one run together, with where they come from below each."""
+    """Return all cases as Markdown, grouped by run, with the provenance below each group."""
     runs: dict[str, list[str]] = {}
     for case, found in content.items():
         runs.setdefault(json.dumps(found["provenance"]), []).append(case)
@@ -212,7 +210,7 @@ def _markdown(content: Mapping[str, Any]) -> str:
 
 
 def _number(value: float) -> str:
-    """Three significant digits, without an exponent where a person can do without."""
+    """Return three significant digits, without an exponent if possible."""
     if value != 0 and not 1e-3 <= abs(value) < 1e6:
         return f"{value:.1e}"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

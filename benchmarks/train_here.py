@@ -1,4 +1,4 @@
-"""Trains runs together in this process, and tells what it took; run by others as a process.
+"""Train runs together in this process, and print their cost; `processes.py` starts it.
 
 python benchmarks/train_here.py runs.json THREADS
 """
