@@ -4,9 +4,9 @@
 
 `whole` times whole processes, from `python` to the last singular value: imports, training,
 evaluation, saving and spectra of the same runs, by this suite and by `peft_loop.py`.
-`step` compares one training step with its floor. `smollm2` compares speed and memory on a language model of
-135M parameters, `agreement` the accuracies of the suite and of the Trainer from the same initial
-weights, and `growth` draws how time and memory grow.
+`step` compares one training step with its floor. `smollm2` compares speed and memory on a language
+model of 135M parameters, `agreement` the accuracies of the suite and of the Trainer from the same
+initial weights, and `growth` draws how time and memory grow.
 """
 
 import argparse

@@ -4,9 +4,9 @@
     figure = ratio("exact spectrum, against numpy", times["numpy"], times["ours"], at_least=5.0)
     write_results(Path("benchmarks/results"), "spectra", {"exact": [figure]}, provenance=facts())
 
-A machine is rarely idle and its clock changes, so seconds taken minutes apart can't be compared. Every
-round therefore runs all contestants one after the other, and a ratio compares two times of one
-round. The result is the median ratio over the rounds, with the smallest and the largest.
+A machine is rarely idle and its clock changes, so seconds taken minutes apart can't be compared.
+Every round therefore runs all contestants one after the other, and a ratio compares two times of
+one round. The result is the median ratio over the rounds, with the smallest and the largest.
 """
 
 import gc

@@ -14,7 +14,7 @@ import pytest
 
 from lowrank_study.checkpoints import open_weights
 from lowrank_study.config.run import composed
-from lowrank_study.measurement import updates
+from lowrank_study.measurement import pairs
 from lowrank_study.measurement.measure import measure_spectra
 from lowrank_study.measurement.request import read_request
 from lowrank_study.measurement.subjects import CheckpointPair
@@ -63,7 +63,7 @@ def test_a_pair_needs_less_memory_than_its_largest_matrix(
     llama_files: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of what NumPy allocates; blocks are as small beside the matrix as in a 7B model."""
-    monkeypatch.setattr(updates, "BLOCK_ENTRIES", 2**15)
+    monkeypatch.setattr(pairs, "BLOCK_ENTRIES", 2**15)
     tensors = llama_files.shapes(1, hidden=64, inner=172, vocabulary=40000)
     first = [name for name, shape in tensors.items() if len(shape) == 2][:8]
     before, after = tmp_path / "before", tmp_path / "after"

@@ -53,10 +53,8 @@ class Architecture:
 def architecture_of(name: str) -> Architecture:
     """Build an architecture from its file.
 
-    Raises
-    ------
-    InputError
-        No such file, naming those there are.
+    Raises:
+        InputError: There is no such file; the message lists the valid ones.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -28,10 +28,8 @@ def worked_step(
     B −= rate ∇B. W's gradient is what training leaves out. `rows` chooses some rows of a matrix
     (from 0); null gives all of it.
 
-    Raises
-    ------
-    InputError
-        A quantity that there is not, naming those there are.
+    Raises:
+        InputError: There is no such quantity; the message lists the valid ones.
     """
     W_now, x_row, wanted = _matrix(W).requires_grad_(), _matrix([x]), _matrix([target])
     A_now, B_now = _matrix(A).requires_grad_(), _matrix(B).requires_grad_()
