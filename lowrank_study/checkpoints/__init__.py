@@ -9,12 +9,11 @@ checkpoints, and `adapters/` computes the updates of adapters. Other packages im
 Every faulty file raises an `InputError` of one line that names file, tensor and remedy.
 """
 
-from lowrank_study.checkpoints.adapters import Adapter, Factors, open_adapter
+from lowrank_study.checkpoints.adapters import Adapter, open_adapter
 from lowrank_study.checkpoints.adapters.saving import save_adapter
 from lowrank_study.checkpoints.formats import (
     Array,
     SourceFile,
-    TensorInfo,
     coarser,
     refuse_several_adapters,
     shown,
@@ -30,12 +29,10 @@ from lowrank_study.checkpoints.weights import Weights, open_weights
 __all__ = [
     "Adapter",
     "Array",
-    "Factors",
     "Match",
     "Matrix",
     "Pairing",
     "SourceFile",
-    "TensorInfo",
     "Unpaired",
     "Weights",
     "canonical",

@@ -1,4 +1,6 @@
-"""The factor alpha / rank of each module in a file without a config; the first source decides.
+"""Look up the factor alpha / rank of each module in a file without a config.
+
+The first of these sources decides:
 
 1. The module's own alpha tensor.
 2. diffusers' header `lora_adapter_metadata`, with a PEFT config per model of a pipeline.

@@ -47,7 +47,10 @@ def read_gguf_lora(weights: Weights, config: Mapping[str, Any], where: str) -> C
                 sorter.add(module, part, name)
     modules = sorter.whole_modules()
     if not modules:
-        raise InputError(f"{where}: holds no factors that can be read (no lora_a and lora_b)")
+        raise InputError(
+            f"{where}: holds no factors that can be read (no lora_a and lora_b); give a LoRA that "
+            "convert_lora_to_gguf.py wrote"
+        )
     ranks = sorter.ranks(modules)
     alpha = settings.get("adapter.lora.alpha")
     if alpha is not None and (type(alpha) not in (int, float) or not abs(alpha) < 1e9):

@@ -52,7 +52,10 @@ def read_mlx(weights: Weights, config: Mapping[str, Any], where: str) -> Content
             sorter.add(module, part, name, transposed=part != "magnitude" and not embedding)
     modules = sorter.whole_modules()
     if not (modules or saved):
-        raise InputError(f"{where}: holds no factors of an MLX adapter (no lora_a and lora_b)")
+        raise InputError(
+            f"{where}: holds no factors of an MLX adapter (no lora_a and lora_b); give an adapter "
+            "that mlx_lm saved"
+        )
     scale, flags = _scale(config, sorter.ranks(modules), where)
     return replace(
         sorter.content(

@@ -35,7 +35,7 @@ def parse_json(data: bytes | bytearray, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise damaged(where, f"is not valid JSON ({shown(error)})") from None
     if not isinstance(value, dict):
-        raise InputError(f"{where}: holds a JSON {type(value).__name__}, not an object")
+        raise damaged(where, f"holds a JSON {type(value).__name__}, not an object")
     return value
 
 

@@ -87,7 +87,7 @@ def _raw_header(file: SourceFile) -> bytearray:
         raise hostile(where, f"header of {length} bytes is above the limit of {_HEADER_BYTES}")
     raw = file.read(8, 8 + length)
     if raw[:1] != b"{":
-        raise InputError(f"{where}: its header doesn't open with '{{'; it is not safetensors")
+        raise damaged(where, "its header doesn't open with '{', so it is not safetensors")
     return raw
 
 
