@@ -8,6 +8,7 @@ are a separate sweep, `<sweep>_shuffled`. The measurements during training have 
 own. Neither is trained a second time.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from lowrank_study.answers.controls import controls_of, rank_along_training
+from lowrank_study.answers.controls import RANKS, controls_of, rank_along_training
 from lowrank_study.answers.full_runs import chosen_of_sweep
 from lowrank_study.answers.tables import read_table
 from lowrank_study.config.fields import Fields
@@ -185,4 +186,5 @@ def read_controls(sweep: str, results: Path) -> pd.DataFrame | None:
             raise InputError(
                 f"{path} was made from an earlier checkpoint of {run.spec.run_id}: {remedy}"
             )
-    return table
+    # Files of earlier runs lack measures that were added since.
+    return table.assign(**{name: math.nan for name in RANKS if name not in table})

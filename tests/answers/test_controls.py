@@ -13,6 +13,7 @@ from torch import nn
 from lowrank_study.answers import measured_controls
 from lowrank_study.answers.controls import (
     CONTROL_COLUMNS,
+    RANKS,
     controls_of,
     decay_of,
     decayed_share,
@@ -26,7 +27,7 @@ from lowrank_study.reporting.sections.controls import control_ranks
 from lowrank_study.reporting.setting import settings_data
 from lowrank_study.reporting.study import checked
 from lowrank_study.reporting.sweep_report import study_tables
-from lowrank_study.results import spectra_file
+from lowrank_study.results import controls_file, spectra_file
 from lowrank_study.runs.store import RunStore, TrainedRun
 from lowrank_study.spectra.ranks import energy_rank
 from lowrank_study.spectra.spectra_file import load_spectra
@@ -221,3 +222,12 @@ def test_without_seeds_for_it_nothing_is_trained_on_shuffled_labels(results: Pat
     assert set(table["control"]) == {"trained", "noise", "weight_decay", "seeds", "noise_pair"}
     with pytest.raises(InputError, match="no sweep 'three_shuffled'"):
         RunStore(results / "runs").sweep("three_shuffled")
+
+
+def test_a_measure_that_is_newer_than_a_stored_table_is_missing(tmp_path: Path) -> None:
+    path = controls_file(tmp_path, "old")
+    path.parent.mkdir(parents=True)
+    pd.DataFrame({"run_id": pd.Series(["a"]), "control": ["noise"]}).to_parquet(path)
+    table = read_controls("old", tmp_path)
+    assert table is not None
+    assert table[list(RANKS)].isna().all(axis=None)

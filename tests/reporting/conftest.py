@@ -16,6 +16,7 @@ from lowrank_study.reporting.report import write_report
 from lowrank_study.reporting.section import Section
 from lowrank_study.reporting.setting import SettingData, settings_data
 from lowrank_study.reporting.study import StudyTables, checked
+from lowrank_study.spectra.measures import shown_in
 from lowrank_study.tasks.metric import ACCURACY
 
 SHAPES = {
@@ -182,6 +183,7 @@ def _update(
     floor = 2e-5 if not (rank is None and role == "key" and layer < 2) else 0.6
     shares = sigma / sigma.sum()
     row: dict[str, object] = {
+        **{measure.name: 1.0 for measure in shown_in("sweep")},
         "out_features": out,
         "in_features": inside,
         "storage_dtype": "float32",
