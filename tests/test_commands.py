@@ -141,7 +141,7 @@ def test_train_then_report(tiny_overrides: list[str], tmp_path: Path) -> None:
     page = path.read_text()
     assert "Which rank?" in page
     assert "3 of 3" in page or "3 runs" in page
-    assert "can’t be tested: no rank has two seeds" in page
+    assert "can’t be tested: no rank has two done seeds" in page
     assert "sufficient_rank" in page
     kept = tmp_path / "results" / "records" / "kept"
     (kept / "tables").mkdir(parents=True)

@@ -15,14 +15,12 @@ from lowrank_study.reporting.drawing.figure import Figure
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One statement and the table that holds its numbers."""
+    """One statement of a section."""
 
     topic: str
     """two to five words in front of it"""
     text: str
     """the statement, in whole sentences"""
-    source: str
-    """stem of the table that holds its numbers"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

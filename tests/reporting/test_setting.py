@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from lowrank_study.answers.scores import chosen_runs, score_by_rank
 from lowrank_study.answers.statistics import interval_of_mean
 from lowrank_study.reporting.study import StudyTables
 from lowrank_study.tasks.metric import ACCURACY
+from tests.reporting.conftest import data_of
 
 MakeStudy = Callable[..., StudyTables]
 
@@ -80,3 +82,10 @@ def test_the_interval_is_students() -> None:
 def test_equal_seeds_give_an_interval_of_no_width_and_one_seed_none() -> None:
     assert interval_of_mean(np.array([0.5, 0.5, 0.5])) == (0.5, 0.5)
     assert all(math.isnan(edge) for edge in interval_of_mean(np.array([0.5])))
+
+
+def test_the_best_row_follows_the_direction_of_the_metric(small_study: StudyTables) -> None:
+    rows = [{"mean_test_score": 0.2}, {"mean_test_score": 0.9}]
+    lower = replace(small_study, metric=replace(ACCURACY, higher_is_better=False))
+    assert data_of(small_study).best(rows) == rows[1]
+    assert data_of(lower).best(rows) == rows[0]

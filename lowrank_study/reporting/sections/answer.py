@@ -39,7 +39,7 @@ def _of_tests(tested: list[Verdict]) -> list[str]:
 
 
 def _outcome(verdict: Verdict) -> tuple[str, str]:
-    """Return what is shown, and what is not, to put the name of the method between."""
+    """Return the sentence before and after the name of the method."""
     enough, low, unsure = map(verdict.ranks, ("sufficient", "inferior", "open"))
     others = []
     if low:

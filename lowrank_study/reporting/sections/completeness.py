@@ -22,9 +22,7 @@ VERSIONS = (
 
 def completeness(study: StudyTables) -> Finding:
     """State how many planned runs are done, and everything that is missing from the means."""
-    return Finding(
-        topic="Completeness", text=" ".join([_counts(study), *gaps(study)]), source="runs"
-    )
+    return Finding(topic="Completeness", text=" ".join([_counts(study), *gaps(study)]))
 
 
 def is_complete(study: StudyTables) -> bool:

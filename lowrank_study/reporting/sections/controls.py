@@ -142,7 +142,7 @@ def _rank_findings(data: SettingData, table: pd.DataFrame) -> list[Finding]:
         f"The median 90{NARROW_SPACE}% energy rank, with the directions above the Gavish–Donoho "
         f"threshold in brackets, is {enumeration(read)}."
     )
-    return [Finding(topic="Ranks of controls", text=text, source=f"control_ranks{data.suffix}")]
+    return [Finding(topic="Ranks of controls", text=text)]
 
 
 def _overlap_findings(data: SettingData, table: pd.DataFrame) -> list[Finding]:
@@ -166,7 +166,7 @@ def _overlap_findings(data: SettingData, table: pd.DataFrame) -> list[Finding]:
         "The updates of two seeds overlap on the input side and the output side with a median φ "
         f"of {enumeration(parts)}, over matrices and pairs of seeds."
     )
-    return [Finding(topic="Overlap of seeds", text=text, source=f"control_overlap{data.suffix}")]
+    return [Finding(topic="Overlap of seeds", text=text)]
 
 
 # ---------------------------------------------------------------- tables

@@ -161,7 +161,7 @@ def _findings(data: SettingData, table: pd.DataFrame) -> list[Finding]:
             f" Up to {most:g} adapters trained at once: each run counts its share of the process’s "
             "time and all of its peak memory."
         )
-    return [Finding(topic="Cost", text=text, source=f"cost_by_method{data.suffix}")]
+    return [Finding(topic="Cost", text=text)]
 
 
 # ---------------------------------------------------------------- drawn

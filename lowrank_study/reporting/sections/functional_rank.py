@@ -100,7 +100,7 @@ def section(data: SettingData) -> Section | None:
 
 def _table(data: SettingData, table: pd.DataFrame) -> Table:
     return Table(
-        name=_source(data),
+        name=f"score_by_kept_rank{data.suffix}",
         title=f"{data.metric.label.capitalize()} of truncated updates",
         note=(
             "One row per truncation of full fine-tuning’s ΔW. Intervals are 95 % Student t "
@@ -109,10 +109,6 @@ def _table(data: SettingData, table: pd.DataFrame) -> Table:
         frame=table,
         columns=columns(data.metric, *KEPT_COLUMNS, *SCORE_COLUMNS, *LOSS_COLUMNS),
     )
-
-
-def _source(data: SettingData) -> str:
-    return f"score_by_kept_rank{data.suffix}"
 
 
 # ---------------------------------------------------------------- in words
@@ -140,7 +136,7 @@ def _finding(data: SettingData, table: pd.DataFrame) -> Finding:
     best = [_best_part(data, table, scope) for scope in ("layers", "roles")]
     if known := [part for part in best if part]:
         text += f" The best single parts are {enumeration(known)}."
-    return Finding(topic="Truncated update", text=text, source=_source(data))
+    return Finding(topic="Truncated update", text=text)
 
 
 def _inside(data: SettingData, kept: list[dict[str, Any]]) -> str:
@@ -291,7 +287,7 @@ def _figure(data: SettingData, table: pd.DataFrame) -> Figure:
     return draw_figure(
         drawing.draw,
         name=f"functional_rank{data.suffix}",
-        title="Functional rank: what is needed of the update",
+        title="Functional rank: score against the kept rank of ΔW",
         caption=(
             "Black: full fine-tuning with ΔW truncated to rank k. Coloured: adapters trained at "
             "rank k. Marks are means over seeds with their 95 % Student t intervals. The line and "

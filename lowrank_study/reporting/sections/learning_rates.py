@@ -55,13 +55,9 @@ def section(data: SettingData) -> Section | None:
     )
 
 
-def _source(data: SettingData) -> str:
-    return f"best_rates{data.suffix}"
-
-
 def _table(data: SettingData) -> Table:
     return Table(
-        name=_source(data),
+        name=f"best_rates{data.suffix}",
         title="Learning rates chosen on validation",
         note="One row per configuration. Ratios are to full fine-tuning’s rate.",
         frame=best_rates(data.rates),
@@ -114,7 +110,7 @@ def _finding(data: SettingData) -> Finding:
     ends = len(at_end.drop_duplicates([*CONFIGURATION, "learning_rate", "validation_loss"]))
     if ends:
         text += f" In {counted(ends, 'case')} the chosen rate is at an end of the grid."
-    return Finding(topic="Learning rates", text=text, source=_source(data))
+    return Finding(topic="Learning rates", text=text)
 
 
 def next_best(rates: pd.DataFrame) -> tuple[int, int]:

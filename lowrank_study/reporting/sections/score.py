@@ -58,7 +58,7 @@ def full_fine_tuning(data: SettingData) -> Finding:
         if full is None
         else f"Full fine-tuning reaches {_reached(data, full)}."
     )
-    return Finding(topic="Full fine-tuning", text=text, source=_source(data))
+    return Finding(topic="Full fine-tuning", text=text)
 
 
 def linear_probe(data: SettingData) -> list[Finding]:
@@ -73,7 +73,7 @@ def linear_probe(data: SettingData) -> list[Finding]:
                 f" {behind} of the {len(others)} configurations that train a ΔW have a mean below "
                 "its interval, although they could have kept ΔW at zero."
             )
-        found.append(Finding(topic="Linear probe", text=text, source=_source(data)))
+        found.append(Finding(topic="Linear probe", text=text))
     return found
 
 
@@ -96,7 +96,7 @@ def adapters(data: SettingData) -> list[Finding]:
                 " A rank that was run at several values of α or of the scaling is shown at the one "
                 "that validation prefers."
             )
-        found.append(Finding(topic=name, text=text, source=_source(data)))
+        found.append(Finding(topic=name, text=text))
     return found
 
 
@@ -116,11 +116,7 @@ def learnt_nothing(data: SettingData) -> list[Finding]:
         f"These runs score no better than chance: {enumeration(parts)}. The tests "
         "and intervals assume that seeds spread nearly normally, which does not hold here."
     )
-    return [Finding(topic="Runs that learnt nothing", text=text, source="runs")]
-
-
-def _source(data: SettingData) -> str:
-    return f"score_by_rank{data.suffix}"
+    return [Finding(topic="Runs that learnt nothing", text=text)]
 
 
 def _seeds(row: dict[str, Any]) -> str:
@@ -171,7 +167,7 @@ def _against_interval(
     )
     text = f"The mean {data.metric.label} of {name} lies {where}."
     if was_tested(data) or not len(inside):  # the test then says which rank suffices
-        best = max(records(rising), key=lambda row: row["mean_test_score"])
+        best = data.best(records(rising))
         return (
             f"{text} The highest mean is {best['mean_test_score']:.3f} at rank "
             f"{int(best['adapter_rank'])} ({_seeds(best)}), {_gap_to(data, best, full)}."
@@ -199,7 +195,7 @@ def _without_interval(
     data: SettingData, name: str, rising: list[dict[str, Any]], full: dict[str, Any] | None
 ) -> str:
     first, last = rising[0], rising[-1]
-    best = max(rising, key=lambda row: row["mean_test_score"])
+    best = data.best(rising)
     if len(rising) == 1:
         text = (
             f"{name} reaches a test {data.metric.label} of {best['mean_test_score']:.3f} at rank "
@@ -233,7 +229,7 @@ def _share(part: object, whole: object) -> str:
 def _table(data: SettingData) -> Table:
     score = data.metric.label
     return Table(
-        name=_source(data),
+        name=f"score_by_rank{data.suffix}",
         title=f"{score.capitalize()} by rank",
         note=(
             "One row per configuration and learning rate. The interval is the 95 % Student t "

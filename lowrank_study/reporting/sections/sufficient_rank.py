@@ -39,7 +39,7 @@ def section(data: SettingData) -> Section | None:
         name=f"sufficient{data.suffix}",
         title="Which rank suffices?",
         figures=[],
-        findings=[verdict.finding(_source(data)) for verdict in verdicts(data)],
+        findings=[verdict.finding for verdict in verdicts(data)],
         reading=[
             f"A rank is sufficient if its {data.metric.label} is shown to be less than {margin} "
             "below full fine-tuning’s (a non-inferiority test), and inferior if it is shown to be "
@@ -103,15 +103,16 @@ class Verdict:
         """Return ranks with a verb in the right number."""
         return f"{rank_list(ranks, self.tried)} {verb if len(ranks) == 1 else plural}"
 
-    def finding(self, source: str) -> Finding:
+    @property
+    def finding(self) -> Finding:
         """Return the verdict in words."""
         if self.method == "head":
-            return Finding(topic="Linear probe, tested", text=self._of_probe(), source=source)
+            return Finding(topic="Linear probe, tested", text=self._of_probe())
         if self.method == TRUNCATED:
             topic, name = "Functional rank, tested", "functional rank of full fine-tuning’s update"
         else:
             topic, name = f"Sufficient rank, {self.name}", f"sufficient rank of {self.name}"
-        return Finding(topic=topic, text=self._of_ranks(name), source=source)
+        return Finding(topic=topic, text=self._of_ranks(name))
 
     def _of_probe(self) -> str:
         shown = {
@@ -229,13 +230,9 @@ def _where(inferior: list[int], unsure: list[int], enough: list[int]) -> str:
     )
 
 
-def _source(data: SettingData) -> str:
-    return f"sufficient_rank{data.suffix}"
-
-
 def _table(data: SettingData, margin: str) -> Table:
     return Table(
-        name=_source(data),
+        name=f"sufficient_rank{data.suffix}",
         title="Sufficient rank",
         note=(
             "One row per target and rank. The difference is the score less full fine-tuning’s, in "

@@ -47,8 +47,7 @@ def _findings(data: SettingData, table: pd.DataFrame) -> list[Finding]:
         f"The median 90{NARROW_SPACE}% energy rank of W − W0 is {first} and {last}. It is lowest, "
         f"{least}."
     )
-    source = f"figure_rank_along_training{data.suffix}"
-    return [Finding(topic="Rank during training", text=text, source=source)]
+    return [Finding(topic="Rank during training", text=text)]
 
 
 def _figure(data: SettingData, table: pd.DataFrame) -> Figure:

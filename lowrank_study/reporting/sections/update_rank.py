@@ -170,7 +170,7 @@ def _full(data: SettingData) -> list[Finding]:
             f" A median of {written(above, 'rank')} directions lies above noise (the "
             "Gavish–Donoho threshold)."
         )
-    return [Finding(topic="Rank of ΔW, full", text=text, source=f"rank_by_module{data.suffix}")]
+    return [Finding(topic="Rank of ΔW, full", text=text)]
 
 
 def _adapters(data: SettingData) -> list[Finding]:
@@ -190,14 +190,13 @@ def _adapters(data: SettingData) -> list[Finding]:
     text = f"The median 90{NARROW_SPACE}% energy rank is {enumeration(parts)}."
     if (ranked["largest_possible_rank"] > ranked["adapter_rank"].astype(float)).any():
         text += " Matrices that an adapter run trains as a whole can exceed the adapter rank."
-    source = f"rank_by_configuration{data.suffix}"
-    return [Finding(topic="Rank of ΔW, adapters", text=text, source=source)]
+    return [Finding(topic="Rank of ΔW, adapters", text=text)]
 
 
 def _resolution(data: SettingData) -> Finding:
     if not len(data.spectra):
         text = "This report has no spectra, so it does not show the rank of the updates."
-        return Finding(topic="Resolution", text=text, source="spectra")
+        return Finding(topic="Resolution", text=text)
     lost = data.spectra[~data.spectra["resolvable"]]
     matrices = counted(len(data.spectra), "matrix", "matrices")
     dtypes = enumeration(sorted({printable(dtype) for dtype in data.spectra["storage_dtype"]}))
@@ -213,7 +212,7 @@ def _resolution(data: SettingData) -> Finding:
             f"above the rounding of the stored weights ({dtypes}). They are left out of every "
             "median and hatched in the heat map."
         )
-    return Finding(topic="Resolution", text=text, source="spectra")
+    return Finding(topic="Resolution", text=text)
 
 
 # ---------------------------------------------------------------- drawn

@@ -84,8 +84,7 @@ def test_text_and_lines_stand_out(scheme: dict[str, str]) -> None:
         assert contrast(scheme[f"depth-{depth}"], scheme["paper"]) >= 2.2, depth
 
 
-def test_schemes_have_the_same_roles_and_light_tells_them_apart() -> None:
-    assert set(LIGHT) == set(DARK)
+def test_the_light_scheme_tells_roles_apart() -> None:
     assert len(set(LIGHT.values())) == len(LIGHT)
 
 
