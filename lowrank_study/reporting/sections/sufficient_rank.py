@@ -47,7 +47,7 @@ def section(data: SettingData) -> Section | None:
             "needed.",
             "Tests for sufficiency go from the highest rank down and stop at the first that fails "
             "or lost a run. Tests for inferiority go from the lowest rank up.",
-            f"The lead over chance is the {data.metric.label} less that of {data.metric.chance}. "
+            f"The lead over chance is the {data.metric.label} minus chance ({data.metric.chance}). "
             "Its interval is Fieller’s, over seeds and test examples.",
         ],
         tables=[_table(data, margin)],

@@ -230,7 +230,7 @@ def _figure(data: SettingData) -> Figure | None:
         title="How much of its rank an adapter uses",
         caption=(
             "Median 90 % energy rank over the resolvable matrices of all layers and seeds. "
-            "Whiskers and the band hold the middle 80 % of matrices; they are no confidence "
+            "Whiskers and the band hold the middle 80 % of matrices; they are not confidence "
             "intervals. The dashed line is the bound: the adapter rank."
         ),
         note="One row per configuration; only matrices inside the layers.",
