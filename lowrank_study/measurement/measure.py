@@ -93,11 +93,9 @@ def measure_spectra(
         left_out = _report_left_out(opened, left_out, settings, on_left_out)
         tracker.report_hashing(sum(len(each.files) for each in opened))
         total = len(matrices) + main.matrices_left_out()
-        flags = [remark for each in opened for remark in each.remarks()]
-        flags += remarks_on(matrices, settings, total=total)
-        flags += main.remarks_on([matrix.spectrum for matrix in matrices])
+        remarks = _remarks(opened, matrices, settings, total)
         if second is not None:
-            flags += remarks_on_two(len(matrices), len(other_matrices), len(used))
+            remarks += remarks_on_two(len(matrices), len(other_matrices), len(used))
         return Measurement(
             subject=subject,
             other_subject=second,
@@ -109,7 +107,7 @@ def measure_spectra(
             assumed=assumed,
             left_out=left_out,
             skipped=_skipped(opened, {vector.name for vector in vectors}),
-            flags=list(dict.fromkeys(flags)),
+            flags=list(dict.fromkeys(remarks)),
             files=[record for each in opened for record in each.records()],
         )
 
@@ -127,6 +125,16 @@ def _report_left_out(
     if new := in_words(part for part in parts if part not in before):
         report(new)
     return parts
+
+
+def _remarks(
+    opened: list[Opened], matrices: list[MeasuredMatrix], settings: MeasureSettings, total: int
+) -> list[str]:
+    return [
+        *(remark for each in opened for remark in each.remarks()),
+        *remarks_on(matrices, settings, total=total),
+        *opened[-1].remarks_on([matrix.spectrum for matrix in matrices]),
+    ]
 
 
 def _skipped(opened: list[Opened], vectors: set[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What can be measured: two checkpoints, or an adapter; and its files once they are open.
+"""Subjects of a measurement, two checkpoints or an adapter, and their open files.
 
 `pairs.py` and `adapters.py` open the two kinds. They share the interface of `Opened`, which reads
 nothing but headers until it is asked for more.

@@ -1,4 +1,4 @@
-"""What noise alone gives: the rank, the edge and the threshold of independent random entries.
+"""Rank, edge and threshold of noise: of matrices with independent random entries.
 
 * Marchenko-Pastur: the singular values of an m x n matrix of independent entries with standard
   deviation s end at s (sqrt(m) + sqrt(n)). Larger ones are not noise.

@@ -37,7 +37,7 @@ FLOAT_FORMATS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundingFloor:
-    """What storing in few bits is expected to add to an update; NaN if unknown."""
+    """The expected rounding error of storage in an update; NaN if unknown."""
 
     edge: float
     """Expected largest singular value of the rounding error, in the unit of the weights."""

@@ -104,7 +104,7 @@ class Spectrum:
         return low if low == high else None
 
     def resolvable_at(self, share: float) -> bool:
-        """Return whether the energy rank at a share stands above the rounding floor.
+        """Return whether the energy rank at a share is that of the update, not of rounding.
 
         It does if the directions above the floor hold the share. A zero update is resolvable only
         without a floor: otherwise "no update" and "smaller than a step" look alike.

@@ -74,7 +74,7 @@ class Sums:
     storage_dtype: str
     """Coarsest dtype whose rounding is in the difference."""
     floor: RoundingFloor
-    """What that rounding is expected to add."""
+    """The floor that this rounding sets."""
 
 
 def survey(blocks: Iterable[Block], *, shape: tuple[int, int], dtypes: tuple[str, str]) -> Survey:

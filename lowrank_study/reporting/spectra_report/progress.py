@@ -19,7 +19,7 @@ from lowrank_study.sweeps.progress import Display, clock
 
 @contextmanager
 def progress_shown() -> Iterator[OnProgress]:
-    """Give a function that shows each step, until the block ends."""
+    """Yield a function that shows each step."""
     started = time.monotonic()
     with Display(transient=True) as display:
         line = display.line("", "reading headers")
