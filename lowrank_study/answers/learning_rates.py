@@ -29,7 +29,7 @@ def rates_by_configuration(rates: pd.DataFrame, metric: Metric) -> pd.DataFrame:
 
     `rule` gives α and the scaling as a function of the rank. `chosen` marks the rate that
     `sweeps.tuning.preference` prefers; a rate that lost a run is never chosen. `behind` is how far
-    a rate's score is below that of the chosen rate, over their common seeds, with its t interval.
+    a rate's score is worse than that of the chosen rate, over common seeds, with its t interval.
     """
     if not len(rates):
         return pd.DataFrame(columns=[*CONFIGURATION, *RATE_COLUMNS])
@@ -49,11 +49,11 @@ def rates_by_configuration(rates: pd.DataFrame, metric: Metric) -> pd.DataFrame:
     table["adapter_rank"] = table["adapter_rank"].astype("Int64")
     best = preferred(table, [*CONFIGURATION, "rule"], metric)
     table["chosen"] = table.index.isin(best) & (table["lost"] == 0)
-    return table.join(_behind(table, runs))
+    return table.join(_behind(table, runs, metric))
 
 
-def _behind(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Return how far each other rate is below the chosen one, over their common seeds."""
+def _behind(table: pd.DataFrame, runs: pd.DataFrame, metric: Metric) -> pd.DataFrame:
+    """Return how far each other rate is behind the chosen one, over their common seeds."""
     keys = [*CONFIGURATION, "rule"]
     scores = {
         tuple(key.values()): group.set_index("seed")["validation_score"]
@@ -65,6 +65,7 @@ def _behind(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
         others = rows.loc[~rows["chosen"] & (rows["runs"] > rows["lost"]), "learning_rate"]
         for index, rate in others.items() if len(best) else ():
             apart = scores[*key.values(), best.iloc[0]] - scores[*key.values(), rate]
+            apart = apart if metric.higher_is_better else -apart
             values = apart.dropna().to_numpy(dtype=np.float64)
             found[index] = (mean_of(apart), *interval_of_mean(values))
     return pd.DataFrame.from_dict(found, orient="index", columns=BEHIND, dtype=np.float64)
