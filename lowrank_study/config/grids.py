@@ -3,8 +3,8 @@
     [config.spec for config in planned_configs("experiment=rank_sweep")]
     [config.spec for config in planned_configs("method.rank=1,2,4", "seed=0,1", is_grid=True)]
 
-An experiment keeps its grid in `hydra.sweeper.params`, as Hydra does. An experiment that is not one
-grid lists `cases`, each a grid of its own; each job then becomes the runs of all cases.
+An experiment keeps its grid in `hydra.sweeper.params`, as in Hydra. An experiment that is not one
+grid lists `cases`, each of which is a grid.
 """
 
 import json
@@ -60,7 +60,7 @@ def planned_configs(*overrides: str, is_grid: bool = False) -> list[RunConfig]:
 
 
 def configs_of_job(composer: Composer, overrides: Sequence[str]) -> list[RunConfig]:
-    """Return one job's configurations: one, or those of all cases.
+    """Return the configurations of one point of a grid: one, or those of all cases.
 
     Raises:
         InputError: A value is invalid, or the cases of the experiment already set it.

@@ -86,8 +86,8 @@ def unknown_setting(key: str, value: str, valid: Collection[str], *, of: str = "
         guess = " or ".join(f"{name}={value}" if value else name for name in found)
         return f"{key} is not a setting of {owner}: did you mean {guess}?"
     part = key.rpartition(".")[0]
-    beside = [name for name in valid if name.rpartition(".")[0] == part] or list(valid)
-    return f"{key} is not a setting of {owner}: valid are {', '.join(sorted(beside))}"
+    siblings = [name for name in valid if name.rpartition(".")[0] == part] or list(valid)
+    return f"{key} is not a setting of {owner}: valid are {', '.join(sorted(siblings))}"
 
 
 def nearest(key: str, valid: Collection[str]) -> list[str]:
