@@ -61,10 +61,8 @@ def measure_spectra(
     """Measure every update of two checkpoints, or of an adapter.
 
     Args:
-        subject: What to measure.
         other: An adapter or tuned checkpoint whose update is compared with that of `subject`. Both
             start from the same model.
-        settings: How to measure.
         on_progress: Called after each matrix.
         on_left_out: Called before the first matrix with the assumptions and the left-out parts,
             if any, and again for parts that turn out to be NaN or infinite.
