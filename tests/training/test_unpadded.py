@@ -1,4 +1,4 @@
-"""Texts laid end to end give the scores and gradients that padded ones give."""
+"""Concatenated texts give the scores and gradients that padded ones give."""
 
 from collections.abc import Callable
 from pathlib import Path
