@@ -46,7 +46,6 @@ def fetch(asset: Asset, named: Sequence[str] = ()) -> Path:
     Data sets on the hub are read by the `datasets` library instead (`data/reading.py`).
 
     Args:
-        asset: The asset to find or fetch.
         named: The files to read from a data folder; empty for a model.
 
     Raises:
@@ -62,15 +61,7 @@ def fetch(asset: Asset, named: Sequence[str] = ()) -> Path:
 
 
 def local(path: str, named: Sequence[str] = ()) -> LocalPath:
-    """Return the record of a user's own file or folder, with the hash of the files that are read.
-
-    Args:
-        path: Path of a file, a model folder or a data folder.
-        named: The files to read from a data folder; empty for a model.
-
-    Raises:
-        InputError: The path does not exist, or the folder lacks one of the named files.
-    """
+    """Return the record of a file or folder, with the hash of the files that are read."""
     found = existing(path)
     return LocalPath(path=str(found), sha256=sha256_of_source(found, named))
 

@@ -30,10 +30,6 @@ def command(task: Callable[[Mapping[str, Any]], None], *, config_name: str) -> C
     """Wrap a function of a composed configuration into a `main()`.
 
     Bad input prints one line on standard error and exits with code 2. A defect keeps its traceback.
-
-    Args:
-        task: The function.
-        config_name: The file of `conf/` with the settings.
     """
 
     def once(arguments: "Arguments") -> None:

@@ -73,11 +73,7 @@ def flush_to_disk(path: Path) -> None:
 
 
 def require_folder(path: Path) -> Path:
-    """Check that a path is a writable folder, or can become one, and return it.
-
-    Raises:
-        InputError: It is a file or below one, or it is not writable.
-    """
+    """Check that a path is a writable folder, or can become one, and return it."""
     there = next(p for p in (path.absolute(), *path.absolute().parents) if os.path.lexists(p))
     if not there.is_dir():
         raise InputError(f"{there} is a file: give a folder")

@@ -49,15 +49,7 @@ class LeftOut:
 
 
 def check_left_out(parts: Sequence[LeftOut], *, allow_partial: bool) -> None:
-    """Refuse an input if more than 5 % of it would be left out.
-
-    Args:
-        parts: Everything that would be left out; parts of one input add up.
-        allow_partial: Whether the user accepts any share.
-
-    Raises:
-        InputError: More than `LARGEST_SHARE` of one input is left out.
-    """
+    """Refuse an input if more than 5 % of it would be left out."""
     if allow_partial:
         return
     for of in dict.fromkeys(part.of for part in parts):

@@ -37,11 +37,7 @@ def weights_sha256(model: BaseModel, folder: Path) -> str:
 
 
 def splits_of(spec: RunSpec) -> Splits:
-    """Return the splits of a run's task, tokenised for its model.
-
-    Raises:
-        InputError: As in `model_folder` and `load_splits`.
-    """
+    """Return the splits of a run's task, tokenised for its model."""
     return load_splits(spec.task, model_folder(spec.model))
 
 

@@ -16,11 +16,7 @@ from lowrank_study.errors import InputError
 
 
 def typed_table(frame: pd.DataFrame, columns: Mapping[str, str], name: str) -> pd.DataFrame:
-    """Return a copy of a table with each column converted to its kind.
-
-    Raises:
-        InputError: A column is missing or can't be converted.
-    """
+    """Return a copy of a table with each column converted to its kind."""
     missing = [column for column in columns if column not in frame.columns]
     if missing:
         raise InputError(

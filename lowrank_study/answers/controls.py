@@ -87,8 +87,6 @@ def controls_of(
 
     Args:
         runs: Runs that differ only in their seeds. Noise and decay use the first one.
-        shuffled: Such runs on shuffled labels.
-        results: Folder with the spectra of all these runs.
         directions: Compare the leading 1, 2, 4 … directions of two updates, up to this number.
     """
     rows = [row for run in runs for row in _measured(run, "trained", results)]
@@ -99,11 +97,7 @@ def controls_of(
 
 
 def _measured(run: TrainedRun, control: str, results: Path) -> list[Row]:
-    """Return the spectra that were measured for a run, as rows of a control.
-
-    Raises:
-        InputError: The run has no spectra.
-    """
+    """Return the spectra that were measured for a run, as rows of a control."""
     if (spectra := read_spectra(run, results)) is None:
         raise InputError(
             f"{run.spec.run_id} has no spectra: rerun its sweep to measure them or to see why "

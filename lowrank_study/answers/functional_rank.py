@@ -30,11 +30,7 @@ TRUNCATION_KEY = ["scope", "part", "kept_rank"]
 
 
 def read_truncation(run: TrainedRun, results: Path) -> pd.DataFrame | None:
-    """Return the evaluations of a run's truncated updates, or `None` if there are none.
-
-    Raises:
-        InputError: The file is damaged, or the run's checkpoint has changed since.
-    """
+    """Return the evaluations of a run's truncated updates, or `None` if there are none."""
     path = truncation_file(results, run.spec.run_id)
     if not path.is_file():
         return None

@@ -51,11 +51,7 @@ class ControlsRequest:
 
 
 def read_request(config: Mapping[str, Any]) -> ControlsRequest:
-    """Read the settings of `conf/measure_controls.yaml`.
-
-    Raises:
-        InputError: A value is invalid; the message names the valid ones.
-    """
+    """Read the settings of `conf/measure_controls.yaml`."""
     fields = Fields("", config)
     return ControlsRequest(
         sweep=fields.text("sweep"),
@@ -169,11 +165,7 @@ def shuffled_sweep(sweep: str) -> str:
 
 
 def read_controls(sweep: str, results: Path) -> pd.DataFrame | None:
-    """Return the controls of a sweep, or None if they have not been measured.
-
-    Raises:
-        InputError: The file is damaged, or a run's checkpoint has changed since.
-    """
+    """Return the controls of a sweep, or None if they have not been measured."""
     path = controls_file(results, sweep)
     if not path.is_file():
         return None

@@ -108,10 +108,6 @@ def truncated_with_full(runs: Sequence[TrainedRun], results: Path) -> list[Paire
     """Pair every truncated update of full fine-tuning with the whole update, seed by seed.
 
     `adapter_rank` is the kept rank of every matrix; the method is `TRUNCATED`.
-
-    Args:
-        runs: Runs at each configuration's chosen learning rate.
-        results: Folder with the evaluations of truncated updates.
     """
     pairs = []
     for full in chosen_full_runs(runs):

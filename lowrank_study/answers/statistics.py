@@ -181,7 +181,6 @@ def retention(adapter_SE: Matrix, full_SE: Matrix, *, chance: float) -> Retentio
 
     Args:
         adapter_SE: Scores of the adapter, paired with `full_SE` by seed and example.
-        full_SE: Scores of full fine-tuning.
         chance: Score at chance level, treated as known.
     """
     u_SE = np.asarray(adapter_SE, dtype=np.float64) - chance
@@ -206,9 +205,7 @@ def retention_over_seeds(
 
     Args:
         adapter_S: Scores of the adapter, paired with `full_S` by seed.
-        full_S: Scores of full fine-tuning.
         chance: Score at chance level, treated as known.
-        confidence: Confidence level of the interval.
     """
     u_S, v_S = adapter_S - chance, full_S - chance
     count = len(u_S)

@@ -69,9 +69,6 @@ def rank_tests(
         margin: Largest acceptable loss of score, between 0 and 1; set before the data are seen.
         lost: Ranks with diverged or failed runs.
 
-    Raises:
-        InputError: The margin is not between 0 and 1.
-
     Source: W. Maurer, L. A. Hothorn and W. Lehmacher, "Multiple comparisons in drug clinical
     trials and preclinical assays: a-priori ordered hypotheses" (1995).
     """
@@ -132,7 +129,6 @@ def against_full(
 
     Args:
         runs: Runs at each configuration's chosen learning rate, whatever their status.
-        margin: Largest acceptable loss of score, between 0 and 1.
         results: Folder with the evaluations of truncated updates; `None` tests none of them.
 
     Returns:

@@ -46,11 +46,7 @@ Spectra = Mapping[str, Sequence[Spectrum]]
 
 
 def read_table(path: Path, *, remedy: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """Read a Parquet file.
-
-    Raises:
-        InputError: The file is damaged or lacks a column; the message ends with the remedy.
-    """
+    """Read a Parquet file."""
     try:
         return pd.read_parquet(path, columns=None if columns is None else list(columns))
     except (OSError, ValueError) as error:

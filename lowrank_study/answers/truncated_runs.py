@@ -66,11 +66,7 @@ class TruncateRequest:
 
 
 def read_request(config: Mapping[str, Any]) -> TruncateRequest:
-    """Read the settings of `conf/truncate.yaml`.
-
-    Raises:
-        InputError: A value is invalid; the message names the valid ones.
-    """
+    """Read the settings of `conf/truncate.yaml`."""
     fields = Fields("", config)
     scopes = fields.names("scopes")
     if not scopes or any(scope not in SCOPES for scope in scopes):

@@ -105,8 +105,6 @@ def truncations_of(
     """Return the truncations to evaluate for a run.
 
     Args:
-        matrices: The matrices that the run tuned.
-        scopes: Some of `functional_rank.SCOPES`.
         ranks: Ranks of the scope `all`; `None` is 0, 1, 2, 4 … The full rank is always added.
     """
     largest = max(matrix.side for matrix in matrices)
@@ -151,11 +149,7 @@ def _placed(match: Match, roles: dict[str, str]) -> UpdatedMatrix:
 
 
 def decompose(pairing: Pairing, matrix: UpdatedMatrix) -> DecomposedUpdate:
-    """Decompose the update of one matrix.
-
-    Raises:
-        InputError: A weight is NaN or infinite.
-    """
+    """Decompose the update of one matrix."""
     match = matrix.match
     if (both := pairing.read(match)) is None:
         raise InputError(f"{match.name}: {pairing.skipped[match.name]}; train the run again")
@@ -263,11 +257,7 @@ def threads_of(run: TrainedRun) -> Iterator[None]:
 
 
 def check_recorded(run: TrainedRun, whole: Predictions) -> None:
-    """Check that a run's checkpoint without truncation gives the recorded test score.
-
-    Raises:
-        InputError: It does not.
-    """
+    """Check that a run's checkpoint without truncation gives the recorded test score."""
     metric = run.spec.task.metric
     found, recorded = whole.metrics()[metric.name], run.record["test"][metric.name]
     if found != recorded:

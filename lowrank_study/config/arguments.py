@@ -48,11 +48,7 @@ class Arguments:
 
 
 def read_arguments(arguments: Sequence[str]) -> Arguments:
-    """Read the arguments of a command.
-
-    Raises:
-        InputError: An argument is not a setting, or lacks its value.
-    """
+    """Read the arguments of a command."""
     overrides: list[str] = []
     typed: list[tuple[str, str]] = []
     flags: set[str] = set()

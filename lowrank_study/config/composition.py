@@ -57,11 +57,7 @@ class Composer:
         self._optional = [group for group in self.groups if chosen[group] is None]
 
     def config(self, overrides: Sequence[str]) -> DictConfig:
-        """Compose one configuration.
-
-        Raises:
-            InputError: An override can't be parsed, or a setting or choice is unknown.
-        """
+        """Compose one configuration."""
         parsed = self.parsed(overrides)
         files = [override for override in parsed if self._chooses_a_file(override)]
         config = self._composed(files).settings.copy()
@@ -199,11 +195,7 @@ def _loader() -> Any:
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """Turn a `DictConfig` into plain types; other modules see no `DictConfig`.
-
-    Raises:
-        InputError: A setting has no value, or refers to one that does not exist.
-    """
+    """Turn a `DictConfig` into plain types; other modules see no `DictConfig`."""
     try:
         mapping = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:

@@ -60,11 +60,7 @@ def planned_configs(*overrides: str, is_grid: bool = False) -> list[RunConfig]:
 
 
 def configs_of_job(composer: Composer, overrides: Sequence[str]) -> list[RunConfig]:
-    """Return the configurations of one point of a grid: one, or those of all cases.
-
-    Raises:
-        InputError: A value is invalid, or the cases of the experiment already set it.
-    """
+    """Return the configurations of one point of a grid: one, or those of all cases."""
     config = composer.config(overrides)
     cases = config.cases  # before other parts, which may need values from the cases
     if OmegaConf.is_config(cases):

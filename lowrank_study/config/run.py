@@ -104,11 +104,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def read_config(config: Mapping[str, Any]) -> RunConfig:
-    """Read one composed configuration.
-
-    Raises:
-        InputError: A value is invalid.
-    """
+    """Read one composed configuration."""
     top = Fields("", config)
     device = top.text("device")
     trainer = top.part("trainer")
@@ -198,9 +194,6 @@ def check_used(config: Mapping[str, Any]) -> None:
     """Refuse an adapter's setting if no run of the command has an adapter.
 
     In a sweep over several methods, a setting may belong to one of them only.
-
-    Raises:
-        InputError: An adapter's setting is given, and the method has no adapter.
     """
     method = Fields("", config).part("method")
     kind = method.value("name")

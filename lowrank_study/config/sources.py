@@ -20,13 +20,7 @@ _FILE_SUFFIXES = (
 
 
 def read_source(fields: Fields, *, subset: str | None, named: Sequence[str]) -> Asset:
-    """Read `source`: a mapping (a pinned wheel), an existing path, or else a hub id.
-
-    Args:
-        fields: The settings that contain `source`.
-        subset: Subset of a data set on the hub.
-        named: The files to read from a data folder; empty for a model.
-    """
+    """Read `source`: a mapping (a pinned wheel), an existing path, or else a hub id."""
     source = fields.value("source")
     if isinstance(source, Mapping):
         pin = fields.part("source")
@@ -50,11 +44,7 @@ def is_path(text: str) -> bool:
 
 
 def require_sources(fields: Fields, names: Sequence[str]) -> None:
-    """Refuse paths that do not exist; ignore hub ids and null.
-
-    Raises:
-        InputError: A path does not exist; the message names the first one.
-    """
+    """Refuse paths that do not exist; ignore hub ids and null."""
     for name in names:
         if fields.value(name) is not None and is_path(text := fields.path_text(name)):
             assets.existing(text)

@@ -75,8 +75,6 @@ def unknown_setting(key: str, value: str, valid: Collection[str], *, of: str = "
     """Return a message on an unknown setting that suggests the closest ones.
 
     Args:
-        key: The unknown setting, as in `method.rnk`.
-        value: Its value.
         valid: The full names of all valid settings.
         of: The choice that decides which settings are valid, as in `method=full`.
     """

@@ -15,11 +15,7 @@ SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|", "\\t": "
 
 
 def read_task(fields: Fields) -> Task:
-    """Read a task; checks that need its rows are made where the rows are read.
-
-    Raises:
-        InputError: A value is invalid; the message gives it and the valid ones.
-    """
+    """Read a task; checks that need its rows are made where the rows are read."""
     kind = fields.one_of("kind", task_names()) if "kind" in fields.settings else _FIRST_KIND
     test = fields.optional_text("test")
     test_size = fields.optional_integer("test_size", at_least=1)

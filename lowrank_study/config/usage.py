@@ -23,13 +23,7 @@ _MORE = re.compile(r"\s+#\s*(.*)")
 
 
 def usage(about: str, config_name: str, overrides: Sequence[str]) -> str:
-    """Return the page of a command, or of a choice such as `method=lora` among the overrides.
-
-    Args:
-        about: Docstring of the command's module: what it does, and examples.
-        config_name: Name of the file of `conf/` with its settings.
-        overrides: The other arguments of the command line.
-    """
+    """Return the page of a command, or of a choice such as `method=lora` among the overrides."""
     composer = composer_of(config_name)
     choices = [each.partition("=")[::2] for each in overrides]
     for group, name in choices:

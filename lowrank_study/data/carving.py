@@ -22,11 +22,7 @@ Frames = Mapping[str, pd.DataFrame]
 
 
 def carve(task: "Task", frames: Frames) -> dict[str, pd.DataFrame]:
-    """Return the rows of the three splits; missing splits are drawn from the training rows.
-
-    Raises:
-        InputError: There are too few rows or groups.
-    """
+    """Return the rows of the three splits; missing splits are drawn from the training rows."""
     train = frames["train"]
     if task.group_column:
         normal = train["group"].map(normal_form)

@@ -42,11 +42,7 @@ def _is_none(value: object) -> bool:
 
 
 def check_present(asked: Sequence[str], labels: pd.Series, *, split: str, column: str) -> None:
-    """Refuse names in `task.labels` that no row of a split has.
-
-    Raises:
-        InputError: The message lists the labels that are there.
-    """
+    """Refuse names in `task.labels` that no row of a split has."""
     if absent := [name for name in asked if not (labels == name).any()]:
         there = sorted(labels.dropna().unique())
         raise InputError(
@@ -118,11 +114,7 @@ def class_counts(labels: Iterable[str]) -> str:
 
 
 def require_two_classes(task_name: str, train: pd.Series) -> None:
-    """Refuse a training split with one class.
-
-    Raises:
-        InputError: All training rows have the same label.
-    """
+    """Refuse a training split with one class."""
     if train.nunique() < 2:
         raise InputError(
             f"the training split of {task_name!r} has {len(train):,} rows of one class, "
@@ -133,10 +125,6 @@ def require_two_classes(task_name: str, train: pd.Series) -> None:
 
 def check_classes(column: str, labels: Mapping[str, pd.Series]) -> list[str]:
     """Return warnings about classes with few training rows.
-
-    Args:
-        column: Name of the label column.
-        labels: The labels of each split.
 
     Raises:
         InputError: Most labels occur once, or too many rows have a class without training rows.

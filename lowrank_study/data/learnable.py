@@ -16,16 +16,7 @@ _LEAST_SHARE = 0.1
 
 
 def require_training_rows(task: "Task", train: pd.DataFrame, whole: Frames) -> None:
-    """Refuse splits that leave too few rows for training.
-
-    Args:
-        task: The task.
-        train: The training split.
-        whole: All rows that the splits were drawn from.
-
-    Raises:
-        InputError: The message proposes smaller sizes.
-    """
+    """Refuse splits that leave too few rows for training."""
     rows = len(whole["train"])
     if len(train) >= _LEAST_SHARE * rows or len(train) == task.train_size:
         return

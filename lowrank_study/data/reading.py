@@ -58,7 +58,6 @@ def read_splits(task: "Task", *, label_column: str | None) -> dict[str, Rows]:
     """Read the rows of the splits for which the task names a file.
 
     Args:
-        task: The task.
         label_column: A column of few distinct values, if there is one; it reveals rows hidden in
             an open quotation mark.
 

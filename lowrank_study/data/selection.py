@@ -52,9 +52,6 @@ def select(
     """Select the wanted rows that have no empty cell.
 
     Args:
-        task: Its `group_column` is read, too.
-        split: Name of the split, for errors.
-        rows: The rows as read.
         text_columns: One column, or two for pairs.
         required: Further columns that must not be empty, as texts.
         wanted: Which rows the task asks for.

@@ -183,10 +183,7 @@ def encoded(
     """Tokenise texts, or pairs of texts, and lay them end to end.
 
     Args:
-        tokenizer: The model's own.
         texts: The texts; the second list, if there is one, holds the second text of each pair.
-        max_length: Texts are truncated to this many tokens.
-        labels: What is asked of each text.
     """
     found = tokenizer(
         *map(list, texts),

@@ -125,11 +125,8 @@ def grid(
     lines of equal length, and they would otherwise not close, or join rows of a file with tabs.
 
     Args:
-        text: Content of the file.
-        name: Name of the file, for messages.
         separator: Separator of the fields; None detects it by the header and required columns.
         usual: The separator to use if the header does not decide.
-        columns: The required columns.
         label: The column of labels, which reveals rows hidden in an open quotation mark, if any.
 
     Raises:

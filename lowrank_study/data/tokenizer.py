@@ -44,11 +44,7 @@ def _padding_id(model_folder: Path, sha256: str) -> int:
 
 
 def tokenizer_sha256(model_folder: Path) -> str:
-    """Return one hash over the files that define the tokenizer.
-
-    Raises:
-        InputError: There is none.
-    """
+    """Return one hash over the files that define the tokenizer."""
     names = _files(model_folder)
     if not names:
         needed = ", ".join(assets.TOKENIZER_FILES[:6])

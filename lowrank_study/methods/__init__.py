@@ -169,9 +169,5 @@ def method_named(name: str) -> type[Method]:
 
 
 def method_of_kind(kind: str) -> type[Method]:
-    """Return the class of a method by the name of the class, which a stored run keeps.
-
-    Raises:
-        KeyError: There is no such class.
-    """
+    """Return the class of a method by the name of the class, which a stored run keeps."""
     return {found.__name__: found for found in map(method_named, method_names())}[kind]

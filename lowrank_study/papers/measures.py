@@ -102,10 +102,6 @@ def energy_shares(run: TrainedRun, *, weights: bool) -> Iterator[Row]:
     A value is the 90 % energy rank as a percentage of min(out, in), the median over layers. `maps`
     is `query`, the `attention` maps, the `mlp` maps or `all`. Updates whose rank is below the
     rounding floor are left out.
-
-    Args:
-        run: A run; one that is not full fine-tuning yields nothing.
-        weights: Whether to measure W0 (`before`) and W (`after`) as well as ΔW (`update`).
     """
     if run.spec.method.label != "full":
         return

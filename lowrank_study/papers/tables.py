@@ -58,11 +58,7 @@ def at_scale(name: str, scale: str | None) -> str:
 
 
 def read_paper(name: str, mapping: Mapping[str, Any]) -> Paper:
-    """Read a paper's YAML.
-
-    Raises:
-        InputError: A field is missing or the measure is unknown.
-    """
+    """Read a paper's YAML."""
     fields = Fields(f"paper {name}: ", mapping)
     rows = fields.value("published")
     if not isinstance(rows, Sequence) or not all(
@@ -84,11 +80,7 @@ def read_paper(name: str, mapping: Mapping[str, Any]) -> Paper:
 
 
 def load_paper(name: str) -> Paper:
-    """Read a paper of `conf/paper/` by its name.
-
-    Raises:
-        InputError: There is no paper of that name.
-    """
+    """Read a paper of `conf/paper/` by its name."""
     path = CONF_FOLDER / "paper" / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
@@ -117,10 +109,6 @@ def runs_of(paper: Paper, results: Path) -> list[TrainedRun]:
 
 def beside(paper: Paper, runs: Sequence[TrainedRun]) -> pd.DataFrame:
     """Return published and own numbers side by side; NA if one of them is absent.
-
-    Args:
-        paper: The published numbers.
-        runs: Runs of the paper's experiment; only those that are done are measured.
 
     Raises:
         InputError: The published rows have keys that the measure lacks.

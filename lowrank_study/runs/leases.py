@@ -158,12 +158,7 @@ class Lease:
 
 
 class Leases:
-    """Takes, watches and takes over the leases of a run store.
-
-    Args:
-        folder: Folder of the run store.
-        worker: Name of this process, unique across machines.
-    """
+    """Takes, watches and takes over the leases of a run store."""
 
     def __init__(self, folder: Path, *, worker: str) -> None:
         self._store = folder

@@ -44,12 +44,7 @@ __all__ = ["STATUSES", "DamagedRun", "RunStore", "TrainedRun"]
 
 
 class RunStore:
-    """Plans, leases and ends runs in a folder, which several processes may share.
-
-    Args:
-        folder: Folder of the store.
-        worker: Unique name of this process; `None` makes one.
-    """
+    """Plans, leases and ends runs in a folder, which several processes may share."""
 
     def __init__(self, folder: Path, *, worker: str | None = None) -> None:
         self.folder = folder
@@ -69,8 +64,6 @@ class RunStore:
         Args:
             sweep: Name of the sweep. Other runs that were planned under this name before are no
                 longer part of it.
-            packs: The runs, grouped into those that are best trained together.
-            question: What the sweep asks, in one sentence.
         """
         packs = [list(pack) for pack in packs]
         by_id = {spec.run_id: spec for pack in packs for spec in pack}
@@ -90,11 +83,7 @@ class RunStore:
         return list(by_id)
 
     def sweep(self, name: str) -> list[str]:
-        """Return the run ids of a sweep, in the order they were planned.
-
-        Raises:
-            InputError: No sweep of that name was planned here, or its file is damaged.
-        """
+        """Return the run ids of a sweep, in the order they were planned."""
         return list(dict.fromkeys(run_id for pack in self.packs(name) for run_id in pack))
 
     def sweeps(self) -> list[str]:

@@ -39,11 +39,7 @@ def run_workers(
     """Let workers do planned work, and watch them until all runs have ended.
 
     Args:
-        work: The job, and the sweep that is planned in its store.
         costs: Run id → cost of the run relative to the others.
-        launcher: Name of the launcher.
-        places: Where the workers run.
-        display: Shows how far the work is.
 
     Raises:
         Unfinished: No worker is left, but some runs have not ended.

@@ -87,13 +87,7 @@ def forecasts(planned: Mapping[str, Sequence[RunConfig]]) -> dict[str, float]:
 
 
 def forecast(specs: Sequence[RunSpec], *, results: Path, workers: int) -> float:
-    """Return the seconds that the runs will take that have not ended or have failed.
-
-    Args:
-        specs: The runs.
-        results: Folder of the run store.
-        workers: Number of processes, one per core.
-    """
+    """Return the seconds that the runs will take that have not ended or have failed."""
     left = RunStore(runs_folder(results)).left(specs)
     if not left:
         return 0.0

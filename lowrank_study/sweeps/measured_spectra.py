@@ -41,11 +41,7 @@ def is_measured(run: TrainedRun, results: Path) -> bool:
 
 
 def read_spectra(run: TrainedRun, results: Path) -> list[Spectrum] | None:
-    """Return the spectra of a run's updates, or None if they were not measured.
-
-    Raises:
-        InputError: The file is damaged, or the run's checkpoint has changed since.
-    """
+    """Return the spectra of a run's updates, or None if they were not measured."""
     path = spectra_file(results, run.spec.run_id)
     if not path.is_file():
         return None

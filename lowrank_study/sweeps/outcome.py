@@ -60,11 +60,7 @@ def incomplete(
 
 
 def check_complete(runs: Sequence[TrainedRun], config: RunConfig) -> None:
-    """Make a command end with exit code 1 if `incomplete` returns any line.
-
-    Raises:
-        Unfinished: The message contains those lines.
-    """
+    """Make a command end with exit code 1 if `incomplete` returns any line."""
     lines = incomplete(
         runs,
         planned=len(runs),
@@ -101,7 +97,6 @@ def check_sweeps(
     """Apply `check_complete` to the sweeps that a command has read.
 
     Args:
-        config: The command's settings: `sweep`, `results` and `allow_partial`.
         names: Further sweeps that the command has trained.
         method: Check only runs of this method; None checks all.
     """

@@ -31,9 +31,7 @@ def packs(
     with which all workers finish earliest.
 
     Args:
-        specs: The runs.
         limit: Returns how many runs like this one fit into a pack; called with the largest rank.
-        workers: How many packs are trained at the same time.
         cost: Returns the cost of a run alone, relative to others (`effort.py`).
     """
     costs = {spec.run_id: cost(spec) for spec in specs}

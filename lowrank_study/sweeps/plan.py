@@ -106,12 +106,6 @@ def check_specs(
 
     The parts that are left out come first.
 
-    Args:
-        specs: The runs to train.
-        results: Folder of the run store and of everything made from it.
-        ended: Ended runs of the same sweep.
-        allow_partial: Whether more than 5 % of the rows may be left out.
-
     Raises:
         InputError: A source can't be reached, data are bad, a text, target or rank does not fit,
             or the disk is too small.

@@ -16,11 +16,7 @@ _UNSEEN = ("trainer.read_test", "trainer.shuffle_labels")
 
 
 def check_alike(runs: Sequence[TrainedRun], *, sweep: str) -> None:
-    """Refuse runs of one task and model that were not trained or tested alike.
-
-    Raises:
-        InputError: Two runs differ in the texts, the model or the training.
-    """
+    """Refuse runs of one task and model that were not trained or tested alike."""
     check_same_rows(runs)
     if differing := difference(run.spec for run in runs):
         raise InputError(
@@ -51,7 +47,6 @@ def check_same_rows(runs: Sequence[TrainedRun], splits: Mapping[str, str] | None
     An older version may have split them by other rules, or a hub data set has changed.
 
     Args:
-        runs: Ended runs; those without a hash, such as failed ones, are skipped.
         splits: `rows_key` → hash of the splits that further runs use.
 
     Raises:

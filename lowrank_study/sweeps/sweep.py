@@ -58,7 +58,6 @@ def sweep(
     """Train every run that has not ended, measure all spectra, and return the runs in order.
 
     Args:
-        specs: The runs.
         name: Name of the sweep and of its report.
         results: Folder of the run store and of everything made from it.
         question: What the sweep asks, in one sentence.
@@ -67,7 +66,6 @@ def sweep(
         tracker: `none`, `jsonl` or `wandb`.
         workers: Processes that train at the same time; None is one per core or GPU.
         pack: Most runs that one process trains together; None is the device's own limit.
-        allow_partial: Whether more than 5 % of an input may be left out.
         tuning: How to choose learning rates first, by runs of the sweep `<name>_rates`; None
             takes the rates of the specifications.
 

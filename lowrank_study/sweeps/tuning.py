@@ -35,7 +35,6 @@ def tuned(specs: Sequence[RunSpec], tuning: Tuning, *, train: Train) -> list[Run
 
     Args:
         specs: The runs; their rate is the middle of the grid.
-        tuning: The grid and the seeds of the trials.
         train: Trains runs and returns them in order, each done, diverged or failed.
 
     Raises:

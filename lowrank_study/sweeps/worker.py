@@ -34,14 +34,7 @@ _asked_to_end = threading.Event()
 
 
 def do_work(work: Work, *, device: str, name: str | None = None, parent: int | None = None) -> None:
-    """Do the job for runs of a planned sweep until none is free, or `parent` has ended.
-
-    Args:
-        work: The job, and the sweep.
-        device: torch's name of a device, or `auto`.
-        name: The worker's name in the store; None makes one.
-        parent: The process to end with.
-    """
+    """Do the job for runs of a planned sweep until none is free, or `parent` has ended."""
     job = cast(Job, importlib.import_module(work.job))
     store = RunStore(work.folder, worker=name)
     packs = store.packs(work.sweep)

@@ -208,9 +208,5 @@ def task_named(name: str) -> type[Task]:
 
 
 def task_of_kind(kind: str) -> type[Task]:
-    """Return the class of a kind of task by the name of the class, which a stored run keeps.
-
-    Raises:
-        KeyError: There is no such class.
-    """
+    """Return the class of a kind of task by the name of the class, which a stored run keeps."""
     return {found.__name__: found for found in map(task_named, task_names())}[kind]

@@ -43,11 +43,7 @@ class Classification(Task):
 
     @classmethod
     def from_fields(cls, fields: Fields, shared: Mapping[str, Any]) -> Classification:
-        """Read the columns and the class names.
-
-        Raises:
-            InputError: One column has two roles, or a class name is not a text.
-        """
+        """Read the columns and the class names."""
         columns, label = fields.names("text_columns"), fields.text("label_column")
         _check_columns(columns, label, shared["group_column"])
         labels = _class_names(fields)

@@ -106,13 +106,9 @@ def attend(
     A narrowed layer (`unpadded.py`) has one query for each text.
 
     Args:
-        module: The attention layer.
-        query_RHTK: Queries of all runs.
         key_RHTK: Keys; in grouped-query attention, with fewer heads than the queries.
-        value_RHTK: Values, with as many heads as the keys.
         attention_mask: From `_mask_of_the_longest`, (1, 1, L, L); true where a token is seen.
         scaling: Factor of the attention scores; None is 1/√K.
-        dropout: Probability of dropping an attention weight.
         is_causal: Whether a token sees no later ones; None asks the module.
         softcap: Bound of the attention scores (Gemma 2): s → softcap · tanh(s / softcap).
         s_aux: One score for each head that only enters the softmax (the sinks of GPT-OSS).

@@ -20,15 +20,7 @@ def predict(
     device: torch.device,
     precision: str,
 ) -> Predictions:
-    """Return predictions on a whole split.
-
-    Args:
-        task: The task of the split.
-        scores: Returns the scores of a batch, by a model in evaluation mode.
-        split: The texts.
-        device: Where the model is.
-        precision: `fp32` or `bf16`, as in `autocast`.
-    """
+    """Return predictions on a whole split."""
     predicted = np.zeros(len(split), dtype=np.int64)
     losses = np.zeros(len(split), dtype=np.float64)
     for batch in evaluation_batches(split):

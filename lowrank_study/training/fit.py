@@ -67,7 +67,6 @@ def fit_together(jobs: Sequence[Job], *, device: str) -> list[FitResult | Except
 
     Args:
         jobs: Runs that share task, model, target, training settings and data seed.
-        device: `auto`, or torch's name of a device.
 
     Returns:
         For each job its result, or the exception that ended only this run.
@@ -198,11 +197,7 @@ def backward(pack: Pack, batch: Batch, spec: RunSpec, device: torch.device) -> l
 
 
 def torch_device(name: str) -> torch.device:
-    """Return torch's device by its name; `auto` is a GPU if there is one.
-
-    Raises:
-        InputError: torch doesn't know the name, or has no such device.
-    """
+    """Return torch's device by its name; `auto` is a GPU if there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -63,16 +63,7 @@ class _Best:
 
 
 class Member:
-    """One run during training.
-
-    Args:
-        spec: The run.
-        tracker: Stores the learning curve.
-        splits: The task's texts.
-        folder: Folder of the pretrained model.
-        steps: Number of optimizer steps.
-        device: Device of the model.
-    """
+    """One run during training."""
 
     def __init__(
         self,

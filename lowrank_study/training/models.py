@@ -52,13 +52,8 @@ def load_model(
     """Return the model in `folder` with fp32 weights, and a new head if the task needs one.
 
     Args:
-        task: Defines the class of the model.
-        folder: Folder of the model in Hugging Face's layout.
         number_of_labels: Number of classes; 0 if the task has none.
         dropout: Every dropout probability; `None` keeps the model's own.
-
-    Raises:
-        InputError: It can't be read as such a model, or lacks weights other than the head's.
     """
     try:
         config = _configuration(task, folder, number_of_labels, dropout)
@@ -122,9 +117,6 @@ def check_fits(spec: RunSpec) -> None:
     """Refuse texts or a method that don't fit the model, before anything is trained.
 
     This is fast, because most methods are checked on a model without weights.
-
-    Raises:
-        InputError: The model can't read the texts (`check_reads`), or as in `build_model`.
     """
     splits = splits_of(spec)
     check_reads(_pretrained_shapes(spec), spec, splits)

@@ -47,8 +47,6 @@ class Pack:
         models: A single model of any kind, or LoRA models of one base with the same adapted maps,
             which share their frozen weights (`share_frozen`). Ranks, scalings and heads may differ.
             They are prepared in place for `unpadded_scores`.
-        device: Device of the models.
-        pad_id: The tokenizer's padding token.
         sample: A batch of the longest and the shortest texts, to check the computation with.
         reference: Whether to leave a single model unchanged, and to pad texts to the longest.
 

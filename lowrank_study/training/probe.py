@@ -45,15 +45,7 @@ class Findings:
 def findings(
     model: nn.Module, task: type[Task], evaluate: Scores, train: Scores, parts: Iterable[Batch]
 ) -> Findings:
-    """Return scores and gradients of a batch that is computed part by part; clear the gradients.
-
-    Args:
-        model: The model with the trained parameters.
-        task: The task, which defines the loss.
-        evaluate: Returns the scores of a part in evaluation mode.
-        train: Returns the scores of a part in training mode.
-        parts: The parts of the batch.
-    """
+    """Return scores and gradients of a batch that is computed part by part; clear the gradients."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     evaluated, in_training = [], []
     with _WithoutDropout():

@@ -89,14 +89,7 @@ def part_tokens(model: nn.Module) -> int:
 
 
 def unpadded_scores(model: nn.Module, batch: Batch, device: torch.device, runs: int = 1) -> Tensor:
-    """Return the class scores of concatenated texts, (R, N, C).
-
-    Args:
-        model: A model prepared by `unpad`.
-        batch: The texts.
-        device: The model's device.
-        runs: Number of runs that the model computes at once; each gets the same texts.
-    """
+    """Return the class scores of concatenated texts, (R, N, C)."""
     row = {
         "input_ids": batch.ids_T,
         "position_ids": _positions(_backbone(model), batch),

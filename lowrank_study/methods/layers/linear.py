@@ -90,11 +90,7 @@ def linear_shape(module: nn.Module) -> tuple[int, int]:
 
 
 def check_rank(rank: int, module: nn.Module, name: str) -> None:
-    """Refuse a rank above min(in, out) of a linear map, where B @ A would not be low-rank.
-
-    Raises:
-        InputError: The rank doesn't fit; the message names the map and the valid ranks.
-    """
+    """Refuse a rank above min(in, out) of a linear map, where B @ A would not be low-rank."""
     in_features, out_features = linear_shape(module)
     if not 1 <= rank <= min(in_features, out_features):
         raise InputError(
@@ -104,12 +100,7 @@ def check_rank(rank: int, module: nn.Module, name: str) -> None:
 
 
 def replace_maps(model: nn.Module, layers: Mapping[str, Callable[[nn.Module], nn.Module]]) -> None:
-    """Freeze the whole model, and put a new layer in the place of each named linear map.
-
-    Args:
-        model: Changed in place.
-        layers: Module path → function that makes the new layer from the linear map.
-    """
+    """Freeze the whole model, and put a new layer in the place of each named linear map."""
     model.requires_grad_(False)
     for name, make in layers.items():
         parent_name, _, attribute = name.rpartition(".")

@@ -64,11 +64,6 @@ def _filled(factor: Tensor, rank: int) -> Tensor:
 class LoraLinear(AdaptedLinear):
     """A linear map with a low-rank update beside it.
 
-    Args:
-        base: The linear map.
-        lora: Rank, scaling, dropout and initialisation.
-        name: Path of the map in the model, for the error.
-
     Raises:
         InputError: The rank is above min(in, out), where B @ A would no longer be low-rank.
     """
@@ -116,13 +111,7 @@ class LoraLinear(AdaptedLinear):
 def add_lora(
     model: nn.Module, loras: Mapping[str, Lora], *, layer: type[LoraLinear] = LoraLinear
 ) -> None:
-    """Freeze the whole model, and put a LoRA layer in the place of each named linear map.
-
-    Args:
-        model: Changed in place.
-        loras: Module path → its LoRA; ranks may differ from map to map.
-        layer: Class of the layers.
-    """
+    """Freeze the whole model, and put a LoRA layer in the place of each named linear map."""
     replace_maps(
         model, {name: partial(layer, lora=lora, name=name) for name, lora in loras.items()}
     )

@@ -58,13 +58,7 @@ def target_modules(
     """Return the paths of the linear maps that a target names.
 
     Args:
-        model: The pretrained model with its head.
-        base: Presets and roles of the model.
         target: Presets, roles, or ends of module paths (`*` stands for the layer's number).
-        setting: Name of the setting, for the error.
-
-    Raises:
-        InputError: A name matches no linear map of the model.
     """
     heads = head_names(model)
     linear = [

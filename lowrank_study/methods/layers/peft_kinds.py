@@ -129,11 +129,6 @@ _ONLY_WITH: dict[str, dict[str, tuple[str, Any]]] = {
 def add_peft(model: nn.Module, method: PeftMethod, base: BaseModel) -> nn.Module:
     """Return the model with PEFT's adapter on its targets; its new head is trained and saved.
 
-    Args:
-        model: The pretrained classifier, changed in place.
-        method: Kind, target and options.
-        base: The names of the model's maps.
-
     Raises:
         InputError: PEFT would not train the kind or an option as it says, or can't put it on this
             model.

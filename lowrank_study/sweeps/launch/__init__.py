@@ -52,11 +52,7 @@ class Launcher(Protocol):
 
 
 def launcher_of(name: str) -> Launcher:
-    """Return the launcher of that name.
-
-    Raises:
-        InputError: There is no such launcher.
-    """
+    """Return the launcher of that name."""
     known = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
     if name not in known:
         raise InputError(f"launcher={name!r}: valid are {', '.join(known)}")
