@@ -14,7 +14,7 @@ from lowrank_study.machine import status_bytes
 from lowrank_study.spec import from_mapping
 from lowrank_study.training.fit import Job, fit_together
 from lowrank_study.training.memory import predict_peak
-from lowrank_study.training.tracking import NoTracker
+from lowrank_study.training.tracking import Tracker
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as out:
         outcomes = fit_together(
             [
-                Job(spec=spec, checkpoint_folder=Path(out) / spec.run_id, tracker=NoTracker())
+                Job(spec=spec, checkpoint_folder=Path(out) / spec.run_id, tracker=Tracker())
                 for spec in specs
             ],
             device="cpu",

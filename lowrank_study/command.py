@@ -11,15 +11,14 @@
 """
 
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from lowrank_study.errors import InputError, Unfinished
 from lowrank_study.files import os_error_message
+from lowrank_study.machine import interrupted_by_sigterm
 
 if TYPE_CHECKING:
     from lowrank_study.config.arguments import Arguments
@@ -85,9 +84,9 @@ def reported() -> Iterator[None]:
     _accept_any_text()
     if not sys.stderr.isatty():  # a log needs no progress bars
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    before = signal.signal(signal.SIGTERM, _stop)
     try:
-        yield
+        with interrupted_by_sigterm():
+            yield
         sys.stdout.flush()
     except InputError as error:
         _end(2, f"error: {_one_line(str(error))}")
@@ -105,8 +104,6 @@ def reported() -> Iterator[None]:
         if message is None:
             raise
         _end(2, f"error: {_one_line(message)}")
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _accept_any_text() -> None:
@@ -115,10 +112,6 @@ def _accept_any_text() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     os.environ["PYTHONIOENCODING"] = f"{sys.stdout.encoding}:backslashreplace"
-
-
-def _stop(_: int, __: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _one_line(text: str) -> str:

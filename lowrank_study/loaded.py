@@ -1,8 +1,5 @@
 """What runs read: the folder of a pretrained model, and the splits tokenised for it.
 
-    >>> folder = model_folder(spec.model)
-    >>> splits = splits_of(spec)
-
 A process reads each of them once. Every call verifies their files again, which is fast, because a
 file's hash is computed again only after the file has changed.
 """

@@ -52,7 +52,7 @@ ALLOWED = {
     "reporting": BASE
     | {"data", "methods", "tasks", "training", "loaded", "spectra", "sweeps", "answers"}
     | {"measurement", "papers", "claims"},
-    "command": {"errors", "files", "config"},
+    "command": {"errors", "files", "machine", "config"},
     "__init__": set(),
 }
 

@@ -33,11 +33,7 @@ from lowrank_study.runs.store import TrainedRun
 from lowrank_study.spec import RunSpec
 from lowrank_study.spectra.measures import shown_in
 from lowrank_study.spectra.spectrum import measure
-from lowrank_study.spectra.subspaces import (
-    Directions,
-    chance_similarity,
-    subspace_similarity,
-)
+from lowrank_study.spectra.subspaces import Directions, chance_similarity, subspace_similarity
 from lowrank_study.spectra.svd import frobenius_norm
 from lowrank_study.spectra.tables import row
 from lowrank_study.spectra.updates import DenseUpdate, Update, update_of_match
@@ -45,7 +41,7 @@ from lowrank_study.sweeps.measured_spectra import read_spectra
 from lowrank_study.sweeps.updates import updates_of_run
 from lowrank_study.training.fit import Job, fit_together
 from lowrank_study.training.optim import rate_share
-from lowrank_study.training.tracking import NoTracker
+from lowrank_study.training.tracking import Tracker
 
 RANKS = tuple(measure.name for measure in shown_in("controls"))
 SIMILARITIES = (
@@ -77,11 +73,7 @@ def controls_table(spec: RunSpec, rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def controls_of(
-    runs: Sequence[TrainedRun],
-    shuffled: Sequence[TrainedRun],
-    *,
-    results: Path,
-    directions: int,
+    runs: Sequence[TrainedRun], shuffled: Sequence[TrainedRun], *, results: Path, directions: int
 ) -> pd.DataFrame:
     """Return all controls except `training` for full fine-tuning of one task and model.
 
@@ -104,9 +96,6 @@ def _measured(run: TrainedRun, control: str, results: Path) -> list[Row]:
             "that fails"
         )
     return [{**row(each), "control": control, "run_id": run.spec.run_id} for each in spectra]
-
-
-# ---------------------------------------------------------------- one update
 
 
 def _noise_and_decay(run: TrainedRun) -> Iterator[Row]:
@@ -165,9 +154,6 @@ def _in_place_of(update: Update, delta_OI: npt.NDArray[np.float64]) -> DenseUpda
     )
 
 
-# ---------------------------------------------------------------- two updates
-
-
 def _overlaps(runs: Sequence[TrainedRun], directions: int) -> Iterator[Row]:
     """Yield the overlap of the updates of two seeds, and of two noise matrices."""
     rng = np.random.default_rng([runs[0].spec.seed, 1])
@@ -205,9 +191,6 @@ def _similarities(update: Update, one: Directions, other: Directions) -> Iterato
         k *= 2
 
 
-# ---------------------------------------------------------------- while a run is trained
-
-
 def rank_along_training(
     run: TrainedRun, *, device: str, on_progress: Callable[[float], None] = lambda share: None
 ) -> pd.DataFrame:
@@ -236,7 +219,7 @@ def rank_along_training(
         job = Job(
             spec=replace(run.spec, train=train),
             checkpoint_folder=Path(folder) / "checkpoint",
-            tracker=NoTracker(),
+            tracker=Tracker(),
             on_progress=on_progress,
             watch=watch,
         )

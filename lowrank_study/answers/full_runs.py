@@ -1,8 +1,4 @@
-"""The runs of full fine-tuning at the learning rate that validation chose.
-
-for runs in chosen_of_sweep("rank_sweep", Path("results")):
-    runs[0].spec.task.name, [run.spec.seed for run in runs]
-"""
+"""The runs of full fine-tuning at the learning rate that validation chose."""
 
 from collections import defaultdict
 from collections.abc import Sequence

@@ -1,9 +1,5 @@
 """The functional rank: the smallest rank that the update of full fine-tuning needs.
 
-    truncation_table(runs, results)               # one row per run and truncation
-    score_by_kept_rank(truncation, runs)          # one row per truncation, over seeds
-    scores_by_kept_rank(runs, results)[8]         # scores at rank 8, (seeds, examples)
-
 `truncation.py` truncates and evaluates, `truncated_runs.py` does so for a sweep. A run's
 evaluations are one Parquet file with one row per truncation and test example.
 `sufficient_rank.py` tests these scores against those of the whole update.

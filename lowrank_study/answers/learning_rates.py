@@ -1,8 +1,5 @@
 """Validation score by learning rate, and the chosen rates.
 
-    rates = rates_by_configuration(study.rates, metric)    # one row per configuration and rate
-    best_rates(rates)                                     # one row per configuration
-
 The runs are those that choose rates (`sweeps/tuning.py`). None of them reads the test split.
 """
 

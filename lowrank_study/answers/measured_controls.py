@@ -1,8 +1,5 @@
 """Measure the controls of a sweep and store them with its other results.
 
-    measure_controls(ControlsRequest(sweep="rank_sweep", ...))
-    read_controls("rank_sweep", Path("results"))     # the table, or None
-
 `results/controls/<sweep>.parquet` holds the table of `controls.py`. The runs on shuffled labels
 are a separate sweep, `<sweep>_shuffled`. The measurements during training have a file of their
 own. Neither is trained a second time.

@@ -1,8 +1,5 @@
 """Scores of test examples, paired between an adapter and full fine-tuning.
 
-    >>> for pairs in paired_with_full(runs):
-    ...     pairs.adapter_rank, pairs.difference_SE.mean()
-
 A pair is a run of an adapter and the run of full fine-tuning with the same task, model and seed.
 Both have the same data order and test examples. Shape suffixes: S seeds, E test examples.
 """

@@ -1,8 +1,5 @@
 """Test scores over seeds, and the chosen learning rate of each configuration.
 
-    scores = score_by_rank(study.runs, metric)    # one row per configuration and learning rate
-    scores[scores["chosen"]]                           # one row per configuration
-
 If a configuration was run with several learning rates (or values of α), validation chooses one
 (`sweeps.tuning.preference`). The test score never chooses.
 """

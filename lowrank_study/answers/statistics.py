@@ -61,9 +61,6 @@ def interval_over_pairs(values: Vector, pairs: Sequence[tuple[int, int]]) -> tup
     return float(values.mean()) - half, float(values.mean()) + half
 
 
-# ---------------------------------------------------------------- over seeds and test examples
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeanEstimate:
     """A mean over seeds and test examples, with its uncertainty."""
@@ -143,13 +140,8 @@ def _crossed_mean(values_SE: Matrix, *, ends: tuple[float, float]) -> MeanEstima
     variance = max(by_seed + by_example - residual, by_seed, by_example)
     spread = by_seed**2 / (seeds - 1) + by_example**2 / (examples - 1) + residual**2 / free
     return MeanEstimate(
-        mean=mean,
-        standard_error=math.sqrt(variance),
-        degrees_of_freedom=variance**2 / spread,
+        mean=mean, standard_error=math.sqrt(variance), degrees_of_freedom=variance**2 / spread
     )
-
-
-# ---------------------------------------------------------------- corrected for chance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,5 @@
 """The sufficient rank: the smallest rank that loses no more than a margin to full fine-tuning.
 
->>> against_full(runs, margin=0.02, results=results)[["adapter_rank", "decision"]]
-
 It lies between the lowest rank that is not shown inferior and the smallest that is shown
 sufficient.
 """
@@ -103,8 +101,6 @@ def _decision(place: int, inferior: int, first_sufficient: int) -> Decision:
         return "inferior"
     return "sufficient" if place >= first_sufficient else "open"
 
-
-# ---------------------------------------------------------------- the table of a sweep
 
 COMPARISON_COLUMNS = {
     **dict.fromkeys(["task", "model", "method", "target"], "text"),

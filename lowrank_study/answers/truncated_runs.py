@@ -1,7 +1,5 @@
 """Evaluate the truncated updates of a sweep's full fine-tuning and store the predictions.
 
-    truncate_sweep(read_request({"sweep": "rank_sweep", ...}))
-
 The evaluations of a run are one file, `results/truncation/<run_id>.parquet`, with one row per
 truncation and test example. The file is replaced as a whole after every evaluation, so an
 interrupted command resumes with the next one.

@@ -1,7 +1,4 @@
-"""Read `source` in a configuration: where a model or a data set comes from.
-
-read_source(Fields("model.", {"source": "roberta-base"}), subset=None, named=())
-"""
+"""Read `source` in a configuration: where a model or a data set comes from."""
 
 import os
 import re

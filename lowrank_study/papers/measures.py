@@ -28,11 +28,7 @@ from lowrank_study.spectra.against_base import (
 from lowrank_study.spectra.noise import noise_energy_rank
 from lowrank_study.spectra.ranks import energy_rank
 from lowrank_study.spectra.spectrum import measure
-from lowrank_study.spectra.subspaces import (
-    chance_similarity,
-    directions_of,
-    subspace_similarity,
-)
+from lowrank_study.spectra.subspaces import chance_similarity, directions_of, subspace_similarity
 from lowrank_study.spectra.tables import row
 from lowrank_study.spectra.updates import FactoredUpdate, Update
 from lowrank_study.sweeps.updates import updates_of_run
@@ -48,9 +44,6 @@ SIMILARITY = ["first_rank", "second_rank", "seeds", "of", "i", "j"]
 
 INTRUDERS_AMONG, INTRUDER_COSINE = 10, 0.5
 """k and ε of Shuttleworth et al. 2024."""
-
-
-# ---------------------------------------------------------------- measures of one run
 
 
 def accuracy(run: TrainedRun) -> Iterator[Row]:
@@ -133,9 +126,6 @@ def _shares(update: Update, *, weights: bool) -> Iterator[Row]:
         for name, matrix in (("before", before), ("after", before + update.dense())):
             values = svd.svd_of_matrix(matrix, method="gram").singular_values
             yield {**shared, "matrix": name, "own": 100 * energy_rank(values, 0.9) / side}
-
-
-# ---------------------------------------------------------------- measures of several runs
 
 
 def similarity_of_ranks(runs: Runs) -> Iterator[Row]:
@@ -246,9 +236,6 @@ def intruders(runs: Runs) -> pd.DataFrame:
     most = chi2.ppf((1 + CONFIDENCE) / 2, 2 * count + 2) / 2 / matrices
     low, high = table["low"].clip(lower=0.0), table["high"]
     return table.assign(low=np.fmin(low, np.nan_to_num(least)), high=np.fmax(high, most))
-
-
-# ---------------------------------------------------------------- tables
 
 
 def _over_runs(

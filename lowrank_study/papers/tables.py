@@ -1,7 +1,5 @@
 """Published numbers beside those of this suite, one row per number.
 
-    beside(paper, runs)      # the paper's keys, published, own, low, high, n, of_noise
-
 A file in `conf/paper/` holds the published numbers and names the experiment that asks the same
 question here and its measure (`measures.py`). Models, data and scale differ from the paper's, so
 compare patterns, not levels.

@@ -1,8 +1,4 @@
-"""Read an ended run from the run store, and check its files against the recorded hashes.
-
->>> run = read_run(Path("results/runs") / run_id, run_id)
->>> run.check_files("checkpoint/")     # refuses files that have changed since
-"""
+"""Read an ended run from the run store, and check its files against the recorded hashes."""
 
 import hashlib
 import json

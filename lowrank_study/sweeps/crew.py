@@ -1,19 +1,14 @@
-"""The workers of one command: start them, watch them, replace crashed ones, end them with it.
-
->>> run_workers(work, {"run_0": 1.0}, launcher="local", places=places, display=display)
-"""
+"""The workers of one command: start them, watch them, replace crashed ones, end them with it."""
 
 import math
 import signal
-import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 from lowrank_study.errors import InputError, Unfinished
+from lowrank_study.machine import interrupted_by_sigterm
 from lowrank_study.runs.store import RunStore, TrainedRun
 from lowrank_study.sweeps.jobs import Work
 from lowrank_study.sweeps.launch import Launcher, Place, Process, launcher_of
@@ -47,7 +42,7 @@ def run_workers(
     """
     store, run_ids = RunStore(work.folder), list(costs)
     stage = display.stage(work.sweep, costs, store.progress(run_ids))
-    with _interrupted_by_sigterm(), Crew(store, work, launcher_of(launcher), places) as crew:
+    with interrupted_by_sigterm(), Crew(store, work, launcher_of(launcher), places) as crew:
         while crew.is_at_work(run_ids):
             time.sleep(_POLL_SECONDS)
             if not store.has_plan(work.sweep):
@@ -170,20 +165,3 @@ def run_jobs(
             for run in ended:  # another command may have done it with other settings
                 if run.record["settings"] == work.settings:
                     del waiting[run.spec.run_id]
-
-
-@contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C, so that workers end before this process does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

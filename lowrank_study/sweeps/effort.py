@@ -1,8 +1,4 @@
-"""Count the operations of runs, for packs and forecasts.
-
->>> Effort().of(spec)
-2.7e12
-"""
+"""Count the operations of runs, for packs and forecasts."""
 
 from dataclasses import dataclass, field, replace
 

@@ -1,7 +1,5 @@
 """Predict how long runs will take.
 
-    forecast(runs_of(configs), results=Path("results"), workers=2)      # seconds
-
 The prediction divides a run's operations (`effort.py`) by the speed of a matrix product, which is
 measured on this machine, times the share of that speed that whole runs reach.
 """

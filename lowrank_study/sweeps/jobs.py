@@ -76,20 +76,18 @@ def end_each(leases: Sequence[Lease], work: Work, do: Callable[[Lease], object])
 def end(lease: Lease, outcome: Mapping[str, Any] | Exception, *, status: str = "done") -> None:
     """Commit a leased run with its record, or as failed with the reason."""
     try:
-        if not isinstance(outcome, Exception):
-            try:
-                lease.commit(status=status, record=outcome)
-            except LeaseLost:
-                raise
-            except Exception as error:
-                outcome = error
         if isinstance(outcome, LeaseLost):
             raise outcome
         if isinstance(outcome, Exception):
-            # A failed run keeps no checkpoint, which makes room on a full disk for its record.
             lease.commit(status="failed", record={"message": _reason(outcome)})
+        else:
+            lease.commit(status=status, record=outcome)
     except LeaseLost as lost:
         print(lost, file=sys.stderr)
+    except Exception as error:
+        if isinstance(outcome, Exception):
+            raise
+        end(lease, error)  # a failed run keeps no checkpoint, which makes room on a full disk
 
 
 def _reason(error: Exception) -> str:

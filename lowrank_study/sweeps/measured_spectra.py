@@ -1,8 +1,4 @@
-"""Read the stored spectra of ended runs, and check which checkpoint they belong to.
-
->>> read_spectra(run, Path("results"))          # None if they were not measured
->>> without_spectra(runs, Path("results"))      # run id → reason
-"""
+"""Read the stored spectra of ended runs, and check which checkpoint they belong to."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,11 +6,7 @@ from pathlib import Path
 from lowrank_study.errors import InputError
 from lowrank_study.results import spectra_file
 from lowrank_study.runs.store import TrainedRun
-from lowrank_study.spectra.spectra_file import (
-    count_spectra,
-    load_spectra,
-    spectra_made_from,
-)
+from lowrank_study.spectra.spectra_file import count_spectra, load_spectra, spectra_made_from
 from lowrank_study.spectra.spectrum import Spectrum
 
 

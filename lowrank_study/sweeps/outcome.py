@@ -1,8 +1,4 @@
-"""Report how the runs of a sweep ended, in words and by the exit code.
-
-require_sweeps(config)      # before anything slow: does the sweep exist?
-check_sweeps(config)        # at the end: did any of its runs fail?
-"""
+"""Report how the runs of a sweep ended, in words and by the exit code."""
 
 import shlex
 from collections import Counter

@@ -1,8 +1,4 @@
-"""Plan a sweep: check all runs, fetch what they need, group them into packs. Nothing is written.
-
->>> planned = plan_sweep(specs, name="mine", results=Path("results"), ...)
->>> planned.packs, planned.places
-"""
+"""Plan a sweep: check all runs, fetch what they need, group them into packs. Nothing is written."""
 
 import math
 from collections.abc import Sequence

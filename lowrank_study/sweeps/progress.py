@@ -1,9 +1,4 @@
-"""How far a command is: one live display on a terminal, plain lines in a log.
-
->>> with Display() as display:
-...     stage = display.stage("rank_sweep", costs, store.progress(run_ids))
-...     stage.show(store.progress(run_ids))
-"""
+"""How far a command is: one live display on a terminal, plain lines in a log."""
 
 import sys
 import time

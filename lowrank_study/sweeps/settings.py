@@ -1,7 +1,4 @@
-"""Check that runs may be compared: they differ only in method, learning rate and seeds.
-
->>> check_alike(store.ended(store.sweep("mine")), sweep="mine")
-"""
+"""Check that runs may be compared: they differ only in method, learning rate and seeds."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence

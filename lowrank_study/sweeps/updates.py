@@ -12,10 +12,7 @@ from lowrank_study.runs.store import TrainedRun
 from lowrank_study.spectra.spectra_file import save_spectra
 from lowrank_study.spectra.spectrum import Spectrum, measure
 from lowrank_study.spectra.updates import Update
-from lowrank_study.sweeps.measured_spectra import (
-    is_asked_for,
-    is_measured,
-)
+from lowrank_study.sweeps.measured_spectra import is_asked_for, is_measured
 
 
 def measure_run(run: TrainedRun, results: Path) -> None:

@@ -112,12 +112,7 @@ class Classification(Task):
             wanted = pd.Series(True, index=labels.index)
             required = {self.label_column: labels}
         found = select(
-            self,
-            split,
-            rows,
-            text_columns=self.text_columns,
-            required=required,
-            wanted=wanted,
+            self, split, rows, text_columns=self.text_columns, required=required, wanted=wanted
         )
         stripped = int(had_space[found.frame.index].sum())
         warnings = [f"{rows.of}: {stripped:,} labels had white space around them"] * (stripped > 0)

@@ -1,6 +1,6 @@
 """The one training loop, for every method and for any number of runs at once.
 
->>> result = fit(spec, checkpoint_folder=Path("out"), tracker=NoTracker())
+>>> result = fit(spec, checkpoint_folder=Path("out"), tracker=Tracker())
 >>> result.record["test"]["accuracy"]
 0.794
 """

@@ -3,9 +3,6 @@
 The measured memory is that of the GPU if runs train on one, else that of the process. A worker
 process trains many runs. Before each run it frees memory and resets the peak (on Linux), so that
 a run's peak is its own.
-
-    >>> predict_peak(spec).peak(pack_size=4)
-    803000000
 """
 
 import ctypes

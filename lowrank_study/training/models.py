@@ -1,9 +1,4 @@
-"""Build a model that is ready to train from a base model and a method.
-
->>> model = build_model(spec, model_folder(spec.model), number_of_labels=2)
->>> target_modules(model, spec.model, ("attention_qv",))[0]
-'bert.encoder.layer.0.attention.self.query'
-"""
+"""Build a model that is ready to train from a base model and a method."""
 
 import copy
 import functools

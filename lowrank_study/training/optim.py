@@ -38,12 +38,7 @@ def make_optimizer(model: nn.Module, spec: RunSpec) -> optim.Optimizer:
             starts = [parameter.detach().clone() for parameter in parameters]
             group |= {"weight_decay": 0.0, "pull": decay, "starts": starts}
         groups.append(group)
-    optimizer = optim.AdamW(
-        groups,
-        betas=train.adam_betas,
-        eps=train.adam_epsilon,
-        fused=True,
-    )
+    optimizer = optim.AdamW(groups, betas=train.adam_betas, eps=train.adam_epsilon, fused=True)
     optimizer.register_step_pre_hook(_pull_to_starts)
     return optimizer
 

@@ -2,9 +2,6 @@
 
 A classifier finds the last token of a text by the padding id in its configuration, but the
 tokenizer pads the texts. If the two ids differ, the tokenizer's is used.
-
-    >>> pad_by_tokenizer(model, folder)
-    >>> check_reads(model, spec, splits)
 """
 
 from pathlib import Path

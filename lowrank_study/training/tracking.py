@@ -1,8 +1,4 @@
-"""Trackers store a run's learning curve: nowhere, in a JSON-lines file, or in wandb.
-
->>> with make_tracker("jsonl", spec, folder) as tracker:
-...     tracker.log(step=10, metrics={"train_loss": 0.61})
-"""
+"""Trackers store a run's learning curve: nowhere, in a JSON-lines file, or in wandb."""
 
 import json
 import os
@@ -12,8 +8,7 @@ from collections.abc import Callable, Mapping
 from http.client import HTTPException
 from netrc import NetrcParseError, netrc
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
@@ -24,36 +19,20 @@ _ANSWER_SECONDS = 3
 _FINISH_SECONDS = 10
 
 
-class Tracker(Protocol):
-    """Stores the metrics of a run during training."""
+class Tracker:
+    """Stores the metrics of a run during training; this one stores nothing."""
 
     def log(self, *, step: int, metrics: Mapping[str, float]) -> None:
         """Store the metrics of one step."""
 
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
-
-
-class NoTracker:
-    """Stores nothing; the run's record has its final metrics."""
-
-    def log(self, *, step: int, metrics: Mapping[str, float]) -> None:
-        """Ignore the metrics."""
-
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
         return None
 
 
-class JsonLinesTracker:
+class JsonLinesTracker(Tracker):
     """Appends one JSON object for each step to `curve.jsonl` in the run's folder."""
 
     def __init__(self, folder: Path) -> None:
@@ -64,14 +43,11 @@ class JsonLinesTracker:
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
         self._file.close()
 
 
-class WandbTracker:
+class WandbTracker(Tracker):
     """Stores each run in wandb. No failure of wandb stops training or delays it by much.
 
     wandb runs online if there is a key for the server and the server answers. Otherwise it writes
@@ -110,11 +86,8 @@ class WandbTracker:
             _warn(f"the rest of the curve is lost: {_first_line(error)}")
             self._run = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        run, failed = self._run, kind is not None
+    def __exit__(self, *error: object) -> None:
+        run, failed = self._run, error[0] is not None
 
         def finish() -> None:
             try:
@@ -193,4 +166,4 @@ def make_tracker(name: str, spec: RunSpec, folder: Path, group: str) -> Tracker:
         case "wandb":
             return WandbTracker(spec, folder, group)
         case _:
-            return NoTracker()
+            return Tracker()

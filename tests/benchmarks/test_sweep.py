@@ -12,7 +12,7 @@ from lowrank_study.config.run import compose
 from lowrank_study.methods.lora import Lora
 from lowrank_study.sweeps.sweep import sweep
 from lowrank_study.training.fit import fit
-from lowrank_study.training.tracking import NoTracker
+from lowrank_study.training.tracking import Tracker
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +80,7 @@ def test_from_the_same_start_the_trainer_ends_at_the_same_weights(
     fp32 = ["model.dropout=0.0", "trainer.precision=fp32"]
     spec = compose(*tiny_overrides, *fp32, "method.rank=2", "method.learning_rate=1e-2")
     theirs = peft_loop.train(spec, tmp_path / "theirs", same_start=True)
-    ours = fit(spec, checkpoint_folder=tmp_path / "ours", tracker=NoTracker())
+    ours = fit(spec, checkpoint_folder=tmp_path / "ours", tracker=Tracker())
     assert ours.record["test"]["accuracy"] == theirs["test_score"]
     file = "adapter_model.safetensors"
     trained = load_file(tmp_path / "ours" / file)

@@ -20,7 +20,7 @@ from lowrank_study.spec import HubRepo
 from lowrank_study.spectra.noise import noise_energy_rank
 from lowrank_study.spectra.updates import FactoredUpdate
 from lowrank_study.training.fit import fit
-from lowrank_study.training.tracking import NoTracker
+from lowrank_study.training.tracking import Tracker
 
 NAMES = sorted(path.stem for path in (CONF_FOLDER / "paper").glob("*.yaml"))
 
@@ -41,7 +41,7 @@ def trained(
         for method in (["method.rank=2"], ["method.rank=4"], ["method=full"]):
             spec = compose(*tiny_overrides, *method, f"seed={seed}")
             folder = tmp_path_factory.mktemp("run")
-            found = fit(spec, checkpoint_folder=folder / "checkpoint", tracker=NoTracker())
+            found = fit(spec, checkpoint_folder=folder / "checkpoint", tracker=Tracker())
             runs.append(TrainedRun(spec=spec, status="done", record=found.record, folder=folder))
     return runs
 

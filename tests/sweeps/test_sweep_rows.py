@@ -14,7 +14,7 @@ from lowrank_study.spec import RunSpec
 from lowrank_study.sweeps.plan import check_specs
 from lowrank_study.sweeps.sweep import sweep
 from lowrank_study.training.fit import fit
-from lowrank_study.training.tracking import NoTracker
+from lowrank_study.training.tracking import Tracker
 
 FIRST = "left out: 6 of 246 rows of holes.csv (2.4 %): 'verdict' is empty (first in row 241)"
 
@@ -67,11 +67,11 @@ def test_a_run_keeps_what_was_left_out_and_refuses_an_edited_file(
     specs: Callable[..., RunSpec], tmp_path: Path
 ) -> None:
     spec = specs(6, "trainer.evaluations=1")
-    result = fit(spec, checkpoint_folder=tmp_path / "out", tracker=NoTracker())
+    result = fit(spec, checkpoint_folder=tmp_path / "out", tracker=Tracker())
     assert result.record["left_out"] == [FIRST]
     specs(7)
     with pytest.raises(InputError, match=r"holes\.csv has changed since"):
-        fit(spec, checkpoint_folder=tmp_path / "again", tracker=NoTracker())
+        fit(spec, checkpoint_folder=tmp_path / "again", tracker=Tracker())
 
 
 def test_a_run_refuses_a_base_model_that_was_edited(
@@ -86,7 +86,7 @@ def test_a_run_refuses_a_base_model_that_was_edited(
     weights = base / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\1\1\1\1")
     with pytest.raises(InputError, match=r"model\.safetensors has changed .*was found"):
-        fit(spec, checkpoint_folder=tmp_path / "out", tracker=NoTracker())
+        fit(spec, checkpoint_folder=tmp_path / "out", tracker=Tracker())
 
 
 def ended(spec: RunSpec, results: Path, digest: str) -> None:

@@ -17,7 +17,7 @@ from lowrank_study.spec import RunSpec, from_mapping, to_mapping
 from lowrank_study.sweeps.tuning import worth
 from lowrank_study.tasks import task_named, task_names
 from lowrank_study.training.fit import fit
-from lowrank_study.training.tracking import NoTracker
+from lowrank_study.training.tracking import Tracker
 
 PERPLEXITY = '''
 from dataclasses import dataclass
@@ -77,7 +77,7 @@ def test_a_stored_run_keeps_its_kind(perplexity: RunSpec) -> None:
 
 
 def test_training_and_tables_follow_the_metric(perplexity: RunSpec, tmp_path: Path) -> None:
-    result = fit(perplexity, checkpoint_folder=tmp_path / "out", tracker=NoTracker())
+    result = fit(perplexity, checkpoint_folder=tmp_path / "out", tracker=Tracker())
     assert result.test is not None
     run = TrainedRun(spec=perplexity, status="done", record=result.record, folder=tmp_path)
     [row] = runs_table([run]).to_dict("records")

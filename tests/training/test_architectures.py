@@ -23,7 +23,7 @@ from lowrank_study.training import memory
 from lowrank_study.training.fit import fit
 from lowrank_study.training.member import FitResult
 from lowrank_study.training.models import model_without_weights
-from lowrank_study.training.tracking import NoTracker
+from lowrank_study.training.tracking import Tracker
 from lowrank_study.training.unpadded import can_unpad
 
 SIZES = {
@@ -137,7 +137,7 @@ def spec_of(texts_file: Path, sized_model: Callable[..., Path]) -> Callable[...,
 
 
 def trained(spec: RunSpec, folder: Path) -> FitResult:
-    return fit(spec, checkpoint_folder=folder, tracker=NoTracker(), device="cpu")
+    return fit(spec, checkpoint_folder=folder, tracker=Tracker(), device="cpu")
 
 
 @torch.no_grad()

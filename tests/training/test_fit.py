@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 
@@ -15,7 +16,6 @@ from lowrank_study.data.splits import Split, load_splits
 from lowrank_study.data.tokenizer import padding_id
 from lowrank_study.errors import InputError
 from lowrank_study.loaded import model_folder
-from lowrank_study.methods.layers.lora import load_adapter
 from lowrank_study.tasks import Task
 from lowrank_study.tasks.classification import Classification
 from lowrank_study.training import member, unpadded
@@ -25,14 +25,14 @@ from lowrank_study.training.fit import Job, backward, fit, fit_together, torch_d
 from lowrank_study.training.member import Diverged, FitResult
 from lowrank_study.training.models import build_model, load_model
 from lowrank_study.training.packing import Pack
-from lowrank_study.training.tracking import JsonLinesTracker, NoTracker
+from lowrank_study.training.tracking import JsonLinesTracker, Tracker
 from lowrank_study.training.unpadded import padded_scores
 
 CPU = torch.device("cpu")
 
 
 def run(overrides: list[str], folder: Path, *more: str) -> FitResult:
-    return fit(compose(*overrides, *more), checkpoint_folder=folder, tracker=NoTracker())
+    return fit(compose(*overrides, *more), checkpoint_folder=folder, tracker=Tracker())
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_training_learns_repeats_and_restores(
         model = load_model(Classification, tmp_path / "a", number_of_labels=2, dropout=None)
     else:
         model = load_model(Classification, tiny_model("bert"), number_of_labels=2, dropout=None)
-        load_adapter(model, tmp_path / "a")
+        model = peft.PeftModel.from_pretrained(model, tmp_path / "a")
     splits = load_splits(spec.task, tiny_model("bert"))
     model.eval()
     read = predict(
@@ -131,12 +131,12 @@ def test_the_model_is_shown_after_every_step(tiny_overrides: list[str], tmp_path
         seen.append((step, sum(weights)))
 
     spec = compose(*tiny_overrides, "method=full", "method.learning_rate=1e-2")
-    job = Job(spec=spec, checkpoint_folder=tmp_path / "a", tracker=NoTracker(), watch=watch)
+    job = Job(spec=spec, checkpoint_folder=tmp_path / "a", tracker=Tracker(), watch=watch)
     [watched] = fit_together([job], device="cpu")
     assert isinstance(watched, FitResult)
     assert [step for step, _ in seen] == list(range(1, watched.record["steps"] + 1))
     assert len({weight for _, weight in seen}) == len(seen)
-    alone = fit(spec, checkpoint_folder=tmp_path / "b", tracker=NoTracker())
+    alone = fit(spec, checkpoint_folder=tmp_path / "b", tracker=Tracker())
     assert alone.test is not None
     assert watched.test is not None
     np.testing.assert_array_equal(alone.test.losses, watched.test.losses)
@@ -148,7 +148,7 @@ def test_who_watches_ends_its_own_run_alone(tiny_overrides: list[str], tmp_path:
 
     specs = [compose(*tiny_overrides, f"method.rank={rank}") for rank in (1, 2)]
     first, second = (
-        Job(spec=spec, checkpoint_folder=tmp_path / spec.run_id, tracker=NoTracker(), **more)
+        Job(spec=spec, checkpoint_folder=tmp_path / spec.run_id, tracker=Tracker(), **more)
         for spec, more in zip(specs, ({"watch": fails}, {}), strict=True)
     )
     failed, done = fit_together([first, second], device="cpu")

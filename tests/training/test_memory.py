@@ -17,7 +17,7 @@ from pathlib import Path
 from lowrank_study.config.run import compose
 from lowrank_study.training.fit import Job, fit_together
 from lowrank_study.training.memory import predict_peak
-from lowrank_study.training.tracking import NoTracker
+from lowrank_study.training.tracking import Tracker
 
 small = ["task.train_size=96", "task.validation_size=32", "task.test_size=32", "model.dropout=0.0"]
 runs, *overrides = sys.argv[1:]
@@ -25,7 +25,7 @@ specs = [compose(*small, *overrides, f"seed={seed}", "data_seed=0") for seed in 
 predicted = predict_peak(specs[0]).peak(len(specs))
 with tempfile.TemporaryDirectory() as out:
     jobs = [
-        Job(spec=spec, checkpoint_folder=Path(out) / spec.run_id, tracker=NoTracker())
+        Job(spec=spec, checkpoint_folder=Path(out) / spec.run_id, tracker=Tracker())
         for spec in specs
     ]
     outcomes = fit_together(jobs, device="cpu")

@@ -14,7 +14,7 @@ from lowrank_study.errors import InputError
 from lowrank_study.tasks.classification import Classification
 from lowrank_study.training.fit import fit
 from lowrank_study.training.models import build_model, load_model
-from lowrank_study.training.tracking import NoTracker
+from lowrank_study.training.tracking import Tracker
 
 
 def test_dropout_of_the_model_is_set(tiny_model: Callable[[str], Path]) -> None:
@@ -51,7 +51,7 @@ def test_a_model_without_its_pooler_is_refused(
     save_file(kept, lacking / "model.safetensors", metadata={"format": "pt"})
     spec = compose(*tiny_overrides, f"model.source={lacking}")
     with pytest.raises(InputError, match=r"lacks bert\.pooler\.dense\.bias: it would be random"):
-        fit(spec, checkpoint_folder=tmp_path, tracker=NoTracker())
+        fit(spec, checkpoint_folder=tmp_path, tracker=Tracker())
 
 
 def test_a_classifier_of_other_classes_gets_a_new_head(
@@ -63,7 +63,7 @@ def test_a_classifier_of_other_classes_gets_a_new_head(
         Classification, tiny_model("bert"), number_of_labels=3, dropout=None
     ).save_pretrained(old)
     spec = compose(*tiny_overrides, f"model.source={old}")
-    result = fit(spec, checkpoint_folder=tmp_path / "run", tracker=NoTracker())
+    result = fit(spec, checkpoint_folder=tmp_path / "run", tracker=Tracker())
     assert result.record["test"]["accuracy"] > 0
     saved = load_file(tmp_path / "run" / "adapter_model.safetensors")
     [head] = [saved[name] for name in saved if name.endswith("classifier.weight")]

@@ -20,7 +20,7 @@ from lowrank_study.training.batches import Batch, extreme_texts
 from lowrank_study.training.fit import fit
 from lowrank_study.training.models import build_model, check_fits
 from lowrank_study.training.packing import Pack
-from lowrank_study.training.tracking import NoTracker
+from lowrank_study.training.tracking import Tracker
 from lowrank_study.training.unpadded import padded_scores
 
 CPU = torch.device("cpu")
@@ -67,7 +67,7 @@ def test_the_tokenizers_padding_counts(
     model = sized_model(family, **own) if own else tiny_model(family)
     folder = edited(model, "config.json", pad_token_id=7)
     spec = spec_on(tiny_overrides, family, folder, "method=full", f"trainer.reference={reference}")
-    result = fit(spec, checkpoint_folder=tmp_path / "out", tracker=NoTracker())
+    result = fit(spec, checkpoint_folder=tmp_path / "out", tracker=Tracker())
     alone = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
     assert alone.config.pad_token_id == 0
     split = load_splits(spec.task, folder).test

@@ -21,17 +21,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from lowrank_study.checkpoints import open_adapter, save_adapter
-from lowrank_study.errors import InputError
+from lowrank_study.checkpoints import save_adapter
 from lowrank_study.hashing import sha256_of_file
 from lowrank_study.methods.layers.linear import (
     AdaptedLinear,
     check_rank,
-    is_linear,
     linear_shape,
     replace_maps,
 )
-from lowrank_study.methods.layers.modules import head_names, in_head, task_of, train_head
+from lowrank_study.methods.layers.modules import head_names, in_head, task_of
 from lowrank_study.methods.lora import Lora
 
 
@@ -145,43 +143,4 @@ def save_lora(model: nn.Module, lora: Lora, folder: Path, *, base_name: str, bas
         fan_in_fan_out=any(isinstance(each.base, Conv1D) for each in modules.values()),
         base_sha256=[sha256_of_file(file) for file in sorted(base.glob("*.safetensors"))],
         settings=lora.peft_settings,
-    )
-
-
-def load_adapter(model: nn.Module, folder: Path) -> None:
-    """Put a saved LoRA adapter, ours or PEFT's, on a freshly loaded model.
-
-    Raises:
-        InputError: The adapter is of another kind, or has modules or shapes that the model lacks.
-    """
-    with open_adapter(folder) as adapter:
-        adapter.refuse_partial()
-        if adapter.kind != "lora":
-            raise InputError(f"{folder}: a {adapter.kind} adapter; load it with PEFT")
-        linear = {name for name, module in model.named_modules() if is_linear(module)}
-        if unknown := sorted(set(adapter.modules()) - linear):
-            raise InputError(f"{folder}: adapts {unknown[0]!r}, not a linear map of the model")
-        factors = {name: adapter.factors(name) for name in adapter.modules()}
-        saved = {name: torch.from_numpy(adapter.read(name)) for name in adapter.saved_weights()}
-    if unknown := sorted(set(saved) - set(model.state_dict())):
-        raise InputError(f"{folder}: it saves {unknown[0]!r}, which the model lacks")
-    model.load_state_dict(saved, strict=False)
-    add_lora(model, {name: _lora_of(f.A_RI.shape[0], f.scaling) for name, f in factors.items()})
-    with torch.no_grad():
-        for name, module in lora_modules(model):
-            module.A_RI.copy_(torch.from_numpy(factors[name].A_RI))
-            module.B_OR.copy_(torch.from_numpy(factors[name].B_OR))
-    train_head(model)
-
-
-def _lora_of(rank: int, scaling: float) -> Lora:
-    """Return what a saved adapter says of its LoRA; it doesn't say how it was trained."""
-    return Lora(
-        learning_rate=math.nan,
-        rank=rank,
-        alpha=scaling * rank,
-        scaling_rule="alpha_over_rank",
-        dropout=0.0,
-        init="kaiming",
-        target=(),
     )

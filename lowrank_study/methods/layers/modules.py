@@ -1,8 +1,4 @@
-"""Modules of a model: the new head, and the linear maps that a target names.
-
->>> target_modules(model, spec.model, ("attention_qv",))[0]
-'bert.encoder.layer.0.attention.self.query'
-"""
+"""Modules of a model: the new head, and the linear maps that a target names."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any

@@ -1,7 +1,5 @@
 """Put PEFT's adapters on a model, and refuse kinds and options that PEFT would misread.
 
-    >>> adapted = add_peft(model, method, spec.model)
-
 A kind is refused if PEFT would silently train something else: it needs calls that this training
 loop doesn't make, or it doesn't read targets as `method.target` gives them. An option is refused if
 PEFT ignores it. `tests/methods/test_peft.py` tries all kinds and options of PEFT 0.21; add a kind
@@ -111,10 +109,7 @@ _ONLY_WITH: dict[str, dict[str, tuple[str, Any]]] = {
     "ADAMSS": {"svd_threshold": ("use_dynamic_rank", True)},
     "DEFT": {"init_scale": ("init_weights", False)},
     "MISS": {"mini_r": ("init_weights", "mini")},
-    "OFT": {
-        "eps": ("coft", True),
-        "num_cayley_neumann_terms": ("use_cayley_neumann", True),
-    },
+    "OFT": {"eps": ("coft", True), "num_cayley_neumann_terms": ("use_cayley_neumann", True)},
     "PSOFT": {
         "cayley_neumann_eps": ("use_cayley_neumann", True),
         "num_cayley_neumann_terms": ("use_cayley_neumann", True),
