@@ -92,11 +92,7 @@ def strip_name(name: str) -> str:
 
 
 def strip_wrappers(names: Iterable[str]) -> dict[str, str]:
-    """Map every stripped name to the name in the file.
-
-    Raises:
-        InputError: two names are the same once stripped.
-    """
+    """Map every stripped name to the name in the file."""
     result: dict[str, str] = {}
     for name in names:
         stripped = strip_name(name)

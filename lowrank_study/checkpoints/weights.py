@@ -50,7 +50,6 @@ class Weights(Closing):
     ) -> None:
         where = shown(path)
         self.path = path
-        """The path that was opened."""
         self.files = tuple(files)
         """The model's files, each with `.path`, `.size` and `.sha256`."""
         self.config = config
@@ -91,11 +90,7 @@ class Weights(Closing):
         return len(self._tensors) - len(self.skipped)
 
     def info(self, name: str) -> TensorInfo:
-        """Return the place and type of a tensor.
-
-        Raises:
-            InputError: there is no such tensor, or it holds no weights.
-        """
+        """Return the place and type of a tensor."""
         if name in self.skipped:
             raise InputError(
                 f"{shown(self.path)}: tensor {shown(name)} can't be read as weights "
@@ -121,11 +116,7 @@ class Weights(Closing):
         return self.info(name).dtype
 
     def read(self, name: str) -> Array:
-        """Return one tensor exactly, as float32 (float64 if stored so, or scaled float8).
-
-        Raises:
-            InputError: there is no such tensor, or its file can't be read or has changed.
-        """
+        """Return one tensor exactly, as float32 (float64 if stored so, or scaled float8)."""
         shape = self.info(name).shape
         return self.read_rows(name, 0, shape[0] if shape else 1)
 

@@ -38,11 +38,7 @@ class OpenedAdapter(Opened):
     def __init__(
         self, subject: AdapterOnBase, stack: ExitStack, *, allow_pickle: bool, prefix: str
     ) -> None:
-        """Open the files, which `stack` closes; only headers are read.
-
-        Raises:
-            InputError: A file can't be read exactly, or the adapter does not fit the base.
-        """
+        """Open the files, which `stack` closes; only headers are read."""
         self.prefix = prefix
         self.adapter: Adapter = stack.enter_context(
             open_adapter(subject.adapter, allow_pickle=allow_pickle)
@@ -135,10 +131,6 @@ def left_out_of_adapter(adapter: Adapter, base: Weights | None) -> list[LeftOut]
 
     The share of a module that the base does not have, such as a new head, is relative to the
     whole adapted model: relative to a small adapter, it would always be large.
-
-    Args:
-        adapter: The opened adapter.
-        base: The base model, or None if it is not given.
     """
     if base is None:
         lost = [

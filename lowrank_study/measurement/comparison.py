@@ -131,10 +131,7 @@ def against_base(
         )
         result[f"overlap_{side}_chance"] = resolved(getattr(overlap, f"{side}_chance"))
     found_intruders = intruder_dimensions(
-        update,
-        W0_left_OK,
-        k=min(intruders, *update.shape),
-        epsilon=epsilon,
+        update, W0_left_OK, k=min(intruders, *update.shape), epsilon=epsilon
     )
     result["intruder_dimensions"] = resolved(len(found_intruders.positions))
     return result, found_intruders.largest_cosines
@@ -150,12 +147,7 @@ def against_other(
 ) -> tuple[dict[str, Reading], Similarity | None]:
     """Return the readings of the group "other": the similarity of two updates, and chance levels.
 
-    Args:
-        first: Directions of one update above its floor.
-        second: Directions of the other update of the same matrix.
-
-    Returns:
-        The readings and all phi(i, j), or None if an update has no direction above its floor.
+    The second result is None if an update has no direction above its floor.
 
     Source:
         Hu et al., "LoRA", 2021, eq. 4.

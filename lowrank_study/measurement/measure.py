@@ -113,11 +113,7 @@ def measure_spectra(
 def _report_left_out(
     opened: list[Opened], before: list[LeftOut], settings: MeasureSettings, report: OnLeftOut
 ) -> list[LeftOut]:
-    """Return the parts that are left out so far, and report the new ones.
-
-    Raises:
-        InputError: More is left out than the settings allow.
-    """
+    """Return the parts that are left out so far, and report the new ones."""
     parts = [part for each in reversed(opened) for part in each.left_out()]
     check_left_out(parts, allow_partial=settings.allow_partial)
     if new := in_words(part for part in parts if part not in before):

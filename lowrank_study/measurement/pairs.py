@@ -42,11 +42,7 @@ class OpenedPair(Opened):
     def __init__(
         self, subject: CheckpointPair, stack: ExitStack, *, allow_pickle: bool, prefix: str
     ) -> None:
-        """Open the files, which `stack` closes; only headers are read.
-
-        Raises:
-            InputError: A file can't be read exactly, or the two do not belong together.
-        """
+        """Open the files, which `stack` closes; only headers are read."""
         self.prefix = prefix
         self.before, self.after = (
             stack.enter_context(open_weights(path, allow_pickle=allow_pickle))

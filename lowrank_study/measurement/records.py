@@ -77,13 +77,10 @@ class Measurement:
     """All results of a measurement, and what was left out."""
 
     subject: Subject
-    """The update that was measured."""
     other_subject: Subject | None
     """The update that it was compared with."""
     settings: MeasureSettings
-    """How."""
     matrices: list[MeasuredMatrix]
-    """The updates, in the order of the files."""
     other_matrices: list[MeasuredMatrix]
     """The matrices of the other update; empty without one."""
     vectors: list[VectorChange]

@@ -9,13 +9,7 @@ from lowrank_study.measurement.records import MeasuredMatrix, MeasureSettings
 def remarks_on(
     matrices: Sequence[MeasuredMatrix], settings: MeasureSettings, *, total: int
 ) -> list[str]:
-    """Return remarks on matrices that did not change or were not compared with W0.
-
-    Args:
-        matrices: The measured matrices.
-        settings: How they were measured.
-        total: The number of all matrices, including left-out ones.
-    """
+    """Return remarks on matrices that did not change or were not compared with W0."""
     states = [matrix.state for matrix in matrices]
     remarks = []
     if settings.compare_with_base and all(not m.intruder_cosines for m in matrices):

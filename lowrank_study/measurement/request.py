@@ -16,12 +16,7 @@ from lowrank_study.config.sources import hub_repo, is_path
 from lowrank_study.errors import InputError
 from lowrank_study.files import require_folder
 from lowrank_study.measurement.measure import measure_spectra
-from lowrank_study.measurement.records import (
-    Measurement,
-    MeasureSettings,
-    OnLeftOut,
-    OnProgress,
-)
+from lowrank_study.measurement.records import Measurement, MeasureSettings, OnLeftOut, OnProgress
 from lowrank_study.measurement.subjects import AdapterOnBase, CheckpointPair, Subject
 from lowrank_study.results import measured_folder
 from lowrank_study.spectra.spectrum import METHODS
@@ -37,9 +32,7 @@ class MeasureRequest:
     sources: dict[str, str]
     """The given ones of before, after, adapter, base and other: paths or hub ids."""
     settings: MeasureSettings
-    """How to measure."""
     out: Path
-    """Folder of the report."""
 
 
 def read_request(config: Mapping[str, Any]) -> MeasureRequest:
@@ -58,11 +51,7 @@ def read_request(config: Mapping[str, Any]) -> MeasureRequest:
             "adapter=PATH, with base=PATH if the base is available"
         )
     out = fields.path_of("out") if config.get("out") is not None else Path(_default_out(sources))
-    return MeasureRequest(
-        sources=sources,
-        settings=_read_settings(fields),
-        out=require_folder(out),
-    )
+    return MeasureRequest(sources=sources, settings=_read_settings(fields), out=require_folder(out))
 
 
 def _read_settings(fields: Fields) -> MeasureSettings:

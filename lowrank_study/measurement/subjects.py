@@ -57,9 +57,7 @@ class VectorChange:
     """The change of one bias, norm weight or other tensor that is not a matrix."""
 
     name: str
-    """Name of the tensor."""
     length: int
-    """Number of entries."""
     storage_dtype: str
     """Coarser dtype of both files."""
     norm_before: float
@@ -101,9 +99,7 @@ class FileRecord:
     name: str
     """Its name without its folder."""
     size: int
-    """Size in bytes."""
     sha256: str
-    """SHA-256 of its content."""
 
 
 class Opened(ABC):
@@ -155,13 +151,7 @@ class Opened(ABC):
     def measured(self, *, method: MeasureMethod, vectors: bool) -> Iterator[Measured]:
         """Yield each update with its spectrum, in the order of the files.
 
-        Args:
-            method: As for `spectra.spectrum.measure`.
-            vectors: Whether each update itself is needed, unless it is too large for singular
-                vectors.
-
-        Raises:
-            InputError: A file can't be read, or has changed.
+        `vectors` asks for each update itself, unless it is too large for singular vectors.
         """
 
     def left_out(self) -> list[LeftOut]:
@@ -187,11 +177,6 @@ def resized_remark(module: str, before: int, after: int) -> str:
 
 def second_subject(subject: Subject, other: Path, *, allow_pickle: bool) -> Subject:
     """Return a second update of the same model, an adapter or a tuned checkpoint.
-
-    Args:
-        subject: The first update, whose base the second one shares.
-        other: A folder or a file.
-        allow_pickle: Whether PyTorch's own files are opened too.
 
     Raises:
         InputError: `other` can't be read, or is a whole model without a base to compare with.

@@ -39,9 +39,6 @@ def library(source: str) -> ctypes.CDLL | None:
     """Return the compiled library of a source in this folder; None if it can't be compiled.
 
     If there is a compiler, the reason is logged once.
-
-    Args:
-        source: File name, such as "tridiagonal.c".
     """
     if os.environ.get("LOWRANK_STUDY_NATIVE") == "0":
         return None

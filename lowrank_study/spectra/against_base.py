@@ -14,11 +14,7 @@ import numpy as np
 
 from lowrank_study.errors import InputError
 from lowrank_study.spectra import svd
-from lowrank_study.spectra.subspaces import (
-    Array,
-    Matrix,
-    directions_of,
-)
+from lowrank_study.spectra.subspaces import Array, Matrix, directions_of
 from lowrank_study.spectra.updates import DenseUpdate, Update
 
 
@@ -43,12 +39,7 @@ class Amplification:
 def amplification(update: Update, *, k: int) -> Amplification:
     """Return |delta|_F / |U^T W0 V|_F, with U, V the first k singular directions of the update.
 
-    Args:
-        update: An update with `W0_OI`.
-        k: Number of directions, usually the adapter rank; fewer if the update has fewer.
-
-    Raises:
-        InputError: `W0_OI` is missing, the update is zero, or k is below 1.
+    k is usually the adapter rank; fewer directions are used if the update has fewer.
 
     Source:
         Hu et al., "LoRA", 2021, section 7.3 and Table 7.
@@ -77,13 +68,7 @@ def projected_norm(W_OI: Matrix, U_OK: Matrix, V_IK: Matrix) -> float:
 
 
 def random_projected_norm(norm: float, k: int, shape: tuple[int, int]) -> float:
-    """Return |W|_F k / sqrt(m n), the root mean square of |U^T W V|_F for random U and V.
-
-    Args:
-        norm: |W|_F.
-        k: Number of directions on either side.
-        shape: (m, n) of W.
-    """
+    """Return |W|_F k / sqrt(m n), the root mean square of |U^T W V|_F for k random directions."""
     return norm * k / math.sqrt(shape[0] * shape[1])
 
 
@@ -104,11 +89,7 @@ class Overlap:
 
 
 def overlap_with_base(update: Update, *, k: int) -> Overlap:
-    """Return the share of an update in the top directions of its weight.
-
-    Args:
-        update: An update with `W0_OI`.
-        k: Number of leading singular directions of W0; fewer if its rank is lower.
+    """Return the share of an update in the top k directions of its weight, or fewer by its rank.
 
     Raises:
         InputError: `W0_OI` is missing, it or the update is zero, or k is not in 1..min(m, n).
@@ -159,9 +140,6 @@ def left_singular_vectors(matrix: Matrix) -> Array:
     """Return all left singular vectors of an (m, n) matrix, (m, min(m, n)), descending.
 
     If singular values agree to about 1e-7 sigma_1, only the span of their vectors is determined.
-
-    Raises:
-        InputError: The matrix is zero or holds NaN or Inf.
     """
     norm = svd.frobenius_norm(matrix)
     if norm == 0.0:
@@ -187,9 +165,6 @@ def intruder_dimensions(
         W0_left_OK: `left_singular_vectors(W0_OI)`, which serves many updates of one weight.
         k: Number of leading directions of W0 + delta to check (the paper: 10).
         epsilon: Threshold of |cos|, in (0, 1] (the paper: .5).
-
-    Raises:
-        InputError: `W0_OI` is missing or does not fit, or k or epsilon is out of range.
 
     Source:
         Shuttleworth et al., "LoRA vs Full Fine-tuning: An Illusion of Equivalence", 2024,

@@ -34,17 +34,8 @@ class DecayFit:
 def fit_decay(singular_values: npt.ArrayLike, *, law: Law, first: int, last: int) -> DecayFit:
     """Fit log sigma_i by least squares: on log i ("power") or on i ("exponential").
 
-    Args:
-        singular_values: Descending, any unit.
-        law: The family to fit.
-        first: First index, counted from 1.
-        last: Last index; values that are zero or absent end the range earlier.
-
-    Returns:
-        The fit; NaN if fewer than three positive values are in the range.
-
-    Raises:
-        InputError: The range is not 1 <= first < last.
+    Indices count from 1, and the fit ends before the first zero. It is NaN if fewer than three
+    values are left.
     """
     if not 1 <= first < last:
         raise InputError(f"range {first}..{last} of indices; give 1 <= first < last")

@@ -340,6 +340,5 @@ MEASURES = (
         "largest_angle", "largest angle (°)", "number", "other",
         "largest principal angle of both leading right subspaces"),
 )  # fmt: skip
-"""Every measure, in the order of columns."""
 
 MEASURE = {measure.name: measure for measure in MEASURES}

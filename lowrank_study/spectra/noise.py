@@ -42,16 +42,8 @@ def noise_energy_rank(out_features: int, in_features: int) -> float:
 def marchenko_pastur_median(beta: float) -> float:
     """Return the median of the Marchenko-Pastur law of lambda = sigma^2 / (max(m, n) s^2).
 
-    Its density is sqrt((b - x)(x - a)) / (2 pi beta x) on a, b = (1 -/+ sqrt(beta))^2.
-
-    Args:
-        beta: Aspect ratio min(m, n) / max(m, n), in (0, 1].
-
-    Returns:
-        The median, in (0, 1]; 1 in the limit beta -> 0.
-
-    Raises:
-        InputError: beta is outside (0, 1].
+    Its density is sqrt((b - x)(x - a)) / (2 pi beta x) on a, b = (1 -/+ sqrt(beta))^2. `beta` is
+    the aspect ratio min(m, n) / max(m, n). The median tends to 1 as beta tends to 0.
     """
     if not 0.0 < beta <= 1.0:
         raise InputError(f"aspect ratio {beta} is outside (0, 1]; give min(m, n) / max(m, n)")
@@ -74,14 +66,12 @@ def noise_std(singular_values: npt.ArrayLike, shape: tuple[int, int]) -> float:
     """Estimate the standard deviation s of the noise in each entry of a matrix.
 
     s = median(sigma) / sqrt(max(m, n) * mu_beta), mu_beta the Marchenko-Pastur median. The
-    estimate is robust if the signal has few of the directions.
+    estimate is robust if the signal has few of the directions. It is 0 if more than half of the
+    singular values are zero.
 
     Args:
         singular_values: Descending, any unit; zeros at the end may be missing.
         shape: (m, n) of the matrix, without rows and columns that are exactly zero.
-
-    Returns:
-        s in the unit of the singular values; 0.0 if more than half of them are zero.
     """
     m, n = shape
     beta = min(m, n) / max(m, n)
@@ -92,14 +82,7 @@ def marchenko_pastur_edge(singular_values: npt.ArrayLike, shape: tuple[int, int]
     """Return s (sqrt(m) + sqrt(n)), the expected largest singular value of noise alone.
 
     The largest value of pure noise scatters around the edge by about s n^(-1/6) and exceeds it in
-    a few matrices of a hundred.
-
-    Args:
-        singular_values: As for `noise_std`, which gives s.
-        shape: As for `noise_std`.
-
-    Returns:
-        The edge in the unit of the singular values; 0.0 for a matrix of low rank (no noise).
+    a few matrices of a hundred. The arguments are those of `noise_std`.
 
     Source:
         Marchenko & Pastur, "Distribution of eigenvalues for some sets of random matrices", 1967.
@@ -109,16 +92,11 @@ def marchenko_pastur_edge(singular_values: npt.ArrayLike, shape: tuple[int, int]
 
 
 def gavish_donoho_coefficient(beta: float) -> float:
-    """Return omega(beta), the ratio of the optimal hard threshold to the median singular value.
+    """Return omega(beta), the optimal hard threshold over the median singular value.
 
     omega(beta) = lambda(beta) / sqrt(mu_beta), lambda(beta)^2 = 2 (beta + 1)
     + 8 beta / (beta + 1 + sqrt(beta^2 + 14 beta + 1)); mu_beta is integrated numerically.
-
-    Args:
-        beta: Aspect ratio min(m, n) / max(m, n), in (0, 1].
-
-    Returns:
-        omega, 2.858 for a square matrix.
+    omega(1) is 2.858.
 
     Source:
         Gavish & Donoho, "The optimal hard threshold for singular values is 4/sqrt(3)", 2014,
@@ -135,15 +113,8 @@ def gavish_donoho_rank(
     """Count the directions worth keeping in a low-rank matrix under noise of unknown level.
 
     The count is that of sigma_i > max(omega(beta) * median(sigma), tolerance). If more than half
-    of the singular values are zero, the median is 0 and the count is the numerical rank.
-
-    Args:
-        singular_values: As for `noise_std`.
-        shape: As for `noise_std`.
-        tolerance: Value up to which a singular value counts as zero (`ranks.rank_tolerance`).
-
-    Returns:
-        A count in 0..min(m, n); 0 for pure noise.
+    of the singular values are zero, the median is 0 and the count is the numerical rank. The first
+    two arguments are those of `noise_std`; `tolerance` is that of `ranks.rank_tolerance`.
     """
     values = checked(singular_values)
     beta = min(shape) / max(shape)

@@ -131,9 +131,7 @@ class CoarseStart:
 def coarse_start(before: str, after: str) -> CoarseStart | None:
     """Return the test of whether W0's rounding is in a difference, or None if it surely is.
 
-    Args:
-        before: Storage dtype of W0.
-        after: Coarsest dtype that W has been through.
+    `before` is the storage dtype of W0, `after` the coarsest dtype that W has been through.
     """
     # Numbers in float8 or GGUF's quantisations do not determine their step.
     if coarser(before, after) == after or before not in ("float32", "float16", "bfloat16"):
@@ -144,14 +142,7 @@ def coarse_start(before: str, after: str) -> CoarseStart | None:
 def dtype_of_difference(
     W0: FloatArray, W: FloatArray, delta: FloatArray, *, dtypes: tuple[str, str]
 ) -> str:
-    """Return the coarsest dtype whose rounding is in the difference of two stored matrices.
-
-    Args:
-        W0: Before, as it was read.
-        W: After.
-        delta: W - W0.
-        dtypes: Storage dtypes of W0 and W.
-    """
+    """Return the coarsest dtype whose rounding is in delta = W - W0, given both storage dtypes."""
     before, after = dtypes[0], coarser(dtypes[1], dtype_of_values(W))
     start = coarse_start(before, after)
     if start is None:

@@ -57,9 +57,6 @@ def energy_rank(singular_values: npt.ArrayLike, share: float) -> int:
 
     Equality counts up to rounding (relative 4 eps per value), so that 9 of 10 equal values hold
     90 %.
-
-    Raises:
-        InputError: The share is outside (0, 1].
     """
     if not 0.0 < share <= 1.0:
         raise InputError(f"energy share {share} is outside (0, 1]; 0.9 means 90 %")
@@ -119,11 +116,7 @@ def participation_ratio(singular_values: npt.ArrayLike) -> float:
 
 
 def sigma_ratio(singular_values: npt.ArrayLike, index: int) -> float:
-    """Return sigma_1 / sigma_index; NaN if the latter is zero or absent, or the ratio overflows.
-
-    Raises:
-        InputError: The index is below 1.
-    """
+    """Return sigma_1 / sigma_index; NaN if the latter is zero or absent, or the ratio overflows."""
     if index < 1:
         raise InputError(f"index {index} of a singular value; indices start at 1")
     scaled = unit_scaled(singular_values)

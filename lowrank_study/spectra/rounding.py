@@ -56,19 +56,13 @@ def rounding_floor(W0_OI: Matrix | None, delta_OI: Matrix, dtype: str) -> Roundi
     W0 and of W = W0 + delta add; the error's Frobenius norm is the root of their sum, and its
     largest singular value is about the largest root-sum over a row plus the largest over a column
     (s (sqrt(m) + sqrt(n)) if all variances are s^2). Rows and columns in which nothing changed
-    hold no error and are left out. For updates smaller than a step, this is an upper estimate.
+    hold no error and are left out. For updates smaller than a step, this is an upper estimate. For
+    quantised integers the floor is NaN, because their entries do not determine their steps.
 
     Args:
         W0_OI: Matrix before, as it was stored; None if `delta_OI` is itself a stored matrix.
         delta_OI: W - W0, same shape and unit.
         dtype: Coarsest of both storage dtypes, a key of `FLOAT_FORMATS`.
-
-    Returns:
-        The floor in the unit of the weights; NaN for quantised integers, because their entries
-        do not determine their steps.
-
-    Raises:
-        InputError: The shapes differ, or a matrix holds NaN or Inf.
 
     Source:
         Step noise: Widrow & Kollar, "Quantization noise", 2008. Norm of a matrix with a
@@ -116,16 +110,8 @@ def rounding_floor_of_factors(
     With independent errors dB, dA, the error dB A + B dA has the expected squared norm
     sum_r |dB_r|^2 |A_r|^2 + |B_r|^2 |dA_r|^2 over the columns of B and rows of A. By Weyl's
     inequality no singular value moves further than the norm of the error, so `edge` is its
-    Frobenius norm. Unlike the rounding of a difference, it adds no directions.
-
-    Args:
-        B_OR: Left factor as it was stored.
-        A_RI: Right factor as it was stored.
-        scaling: Factor of the product.
-        dtype: Coarsest of both storage dtypes, a key of `FLOAT_FORMATS`.
-
-    Returns:
-        The floor in the unit of the product; NaN for quantised integers.
+    Frobenius norm. Unlike the rounding of a difference, it adds no directions. For quantised
+    integers the floor is NaN.
     """
     if dtype not in FLOAT_FORMATS:
         return UNKNOWN_ROUNDING
@@ -171,16 +157,9 @@ def _variance_sums(
 
 
 def resolvable_energy_share(singular_values: npt.ArrayLike, edge: float) -> float:
-    """Return the share of the energy above a noise floor.
+    """Return sum_{sigma_i > edge} sigma_i^2 / sum_i sigma_i^2, the energy share above a floor.
 
-    sum_{sigma_i > edge} sigma_i^2 / sum_i sigma_i^2.
-
-    Args:
-        singular_values: Descending, any unit.
-        edge: Expected largest singular value of the noise, in the same unit.
-
-    Returns:
-        A number in [0, 1]; NaN for a zero matrix or an unknown (NaN) floor.
+    It is NaN for a zero matrix or an unknown floor.
     """
     values = checked(singular_values)
     if math.isnan(edge) or values.size == 0 or values[0] == 0.0:

@@ -42,11 +42,6 @@ def floor_of_scaled(match: Match, W0_OI: Matrix, delta_OI: Matrix) -> RoundingFl
 
     As in `rounding.rounding_floor`, every entry has an error of up to half a step, and unchanged
     rows and columns are left out.
-
-    Args:
-        match: The matrix in both checkpoints.
-        W0_OI: The weight before, as it was read.
-        delta_OI: W - W0.
     """
     changed = delta_OI != 0
     rows, columns = changed.any(axis=1), changed.any(axis=0)

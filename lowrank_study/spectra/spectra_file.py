@@ -50,13 +50,7 @@ SCHEMA = pa.schema(
 def save_spectra(path: Path, spectra: Sequence[Spectrum], *, made_from: str | None = None) -> None:
     """Write spectra to a Parquet file atomically; float64 values keep every bit.
 
-    Args:
-        path: Path of the file, which is replaced if it exists.
-        spectra: The spectra, in the order to keep.
-        made_from: SHA-256 of the spectra's checkpoint, if known.
-
-    Raises:
-        InputError: The folder does not exist.
+    `made_from` is the SHA-256 of the checkpoint that the spectra belong to, if it is known.
     """
     if not path.parent.is_dir():
         raise InputError(f"folder {path.parent} does not exist; create it to save spectra there")
@@ -85,21 +79,13 @@ def load_spectra(path: Path) -> list[Spectrum]:
 
 
 def spectra_made_from(path: Path) -> str | None:
-    """Return the SHA-256 of the checkpoint behind a file of spectra, if it was recorded.
-
-    Raises:
-        InputError: The same cases as for `load_spectra`.
-    """
+    """Return the SHA-256 of the checkpoint behind a file of spectra, if it was recorded."""
     made_from = _facts(_read(path, pq.read_schema)).get("made_from")
     return None if made_from is None else str(made_from)
 
 
 def count_spectra(path: Path) -> int:
-    """Return how many spectra a file holds.
-
-    Raises:
-        InputError: The same cases as for `load_spectra`.
-    """
+    """Return how many spectra a file holds."""
     return int(_read(path, pq.read_table, columns=["module"]).num_rows)
 
 

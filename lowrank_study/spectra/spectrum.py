@@ -122,9 +122,6 @@ def measure(update: Update, *, method: MeasureMethod) -> Spectrum:
         method: For a dense update: "gram" (all values, error <= 1e-7 sigma_1), "svd" (all
             values, error about 1e-15 sigma_1), or "certified" (leading values, until the
             energy ranks at 90, 95 and 99 % are certain; falls back to "gram").
-
-    Raises:
-        InputError: The update holds NaN or Inf, or the method is unknown.
     """
     if method not in METHODS:
         raise InputError(f"method {method!r}; choose 'gram', 'svd' or 'certified'")

@@ -56,7 +56,6 @@ class Survey:
     changed_S: npt.NDArray[np.bool_]
     """Columns of the shorter axis that changed."""
     base_norm: float
-    """Frobenius norm of W0."""
     dtypes: tuple[str, str]
     """Storage dtype of W0, and the coarsest dtype that W has been through."""
 
@@ -66,11 +65,9 @@ class Sums:
     """Sums from the second reading."""
 
     survey: Survey
-    """Facts from the first reading."""
     changes: "GramMatrix | _FewRows"
     """Gives the singular values of the difference."""
     norm: float
-    """Frobenius norm of the difference."""
     storage_dtype: str
     """Coarsest dtype whose rounding is in the difference."""
     floor: RoundingFloor
@@ -78,13 +75,7 @@ class Sums:
 
 
 def survey(blocks: Iterable[Block], *, shape: tuple[int, int], dtypes: tuple[str, str]) -> Survey:
-    """Read two matrices for the first time.
-
-    Args:
-        blocks: All blocks of `Match.read_blocks`.
-        shape: (out features, in features).
-        dtypes: Storage dtypes of W0 and W.
-    """
+    """Read two matrices for the first time."""
     changed_L = np.zeros(max(shape), dtype=bool)
     changed_S = np.zeros(min(shape), dtype=bool)
     bits = UsedBits()
@@ -122,10 +113,6 @@ def accumulate(blocks: Iterable[Block], found: Survey) -> Sums:
     Unchanged rows and columns are left out: they change no other singular value and hold no
     rounding error. If W0 is stored more coarsely than W, `CoarseStart` decides whether its
     rounding is in the difference.
-
-    Args:
-        blocks: The blocks of `survey`, read again.
-        found: The result of `survey`, without NaN or Inf.
     """
     changed_L, changed_S = found.changed_L, found.changed_S
     count_L, count_S = int(np.count_nonzero(changed_L)), int(np.count_nonzero(changed_S))

@@ -26,20 +26,15 @@ class Directions:
     """Leading singular directions of a matrix."""
 
     U_OK: Array
-    """Left singular vectors, orthonormal columns."""
     singular_values: Array
     """Their singular values, descending and positive."""
     V_IK: Array
-    """Right singular vectors, orthonormal columns."""
 
 
 def directions_of_product(B_OR: Matrix, A_RI: Matrix, scaling: float, k: int) -> Directions:
     """Return the k leading directions of scaling * B A through QR of the factors.
 
     There are fewer if the rank is lower: directions below 1e-12 sigma_1 are left out.
-
-    Raises:
-        InputError: k is below 1, or a factor holds NaN or Inf.
     """
     if svd.svd_of_product(B_OR, A_RI, scaling).frobenius_norm == 0.0:
         return _no_directions(B_OR.shape[0], A_RI.shape[1], k)
@@ -53,9 +48,6 @@ def directions_of(matrix: Matrix, k: int) -> Directions:
     """Return the k leading directions of a dense (m, n) matrix.
 
     There are fewer if the rank is lower: directions below 1e-12 sigma_1 are left out.
-
-    Raises:
-        InputError: k is below 1, or the matrix holds NaN or Inf.
     """
     norm = svd.frobenius_norm(matrix)
     if norm == 0.0:
@@ -93,18 +85,9 @@ def _no_directions(rows: int, columns: int, k: int) -> Directions:
 def subspace_similarity(first_DK: Matrix, second_DK: Matrix, i: int, j: int) -> float:
     """Return phi(i, j) = |U_i^T V_j|_F^2 / min(i, j), the share of one subspace in another.
 
-    The subspaces are the spans of the first i columns of one basis and the first j of the other.
-    phi is 1 if the smaller subspace lies in the larger, 0 if they are orthogonal, and
-    `chance_similarity` for random ones.
-
-    Args:
-        first_DK: Orthonormal columns in dimension D, in order of importance.
-        second_DK: The other basis; its number of columns may differ.
-        i: Columns of the first basis, 1..K.
-        j: Columns of the second basis, 1..K.
-
-    Raises:
-        InputError: The bases are not in one space, or have fewer columns.
+    The subspaces are the spans of the first i columns of one basis and the first j of the other,
+    both orthonormal and in order of importance. phi is 1 if the smaller subspace lies in the
+    larger, 0 if they are orthogonal, and `chance_similarity` for random ones.
 
     Source:
         Hu et al., "LoRA", 2021, eq. 4 in section 7.2. They use right singular vectors of the
@@ -120,11 +103,7 @@ def subspace_similarity(first_DK: Matrix, second_DK: Matrix, i: int, j: int) -> 
 
 
 def similarity_grid(first_DK: Matrix, second_DK: Matrix) -> Array:
-    """Return `subspace_similarity` for all i and j: entry [i - 1, j - 1] is phi(i, j).
-
-    Raises:
-        InputError: The bases are not in one space.
-    """
+    """Return `subspace_similarity` for all i and j: entry [i - 1, j - 1] is phi(i, j)."""
     _check_bases(first_DK, second_DK)
     squares = (first_DK.T.astype(np.float64) @ second_DK.astype(np.float64)) ** 2
     sums = squares.cumsum(axis=0).cumsum(axis=1)
@@ -134,18 +113,7 @@ def similarity_grid(first_DK: Matrix, second_DK: Matrix) -> Array:
 
 
 def chance_similarity(i: int, j: int, *, dimension: int) -> float:
-    """Return the expected similarity of random subspaces, max(i, j) / d.
-
-    It follows from E |U^T V|_F^2 = i j / d.
-
-    Args:
-        i: Dimension of one subspace.
-        j: Dimension of the other.
-        dimension: Dimension d of the space.
-
-    Raises:
-        InputError: i or j is outside 1..d.
-    """
+    """Return max(i, j) / d, the expected similarity of random subspaces of dimensions i and j."""
     if not (1 <= i <= dimension and 1 <= j <= dimension):
         raise InputError(f"subspaces of {i} and {j} in dimension {dimension}; give 1..{dimension}")
     return max(i, j) / dimension
@@ -156,14 +124,7 @@ def principal_angles(first_DK: Matrix, second_DK: Matrix) -> Array:
 
     With orthonormal bases, the cosines are the singular values of U^T V and the sines those of
     (I - U U^T) V. Angles below 45 degrees come from the sines, others from the cosines, because
-    each is accurate if it is small.
-
-    Args:
-        first_DK: Independent columns in dimension D.
-        second_DK: Independent columns that span the other subspace.
-
-    Raises:
-        InputError: The bases are not in one space.
+    each is accurate if it is small. The columns of a basis need not be orthonormal.
 
     Source:
         Bjorck & Golub, "Numerical methods for computing angles between linear subspaces", 1973.

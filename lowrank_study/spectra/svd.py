@@ -71,12 +71,6 @@ def svd_of_matrix(matrix: Matrix, *, method: Method) -> Decomposition:
             has errors up to 1e-7 sigma_1 and returns values below 5e-8 sigma_1 as zero. "svd"
             is LAPACK's divide and conquer, several times slower, with errors of about
             1e-15 sigma_1.
-
-    Returns:
-        A complete decomposition with min(active m, active n) values.
-
-    Raises:
-        InputError: The matrix holds NaN or Inf, or is not a matrix.
     """
     active, exponent = _active_and_exponent(matrix)
     if active.size == 0:
@@ -105,17 +99,6 @@ def svd_of_product(B_OR: Matrix, A_RI: Matrix, scaling: float) -> Decomposition:
     """Return the singular values of scaling * B A without forming the product.
 
     With B = Q_B R_B and A^T = Q_A R_A, they are those of the small scaling * R_B R_A^T.
-
-    Args:
-        B_OR: Left factor (m, r), any float dtype.
-        A_RI: Right factor (r, n), any float dtype.
-        scaling: Factor of the product.
-
-    Returns:
-        A complete decomposition with at most r values.
-
-    Raises:
-        InputError: A factor or the scaling holds NaN or Inf, or the factors do not multiply.
     """
     if B_OR.ndim != 2 or A_RI.ndim != 2 or B_OR.shape[1] != A_RI.shape[0]:
         raise InputError(
@@ -157,17 +140,6 @@ def certified_svd(matrix: Matrix, *, shares: tuple[float, ...]) -> Decomposition
     which bounds each energy rank from both sides (`energy_rank_bounds`). V grows until the bounds
     agree at all shares. They hold for any V, so chance only affects the speed. A matrix that needs
     more than 1/8 of its directions is decomposed completely instead.
-
-    Args:
-        matrix: (m, n), any float dtype.
-        shares: Energy shares, each in (0, 1), whose energy ranks are determined.
-
-    Returns:
-        An incomplete decomposition with method "certified", or the complete one of
-        `svd_of_matrix(matrix, method="gram")`.
-
-    Raises:
-        InputError: The matrix holds NaN or Inf, or a share is outside (0, 1).
 
     Source:
         Halko, Martinsson & Tropp, "Finding structure with randomness", 2011 (the range finder);

@@ -23,7 +23,6 @@ SPECTRA_COLUMNS = {
     **{measure.name: "Int64" if measure.whole else "float64" for measure in _TABULATED},
     "resolvable": "bool",
 }
-"""The columns of `spectra_table` and their dtypes."""
 
 
 def row(spectrum: Spectrum) -> dict[str, Any]:

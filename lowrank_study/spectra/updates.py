@@ -83,9 +83,6 @@ class Update(ABC):
         """Return the first k singular directions, or fewer if the rank is lower.
 
         Directions whose singular value is below 1e-12 sigma_1 are arbitrary and left out.
-
-        Raises:
-            InputError: k is below 1, or the update holds NaN or Inf.
         """
 
     @abstractmethod
@@ -106,7 +103,6 @@ class DenseUpdate(Update):
     """
 
     delta_OI: FloatArray
-    """W - W0."""
 
     def check_shapes(self) -> None:
         """Refuse what is not a matrix."""
@@ -154,9 +150,7 @@ class FactoredUpdate(Update):
     """
 
     B_OR: FloatArray
-    """Left factor."""
     A_RI: FloatArray
-    """Right factor."""
     scaling: float
     """alpha / rank, or alpha / sqrt(rank)."""
 

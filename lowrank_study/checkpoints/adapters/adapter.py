@@ -38,7 +38,6 @@ class Adapter(Closing):
 
     def __init__(self, path: Path, content: Content, weights: Weights) -> None:
         self.path = path
-        """Path of the adapter."""
         self.kind = content.kind
         """Its method or layout, a key of `KINDS`."""
         self.config = content.config
@@ -92,11 +91,7 @@ class Adapter(Closing):
         return [*held.saved, *held.token_rows, *held.bias_updates]
 
     def read(self, name: str) -> Array:
-        """Return a tensor trained in full, exactly; for trained tokens only their rows.
-
-        Raises:
-            InputError: the adapter has no such tensor, or it is only added to the base's bias.
-        """
+        """Return a tensor trained in full, exactly; for trained tokens only their rows."""
         if name in self._content.bias_updates:
             raise InputError(
                 f"{self._where}: {shown(name)} is added to the base's bias; "
@@ -109,11 +104,7 @@ class Adapter(Closing):
         return self._weights.shape(self._saved_tensor(name))
 
     def storage_dtype(self, name: str) -> str:
-        """Return the coarsest dtype among the tensors of a module or a saved weight.
-
-        Raises:
-            InputError: the adapter has neither of this name.
-        """
+        """Return the coarsest dtype among the tensors of a module or a saved weight."""
         if name in self.saved_weights():
             parts = [self._saved_tensor(name)]
         else:
@@ -251,19 +242,11 @@ class Adapter(Closing):
         return name in self._places_in(base)
 
     def base_tensor(self, module: str, base: Weights) -> str:
-        """Return the name of the base tensor that a module, or a saved weight, changes.
-
-        Raises:
-            InputError: the base has no such tensor, or several that fit.
-        """
+        """Return the name of the base tensor that a module, or a saved weight, changes."""
         return self._places_in(base).find(module)
 
     def base_matrix(self, module: str, base: Weights) -> Array:
-        """Return W0_OI of a module in float64, as (out, in).
-
-        Raises:
-            InputError: the base has no such module, or its shape differs.
-        """
+        """Return W0_OI of a module in float64, as (out, in)."""
         tensor = self.base_tensor(module, base)
         W0 = self._finite_base(tensor, base)
         W0_OI = W0.reshape(W0.shape[0], -1)

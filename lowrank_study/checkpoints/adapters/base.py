@@ -42,11 +42,7 @@ class Places:
     """Finds the tensors of a base model by the names that an adapter may use."""
 
     def __init__(self, base: Weights, content: Content, weights: Weights, where: str) -> None:
-        """Find every module, without reading any tensor; `where` begins the error messages.
-
-        Raises:
-            InputError: names or shapes show that the adapter wasn't trained on this base.
-        """
+        """Find every module, without reading any tensor; `where` begins the error messages."""
         self.base = base
         self._content, self._weights, self._where = content, weights, where
         self._shortened = _grouped((name.partition(".")[2], name) for name in base.names())
@@ -70,11 +66,7 @@ class Places:
         return _grouped((canonical(name), name) for name in self.base.names())
 
     def find(self, name: str) -> str:
-        """Return the base tensor of a module, or of a weight trained in full.
-
-        Raises:
-            InputError: the base has no such tensor, or several that fit.
-        """
+        """Return the base tensor of a module, or of a weight trained in full."""
         if name in self._absent:
             raise InputError(self._absent[name])
         found = self._candidates(name)

@@ -26,7 +26,6 @@ class Part:
     """One tensor that is part of a module's update."""
 
     tensor: str
-    """Its name."""
     transposed: bool
     """Whether the file stores A as (I, R), or B as (R, O)."""
 
@@ -35,9 +34,7 @@ class Factors(NamedTuple):
     """One module's update as factors: delta_OI = scaling * B_OR @ A_RI."""
 
     B_OR: Array
-    """Left factor."""
     A_RI: Array
-    """Right factor."""
     scaling: float
     """alpha / rank, or alpha / sqrt(rank)."""
     storage_dtype: str
@@ -77,7 +74,6 @@ class Content:
     flags: tuple[str, ...]
     """Further remarks for the report."""
     left_out: tuple[LeftOut, ...]
-    """The unused tensors."""
 
 
 class Reader(Protocol):
@@ -87,9 +83,6 @@ class Reader(Protocol):
         """Return the contents of an adapter; without an adapter_config.json, `config` is empty.
 
         Errors begin with `where`.
-
-        Raises:
-            InputError: no part of it can be read exactly, or its parts contradict each other.
         """
         ...
 
@@ -108,11 +101,7 @@ class Sorter:
         self._copies: set[str] = set()
 
     def add(self, module: str, part: str, tensor: str, *, transposed: bool = False) -> None:
-        """Add a tensor as one part of a module.
-
-        Raises:
-            InputError: the module already has this part.
-        """
+        """Add a tensor as one part of a module."""
         parts = self._modules.setdefault(module, {})
         if part in parts:
             raise InputError(
@@ -198,11 +187,7 @@ class Sorter:
         )
 
     def ranks(self, modules: Mapping[str, Mapping[str, Part]]) -> dict[str, int]:
-        """Return the rank of every module with factors A and B.
-
-        Raises:
-            InputError: the shapes of two factors do not fit.
-        """
+        """Return the rank of every module with factors A and B."""
         ranks: dict[str, int] = {}
         for module, parts in modules.items():
             A, B = (stored_shape(self._weights, parts[part]) for part in ("A", "B"))

@@ -40,11 +40,7 @@ def dora_delta(W0_OI: Array, plain_OI: Array, magnitude_O: Array) -> Array:
 
 
 def rows_delta(rows: list[int], before: Array, after: Array, where: str) -> Array:
-    """Return W - W0 of a matrix with only some trained rows, given as `after`.
-
-    Raises:
-        InputError: the rows do not fit this W0.
-    """
+    """Return W - W0 of a matrix with only some trained rows, given as `after`."""
     if after.shape != (len(rows), *before.shape[1:]) or max(rows, default=0) >= len(before):
         raise InputError(
             f"{where} has trained rows {list(after.shape)} for {len(rows)} tokens of a base of "

@@ -24,9 +24,6 @@ def match_patterns(
     """Return the value of the first pattern that matches each module, as PEFT does.
 
     The second part lists the modules that further patterns match with another value.
-
-    Raises:
-        InputError: a pattern is invalid, or could take too long.
     """
     compiled: list[_Pattern] = []
     deadline = time.thread_time() + _MAX_SECONDS

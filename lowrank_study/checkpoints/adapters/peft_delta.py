@@ -26,9 +26,6 @@ def peft_delta(
 
     Only numbers are taken from the config. `parts` are the values by PEFT's parameter names, and
     `shape` is that of the base weight, (out, in).
-
-    Raises:
-        InputError: the tensors don't fit the shape.
     """
     import torch
 

@@ -69,7 +69,6 @@ _UNMERGEABLE = {
 """Settings that PEFT can't merge, with the reason and the remedy."""
 
 PEFT_TYPES = ("LORA", "LOHA", "LOKR", "VERA", "TRAINABLE_TOKENS")
-"""The values of peft_type that can be read."""
 
 _MERGE = "merge it into the base with PEFT and compare checkpoints"
 _MAX_PATTERNS = 10_000
@@ -82,7 +81,6 @@ class Settings:
     kind: str
     """A key of `KINDS`."""
     config: Mapping[str, Any]
-    """The whole adapter_config.json."""
     flags: tuple[str, ...]
     """Remarks for the report."""
 
@@ -92,9 +90,6 @@ class Settings:
         PEFT sorts the patterns when it saves them, and uses the first match when it loads them. A
         module that matches patterns of different alpha may thus have been trained with another
         alpha than it is loaded with; the second part, remarks for the report, says so.
-
-        Raises:
-            InputError: the config gives a module another rank.
         """
         expected, _ = self._resolve("rank_pattern", "r", ranks, where)
         refuse_other_ranks(ranks, expected, where)
@@ -130,11 +125,7 @@ class Settings:
 
 
 def read_settings(config: Mapping[str, Any], where: str) -> Settings:
-    """Check a PEFT config and name the kind of adapter it describes.
-
-    Raises:
-        InputError: the update of a method or setting isn't computed exactly here.
-    """
+    """Check a PEFT config and name the kind of adapter it describes."""
     peft_type = config.get("peft_type")
     if peft_type not in PEFT_TYPES:
         raise _unread_method(peft_type, where)
@@ -200,11 +191,7 @@ def _check_values(kind: str, config: Mapping[str, Any], where: str) -> None:
 
 
 def checked_number(config: Mapping[str, Any], key: str, where: str) -> float:
-    """Return a setting that must be a number other than 0.
-
-    Raises:
-        InputError: it is not a number, or it is 0.
-    """
+    """Return a setting that must be a number other than 0."""
     value = config.get(key)
     if not isinstance(value, int | float) or isinstance(value, bool) or not 1e-9 < abs(value) < 1e9:
         raise InputError(

@@ -22,11 +22,7 @@ CONFIG_NAME = "adapter_config.json"
 
 
 def find_weights(folder: Path) -> tuple[list[Path], dict[str, str]]:
-    """Return the weight files of a folder, and the index's map; empty without an index.
-
-    Raises:
-        InputError: there are no weights, a shard is missing, or several files would do.
-    """
+    """Return the weight files of a folder, and the index's map; empty without an index."""
     paths = _without_second_copy(
         [path for path in listed(folder) if not path.name.startswith(_NOT_WEIGHTS)]
     )

@@ -115,9 +115,6 @@ def read_gguf(files: Sequence[SourceFile]) -> Stored:
     """Return every tensor and the scalar settings of a GGUF file.
 
     GGUF lists dimensions in the opposite order; shapes are returned as (out, in).
-
-    Raises:
-        InputError: not one intact file of version 2 or 3 in a known quantisation.
     """
     file = files[0]
     if len(files) != 1:

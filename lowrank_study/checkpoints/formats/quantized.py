@@ -38,7 +38,6 @@ _PACKED = {
 """Suffixes of tensor names that only packed formats use; the first match decides."""
 
 PACKED = "integers, perhaps weights packed in an unknown way"
-"""Why a tensor of integers is left out that isn't clearly a counter or mask."""
 
 _PACKED_DTYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32")
 """Dtypes that a vector of packed weights may have."""
@@ -65,11 +64,7 @@ class Scale:
 
 
 def refuse_packed(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], where: str) -> None:
-    """Refuse packed formats.
-
-    Raises:
-        InputError: names the format and a tensor that is stored in it.
-    """
+    """Refuse packed formats."""
     remedy = (
         "which can't be read exactly; give the checkpoint it was quantised from, or dequantise it "
         "in the library that wrote it and save it in bfloat16 or float32"
@@ -164,11 +159,7 @@ def scale_factors(
 def skip_reasons(
     tensors: Mapping[str, TensorInfo], scales: Mapping[str, Scale], where: str
 ) -> dict[str, str]:
-    """Return why each tensor that isn't a weight is left out: counters, masks, scales.
-
-    Raises:
-        InputError: a matrix of integers is named a weight.
-    """
+    """Return why each tensor that isn't a weight is left out: counters, masks, scales."""
     used = {scale.name for scale in scales.values()}
     reasons: dict[str, str] = {}
     for name, tensor in tensors.items():

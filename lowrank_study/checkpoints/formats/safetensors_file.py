@@ -37,11 +37,7 @@ _DTYPES = {
 
 
 def read_safetensors(files: Sequence[SourceFile]) -> Stored:
-    """Return every tensor of some safetensors files, in file order, and their metadata.
-
-    Raises:
-        InputError: a file isn't intact.
-    """
+    """Return every tensor of some safetensors files, in file order, and their metadata."""
     headers = [_raw_header(file) for file in files]
     if sum(header.count(b'"data_offsets"') for header in headers) > MAX_TENSORS:
         raise hostile(shown(files[0].path), f"more than {MAX_TENSORS} tensors")

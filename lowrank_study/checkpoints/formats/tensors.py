@@ -24,7 +24,6 @@ ITEM_BYTES = {
     **{"float8_e4m3fn": 1, "float8_e5m2": 1, "bool": 1, "complex64": 8},
     **{f"{sign}int{8 * size}": size for sign in ("", "u") for size in (8, 4, 2, 1)},
 }
-"""Bytes per number of every known dtype."""
 
 INTEGERS = tuple(dtype for dtype in ITEM_BYTES if "int" in dtype)
 
@@ -44,7 +43,6 @@ class TensorInfo:
     stop: int
     """One past the last byte in the file."""
     file: SourceFile
-    """The file that holds it."""
 
 
 def is_readable(dtype: str) -> bool:
@@ -58,11 +56,7 @@ def coarser(*dtypes: str) -> str:
 
 
 def decode(data: bytearray, dtype: str, shape: tuple[int, ...]) -> Array:
-    """Return the row-major little-endian bytes of a float dtype as an array, exactly.
-
-    Returns:
-        float64 for float64, else float32.
-    """
+    """Decode row-major little-endian bytes exactly: float64 to float64, other dtypes to float32."""
     match dtype:
         case "float64":
             values: Array = np.frombuffer(data, "<f8").astype(np.float64, copy=False)

@@ -30,11 +30,7 @@ _MAX_DIRECTORY = 2 * 2**20
 
 
 def read_torch(files: Sequence[SourceFile]) -> Stored:
-    """Load the tensors of some .bin or .pt files.
-
-    Raises:
-        InputError: a file isn't a mapping of names to plain dense tensors.
-    """
+    """Load the tensors of some .bin or .pt files."""
     loaded: dict[str, torch.Tensor] = {}
     tensors: list[TensorInfo] = []
     for file in files:

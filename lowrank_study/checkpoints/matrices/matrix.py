@@ -17,13 +17,10 @@ class Matrix:
     name: str
     """Module path; a part of a fused tensor or an expert has its own last part."""
     tensor: str
-    """Name of the stored tensor."""
     storage_dtype: str
-    """Dtype of the stored tensor."""
     shape: tuple[int, int]
     """(out, in)."""
     weights: Weights
-    """The checkpoint it is read from."""
     expert: int | None
     """Index on the first axis of the stored tensor, for a mixture of experts."""
     transposed: bool

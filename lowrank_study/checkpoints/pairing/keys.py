@@ -34,9 +34,6 @@ def paired_names(before: list[str], after: list[str]) -> PairedNames:
     """Return the keys that make most names of two checkpoints agree.
 
     Names are used unchanged if that pairs as many as their canonical forms do.
-
-    Raises:
-        InputError: two prefixes make equally many names agree.
     """
     plain = {name: name for name in before}, {name: name for name in after}
     keys = plain

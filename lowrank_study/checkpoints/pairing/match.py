@@ -24,9 +24,7 @@ class Match:
     shape: tuple[int, int]
     """(out, in) of the compared part: for a resized vocabulary, the rows both have."""
     before: Matrix
-    """The pretrained matrix."""
     after: Matrix
-    """The tuned matrix."""
 
     def read(self) -> tuple[Array, Array]:
         """Return (W0_OI, W_OI) exactly; for a resized vocabulary, the rows both have."""

@@ -48,9 +48,7 @@ class Pairing:
         flags: list[str],
     ) -> None:
         self.before = before
-        """The pretrained checkpoint."""
         self.after = after
-        """The tuned checkpoint."""
         self.matches = matches
         """The matched matrices, in the order of the tuned checkpoint."""
         self.vectors = vectors

@@ -31,7 +31,6 @@ class Side:
     ) -> None:
         """Sort the tensors of a checkpoint by their keys; only headers are read."""
         self.side = side
-        """One of `SIDES`."""
         self.weights = weights
         self.prefix = prefix
         """A prefix of its names when shown."""

@@ -26,15 +26,12 @@ class Unpaired:
     """A tensor, or a matrix of one, without a counterpart."""
 
     side: str
-    """One of `SIDES`."""
     name: str
     """Module path of a matrix, name of another tensor."""
     parameters: int
     """How many weights it holds; 0 if it has none of its own."""
     is_matrix: bool
-    """Whether it is a matrix."""
     why: str
-    """The reason."""
 
     @classmethod
     def of(cls, side: str, name: str, shape: tuple[int, ...], why: str, *, is_matrix: bool) -> Self:
