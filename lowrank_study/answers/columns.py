@@ -3,8 +3,8 @@
     RATES = {"run_id": "text", "seed": "whole", "learning_rate": "real"}
     typed_table(frame, RATES, "rates")      # a typed copy, or an InputError
 
-The kinds are `text`, `whole` (nullable integers), `real`, `share` (a number from 0 to 1) and
-`flag`.
+The kinds are `text`, `whole` (nullable integers), `real`, `score` (a number within the limits of
+the task's metric), `share` (a number from 0 to 1) and `flag`.
 """
 
 from collections.abc import Mapping
@@ -38,6 +38,7 @@ _KINDS = {
     "text": "text",
     "whole": "whole numbers",
     "real": "numbers",
+    "score": "numbers",
     "share": "numbers",
     "flag": "true or false",
 }

@@ -57,7 +57,12 @@ class PairedRuns:
     def retention(self) -> Retention:
         """The share of full fine-tuning's gain over chance that the adapter keeps."""
         sign = self._sign
-        return retention(sign * self.adapter_SE, sign * self.full_SE, chance=sign * self.chance)
+        return retention(
+            sign * self.adapter_SE,
+            sign * self.full_SE,
+            chance=sign * self.chance,
+            width=self.metric.width,
+        )
 
     @property
     def _sign(self) -> float:
@@ -134,7 +139,8 @@ def _predictions(runs: Sequence[TrainedRun]) -> Predictions:
         if run.status == "done" and file.is_file():
             run.check_files(file.name)
             remedy = "delete the folder of this run and rerun its sweep"
-            read = read_table(file, remedy=remedy, columns=["label", "predicted"])
+            columns = dict.fromkeys(["label", *run.spec.task.score_columns])
+            read = read_table(file, remedy=remedy, columns=list(columns))
             found[run.spec.seed] = run, read
     return found
 

@@ -30,12 +30,15 @@ def score_by_rank(runs: pd.DataFrame, metric: Metric) -> pd.DataFrame:
 
     `n` counts the done runs with a test score. Means, sd and the interval (`test_low_95`,
     `test_high_95`, see `interval_of_mean`) are over these runs. `runs`, `diverged` and `failed`
-    count all runs. `test_standard_error` is sqrt(p (1 - p) / test_examples), the error of one
-    score from the sampling of the test set, which the interval over seeds does not include.
+    count all runs. `test_standard_error` is the error of one score from the sampling of the test
+    set (`Metric.standard_error`), which the interval over seeds does not include.
     `chosen` marks the learning rate that figures and sentences use.
     """
     typed = typed_table(runs, RUN_COLUMNS, "runs")
-    rows = [{**key, **_score_of(group)} for key, group in groups(typed, [*CONFIGURATION, *TUNING])]
+    rows = [
+        {**key, **_score_of(group, metric)}
+        for key, group in groups(typed, [*CONFIGURATION, *TUNING])
+    ]
     table = pd.DataFrame(rows)
     table["adapter_rank"] = table["adapter_rank"].astype("Int64")
     for column in ("trainable_parameters", "total_parameters", "test_examples"):
@@ -46,7 +49,7 @@ def score_by_rank(runs: pd.DataFrame, metric: Metric) -> pd.DataFrame:
     return table
 
 
-def _score_of(group: pd.DataFrame) -> dict[str, object]:
+def _score_of(group: pd.DataFrame, metric: Metric) -> dict[str, object]:
     done = group[(group["status"] == "done") & group["test_score"].notna()]
     test = done["test_score"].to_numpy(dtype=np.float64)
     low, high = interval_of_mean(test)
@@ -69,9 +72,7 @@ def _score_of(group: pd.DataFrame) -> dict[str, object]:
         "mean_test_macro_f1": mean_of(done["test_macro_f1"]),
         "chance": mean_of(done["chance"]),
         "test_examples": whole(examples),
-        "test_standard_error": math.sqrt(mean * (1 - mean) / examples)
-        if examples and examples > 0 and len(test)
-        else math.nan,
+        "test_standard_error": metric.standard_error(mean, examples),
         "trainable_parameters": whole(median_of(done["trainable_parameters"])),
         "total_parameters": whole(median_of(done["total_parameters"])),
     }

@@ -81,17 +81,17 @@ class MeanEstimate:
         return self.mean - half, self.mean + half
 
 
-def mean_score(score_SE: Matrix) -> MeanEstimate:
-    """Estimate the mean of a score from 0 to 1; see `_crossed_mean`."""
-    return _crossed_mean(score_SE, ends=(0.0, 1.0))
+def mean_score(score_SE: Matrix, *, ends: tuple[float, float] = (0.0, 1.0)) -> MeanEstimate:
+    """Estimate the mean of a score that lies between two ends; see `_crossed_mean`."""
+    return _crossed_mean(score_SE, ends=ends)
 
 
-def paired_difference(difference_SE: Matrix) -> MeanEstimate:
+def paired_difference(difference_SE: Matrix, *, width: float = 1.0) -> MeanEstimate:
     """Estimate the mean difference of two scores, paired by seed and example.
 
-    See `_crossed_mean`; a difference lies between -1 and 1.
+    See `_crossed_mean`; a difference lies between -width and width, the width of the score's scale.
     """
-    return _crossed_mean(difference_SE, ends=(-1.0, 1.0))
+    return _crossed_mean(difference_SE, ends=(-width, width))
 
 
 def _crossed_mean(values_SE: Matrix, *, ends: tuple[float, float]) -> MeanEstimate:
@@ -112,7 +112,7 @@ def _crossed_mean(values_SE: Matrix, *, ends: tuple[float, float]) -> MeanEstima
         V² / (T_S²/(S-1) + T_E²/(E-1) + T_R²/((S-1)(E-1)))
 
     Half an example at each end of the scale is added to T_E. Otherwise the interval would have no
-    width if all predictions agreed.
+    width if all predictions agreed. Nothing is added on a scale without ends, such as a loss.
 
     `tests/answers/test_statistics.py` checks the coverage by simulation.
 
@@ -135,7 +135,8 @@ def _crossed_mean(values_SE: Matrix, *, ends: tuple[float, float]) -> MeanEstima
     squares = float(np.sum((x_SE - mean) ** 2)) - examples * squares_S - seeds * squares_E
     residual = max(squares, 0.0) / free / (seeds * examples)
     by_seed = squares_S / (seeds - 1) / seeds
-    added = sum((end - mean) ** 2 for end in ends) / 2
+    is_bounded = all(map(math.isfinite, ends))
+    added = sum((end - mean) ** 2 for end in ends) / 2 if is_bounded else 0.0
     by_example = squares_E / (examples - 1) / examples + added / examples**2
     variance = max(by_seed + by_example - residual, by_seed, by_example)
     spread = by_seed**2 / (seeds - 1) + by_example**2 / (examples - 1) + residual**2 / free
@@ -164,7 +165,9 @@ class Retention:
 _NO_RETENTION = Retention(ratio=math.nan, low=math.nan, high=math.nan)
 
 
-def retention(adapter_SE: Matrix, full_SE: Matrix, *, chance: float) -> Retention:
+def retention(
+    adapter_SE: Matrix, full_SE: Matrix, *, chance: float, width: float = 1.0
+) -> Retention:
     """Return the retention corrected for chance, with its interval over seeds and test examples.
 
     The interval is Fieller's (`_fieller`) with the variances of `_crossed_mean` for u = a - c,
@@ -174,15 +177,16 @@ def retention(adapter_SE: Matrix, full_SE: Matrix, *, chance: float) -> Retentio
     Args:
         adapter_SE: Scores of the adapter, paired with `full_SE` by seed and example.
         chance: Score at chance level, treated as known.
+        width: Width of the score's scale.
     """
     u_SE = np.asarray(adapter_SE, dtype=np.float64) - chance
     v_SE = np.asarray(full_SE, dtype=np.float64) - chance
     if not u_SE.size:
         return _NO_RETENTION
-    u, v, apart = (paired_difference(x_SE) for x_SE in (u_SE, v_SE, u_SE - v_SE))
+    u, v, apart = (paired_difference(x_SE, width=width) for x_SE in (u_SE, v_SE, u_SE - v_SE))
     s_uu, s_vv, s_dd = (each.standard_error**2 for each in (u, v, apart))
     ratio = u.mean / v.mean if v.mean > 0 else 0.0
-    free = paired_difference(u_SE - ratio * v_SE).degrees_of_freedom
+    free = paired_difference(u_SE - ratio * v_SE, width=width).degrees_of_freedom
     return _fieller(
         (u.mean, v.mean),
         (s_uu, (s_uu + s_vv - s_dd) / 2, s_vv),

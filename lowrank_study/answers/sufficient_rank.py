@@ -24,6 +24,7 @@ from lowrank_study.answers.statistics import (
 )
 from lowrank_study.errors import InputError
 from lowrank_study.runs.store import TrainedRun
+from lowrank_study.tasks.metric import ACCURACY, Metric
 
 Decision = Literal["sufficient", "inferior", "open"]
 
@@ -46,7 +47,11 @@ class RankTest:
 
 
 def rank_tests(
-    differences: Mapping[int, Matrix], *, margin: float, lost: Collection[int] = ()
+    differences: Mapping[int, Matrix],
+    *,
+    margin: float,
+    lost: Collection[int] = (),
+    metric: Metric = ACCURACY,
 ) -> list[RankTest]:
     """Test which ranks are non-inferior to the reference, in increasing order of rank.
 
@@ -64,16 +69,21 @@ def rank_tests(
         differences: Rank → how much better the scores are than those of the reference, (seeds,
             examples), paired by both. The reference is full fine-tuning, or the update without
             truncation for the functional rank.
-        margin: Largest acceptable loss of score, between 0 and 1; set before the data are seen.
+        margin: Largest acceptable loss of score; set before the data are seen.
         lost: Ranks with diverged or failed runs.
+        metric: What the scores are.
 
     Source: W. Maurer, L. A. Hothorn and W. Lehmacher, "Multiple comparisons in drug clinical
     trials and preclinical assays: a-priori ordered hypotheses" (1995).
     """
-    if not 0 < margin < 1:
-        raise InputError(f"margin={margin!r}: give a share between 0 and 1, such as 0.02")
+    if not 0 < margin < metric.width:
+        raise InputError(
+            f"margin={margin!r}: give a share between 0 and 1, such as 0.02"
+            if metric.width == 1
+            else f"margin={margin!r}: give a number of {metric.points} above 0"
+        )
     ranks = sorted(differences)
-    estimates = [paired_difference(differences[rank]) for rank in ranks]
+    estimates = [paired_difference(differences[rank], width=metric.width) for rank in ranks]
     limits = [estimate.interval(1 - 2 * ERROR) for estimate in estimates]
     inferior = _passed_in_sequence([high < -margin for _, high in limits])
     passed = [low > -margin and r not in lost for r, (low, _) in zip(ranks, limits, strict=True)]
@@ -105,11 +115,11 @@ def _decision(place: int, inferior: int, first_sufficient: int) -> Decision:
 COMPARISON_COLUMNS = {
     **dict.fromkeys(["task", "model", "method", "target"], "text"),
     **dict.fromkeys(["adapter_rank", "seeds", "lost", "examples"], "whole"),
-    **dict.fromkeys(["score", "score_low_95", "score_high_95"], "share"),
+    **dict.fromkeys(["score", "score_low_95", "score_high_95"], "score"),
     **dict.fromkeys(["margin", "difference", "standard_error", "degrees_of_freedom"], "real"),
     **dict.fromkeys(["low_95", "high_95", "lower_limit", "upper_limit"], "real"),
     "decision": "text",
-    "chance": "share",
+    "chance": "score",
     **dict.fromkeys(["retention", "retention_low_95", "retention_high_95"], "real"),
     "retention_bounded": "flag",
 }
@@ -128,12 +138,12 @@ def against_full(
         results: Folder with the evaluations of truncated updates; `None` tests none of them.
 
     Returns:
-        The columns `COMPARISON_COLUMNS`. `score` is the adapter's; differences and limits are
-        shares of one. Intervals are over seeds and test examples; an unbounded interval of the
-        retention is NaN. The linear probe has rank 0.
+        The columns `COMPARISON_COLUMNS`. `score` is the adapter's; differences and limits are in
+        its unit, and positive where the adapter is better. Intervals are over seeds and test
+        examples; an unbounded interval of the retention is NaN. The linear probe has rank 0.
 
     Raises:
-        InputError: The margin is not between 0 and 1, predictions can't be read, or the test
+        InputError: The margin is invalid (see `rank_tests`), predictions can't be read, or the test
             splits of the runs differ.
     """
     rows = []
@@ -144,6 +154,7 @@ def against_full(
             {rank: pairs.difference_SE for rank, pairs in by_rank.items()},
             margin=margin,
             lost=[rank for rank, pairs in by_rank.items() if pairs.lost],
+            metric=next(iter(by_rank.values())).metric,
         )
         rows += [_row(by_rank[test.rank], test, margin) for test in tests]
     return pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS))
@@ -151,7 +162,8 @@ def against_full(
 
 def _row(pairs: PairedRuns, test: RankTest, margin: float) -> dict[str, object]:
     low, high = test.difference.interval()
-    score = mean_score(pairs.adapter_SE)
+    metric = pairs.metric
+    score = mean_score(pairs.adapter_SE, ends=(metric.lowest, metric.highest))
     score_low, score_high = score.interval()
     kept = pairs.retention
     return {

@@ -3,7 +3,8 @@
     columns(metric, *CONFIGURATION_COLUMNS, "seed", Column("n", "n", "count", "done runs"))
 
 A name stands for the shared column, `median_NAME` for the median of a measure of updates. `{score}`
-in a label or a meaning is the metric's label.
+in a label or a meaning is the metric's label. Differences of scores that aren't shares are written
+like the scores.
 """
 
 from dataclasses import replace
@@ -29,11 +30,11 @@ _SHARED = (
     Column("peak_memory_bytes_ratio", "memory of full", "ratio", "memory over full fine-tuning’s"),
     Column("status", "status", "text", "done, diverged or failed"),
     Column("steps", "steps", "count", "optimizer steps"),
-    Column("test_score", "test {score}", "share", "test {score} of the run"),
-    Column("validation_score", "validation {score}", "share", "validation {score}"),
-    Column("mean_test_score", "test {score}", "share", "mean over seeds"),
-    Column("test_low_95", "95 % low", "share", "95 % interval of the mean, lower end"),
-    Column("test_high_95", "95 % high", "share", "95 % interval of the mean, upper end"),
+    Column("test_score", "test {score}", "decimal", "test {score} of the run"),
+    Column("validation_score", "validation {score}", "decimal", "validation {score}"),
+    Column("mean_test_score", "test {score}", "decimal", "mean over seeds"),
+    Column("test_low_95", "95 % low", "decimal", "95 % interval of the mean, lower end"),
+    Column("test_high_95", "95 % high", "decimal", "95 % interval of the mean, upper end"),
     Column("resolvable", "resolvable", "count", "matrices whose update stands above rounding"),
     Column(
         "largest_possible_rank",
@@ -62,6 +63,9 @@ def columns(metric: Metric, *wanted: str | Column) -> tuple[Column, ...]:
     return tuple(
         replace(
             column,
+            kind="decimal"
+            if column.kind == "points" and metric.points_per_unit == 1
+            else column.kind,
             label=column.label.replace("{score}", metric.label),
             meaning=column.meaning.replace("{score}", metric.label),
         )

@@ -3,7 +3,7 @@
 A `Table` is a data frame with the columns that are worth showing. It becomes CSV (every column,
 exact), HTML and LaTeX (the shown columns, rounded):
 
-    >>> written(0.78213, "share"), written(294912, "count"), written(float("nan"), "share")
+    >>> written(0.78213, "decimal"), written(294912, "count"), written(float("nan"), "decimal")
     ('0.782', '294,912', '–')
 
 Names come from untrusted files, so `printable` escapes their control and direction characters
@@ -24,10 +24,10 @@ import pandas as pd
 from lowrank_study.tasks.metric import Metric
 
 Kind = Literal[
-    "text", "count", "rank", "share", "points", "percent", "ratio", "rate", "bytes", "seconds"
+    "text", "count", "rank", "decimal", "points", "percent", "ratio", "rate", "bytes", "seconds"
 ]
-"""How a column is written. `share` is a score, `points` a difference of two scores times 100, and
-`percent` a share in per cent."""
+"""How a column is written. `points` is a difference of two shares times 100, and `percent` a share
+in per cent."""
 
 MISSING = "–"
 NARROW_SPACE = "\u202f"
@@ -110,7 +110,7 @@ def written(value: object, kind: Kind) -> str:
             return f"{number:,.0f}"
         case "rank":
             return f"{number:,.0f}" if number == round(number) else f"{number:,.1f}"
-        case "share":
+        case "decimal":
             return f"{number:.3f}"
         case "points":
             return f"{100 * number:.2f}"
@@ -153,8 +153,14 @@ def in_bytes(size: float) -> str:
 
 
 def points(difference: float, metric: Metric) -> str:
-    """Write a difference of two scores, times 100, with its unit."""
-    return f"{100 * difference:.1f} {metric.points}"
+    """Write a difference of two scores with its unit."""
+    return f"{in_points(difference, metric)} {metric.points}"
+
+
+def in_points(difference: float, metric: Metric, *, sign: Literal["", "+"] = "") -> str:
+    """Write a difference of two scores in the metric's unit; "+" writes the sign of all numbers."""
+    digits = 1 if metric.points_per_unit == 100 else 3
+    return f"{metric.points_per_unit * difference:{sign}.{digits}f}"
 
 
 _METHODS = {

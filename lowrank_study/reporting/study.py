@@ -62,14 +62,14 @@ def checked(study: StudyTables) -> StudyTables:
 
     Raises:
         InputError: A column is missing or has the wrong type, a status is unknown, a run appears
-            twice, a score is not a share, two runs can't be told apart, no run is done, or a
-            planned run has not ended.
+            twice, a score is outside its limits, two runs can't be told apart, no run is done, or
+            a planned run has not ended.
     """
     runs = typed_table(study.runs, RUN_COLUMNS, "runs").sort_values("run_id", ignore_index=True)
     spectra = typed_table(study.spectra, {**SPECTRA_COLUMNS, **_FLOORS}, "spectra")
     values = typed_table(study.singular_values, SINGULAR_VALUE_COLUMNS, "singular values")
     comparison = typed_table(study.comparison, COMPARISON_COLUMNS, "comparison")
-    _check_runs(runs)
+    _check_runs(runs, study.metric)
     _check_plan(len(runs), study.planned)
     truncation = _optional(study.truncation, TRUNCATION_COLUMNS, "truncation")
     tables = {"spectra": spectra, "singular values": values, "truncation": truncation}
@@ -116,21 +116,27 @@ def _check_plan(ended: int, planned: int) -> None:
         )
 
 
-def _check_runs(runs: pd.DataFrame) -> None:
+def _check_runs(runs: pd.DataFrame, metric: Metric) -> None:
     unknown = sorted(set(runs["status"]) - set(STATUSES))
     if unknown:
         raise InputError(f"status {unknown[0]!r} is unknown: a run is one of {', '.join(STATUSES)}")
     twice = runs["run_id"][runs["run_id"].duplicated()]
     if len(twice):
         raise InputError(f"run {twice.iloc[0]!r} appears twice: a run has one row")
+    limits = {
+        "share": (0.0, 1.0, "a share between 0 and 1"),
+        "score": (metric.lowest, metric.highest, metric.valid),
+    }
     for column, kind in RUN_COLUMNS.items():
-        if kind == "share":
-            wrong = runs[(runs[column] < 0) | (runs[column] > 1)]
-            if len(wrong):
-                raise InputError(
-                    f"{column} of run {wrong['run_id'].iloc[0]!r} is "
-                    f"{wrong[column].iloc[0]:g}: give a share between 0 and 1"
-                )
+        if kind not in limits:
+            continue
+        lowest, highest, valid = limits[kind]
+        wrong = runs[(runs[column] < lowest) | (runs[column] > highest)]
+        if len(wrong):
+            raise InputError(
+                f"{column} of run {wrong['run_id'].iloc[0]!r} is "
+                f"{wrong[column].iloc[0]:g}: give {valid}"
+            )
     done = runs[runs["status"] == "done"]
     if not len(done):
         counts = ", ".join(

@@ -71,6 +71,10 @@ class Task(Variant, ABC):
     """PEFT's name for the kind, as in `SEQ_CLS`."""
     model_noun: ClassVar[str]
     """What a model for this kind is, as in `a sequence classifier`."""
+    scores_tokens: ClassVar[bool] = False
+    """Whether the model scores each token, as a language model does, or each text."""
+    score_columns: ClassVar[tuple[str, ...]] = ("label", "predicted")
+    """The columns of a run's predictions that `scores` reads."""
 
     @property
     def files(self) -> list[str]:
@@ -133,7 +137,13 @@ class Task(Variant, ABC):
     @staticmethod
     @abstractmethod
     def loss(scores: Tensor, batch: Batch, *, reduction: Literal["sum", "none"]) -> Tensor:
-        """Return the loss of a batch in nats: its sum, or one value an example, (N,)."""
+        """Return the loss of a batch in nats: its sum, or one value an example, (N,).
+
+        Args:
+            scores: The model's output: (N, C), or (T, C) for the T tokens if it scores tokens.
+            batch: The N texts.
+            reduction: `sum` is divided by `loss_terms`; `none` gives one value for each text.
+        """
 
     @staticmethod
     @abstractmethod
@@ -156,7 +166,7 @@ class Task(Variant, ABC):
         """Return the score of each example, (N,); the primary metric is their mean.
 
         Args:
-            predictions: The columns `label` and `predicted` of `Predictions`.
+            predictions: The `score_columns` of `Predictions`.
         """
 
     @staticmethod

@@ -6,7 +6,8 @@ another order. Three parts differ:
 
 1. Attention goes text by text (`attention.py`).
 2. The head gets one vector for each text: that of the first token (encoders), that of the last
-   token that is not padding (decoders), or the mean of all tokens.
+   token that is not padding (decoders), or the mean of all tokens. If the task scores tokens, the
+   head gets every token.
 3. The last layer of BERT and RoBERTa computes its output only for the tokens that the head reads.
 
     >>> unpad(model)
@@ -14,7 +15,8 @@ another order. Three parts differ:
 
 `padded_scores` is the stock forward pass on padded texts, with which this one is compared.
 
-Letters: R runs, N texts, T tokens of all texts, D features, K features of a head, C classes.
+Letters: R runs, N texts, T tokens of all texts, D features, K features of a head, C classes. Where
+a task scores tokens, N in the shape of scores stands for T.
 """
 
 import types
@@ -29,6 +31,7 @@ from transformers.modeling_outputs import (
     BaseModelOutputWithPoolingAndCrossAttentions as BackboneOutput,
 )
 
+from lowrank_study.methods.layers.modules import task_of
 from lowrank_study.training.attention import attend, register, texts_of
 from lowrank_study.training.batches import Batch, padded
 
@@ -48,6 +51,8 @@ class _Reading:
     inputs: dict[str, Tensor]
     read_N: Tensor | None
     """Position in the row of the token that is read for each text; None reads the mean."""
+    reads_all: bool
+    """Whether the head reads every token instead."""
     lengths: tuple[int, ...]
 
 
@@ -73,7 +78,8 @@ def unpad(model: nn.Module) -> None:
     model.set_attn_implementation(register())  # type: ignore[operator]
     backbone.forward = types.MethodType(_read_of_each_text, backbone)
     config: Any = model.config
-    if config.model_type in _NARROWED and not config.is_decoder:
+    narrows = config.model_type in _NARROWED and not config.is_decoder
+    if narrows and not task_of(model).scores_tokens:
         _narrow_last_layer(backbone)
 
 
@@ -98,10 +104,12 @@ def unpadded_scores(model: nn.Module, batch: Batch, device: torch.device, runs: 
     }
     if _has_types(model):
         row["token_type_ids"] = batch.types_T
-    read = _read_tokens(model, batch)
+    reads_all = task_of(model).scores_tokens
+    read = None if reads_all else _read_tokens(model, batch)
     reading = _Reading(
         inputs={name: values.to(device).expand(runs, -1) for name, values in row.items()},
         read_N=None if read is None else read.to(device),
+        reads_all=reads_all,
         lengths=batch.lengths,
     )
     texts = len(batch.lengths)
@@ -113,7 +121,7 @@ def unpadded_scores(model: nn.Module, batch: Batch, device: torch.device, runs: 
             logits: Tensor = model(input_ids=one_token_each).logits
     finally:
         _reading.reset(token)
-    return logits.view(runs, texts, -1)
+    return logits.view(runs, len(batch.ids_T) if reads_all else texts, -1)
 
 
 def padded_scores(model: nn.Module, batch: Batch, device: torch.device, pad_id: int) -> Tensor:
@@ -125,6 +133,8 @@ def padded_scores(model: nn.Module, batch: Batch, device: torch.device, pad_id: 
     if _has_types(model):
         inputs["token_type_ids"] = padded(batch.types_T, batch.lengths, 0).to(device)
     logits: Tensor = model(**inputs).logits
+    if task_of(model).scores_tokens:
+        return logits[inputs["attention_mask"].bool()][None]
     return logits[None]
 
 
@@ -198,9 +208,14 @@ def positions_of(model: nn.Module) -> int | None:
 
 
 def _read_of_each_text(self: Any, *_: Any, **__: Any) -> BackboneOutput:
-    """Run the stock backbone on the row, and return one vector for each text, (R N, 1, D)."""
+    """Run the stock backbone on the row, and return one vector for each text, (R N, 1, D).
+
+    If the head reads every token, return all of them, (R, T, D).
+    """
     reading = _reading.get()
     hidden = type(self).forward(self, **reading.inputs, use_cache=False).last_hidden_state
+    if reading.reads_all:
+        return BackboneOutput(last_hidden_state=hidden)
     if reading.read_N is None:
         hidden = torch.stack([of.mean(1) for of in hidden.split(list(reading.lengths), 1)], 1)
     elif hidden.shape[1] != len(reading.lengths):  # else the last layer was narrowed

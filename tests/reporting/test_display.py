@@ -18,7 +18,7 @@ from lowrank_study.reporting.display import (
 @pytest.mark.parametrize(
     ("value", "kind", "text"),
     [
-        (0.78213, "share", "0.782"),
+        (0.78213, "decimal", "0.782"),
         (294912, "count", "294,912"),
         (28.5, "rank", "28.5"),
         (29.0, "rank", "29"),
@@ -30,7 +30,7 @@ from lowrank_study.reporting.display import (
         (90_857_992, "bytes", "90.9\u202fMB"),
         (412.04, "seconds", "412\u202fs"),
         (0.7204, "ratio", "0.72×"),
-        (float("nan"), "share", "–"),
+        (float("nan"), "decimal", "–"),
         (math.inf, "count", "–"),
         (pd.NA, "rank", "–"),
         (None, "text", "–"),

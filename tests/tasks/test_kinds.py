@@ -37,7 +37,11 @@ class Perplexity(Classification):
         name="perplexity",
         label="perplexity",
         higher_is_better=False,
+        lowest=1.0,
+        highest=float("inf"),
+        is_binary=False,
         points="points of perplexity",
+        points_per_unit=1,
         chance_name=None,
         chance="",
     )

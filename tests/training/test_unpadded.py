@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,7 +126,8 @@ def test_nothing_is_computed_that_need_not_be() -> None:
         num_attention_heads=4,
         intermediate_size=4 * D,
     )
-    model = BertForSequenceClassification(config)
+    model: Any = BertForSequenceClassification(config)
+    model.task = Classification
     lora = compose(f"method.rank={rank}").method
     assert isinstance(lora, Lora)
     names = [

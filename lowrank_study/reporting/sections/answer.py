@@ -32,9 +32,10 @@ def _of_tests(tested: list[Verdict]) -> list[str]:
     first = tested[0]
     return [
         *_lines(outcomes, see="Which rank suffices?"),
-        f"A rank suffices if its test {first.metric.label} is less than {first.margin} below full "
-        f"fine-tuning’s. {'For each method, the' if len(tested) > 1 else 'The'} risk of wrongly "
-        f"calling a rank sufficient is at most {100 * ERROR:g}{NARROW_SPACE}% ({first.basis}).",
+        f"A rank suffices if its test {first.metric.label} is less than {first.margin} "
+        f"{first.metric.worse} full fine-tuning’s. "
+        f"{'For each method, the' if len(tested) > 1 else 'The'} risk of wrongly calling a rank "
+        f"sufficient is at most {100 * ERROR:g}{NARROW_SPACE}% ({first.basis}).",
     ]
 
 

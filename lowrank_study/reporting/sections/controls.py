@@ -201,7 +201,7 @@ def _overlap_tables(data: SettingData, overlap: pd.DataFrame) -> list[Table]:
         Column(
             f"median_similarity_{side}{end}",
             f"{label}{', chance' if end else ''}",
-            "share",
+            "decimal",
             "expected for random directions" if end else "median φ",
         )
         for side, label in (("right", "inputs"), ("left", "outputs"))

@@ -26,6 +26,7 @@ from lowrank_study.reporting.display import (
     adapter_name,
     counted,
     enumeration,
+    in_points,
     percent,
     points,
     printable,
@@ -67,10 +68,12 @@ SCORE_COLUMNS = (
 )
 LOSS_COLUMNS = (
     Column(
-        "mean_difference", "to whole ΔW", "share", "mean difference to the same seeds’ whole ΔW"
+        "mean_difference", "to whole ΔW", "decimal", "mean difference to the same seeds’ whole ΔW"
     ),
-    Column("difference_low_95", "95 % low", "share", "95 % interval of the difference, lower end"),
-    Column("difference_high_95", "95 % high", "share", "95 % interval, upper end"),
+    Column(
+        "difference_low_95", "95 % low", "decimal", "95 % interval of the difference, lower end"
+    ),
+    Column("difference_high_95", "95 % high", "decimal", "95 % interval, upper end"),
     Column("energy_kept", "energy kept", "percent", "share of Σ‖ΔW‖²_F over all matrices"),
     Column("kept_directions", "directions kept", "rank", "over all matrices, mean over seeds"),
 )
@@ -147,12 +150,13 @@ def _inside(data: SettingData, kept: list[dict[str, Any]]) -> str:
     if row is kept[-1]:
         return f"Every mean below the full rank lies outside the whole update’s {interval}."
     difference, rank = row["mean_difference"], int(row["kept_rank"])
+    ends = row["difference_low_95"], row["difference_high_95"]
+    low, high = (in_points(end, data.metric, sign="+") for end in ends)
     return (
         f"From rank {rank} on ({percent(row['energy_kept'])} of the energy), every mean lies "
         f"inside the whole update’s {interval}. At rank {rank} it is "
         f"{points(abs(difference), data.metric)} {'above' if difference >= 0 else 'below'} the "
-        f"same seeds’ whole update ({interval} {100 * row['difference_low_95']:+.1f} to "
-        f"{100 * row['difference_high_95']:+.1f})."
+        f"same seeds’ whole update ({interval} {low} to {high})."
     )
 
 

@@ -245,9 +245,9 @@ def _figure(data: SettingData) -> Figure:
             "validation_score",
             Column("runs", "runs", "count", "runs at this rate: more for the two best rates"),
             Column("lost", "lost", "count", "runs that are not done"),
-            Column("behind", "behind", "share", "below the chosen rate, over shared seeds"),
-            Column("behind_low_95", "95 % low", "share", "95 % interval of that, lower end"),
-            Column("behind_high_95", "95 % high", "share", "95 % interval of that, upper end"),
+            Column("behind", "behind", "decimal", "worse than the chosen rate, over shared seeds"),
+            Column("behind_low_95", "95 % low", "decimal", "95 % interval of that, lower end"),
+            Column("behind_high_95", "95 % high", "decimal", "95 % interval of that, upper end"),
             Column("chosen", "chosen", "text", "the best on validation"),
         ),
     )

@@ -15,6 +15,7 @@ from lowrank_study.sweeps.settings import shared_settings
 
 def study_tables_shown(study: StudyTables) -> list[Table]:
     """Return the tables of the whole study: its runs and its provenance."""
+    macro_f1 = Column("test_macro_f1", "macro F1", "decimal", "on test")
     return [
         Table(
             name="runs",
@@ -29,8 +30,8 @@ def study_tables_shown(study: StudyTables) -> list[Table]:
                 "learning_rate",
                 "test_score",
                 "validation_score",
-                Column("test_macro_f1", "macro F1", "share", "on test"),
-                Column("train_score", "train", "share", "{score} on training data"),
+                *([macro_f1] if study.runs["test_macro_f1"].notna().any() else []),
+                Column("train_score", "train", "decimal", "{score} on training data"),
                 "steps",
                 "train_seconds",
                 Column("precision", "precision", "text", "precision of the arithmetic"),

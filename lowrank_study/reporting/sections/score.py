@@ -62,16 +62,18 @@ def full_fine_tuning(data: SettingData) -> Finding:
 
 
 def linear_probe(data: SettingData) -> list[Finding]:
-    """Say what a linear probe reaches, and how many configurations reach less."""
-    rows, found = data.chosen, []
+    """Say what a linear probe reaches, and how many configurations do worse."""
+    rows, found, metric = data.chosen, [], data.metric
+    end = "test_low_95" if metric.higher_is_better else "test_high_95"
     for probe in records(rows[rows["method"] == "head"]):
         others = rows[rows["method"] != "head"]
         text = f"A linear probe, which has no ΔW, reaches {_reached(data, probe)}."
-        behind = int((others["mean_test_score"] < probe["test_low_95"]).sum())
+        worth = others["mean_test_score"].map(metric.worth)
+        behind = int((worth < metric.worth(probe[end])).sum())
         if behind:
             text += (
-                f" {behind} of the {len(others)} configurations that train a ΔW have a mean below "
-                "its interval, although they could have kept ΔW at zero."
+                f" {behind} of the {len(others)} configurations that train a ΔW have a mean "
+                f"{metric.worse} its interval, although they could have kept ΔW at zero."
             )
         found.append(Finding(topic="Linear probe", text=text))
     return found
@@ -103,7 +105,8 @@ def adapters(data: SettingData) -> list[Finding]:
 def learnt_nothing(data: SettingData) -> list[Finding]:
     """Name the configurations with runs that score no better than chance."""
     runs = data.runs[data.runs["status"] == "done"]
-    runs = runs.assign(worse=runs["test_score"] <= runs["chance"])
+    worth = data.metric.worth
+    runs = runs.assign(worse=runs["test_score"].map(worth) <= runs["chance"].map(worth))
     parts = []
     for key, group in groups(runs, ["method", "target", "adapter_rank"]):
         if count := int(group["worse"].sum()):
@@ -121,6 +124,10 @@ def learnt_nothing(data: SettingData) -> list[Finding]:
 
 def _seeds(row: dict[str, Any]) -> str:
     return counted(int(row["n"]), "seed")
+
+
+def _best(data: SettingData) -> str:
+    return "highest" if data.metric.higher_is_better else "lowest"
 
 
 def _gap(data: SettingData, difference: float) -> str:
@@ -169,7 +176,7 @@ def _against_interval(
     if was_tested(data) or not len(inside):  # the test then says which rank suffices
         best = data.best(records(rising))
         return (
-            f"{text} The highest mean is {best['mean_test_score']:.3f} at rank "
+            f"{text} The {_best(data)} mean is {best['mean_test_score']:.3f} at rank "
             f"{int(best['adapter_rank'])} ({_seeds(best)}), {_gap_to(data, best, full)}."
         )
     first = records(inside)[0]
@@ -179,8 +186,10 @@ def _against_interval(
         f"{_share(first['trainable_parameters'], first['total_parameters'])}."
     )
     higher = rising[rising["adapter_rank"] > first["adapter_rank"]]
-    if (higher["mean_test_score"] < low).any():
-        text += " Higher ranks fall below the interval again, so this rank is no threshold."
+    again = sides[data.metric.worse].index
+    if higher.index.isin(again).any():
+        verb = "fall below" if data.metric.higher_is_better else "rise above"
+        text += f" Higher ranks {verb} the interval again, so this rank is no threshold."
     return text
 
 
@@ -205,11 +214,12 @@ def _without_interval(
         text = (
             f"The mean test {data.metric.label} of {name} is {first['mean_test_score']:.3f} at "
             f"rank {int(first['adapter_rank'])} and {last['mean_test_score']:.3f} at rank "
-            f"{int(last['adapter_rank'])}. The highest, {best['mean_test_score']:.3f} "
+            f"{int(last['adapter_rank'])}. The {_best(data)}, {best['mean_test_score']:.3f} "
             f"({_seeds(best)}), is at rank {int(best['adapter_rank'])}"
         )
-    if best["mean_test_score"] <= best["chance"]:
-        text += f", not above chance ({best['chance']:.3f}, {data.metric.chance})"
+    worth, better = data.metric.worth, "above" if data.metric.higher_is_better else "below"
+    if worth(best["mean_test_score"]) <= worth(best["chance"]):
+        text += f", not {better} chance ({best['chance']:.3f}, {data.metric.chance})"
     reason = (
         "no run of full fine-tuning is done"
         if full is None
@@ -227,7 +237,14 @@ def _share(part: object, whole: object) -> str:
 
 
 def _table(data: SettingData) -> Table:
-    score = data.metric.label
+    score, metric = data.metric.label, data.metric
+    error = Column(
+        "test_standard_error",
+        "test s.e.",
+        "decimal",
+        "sqrt(p(1−p)/test examples): error from sampling the test set",
+    )
+    chance = Column("chance", "chance", "decimal", f"{{score}} of {metric.chance}")
     return Table(
         name=f"score_by_rank{data.suffix}",
         title=f"{score.capitalize()} by rank",
@@ -239,7 +256,7 @@ def _table(data: SettingData) -> Table:
         ),
         frame=data.scores,
         columns=columns(
-            data.metric,
+            metric,
             *CONFIGURATION_COLUMNS,
             "learning_rate",
             Column("chosen", "chosen", "text", "used in figures and sentences"),
@@ -247,18 +264,13 @@ def _table(data: SettingData) -> Table:
             Column("diverged", "diverged", "count", "runs that diverged"),
             Column("failed", "failed", "count", "runs that failed"),
             "mean_test_score",
-            Column("sd_test_score", "sd", "share", "standard deviation over seeds, n − 1"),
+            Column("sd_test_score", "sd", "decimal", "standard deviation over seeds, n − 1"),
             "test_low_95",
             "test_high_95",
-            Column("mean_validation_score", "validation", "share", "mean validation {score}"),
-            Column("mean_train_score", "train", "share", "mean {score} on training data"),
-            Column("chance", "chance", "share", f"{{score}} of {data.metric.chance}"),
-            Column(
-                "test_standard_error",
-                "test s.e.",
-                "share",
-                "sqrt(p(1−p)/test examples): error from sampling the test set",
-            ),
+            Column("mean_validation_score", "validation", "decimal", "mean validation {score}"),
+            Column("mean_train_score", "train", "decimal", "mean {score} on training data"),
+            *([chance] if metric.chance_name is not None else []),
+            *([error] if metric.is_binary else []),
             "trainable_parameters",
         ),
     )

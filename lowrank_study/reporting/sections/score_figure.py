@@ -71,7 +71,7 @@ def score_against_rank(data: SettingData) -> Figure:
             "seed",
             "status",
             "test_score",
-            Column("mean_test_score", "mean", "share", "over n seeds"),
+            Column("mean_test_score", "mean", "decimal", "over n seeds"),
             "test_low_95",
             "test_high_95",
             Column("n", "n", "count", "done runs"),

@@ -42,16 +42,24 @@ def section(data: SettingData) -> Section | None:
         findings=[verdict.finding for verdict in verdicts(data)],
         reading=[
             f"A rank is sufficient if its {data.metric.label} is shown to be less than {margin} "
-            "below full fine-tuning’s (a non-inferiority test), and inferior if it is shown to be "
-            "further below. Ranks between these are undecided: more seeds or test examples are "
-            "needed.",
+            f"{data.metric.worse} full fine-tuning’s (a non-inferiority test), and inferior if it "
+            f"is shown to be further {data.metric.worse}. Ranks between these are undecided: more "
+            "seeds or test examples are needed.",
             "Tests for sufficiency go from the highest rank down and stop at the first that fails "
             "or lost a run. Tests for inferiority go from the lowest rank up.",
-            f"The lead over chance is the {data.metric.label} minus chance ({data.metric.chance}). "
-            "Its interval is Fieller’s, over seeds and test examples.",
+            *_about_lead(data.metric),
         ],
         tables=[_table(data, margin)],
     )
+
+
+def _about_lead(metric: Metric) -> list[str]:
+    if metric.chance_name is None:
+        return []
+    return [
+        f"The lead over chance is the {metric.label} minus chance ({metric.chance}). "
+        "Its interval is Fieller’s, over seeds and test examples."
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +154,7 @@ class Verdict:
             sentences.append(
                 capitalised(self.listed(unsure, "is undecided", "are undecided")) + beyond
             )
-        sentences += [*self._lost(), *self._stray(), self._retention(enough)]
+        sentences += [*self._lost(), *self._stray(), *self._retention(enough)]
         return f"{'. '.join(sentences)} (basis: {self.basis})."
 
     def _lost(self) -> list[str]:
@@ -175,21 +183,23 @@ class Verdict:
             f"{self.metric.label} need not rise with rank here"
         ]
 
-    def _retention(self, enough: list[int]) -> str:
+    def _retention(self, enough: list[int]) -> list[str]:
         """Describe the smallest sufficient rank, or else the rank with the best score."""
+        if self.metric.chance_name is None:
+            return []
         tested = [row for row in self.rows if row["seeds"] > 1]
-        best = max(tested, key=lambda row: row["score"])
+        best = max(tested, key=lambda row: self.metric.worth(row["score"]))
         row = next((row for row in tested if int(row["adapter_rank"]) in enough[:1]), best)
         if not row["retention_bounded"]:
-            return (
+            return [
                 "Full fine-tuning is not shown to score above chance, so keeping up with it says "
                 "nothing about the rank"
-            )
+            ]
         low, high = percent(row["retention_low_95"]), percent(row["retention_high_95"])
-        return (
+        return [
             f"Rank {int(row['adapter_rank'])} keeps {percent(row['retention'])} of full "
             f"fine-tuning’s lead over chance, 95{NARROW_SPACE}% interval {low} to {high}"
-        )
+        ]
 
 
 def verdicts(data: SettingData) -> list[Verdict]:
@@ -230,18 +240,35 @@ def _where(inferior: list[int], unsure: list[int], enough: list[int]) -> str:
     )
 
 
+_RETENTION_NOTE = (
+    " Retention is (a−c)/(f−c), where a is the adapter’s score, f full fine-tuning’s and c chance. "
+    "It is unbounded if full fine-tuning is not shown to score above chance."
+)
+_RETENTION_COLUMNS = (
+    Column("retention", "retention", "percent", "share of full fine-tuning’s lead kept"),
+    Column("retention_low_95", "95 % low", "percent", "95 % interval, lower end"),
+    Column("retention_high_95", "95 % high", "percent", "95 % interval, upper end"),
+    Column("retention_bounded", "bounded", "text", "whether the interval is bounded"),
+)
+
+
+def _difference(metric: Metric) -> str:
+    if metric.higher_is_better:
+        return "the score less full fine-tuning’s"
+    return "full fine-tuning’s score less the adapter’s"
+
+
 def _table(data: SettingData, margin: str) -> Table:
+    has_chance = data.metric.chance_name is not None
     return Table(
         name=f"sufficient_rank{data.suffix}",
         title="Sufficient rank",
         note=(
-            "One row per target and rank. The difference is the score less full fine-tuning’s, in "
+            f"One row per target and rank. The difference is {_difference(data.metric)}, in "
             f"{data.metric.points}, over runs paired by seed and test example. Low and high are "
             "one-sided 95 % limits over seeds and test examples (crossed random effects, "
             "Satterthwaite’s degrees of freedom). A rank is sufficient if low is above "
-            f"−{margin} and inferior if high is below it. Retention is (a−c)/(f−c), where a is the "
-            "adapter’s score, f full fine-tuning’s and c chance. It is unbounded if full "
-            "fine-tuning is not shown to score above chance."
+            f"−{margin} and inferior if high is below it." + (_RETENTION_NOTE if has_chance else "")
         ),
         frame=data.comparison,
         columns=columns(
@@ -253,9 +280,6 @@ def _table(data: SettingData, margin: str) -> Table:
             Column("lower_limit", "low", "points", "one-sided 95 % limit"),
             Column("upper_limit", "high", "points", "one-sided 95 % limit"),
             Column("decision", "decision", "text", "sufficient, inferior, or open (undecided)"),
-            Column("retention", "retention", "percent", "share of full fine-tuning’s lead kept"),
-            Column("retention_low_95", "95 % low", "percent", "95 % interval, lower end"),
-            Column("retention_high_95", "95 % high", "percent", "95 % interval, upper end"),
-            Column("retention_bounded", "bounded", "text", "whether the interval is bounded"),
+            *(_RETENTION_COLUMNS if has_chance else ()),
         ),
     )
