@@ -1,5 +1,5 @@
-"""What documents and papers claim of LoRA, each claim with what is measured and its verdict.
+"""Claims about LoRA in documents and papers, each with a measured value and a verdict.
 
-`files.py` reads the claims of `conf/claim/`, `measures/` measures, `verdicts.py` holds the one
-against the other, and `request.py` is what `analysis/check_claims.py` asks.
+`files.py` reads the claims of `conf/claim/`, `measures/` measures them, `verdicts.py` decides, and
+`request.py` does all three for `analysis/check_claims.py`.
 """

@@ -1,13 +1,13 @@
-"""Reads the claims of `conf/claim/`: one file per document or paper, a list of claims in each.
+"""Reads the claims of `conf/claim/`: one file per document or paper, with a list of claims.
 
 source: 'Hu et al., "LoRA", 2021'
 claims:
   - id: hu2021_random_column
     section: Table 7
-    claim: Random directions of rank 4 hold a norm of .02 of Wq.
+    claim: Along random directions of rank 4, Wq has a norm of 0.02.
     published: 0.02
     tolerance: {absolute: 0.005}
-    measure: {name: random_projection, norm: 61.95, rank: 4, dimension: 12288}
+    measure: {name: formula, of: "61.95 * 4 / 12288"}
 """
 
 import inspect
@@ -29,7 +29,7 @@ def load_claims(folder: Path = CLAIM_FOLDER) -> list[Claim]:
     """Read every claim of a folder, file by file.
 
     Raises:
-        InputError: No claims there, or an entry that can't be: it names the file and the entry.
+        InputError: The folder has no claims, or an entry is not valid.
     """
     files = sorted(folder.glob("*.yaml"))
     if not files:
@@ -38,12 +38,12 @@ def load_claims(folder: Path = CLAIM_FOLDER) -> list[Claim]:
     for file in files:
         content = read_yaml(file)
         if not isinstance(content, dict) or not isinstance(content.get("claims"), list):
-            raise InputError(f"{file}: a source and a list of claims are needed")
+            raise InputError(f"{file}: no list of claims; give a source and a list of claims")
         source = Fields(f"{file.name}: ", {str(k): v for k, v in content.items()}).text("source")
         claims += [read_claim(entry, source=source, where=file.name) for entry in content["claims"]]
     ids = [claim.id for claim in claims]
     if twice := sorted({name for name in ids if ids.count(name) > 1}):
-        raise InputError(f"two claims are called {twice[0]!r}: give each an id of its own")
+        raise InputError(f"two claims are called {twice[0]!r}: give each its own id")
     return claims
 
 
@@ -51,10 +51,9 @@ def read_claim(entry: Mapping[str, Any], *, source: str, where: str) -> Claim:
     """Read one entry of a claims file.
 
     Raises:
-        InputError: Naming what is missing or can't be, and the valid values.
+        InputError: A value is missing or not valid.
     """
-    fields = Fields(f"{where}: ", entry)
-    named = f"{where}: {fields.text('id')}: "
+    named = f"{where}: {Fields(f'{where}: ', entry).text('id')}: "
     fields = Fields(named, {"unit": "", "note": "", **entry})
     call = fields.part("measure")
     name = call.one_of("name", sorted(CLAIM_MEASURES))
@@ -63,16 +62,20 @@ def read_claim(entry: Mapping[str, Any], *, source: str, where: str) -> Claim:
     published = _published(named, fields.value("published"))
     if isinstance(published, tuple) == (tolerance == "same"):
         raise InputError(
-            f"{named}tolerance={tolerance}: 'same' is for words, yes and no; the others for numbers"
+            f"{named}tolerance={tolerance}: 'same' is for words, yes and no; use another tolerance "
+            "for numbers"
         )
     if tolerance == "between" and isinstance(published, tuple) and len(published) != 2:
-        raise InputError(f"{named}tolerance=between: published holds the two ends, low and high")
-    parameters = inspect.signature(CLAIM_MEASURES[name])
-    extra = {"evidence": None} if needs_evidence(CLAIM_MEASURES[name]) else {}
+        raise InputError(
+            f"{named}published has {len(published)} values; tolerance=between needs two, low and "
+            "high"
+        )
+    function = CLAIM_MEASURES[name]
+    signature = inspect.signature(function)
     try:
-        parameters.bind(**arguments, **extra)
+        signature.bind(**arguments, **({"evidence": None} if needs_evidence(function) else {}))
     except TypeError as error:
-        raise InputError(f"{named}measure {name}: {error}; it takes {parameters}") from error
+        raise InputError(f"{named}measure {name}: {error}; it takes {signature}") from error
     return Claim(
         id=fields.text("id"), source=source, section=fields.text("section"),
         claim=fields.text("claim"), published=published,
@@ -103,4 +106,4 @@ def _published(named: str, value: Any) -> str | bool | tuple[float, ...]:
         parts = [_published(named, part) for part in value]
         if all(isinstance(part, tuple) for part in parts):
             return tuple(number for part in parts if isinstance(part, tuple) for number in part)
-    raise InputError(f"{named}published={value!r}: a number, numbers, a word, yes or no is needed")
+    raise InputError(f"{named}published={value!r}: give a number, numbers, a word, yes or no")

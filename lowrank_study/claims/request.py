@@ -15,51 +15,40 @@ from lowrank_study.files import require_folder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimRequest:
-    """What the claims are held against, and where the ledger goes."""
+    """The settings of `conf/check_claims.yaml`."""
 
     results: Path
-    """Folder of the run store."""
     sweeps: tuple[str, ...]
-    """Sweeps whose runs, rates, spectra and truncations are read; none for arithmetic alone."""
     records: tuple[str, ...]
-    """Records whose tables are read as well."""
     live: bool
-    """Whether to time adapters on this machine."""
     rounds: int
-    """How often each way to serve is timed."""
     out: Path
-    """Folder of the ledger."""
 
 
 def read_claim_request(config: Mapping[str, Any]) -> ClaimRequest:
-    """Read the settings, without touching any file but to see whether `out` can be a folder.
+    """Read the settings.
 
     Raises:
-        InputError: A value that can't be.
+        InputError: A value is not valid, or `out` can't be a folder.
     """
     fields = Fields("", config)
     out = require_folder(fields.path_of("out"))
     return ClaimRequest(
-        results=fields.path_of("results"),
-        sweeps=fields.names("sweep"),
-        records=fields.names("record"),
-        live=fields.flag("live"),
-        rounds=fields.integer("rounds", at_least=1),
-        out=out,
-    )
+        results=fields.path_of("results"), sweeps=fields.names("sweep"),
+        records=fields.names("record"), live=fields.flag("live"),
+        rounds=fields.integer("rounds", at_least=1), out=out,
+    )  # fmt: skip
 
 
 def check_request(request: ClaimRequest) -> list[Entry]:
-    """Read the evidence, time what is asked for, and check every claim.
+    """Read the evidence, time adapters if asked for, and check every claim.
 
     Raises:
-        InputError: As `load_evidence` and `load_claims`.
+        InputError: `load_evidence` or `load_claims` refuses a file or name.
     """
     claims = load_claims()
+    timed = measure_serving(rounds=request.rounds) if request.live else None
     evidence = load_evidence(
-        request.results,
-        sweeps=request.sweeps,
-        records=request.records,
-        serving=measure_serving(rounds=request.rounds) if request.live else None,
+        request.results, sweeps=request.sweeps, records=request.records, serving=timed
     )
     return check_claims(claims, evidence)

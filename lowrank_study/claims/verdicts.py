@@ -1,17 +1,13 @@
-"""Claims of documents and papers, each with what is measured of it and the verdict that follows.
-
-A claim is an entry of a file in `conf/claim/`, one file per document or paper. It holds the
-published value, how far a measured one may be from it, and the name and arguments of a measure
-(`measures/`); what is measured is never written there.
+"""Claims of documents and papers, and the verdict that follows from a measurement.
 
     claims = load_claims()                           # claims/files.py
-    entries = check_claims(claims, NO_EVIDENCE)      # the arithmetic ones have verdicts
+    entries = check_claims(claims, NO_EVIDENCE)      # claims that need no runs get a verdict
     entries[0].verdict                               # "fails"
 
-The rule is the same for all. The published value and the tolerance are a region; the measured
-value is an interval, of no width where it is computed. Inside the region the claim `holds`,
-clear of it it `fails`, and across its border it is `not resolved by this data`. Of several
-values, all have to be inside, and one that is clear of the region is a counterexample.
+The published value and its tolerance are a region. The measured value is an interval, of width
+zero if it is computed. Inside the region the claim `holds`, outside it `fails`, and across its
+border the verdict is `not resolved by this data`. Several values must all be inside, and one
+value outside is a counterexample.
 """
 
 import inspect
@@ -38,7 +34,7 @@ UNITS = {
     "": 1.0, "×": 1.0, "parameters": 1.0, "GPUs": 1.0, "ranks": 1.0,
     "million": 1e6, "billion": 1e9, "MB": 1e6, "GB": 1e9, "%": 0.01, "points": 0.01,
 }  # fmt: skip
-"""Units that published values are written in, each with its size in base units."""
+"""Units of published values, each in base units."""
 BOUNDS = ("exact", "at_least", "at_most", "above", "below", "between", "same")
 WIDTHS = ("relative", "absolute", "factor")
 ROUNDING = 1e-9
@@ -47,13 +43,13 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """One checkable statement, with where it stands and what decides it."""
+    """One checkable statement."""
 
     id: str
     source: str
-    """A document by its title, a paper by authors and year."""
+    """Title of a document, or authors and year of a paper."""
     section: str
-    """Section of the document; section, table or figure of the paper."""
+    """Section, table or figure of the source."""
     claim: str
     """The statement in our own words."""
     published: str | bool | tuple[float, ...]
@@ -63,13 +59,13 @@ class Claim:
     tolerance: str
     """One of `BOUNDS` or `WIDTHS`."""
     amount: float
-    """Width that goes with one of `WIDTHS`; `absolute` is in the claim's unit."""
+    """Size of one of `WIDTHS`; `absolute` is in `unit`."""
     measure: str
     """A key of `CLAIM_MEASURES`."""
     arguments: Mapping[str, Any]
-    """What the measure is called with."""
+    """Arguments of the measure."""
     note: str
-    """What a reader has to know besides; `""` for nothing."""
+    """A remark for the reader; may be empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,31 +79,28 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Region:
-    """Where a measured value has to be for a claim to hold."""
+    """Values for which a claim holds; an open region excludes its border."""
 
     low: float
     high: float
     open: bool
-    """Whether the border itself is outside."""
 
 
 def check_claims(claims: Sequence[Claim], evidence: Evidence) -> list[Entry]:
-    """Measure every claim and give its verdict, in the order of the claims."""
+    """Measure every claim and return it with its verdict, in order."""
     return [check_claim(claim, evidence) for claim in claims]
 
 
 def check_claim(claim: Claim, evidence: Evidence) -> Entry:
-    """Measure one claim on the evidence there is and give its verdict."""
+    """Measure one claim and return it with its verdict."""
     function = CLAIM_MEASURES[claim.measure]
-    given = dict(claim.arguments)
-    if needs_evidence(function):
-        given["evidence"] = evidence
-    outcome = function(**given)
+    given = {"evidence": evidence} if needs_evidence(function) else {}
+    outcome = function(**given, **claim.arguments)
     return Entry(claim=claim, outcome=outcome, verdict=verdict_of(claim, outcome))
 
 
 def verdict_of(claim: Claim, outcome: Outcome) -> Verdict:
-    """Hold what was measured against what was published."""
+    """Return the verdict that follows from the published value and the outcome."""
     match outcome:
         case Unmeasured():
             return "not tested here"
@@ -119,8 +112,8 @@ def verdict_of(claim: Claim, outcome: Outcome) -> Verdict:
                 regions *= len(values)
             if len(regions) != len(values):
                 raise InputError(
-                    f"claim {claim.id}: {len(regions)} values are published and {claim.measure} "
-                    f"gives {len(values)}: give as many"
+                    f"claim {claim.id}: {len(regions)} values are published, but {claim.measure} "
+                    f"returns {len(values)}; give as many"
                 )
             places = [_place(*pair) for pair in zip(values, regions, strict=True)]
     if "outside" in places:
@@ -142,7 +135,7 @@ def _place(interval: Interval, region: Region) -> str:
 
 
 def regions_of(claim: Claim) -> list[Region]:
-    """Give where each measured value has to be, in base units."""
+    """Return the region of each measured value, in base units."""
     assert isinstance(claim.published, tuple), claim.id
     scale, kind, amount = UNITS[claim.unit], claim.tolerance, claim.amount
     if kind == "between":
@@ -167,5 +160,5 @@ def regions_of(claim: Claim) -> list[Region]:
 
 
 def needs_evidence(function: Callable[..., Outcome]) -> bool:
-    """Tell whether a measure reads trained runs rather than computing its value."""
+    """Tell whether a measure reads trained runs or timings."""
     return "evidence" in inspect.signature(function).parameters

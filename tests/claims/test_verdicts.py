@@ -172,4 +172,4 @@ def test_without_evidence_nothing_holds_or_fails(one: Claim) -> None:
     entry = check_claim(one, NO_EVIDENCE)
     assert entry.verdict == UNTESTED
     assert isinstance(entry.outcome, Unmeasured)
-    assert entry.outcome.why.startswith("needs ")
+    assert entry.outcome.why.startswith("this check needs ")

@@ -1,10 +1,10 @@
-"""Arithmetic that a claim spells out: a formula over the counts of published architectures.
+"""Formulas of claims over the counts of published architectures.
 
     measure: {name: formula, of: "parameters('llama_7b') * (4 + 4 + 8)"}
     measure: {name: formula, of: "adapter('llama_7b', 'mlp', rank)", over: {rank: [8, 16]}}
 
-The second formula leaves a setting open, so its value is the range over the settings given. Memory
-is in bytes, without activations and temporary buffers, unless the claim says otherwise.
+The second formula leaves a setting open, so its value is a range. Memory is in bytes, without
+activations and temporary buffers, unless the claim says otherwise.
 """
 
 import ast
@@ -23,7 +23,7 @@ from lowrank_study.claims.measures.outcome import (
     exactly,
     measure,
     ranging,
-)
+)  # fmt: skip
 from lowrank_study.errors import InputError
 
 _OPERATORS: Mapping[type, Callable[[Any, Any], Any]] = {
@@ -35,17 +35,17 @@ _OPERATORS: Mapping[type, Callable[[Any, Any], Any]] = {
 
 
 def parameters(architecture: str) -> int:
-    """Count all parameters of a model, tied ones once."""
+    """Count all parameters of a model, tied parameters once."""
     return architecture_of(architecture).parameters()
 
 
 def weights(architecture: str, target: str) -> int:
-    """Count the weights of the linear maps that a target names."""
+    """Count the weights of the linear maps of a target."""
     return sum(width_in * width_out for width_in, width_out in _shapes(architecture, target))
 
 
 def adapter(architecture: str, target: str, rank: int) -> int:
-    """Count the parameters of a LoRA adapter: rank · (in + out) a map; a target may be `a+b`."""
+    """Count the parameters of a LoRA adapter, rank · (in + out) a map; a target may be `a+b`."""
     return sum(rank * (inputs + outputs) for inputs, outputs in _shapes(architecture, target))
 
 
@@ -61,20 +61,19 @@ def aspect(architecture: str, role: str) -> float:
 
 
 def nf4_bits(block: int, second_block: int = 0) -> float:
-    """Return the bits of a weight in NF4 with its share of the constants, one in 32 bits a block.
+    """Return the bits of a weight in NF4 with its share of the constants.
 
-    4 + 32 / block; with double quantisation 4 + 8 / block + 32 / (block · second_block)
+    4 + 32 / block, or 4 + 8 / block + 32 / (block · second_block) with double quantisation
     (Dettmers et al. 2023, section 3).
     """
-    constant = 8 / block + 32 / (block * second_block) if second_block else 32 / block
-    return 4 + constant
+    return 4 + (8 / block + 32 / (block * second_block) if second_block else 32 / block)
 
 
 def step_flops(architecture: str, target: str, rank: int) -> int:
-    """Count the FLOPs of a LoRA step in the linear maps, a token: 4 N + 6 n.
+    """Count the FLOPs per token of a LoRA step in the linear maps: 4 N + 6 n.
 
-    A weight takes 2 forward and 2 for the gradient of its input. Only a trained one takes 2 more
-    for its own gradient, so a full step takes 6 N.
+    A weight takes 2 forward and 2 for the gradient of its input. A trained weight takes 2 more for
+    its own gradient, so a full step takes 6 N.
     """
     return 4 * weights(architecture, "all_linear") + 6 * adapter(architecture, target, rank)
 
@@ -104,11 +103,11 @@ def formula(
 
     Args:
         of: Numbers, strings, + - * /, the functions of this module, and the names in `over`.
-        how: What the formula counts, for the ledger.
-        over: Settings that the claim leaves open, with their values: the outcome is the range.
+        how: The meaning of the formula, for the ledger.
+        over: Settings that the claim leaves open, with their values.
 
     Raises:
-        InputError: Anything else in a formula, or an architecture or target that does not exist.
+        InputError: A formula contains anything else, or an unknown architecture or target.
     """
     found = [of] if isinstance(of, str) else list(of.values() if isinstance(of, Mapping) else of)
     text = "; ".join(([how] if how else []) + [", ".join(found)])
@@ -124,14 +123,11 @@ def formula(
 
 @measure
 def published_ratio(numerator: float, denominator: float, rounding: Sequence[float]) -> Outcome:
-    """Compute the ratio of two published numbers, each off by its rounding or published spread."""
+    """Compute the ratio of two published numbers, each ± its rounding or published spread."""
     above, below = rounding
-    found = Interval(
-        value=numerator / denominator,
-        low=(numerator - above) / (denominator + below),
-        high=(numerator + above) / (denominator - below),
-        label="",
-    )
+    low = (numerator - above) / (denominator + below)
+    high = (numerator + above) / (denominator - below)
+    found = Interval(value=numerator / denominator, low=low, high=high, label="")
     how = f"{numerator:g} ± {above:g} over {denominator:g} ± {below:g}"
     return Measured(values=(found,), how=how)
 
@@ -140,7 +136,7 @@ def evaluate(text: str, names: Mapping[str, Any]) -> float:
     """Return the value of a formula.
 
     Raises:
-        InputError: The formula contains something other than what `formula` lists.
+        InputError: The formula contains anything but what `formula` lists.
     """
 
     def value(node: ast.expr) -> Any:

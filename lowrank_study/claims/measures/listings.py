@@ -1,4 +1,4 @@
-"""What the documents' listings do when they run: each step of theirs made anew and tried."""
+"""Results of the documents' code listings: each step is written again here and tried."""
 
 import copy
 import importlib
@@ -13,7 +13,7 @@ from lowrank_study.claims.measures.outcome import Observed, Outcome, computed, m
 
 
 class _Wrapped(nn.Module):
-    """An adapter as a listing under test makes it: it freezes the map that it wraps, only."""
+    """An adapter as a listing builds it: it freezes only the map that it wraps."""
 
     def __init__(self, original: nn.Linear, rank: int) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class _Wrapped(nn.Module):
 
 
 def _wrap(model: nn.Module, names: Sequence[str], rank: int) -> list[str]:
-    """Wrap every `nn.Linear` whose path holds one of `names`, in place; return their paths."""
+    """Wrap every `nn.Linear` whose path contains one of `names`, in place; return the paths."""
     linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     wrapped = {name: m for name, m in linear.items() if any(part in name for part in names)}
     with torch.device("meta"):
@@ -34,45 +34,48 @@ def _wrap(model: nn.Module, names: Sequence[str], rank: int) -> list[str]:
 
 
 @measure
-def trainable_besides_adapter(architecture: str, names: Sequence[str], rank: int) -> Outcome:
-    """Give the share of the pretrained parameters that stay trainable if only wrappers freeze.
+def matched_maps(architecture: str, names: Sequence[str]) -> Outcome:
+    """Count the `nn.Linear` modules whose path contains one of `names`."""
+    wrapped = _wrap(copy.deepcopy(architecture_of(architecture).model), names, rank=1)
+    how = f"nn.Linear modules of {architecture} with {' or '.join(names)} in the path"
+    return computed(len(wrapped), how)
 
-    The model's maps whose path holds one of `names` are wrapped in place, nothing else is done.
-    """
+
+@measure
+def trainable_besides_adapter(architecture: str, names: Sequence[str], rank: int) -> Outcome:
+    """Return the share of pretrained parameters that stay trainable if only the wrappers freeze."""
     model = copy.deepcopy(architecture_of(architecture).model)
     pretrained = sum(parameter.numel() for parameter in model.parameters())
     wrapped = _wrap(model, names, rank)
-    adapter = sum(
-        parameter.numel()
-        for module in model.modules()
-        if isinstance(module, _Wrapped)
-        for parameter in (module.A.weight, module.B.weight)
-    )
+    wrappers = [module for module in model.modules() if isinstance(module, _Wrapped)]
+    adapter = sum(module.A.weight.numel() + module.B.weight.numel() for module in wrappers)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad) - adapter
-    how = f"{len(wrapped)} maps of {architecture} wrapped; {trainable:,} other parameters train"
+    how = (
+        f"{trainable:,} other parameters train after wrapping {len(wrapped)} maps of {architecture}"
+    )
     return computed(trainable / pretrained, how)
 
 
 @measure
 def wrapped_again(architecture: str, names: Sequence[str], rank: int) -> Outcome:
-    """Count what a second call wraps of the first one's adapters: 0 if ranks can be tried in turn.
+    """Count the modules that a second call wraps inside the first call's adapters.
 
-    Paths inside a wrapper hold the name of the map that it took the place of.
+    The paths inside a wrapper contain the name of the wrapped map. The count is 0 if ranks can be
+    tried in turn.
     """
     model = copy.deepcopy(architecture_of(architecture).model)
     first = _wrap(model, names, rank)
     second = _wrap(model, names, rank)
     inside = [path for path in second if path.rpartition(".")[0] in first]
-    how = f"{len(first)} maps of {architecture} wrapped, then again: what is wrapped inside them"
+    how = f"modules wrapped inside {len(first)} adapters of {architecture} by a second call"
     return computed(len(inside), how)
 
 
 @measure
 def replacement_changes_output(seed: int, width: int, batch: int) -> Outcome:
-    """Give the relative change of the outputs if a layer with its own base takes another's place.
+    """Return the relative change of outputs if a new layer with its own base replaces another.
 
-    Such a layer is made of the widths alone: its frozen map is drawn anew and has no bias, and its
-    B is zero.
+    Such a layer gets only the widths: its frozen map is random without a bias, and its B is zero.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
@@ -85,10 +88,9 @@ def replacement_changes_output(seed: int, width: int, batch: int) -> Outcome:
 
 @measure
 def paired_listing_unpacks() -> Outcome:
-    """Tell whether unpacking two zipped `named_parameters()` as (name, (before, after)) works.
+    """Tell whether two zipped `named_parameters()` unpack as (name, (before, after)).
 
-    Each zipped item is ((name, before), (name, after)), so that the inner pair is a name and
-    a tensor.
+    Each zipped item is ((name, before), (name, after)), so the inner pair has a name first.
     """
     before, after = nn.Linear(2, 2), nn.Linear(2, 2)
     pairs = zip(before.named_parameters(), after.named_parameters(), strict=True)
@@ -112,6 +114,6 @@ def takes_names(function: str, names: Sequence[str]) -> Outcome:
     """Tell whether a function or class of an installed library takes some names by keyword."""
     module, _, name = function.rpartition(".")
     known = inspect.signature(getattr(importlib.import_module(module), name)).parameters
-    missing = [each for each in names if each not in known]
-    how = f"{function} as installed: {', '.join(missing) or 'none'} unknown of {', '.join(names)}"
-    return Observed(value=not missing, how=how)
+    taken, unknown = ([n for n in names if (n in known) is is_known] for is_known in (True, False))
+    how = f"the installed {function} takes {', '.join(taken)}; unknown: {', '.join(unknown) or 'none'}"
+    return Observed(value=not unknown, how=how)

@@ -1,7 +1,8 @@
-"""What each measure of rank reads on matrices that are noise, or hold a known rank in noise."""
+"""Values of rank measures on matrices of noise, or of a known rank in noise."""
 
 import functools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -10,46 +11,47 @@ import torch
 from lowrank_study.claims.measures.outcome import Outcome, computed, measure
 from lowrank_study.errors import InputError
 from lowrank_study.spectra import noise, ranks
-from lowrank_study.spectra.subspaces import (
-    chance_similarity,
-    subspace_similarity,
-)
+from lowrank_study.spectra.measures import MEASURE
+from lowrank_study.spectra.spectrum import Spectrum
+from lowrank_study.spectra.spectrum import measure as spectrum_of
+from lowrank_study.spectra.subspaces import chance_similarity, subspace_similarity
+from lowrank_study.spectra.updates import DenseUpdate
 
 Matrix = npt.NDArray[np.float64]
 
+READINGS: dict[str, Callable[[Spectrum], float | None]] = {
+    name: row.value for name, row in MEASURE.items() if row.value is not None
+} | {
+    "effective_rank_of_squares": lambda s: ranks.effective_rank(s.singular_values**2),
+    "largest_over_edge": lambda s: (
+        float(s.singular_values[0]) / noise.marchenko_pastur_edge(s.singular_values, s.shape)
+    ),
+}
+"""Measures of `spectra.measures`, and two that only the claims need."""
 
-def _reading(name: str, sigma: npt.NDArray[np.float64], size: int) -> float:
-    shape = (size, size)
-    match name:
-        case "energy_rank_90" | "energy_rank_99":
-            return ranks.energy_rank(sigma, int(name[-2:]) / 100)
-        case "effective_rank":
-            return ranks.effective_rank(sigma)
-        case "effective_rank_of_squares":
-            return ranks.effective_rank(sigma**2)
-        case "participation_ratio":
-            return ranks.participation_ratio(sigma)
-        case "stable_rank":
-            return ranks.stable_rank(sigma)
-        case "gavish_donoho_rank":
-            tolerance = ranks.rank_tolerance(sigma, shape, float(np.finfo(np.float64).eps), 0.0)
-            return noise.gavish_donoho_rank(sigma, shape, tolerance=tolerance)
-        case "largest_over_edge":
-            return float(sigma[0]) / noise.marchenko_pastur_edge(sigma, shape)
-    raise InputError(f"measure of rank {name!r} is not one of those read on noise")
+
+def _reading(name: str, spectrum: Spectrum) -> float:
+    if name not in READINGS:
+        raise InputError(f"measure_of_rank={name!r}: valid are {', '.join(READINGS)}")
+    value = READINGS[name](spectrum)
+    assert value is not None
+    return value
+
+
+def _spectrum(matrix: Matrix) -> Spectrum:
+    update = DenseUpdate(
+        name="matrix", layer=None, role="", storage_dtype="float64", W0_OI=None, delta_OI=matrix
+    )
+    return spectrum_of(update, method="svd")
 
 
 @functools.cache
-def _gaussian_sigma(size: int, seed: int) -> npt.NDArray[np.float64]:
-    return _sigma(np.random.default_rng(seed).standard_normal((size, size)))
-
-
-def _sigma(matrix: Matrix) -> npt.NDArray[np.float64]:
-    return np.asarray(np.linalg.svd(matrix, compute_uv=False), dtype=np.float64)
+def _gaussian_spectrum(size: int, seed: int) -> Spectrum:
+    return _spectrum(np.random.default_rng(seed).standard_normal((size, size)))
 
 
 def _low_rank(rank: int, size: int, norm: float, generator: np.random.Generator) -> Matrix:
-    """Give a product of Gaussian factors, scaled to a Frobenius norm."""
+    """Return a product of Gaussian factors with a Frobenius norm."""
     left, right = generator.standard_normal((size, rank)), generator.standard_normal((rank, size))
     product: Matrix = left @ right
     return product * (norm / np.linalg.norm(product))
@@ -57,8 +59,8 @@ def _low_rank(rank: int, size: int, norm: float, generator: np.random.Generator)
 
 @measure
 def on_noise(measure_of_rank: str, size: int, seed: int, over_size: bool) -> Outcome:
-    """Read one measure on an iid Gaussian matrix; `over_size` divides it by the size."""
-    value = _reading(measure_of_rank, _gaussian_sigma(size, seed), size)
+    """Read one measure on a Gaussian matrix; `over_size` divides the value by the size."""
+    value = _reading(measure_of_rank, _gaussian_spectrum(size, seed))
     how = f"{measure_of_rank} of a seeded {size} × {size} Gaussian matrix"
     return computed(value / size if over_size else value, how)
 
@@ -72,43 +74,42 @@ def on_rank_in_noise(
     signal = _low_rank(rank, size, 1.0, generator)
     added = generator.standard_normal((size, size))
     added *= noise_over_signal / np.linalg.norm(added)
-    how = f"{measure_of_rank} of rank {rank} plus noise of {noise_over_signal:g} its norm, {size}²"
-    return computed(_reading(measure_of_rank, _sigma(signal + added), size), how)
+    how = (
+        f"{measure_of_rank} of a {size} × {size} matrix of rank {rank} plus noise of "
+        f"{noise_over_signal:g} times its norm"
+    )
+    return computed(_reading(measure_of_rank, _spectrum(signal + added)), how)
 
 
 @measure
 def after_bf16_storage(
     measure_of_rank: str, rank: int, relative_norm: float, size: int, seed: int
 ) -> Outcome:
-    """Read one measure on W - W0 of known rank, both stored in bf16; W0 is Gaussian."""
+    """Read one measure on W - W0 of known rank, both stored in bf16, with a Gaussian W0."""
     generator = np.random.default_rng(seed)
     W0 = generator.standard_normal((size, size)) / math.sqrt(size)
-    norm = relative_norm * float(np.linalg.norm(W0))
-    W = W0 + _low_rank(rank, size, norm, generator)
-    delta = _as_bf16(W) - _as_bf16(W0)
-    how = f"{measure_of_rank} of a rank-{rank} ΔW, ‖ΔW‖/‖W‖ = {relative_norm:g}, both in bf16"
-    return computed(_reading(measure_of_rank, _sigma(delta), size), how)
-
-
-def _as_bf16(matrix: Matrix) -> Matrix:
-    stored: Matrix = torch.from_numpy(matrix).bfloat16().double().numpy()
-    return stored
+    W = W0 + _low_rank(rank, size, relative_norm * float(np.linalg.norm(W0)), generator)
+    stored, stored_before = (torch.from_numpy(m).bfloat16().double().numpy() for m in (W, W0))
+    how = (
+        f"{measure_of_rank} of a ΔW of rank {rank} with ‖ΔW‖/‖W‖ = {relative_norm:g}, from W "
+        "and W0 in bf16"
+    )
+    return computed(_reading(measure_of_rank, _spectrum(stored - stored_before)), how)
 
 
 @measure
 def gavish_donoho_polynomial(coefficients: list[float], points: int) -> Outcome:
-    """Give how far a polynomial in β is at most from the coefficient ω(β), over (0, 1]."""
-    betas = np.linspace(1 / points, 1.0, points)
+    """Return the largest error of a polynomial in β for the coefficient ω(β), over (0, 1]."""
     errors = [
         abs(float(np.polyval(coefficients, beta)) - noise.gavish_donoho_coefficient(float(beta)))
-        for beta in betas
+        for beta in np.linspace(1 / points, 1.0, points)
     ]
     return computed(max(errors), f"largest |difference| over {points} values of β")
 
 
 @measure
 def chance_of_similarity(i: int, j: int, dimension: int, seed: int, draws: int) -> Outcome:
-    """Give the mean φ(i, j) of random subspaces over the chance level that formula gives."""
+    """Return the mean φ(i, j) of random subspaces over the chance level of the formula."""
     generator = np.random.default_rng(seed)
     found = [
         subspace_similarity(_basis(generator, dimension, i), _basis(generator, dimension, j), i, j)
@@ -120,7 +121,7 @@ def chance_of_similarity(i: int, j: int, dimension: int, seed: int, draws: int) 
 
 @measure
 def similarity_by_distance(form: str, k: int, dimension: int, seed: int) -> Outcome:
-    """Give how far φ is from a formula in the projection distance d² = ½‖UUᵀ - VVᵀ‖².
+    """Return the difference of φ from a formula in the projection distance d² = ½‖UUᵀ - VVᵀ‖².
 
     `printed` is (1/p)(1 - d²), `corrected` is 1 - d²/p, with p = k directions on either side.
 

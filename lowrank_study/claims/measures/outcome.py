@@ -1,13 +1,12 @@
-"""What measuring a claim gives: numbers with their intervals, a word, or why there is nothing.
+"""Outcome of measuring a claim: numbers with intervals, a word, or why nothing was measured.
 
-A measure is a function registered by its name, which claims in `conf/claim/` call it by:
+A measure is a registered function, which claims in `conf/claim/` call by its name:
 
     @measure
-    def reduction(architecture: str, target: str, rank: int) -> Outcome: ...
+    def matched_maps(architecture: str, names: Sequence[str]) -> Outcome: ...
 
-One that needs trained runs takes an `evidence` as well, and raises `Lacking` for what that does not
-hold. Values are in base units (bytes, shares
-of one, parameters); a claim's unit scales them.
+A measure that needs trained runs also takes `evidence`, and raises `Lacking` if the runs are
+absent. Values are in base units (bytes, fractions, parameters); the claim's unit scales them.
 """
 
 import math
@@ -19,63 +18,61 @@ from typing import ParamSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """One measured number and where it can be: a point where it is computed exactly."""
+    """One measured number with its bounds; they are equal if the number is computed exactly."""
 
     value: float
     low: float
     high: float
     label: str
-    """What it is of, where there are several: a task, a setting; `""` for the only one."""
+    """Its task or setting, if there are several; may be empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What was measured."""
+    """Measured numbers."""
 
     values: tuple[Interval, ...]
-    """In the order of the published ones; or one per task, each held against the same."""
+    """One for each published value in order, or one for each task."""
     how: str
-    """How it was measured, in one sentence."""
+    """How the numbers were measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
-    """A word or a yes and no instead of numbers."""
+    """An observed word, or yes or no."""
 
     value: str | bool
     how: str
-    """How it was found out, in one sentence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unmeasured:
-    """Nothing was measured."""
+    """The reason why nothing was measured."""
 
     why: str
-    """What would be needed, or why this suite can't test it."""
 
 
 Outcome = Measured | Observed | Unmeasured
 
 
 class Lacking(Exception):
-    """The evidence does not hold what a measure needs; its text says what that is."""
+    """The evidence lacks runs or columns that a measure needs; the text names them."""
 
 
 Arguments = ParamSpec("Arguments")
 CLAIM_MEASURES: dict[str, Callable[..., Outcome]] = {}
-"""Measures by the name that claims call them by."""
+"""Measures by name."""
 
 
 def measure(function: Callable[Arguments, Outcome]) -> Callable[Arguments, Outcome]:
-    """Register a measure under its function's name; what it lacks becomes its outcome."""
+    """Register a measure under its function's name, and turn `Lacking` into its outcome."""
 
     @wraps(function)
     def guarded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Outcome:
         try:
             return function(*args, **kwargs)
         except Lacking as error:
-            return Unmeasured(why=f"needs {error}")
+            return Unmeasured(why=f"this check needs {error}")
 
     assert function.__name__ not in CLAIM_MEASURES, function.__name__
     CLAIM_MEASURES[function.__name__] = guarded
@@ -83,18 +80,18 @@ def measure(function: Callable[Arguments, Outcome]) -> Callable[Arguments, Outco
 
 
 def exactly(value: float, label: str = "") -> Interval:
-    """Give a computed number as an interval of no width."""
+    """Return a computed number as an interval of width zero."""
     return Interval(value=value, low=value, high=value, label=label)
 
 
 def computed(values: float | Sequence[float], how: str) -> Measured:
-    """Give one or several computed numbers as an outcome."""
+    """Return one or several computed numbers as an outcome."""
     listed = [values] if isinstance(values, (int, float)) else list(values)
     return Measured(values=tuple(exactly(float(value)) for value in listed), how=how)
 
 
 def ranging(values: Sequence[float], how: str) -> Measured:
-    """Give the range of settings that a claim leaves open as one interval."""
+    """Return the range over settings that a claim leaves open, as one interval."""
     low, high = float(min(values)), float(max(values))
     middle = math.sqrt(low * high) if low > 0 else (low + high) / 2
     return Measured(values=(Interval(value=middle, low=low, high=high, label=""),), how=how)
@@ -102,5 +99,5 @@ def ranging(values: Sequence[float], how: str) -> Measured:
 
 @measure
 def not_tested(why: str) -> Outcome:
-    """Measure nothing: no runs here can tell, and the claim says why."""
+    """Measure nothing, for the reason that the claim gives."""
     return Unmeasured(why=why)

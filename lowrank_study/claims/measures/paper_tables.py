@@ -1,7 +1,7 @@
-"""Claims that a paper's table or figure answers, remade here with this suite's own runs.
+"""Claims that a paper's table or figure answers, reproduced with this suite's own runs.
 
-`experiments/reproduce.py papers=[...]` measures them and writes `results/papers/<name>.csv`
-(`reporting/papers.py`); here they are read.
+`experiments/reproduce.py papers=[...]` writes `results/papers/<name>.csv` (`reporting/papers.py`),
+and these measures read that table.
 """
 
 import math
@@ -10,54 +10,50 @@ from collections.abc import Mapping
 import pandas as pd
 
 from lowrank_study.claims.measures.evidence import Evidence
-from lowrank_study.claims.measures.outcome import (
-    Interval,
-    Lacking,
-    Measured,
-    Outcome,
-    measure,
-)
+from lowrank_study.claims.measures.outcome import Interval, Lacking, Measured, Outcome, measure
 
 Where = Mapping[str, object]
-"""Column → the value that the wanted row has there."""
+"""Column → the value of the wanted row."""
 
 
 @measure
-def paper_row(evidence: Evidence, paper: str, where: Where) -> Outcome:
-    """Give the own number of one row with its interval over seeds."""
-    row = _row(evidence, paper, where, over_noise=False)
-    return Measured(values=(row,), how=f"conf/paper/{paper}.yaml, {_in_words(where)}")
-
-
-@measure
-def paper_rows_apart(
-    evidence: Evidence, paper: str, where: Where, minus: Where, over_noise: bool = False
+def paper_row(
+    evidence: Evidence,
+    paper: str,
+    where: Where,
+    minus: Where | None = None,
+    over_noise: bool = False,
 ) -> Outcome:
-    """Give the difference of two rows, or of their ratios to what noise of their shapes reads.
+    """Return our number in one row with its interval, or the difference of two rows.
 
-    The table keeps no pairs of seeds, so the interval reaches from the lowest that both
-    intervals allow to the highest: it covers more than 95 %.
+    The table has no pairs of seeds, so the interval of a difference extends from the lowest to the
+    highest value that both intervals allow. It covers more than 95 %.
+
+    Args:
+        evidence: The tables.
+        paper: File in `conf/paper/`.
+        where: The row.
+        minus: The row to subtract.
+        over_noise: Whether to divide each row by the value of noise of the same shape first.
     """
-    first, second = (_row(evidence, paper, each, over_noise=over_noise) for each in (where, minus))
-    apart = Interval(
-        value=first.value - second.value,
-        low=first.low - second.high,
-        high=first.high - second.low,
-        label="",
-    )
-    of_noise = ", each over of_noise" if over_noise else ""
-    how = f"conf/paper/{paper}.yaml, {_in_words(where)} minus {_in_words(minus)}{of_noise}"
-    return Measured(values=(apart,), how=how)
+    found, how = _row(evidence, paper, where, over_noise=over_noise), _in_words(where)
+    if minus is not None:
+        other = _row(evidence, paper, minus, over_noise=over_noise)
+        low, high = found.low - other.high, found.high - other.low
+        found = Interval(value=found.value - other.value, low=low, high=high, label="")
+        how += f" minus {_in_words(minus)}"
+    of_noise = ", each over noise of the same shape" if over_noise else ""
+    return Measured(values=(found,), how=f"conf/paper/{paper}.yaml, {how}{of_noise}")
 
 
 def _row(evidence: Evidence, paper: str, where: Where, *, over_noise: bool) -> Interval:
-    table = evidence.papers.get(paper)
-    if table is None:
-        raise Lacking(f"that paper's runs: experiments/reproduce.py papers=[{paper}]")
-    found = table
+    remedy = f"experiments/reproduce.py papers=[{paper}]"
+    found = evidence.papers.get(paper)
+    if found is None:
+        raise Lacking(f"runs for the paper's table: {remedy}")
     for column, value in where.items():
-        if column not in found:  # the table is older than what it is asked
-            raise Lacking(f"{paper} by {column}: experiments/reproduce.py papers=[{paper}]")
+        if column not in found:  # the table was written by an earlier version
+            raise Lacking(f"a table of {paper} with a column {column}: {remedy}")
         found = found[found[column] == value]
     found = found[found["own"].notna()]
     if len(found) != 1:
@@ -65,12 +61,8 @@ def _row(evidence: Evidence, paper: str, where: Where, *, over_noise: bool) -> I
     row = found.iloc[0]
     unit = float(row["of_noise"]) if over_noise else 1.0
     own, low, high = (float(row[column]) / unit for column in ("own", "low", "high"))
-    return Interval(
-        value=own,
-        low=-math.inf if pd.isna(low) else low,
-        high=math.inf if pd.isna(high) else high,
-        label="",
-    )
+    low = -math.inf if pd.isna(low) else low
+    return Interval(value=own, low=low, high=math.inf if pd.isna(high) else high, label="")
 
 
 def _in_words(where: Where) -> str:

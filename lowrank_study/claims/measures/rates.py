@@ -1,8 +1,8 @@
 """Claims on learning rates, measured from tuning runs over a grid.
 
-A best rate is an interval: from the lowest to the highest rate that is not worse than the best
-one by more than its paired interval over seeds (95 % for the whole grid), and half a step of the
-grid further on either side. Where that reaches an end of the grid, the interval is open there.
+A best rate is an interval. It covers all rates that are not worse than the best one by more than
+the paired interval over seeds (95 % for the whole grid), and half a grid step on either side. The
+interval is open where it reaches an end of the grid.
 """
 
 import math
@@ -18,24 +18,19 @@ from lowrank_study.claims.measures.intervals import (
     shared_confidence,
     student_interval,
 )
-from lowrank_study.claims.measures.outcome import (
-    Interval,
-    Lacking,
-    Outcome,
-    measure,
-)
+from lowrank_study.claims.measures.outcome import Interval, Lacking, Outcome, measure
 
-TIED = "tied rates and half a grid step included"
-NEEDS = "tuning runs over a grid of rates: a sweep with tuning=grid"
+TIED = "including tied rates and half a grid step"
+NEEDS = "tuning runs over a grid of learning rates: a sweep with tuning=grid"
 
 
 def best_rate(runs: pd.DataFrame, *, confidence: float, label: str) -> Interval:
-    """Give the best rate of one configuration's tuning runs, as an interval.
+    """Return the best rate of one configuration's tuning runs, as an interval.
 
-    A rate that lost a run is left out. Two rates are compared over the seeds that both had.
+    Rates with a lost run do not count. Two rates are compared over the seeds that both have.
 
     Raises:
-        Lacking: Under three rates.
+        Lacking: Fewer than three rates count.
     """
     lost = runs.loc[runs["status"] != "done", "learning_rate"]
     kept = runs[~runs["learning_rate"].isin(lost)]
@@ -43,13 +38,13 @@ def best_rate(runs: pd.DataFrame, *, confidence: float, label: str) -> Interval:
     table = table.sort_index(axis=1)
     grid = table.columns.to_numpy(dtype=np.float64)
     if grid.size < 3:
-        raise Lacking(f"three rates or more for {label} at which no run was lost")
+        raise Lacking(f"three or more learning rates of {label} without a lost run")
     best = int(table.mean().to_numpy().argmax())
     each = shared_confidence(confidence, grid.size - 1)
     tied = [best]
     for other in range(grid.size):
         behind = (table.iloc[:, best] - table.iloc[:, other]).dropna()
-        if student_interval(behind, confidence=each, label="").low <= 0.0:
+        if student_interval(behind, confidence=each).low <= 0.0:
             tied.append(other)
     first, last = min(tied), max(tied)
     low = 0.0 if first == 0 else math.sqrt(grid[first - 1] * grid[first])
@@ -58,22 +53,20 @@ def best_rate(runs: pd.DataFrame, *, confidence: float, label: str) -> Interval:
 
 
 def of_rule(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
-    """Give the LoRA runs of a scaling rule.
+    """Return the LoRA runs of a scaling rule.
 
-    `alpha_over_rank` and `alpha_over_sqrt_rank` are those with the one α that was run at the
-    most ranks; `twice_rank` are those with α = 2r under α/r.
+    `alpha_over_rank` and `alpha_over_sqrt_rank` take the one α that was trained at the most ranks.
+    `twice_rank` takes α = 2r under α/r.
 
     Raises:
-        Lacking: No such runs.
+        Lacking: There are no such runs.
     """
-    lora = runs[runs["method"] == "lora"]
-    rank, alpha, scaling = (
-        lora[name].astype("float64") for name in ("adapter_rank", "alpha", "scaling")
-    )
+    lora = runs[runs["method"] == "lora"].astype({"adapter_rank": "float64", "alpha": "float64"})
+    rank = lora["adapter_rank"]
     divisor = rank**0.5 if rule == "alpha_over_sqrt_rank" else rank
-    chosen = lora[np.isclose(scaling, alpha / divisor)]
+    chosen = lora[np.isclose(lora["scaling"].astype("float64"), lora["alpha"] / divisor)]
     if rule == "twice_rank":
-        chosen = chosen[np.isclose(chosen["alpha"], 2 * chosen["adapter_rank"].astype("float64"))]
+        chosen = chosen[np.isclose(chosen["alpha"], 2 * chosen["adapter_rank"])]
     elif not chosen.empty:
         ranks = chosen.groupby("alpha")["adapter_rank"].nunique()
         chosen = chosen[chosen["alpha"] == ranks.idxmax()]
@@ -82,11 +75,21 @@ def of_rule(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
     return chosen
 
 
+def _ratio(above: Interval, below: Interval) -> Interval:
+    """Return the ratio of two intervals of positive numbers, with open ends as 0 and ∞."""
+    return Interval(
+        value=above.value / below.value,
+        low=0.0 if math.isinf(below.high) else above.low / below.high,
+        high=math.inf if below.low == 0.0 else above.high / below.low,
+        label="",
+    )
+
+
 @measure
 def best_rate_ratio(
     evidence: Evidence, target: str, rank: int, rule: str, steps: tuple[int, int | None]
 ) -> Outcome:
-    """Give LoRA's best rate over full fine-tuning's, of runs of so many steps."""
+    """Return LoRA's best rate over full fine-tuning's, in runs with a number of steps."""
 
     def interval(runs: pd.DataFrame, confidence: float) -> Interval:
         each = shared_confidence(confidence, 2)
@@ -94,26 +97,24 @@ def best_rate_ratio(
         lora = lora[(lora["target"] == target) & (lora["adapter_rank"] == rank)]
         ours = best_rate(lora, confidence=each, label=f"LoRA r = {rank} on {target}")
         full = runs[runs["method"] == "full"]
-        theirs = best_rate(full, confidence=each, label="full fine-tuning")
-        return Interval(
-            value=ours.value / theirs.value,
-            low=0.0 if math.isinf(theirs.high) else ours.low / theirs.high,
-            high=math.inf if theirs.low == 0.0 else ours.high / theirs.low,
-            label="",
-        )
+        return _ratio(ours, best_rate(full, confidence=each, label="full fine-tuning"))
 
     fewest, most = steps
     tried = part(evidence.rates, NEEDS)
     asked = f"{fewest} steps or more" if most is None else f"{fewest} to {most} steps"
     tried = tried[tried["steps"].between(fewest, math.inf if most is None else most)]
     tried = part(tried, f"tuning runs of {asked}")
-    how = f"best rate on validation of r = {rank} on {target} ({rule}) over full fine-tuning's"
-    return over_settings(tried, interval, how=f"{how}; {TIED}")
+    how = (
+        f"best learning rate on validation of LoRA on {target} (r = {rank}, {rule}) over full "
+        f"fine-tuning's, {TIED}"
+    )
+    return over_settings(tried, interval, how=how)
 
 
 @measure
 def best_rate_drift(evidence: Evidence, target: str, rule: str, ranks: Sequence[int]) -> Outcome:
-    """Give the highest best rate over the lowest across ranks: 1 for no drift."""
+    """Return the highest best rate over the lowest across ranks; 1 means no drift."""
+    tried = set[int]()
 
     def interval(runs: pd.DataFrame, confidence: float) -> Interval:
         chosen = of_rule(runs, rule)
@@ -122,24 +123,26 @@ def best_rate_drift(evidence: Evidence, target: str, rule: str, ranks: Sequence[
         if len(by_rank) < 2:
             raise Lacking(f"tuning runs on {target} under {rule} at two ranks or more")
         each = shared_confidence(confidence, len(by_rank))
-        found = [
-            best_rate(rows, confidence=each, label=f"r = {rank}") for rank, rows in by_rank.items()
-        ]
+        found = [best_rate(rows, confidence=each, label=f"r = {r}") for r, rows in by_rank.items()]
         tried.update(by_rank)
-        lowest = min(best.low for best in found)
-        return Interval(
-            value=max(best.value for best in found) / min(best.value for best in found),
-            low=max(1.0, max(best.low for best in found) / min(best.high for best in found)),
-            high=math.inf if lowest == 0.0 else max(best.high for best in found) / lowest,
-            label="",
+        highest, lowest = (
+            Interval(
+                value=pick(best.value for best in found),
+                low=pick(best.low for best in found),
+                high=pick(best.high for best in found),
+                label="",
+            )
+            for pick in (max, min)
         )
+        drift = _ratio(highest, lowest)
+        return replace(drift, low=max(1.0, drift.low))
 
-    tried = set[int]()
     found = over_settings(part(evidence.rates, NEEDS), interval, how=TIED)
-    how = f"highest best rate over the lowest, r of {_listed(tried)} on {target}, {rule}"
+    how = f"highest best learning rate over the lowest, LoRA on {target} ({rule}), r = "
+    how += _listed(tried)
     if untried := set(ranks) - tried:
-        how += f" (not of {_listed(untried)})"
-    return replace(found, how=f"{how}; {found.how}")
+        how += f" (without {_listed(untried)})"
+    return replace(found, how=f"{how}, {found.how}")
 
 
 def _listed(ranks: Iterable[int]) -> str:

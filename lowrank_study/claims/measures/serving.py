@@ -1,17 +1,16 @@
-"""What adapters cost at inference, timed live on the embedded model.
+"""Costs of adapters at inference, timed on the embedded model.
 
     rounds = measure_serving(rounds=15)      # some seconds
-    rounds["merged"] / rounds["base"]        # a ratio a round
+    rounds["merged"] / rounds["base"]        # one ratio per round
 
-Every round runs each way once, one after the other, so that what else happens on the machine
-meets all of them alike; and the next round begins with another, so that none always finds the
-caches as the same one left them. A claim's number is the median over rounds of the ratio within a
-round.
+Every round runs each way once, so other load on the machine affects all ways alike. Each round
+starts with another way, so that no way always finds the same caches. A claim's number is the median
+over rounds of the ratio within a round.
 """
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 import torch
@@ -32,9 +31,9 @@ TEXTS, TOKENS, ADAPTERS, WARM_UP = 8, 32, 4, 2
 
 
 class MixedAdapters(nn.Module):
-    """One frozen map and an adapter of its own for each text of a batch.
+    """One frozen map with a separate adapter for each text of a batch.
 
-    y_n = x_n Wᵀ + b + scaling (x_n A_nᵀ) B_nᵀ, the factors of all texts in one batched product.
+    y_n = x_n Wᵀ + b + scaling (x_n A_nᵀ) B_nᵀ, with the factors of all texts in batched products.
     """
 
     def __init__(self, base: nn.Module, A_NRI: Tensor, B_NOR: Tensor, scaling: float) -> None:
@@ -50,15 +49,15 @@ class MixedAdapters(nn.Module):
 
 
 def measure_serving(*, rounds: int) -> pd.DataFrame:
-    """Time the ways to serve adapters on the embedded model, on the CPU.
+    """Time the ways to serve adapters on the CPU.
 
     Returns:
-        A row a round; seconds of `base`, `merged` and `unmerged` for a batch with one adapter,
-        and of `mixed` (one batch, an adapter a text), `loop` (a batch an adapter) and `copies`
-        (a batch for each merged copy) for a batch of as many adapters as texts allow.
+        Seconds, one row per round. `base`, `merged` and `unmerged` are a batch with one adapter.
+        `mixed` (one batch, several adapters), `loop` (one batch per adapter) and `copies` (one
+        batch per merged copy) serve `ADAPTERS` adapters.
 
     Raises:
-        InputError: The embedded model can't be had.
+        InputError: The embedded model is not available.
     """
     ways = _ways()
     names = list(ways)
@@ -92,32 +91,25 @@ def _ways() -> dict[str, Callable[[], None]]:
     texts = torch.randint(1000, 20000, (TEXTS, TOKENS), generator=generator)
     parts = texts.chunk(ADAPTERS)
     mixed = _mixed(base, adapted, TEXTS // ADAPTERS)
-    assert torch.allclose(
-        mixed(texts).logits,
-        torch.cat([m(p).logits for m, p in zip(adapted, parts, strict=True)]),
-        atol=1e-4,
-    )
+    expected = torch.cat([m(p).logits for m, p in zip(adapted, parts, strict=True)])
+    assert torch.allclose(mixed(texts).logits, expected, atol=1e-4)
     return {
-        "base": lambda: _run(base, texts),
-        "merged": lambda: _run(merged[0], texts),
-        "unmerged": lambda: _run(adapted[0], texts),
-        "mixed": lambda: _run(mixed, texts),
-        "loop": lambda: _run_each(adapted, parts),
-        "copies": lambda: _run_each(merged, parts),
+        "base": lambda: _run([base], [texts]),
+        "merged": lambda: _run([merged[0]], [texts]),
+        "unmerged": lambda: _run([adapted[0]], [texts]),
+        "mixed": lambda: _run([mixed], [texts]),
+        "loop": lambda: _run(adapted, parts),
+        "copies": lambda: _run(merged, parts),
     }
 
 
-def _run(model: nn.Module, texts: Tensor) -> None:
-    model(texts)
-
-
-def _run_each(models: list[nn.Module], parts: tuple[Tensor, ...]) -> None:
+def _run(models: Sequence[nn.Module], parts: Sequence[Tensor]) -> None:
     for model, texts in zip(models, parts, strict=True):
         model(texts)
 
 
 def _adapted(base: nn.Module, names: list[str], lora: Lora, seed: int) -> nn.Module:
-    """Give the model with an adapter; all of them share the weights of the one base."""
+    """Return the model with a random adapter; it shares the weights of `base`."""
     model = copy.deepcopy(base, {id(weight): weight for weight in base.parameters()})
     add_lora(model, dict.fromkeys(names, lora))
     generator = torch.Generator().manual_seed(seed)
@@ -127,7 +119,7 @@ def _adapted(base: nn.Module, names: list[str], lora: Lora, seed: int) -> nn.Mod
 
 
 def _mixed(base: nn.Module, adapted: list[nn.Module], texts_each: int) -> nn.Module:
-    """Give one model that serves every adapter, `texts_each` rows of the batch for each."""
+    """Return one model that serves every adapter, each for `texts_each` rows of the batch."""
     model = copy.deepcopy(base)
     factors = [dict(lora_modules(one)) for one in adapted]
     for name, first in factors[0].items():
@@ -137,23 +129,19 @@ def _mixed(base: nn.Module, adapted: list[nn.Module], texts_each: int) -> nn.Mod
             for which in ("A_RI", "B_OR")
         )  # fmt: skip
         parent, _, child = name.rpartition(".")
-        setattr(
-            model.get_submodule(parent),
-            child,
-            MixedAdapters(first.base, A_NRI, B_NOR, first.scaling),
-        )
+        mixed = MixedAdapters(first.base, A_NRI, B_NOR, first.scaling)
+        setattr(model.get_submodule(parent), child, mixed)
     return model.eval()
 
 
 @measure
 def serving_ratio(evidence: Evidence, way: str, over: str) -> Outcome:
-    """Give the time of one way to serve over another's, the median over rounds."""
+    """Return the time of one way to serve over another's, as the median over rounds."""
     rounds = part(evidence.serving, "times on this machine: live=true")
     if missing := [name for name in (way, over) if name not in rounds.columns]:
         raise Lacking(f"times of {missing[0]}; there are {', '.join(rounds.columns)}")
-    interval = median_interval(rounds[way] / rounds[over], label="")
     how = (
-        f"{way} over {over}, {TEXTS} texts of {TOKENS} tokens, MiniLM, r = 8, on this machine's "
-        f"CPU; median of {len(rounds)} interleaved rounds"
+        f"time of {way} over {over}, {TEXTS} texts of {TOKENS} tokens, MiniLM, r = 8, on the CPU; "
+        f"median of {len(rounds)} interleaved rounds"
     )
-    return Measured(values=(interval,), how=how)
+    return Measured(values=(median_interval(rounds[way] / rounds[over]),), how=how)

@@ -1,7 +1,7 @@
-"""Claims on the spectra of updates, measured from the spectra tables of trained runs.
+"""Claims on the spectra of full updates, measured from the spectra tables of trained runs.
 
-A run's value is the mean over its matrices of numbered layers that stand above the rounding
-floor; the interval is over seeds.
+A run's value is the mean over the matrices of numbered layers above the rounding floor. The
+interval is over seeds.
 """
 
 from collections.abc import Sequence
@@ -13,20 +13,6 @@ from lowrank_study.claims.measures.evidence import Evidence, part, tuned_runs
 from lowrank_study.claims.measures.intervals import over_seeds
 from lowrank_study.claims.measures.outcome import Lacking, Outcome, measure
 
-NEEDS = "spectra of trained runs: sweep=NAME"
-
-
-def layer_matrices(evidence: Evidence) -> pd.DataFrame:
-    """Give the resolvable matrices of numbered layers, each with its run's setting.
-
-    Raises:
-        Lacking: There are none.
-    """
-    runs = tuned_runs(evidence)[["run_id", "setting", "method", "target", "adapter_rank", "seed"]]
-    spectra = part(evidence.spectra, NEEDS)
-    kept = spectra[spectra["layer"].notna() & spectra["resolvable"]]
-    return part(kept.merge(runs, on="run_id"), "matrices above the rounding floor of these runs")
-
 
 @measure
 def full_update(
@@ -36,10 +22,19 @@ def full_update(
     over: Literal["dimension"] | None,
     layer: Literal["first", "last"] | None = None,
 ) -> Outcome:
-    """Give the mean of a column over full fine-tuning's updates; null for all roles, all layers.
+    """Return the mean of a column over full fine-tuning's updates.
 
-    Each matrix's value is divided by its min(out, in) where `over` is "dimension".
+    Args:
+        evidence: The tables.
+        column: Column of the spectra table.
+        roles: Roles of the matrices; null for all.
+        over: "dimension" divides each value by min(out, in).
+        layer: One layer; null for all.
     """
+    runs = tuned_runs(evidence)[["run_id", "setting", "method", "seed"]]
+    spectra = part(evidence.spectra, "spectra of trained runs: sweep=NAME")
+    kept = spectra[spectra["layer"].notna() & spectra["resolvable"]].merge(runs, on="run_id")
+    kept = part(kept, "matrices of these runs above the rounding floor")
 
     def quantity(matrices: pd.DataFrame) -> "pd.Series[float]":
         chosen = matrices[matrices["method"] == "full"]
@@ -57,8 +52,8 @@ def full_update(
             values /= chosen[["out_features", "in_features"]].min(axis=1)
         return values.groupby(chosen["seed"]).mean().dropna()
 
-    where = "all roles" if roles is None else ", ".join(roles)
-    named = " over min(out, in)" if over else ""
-    layers = "the layers" if layer is None else f"the {layer} layer"
-    how = f"{column}{named} of full fine-tuning's ΔW, mean over {layers} of {where}"
-    return over_seeds(layer_matrices(evidence), quantity, how=how)
+    divided = " over min(out, in)" if over else ""
+    layers = "all layers" if layer is None else f"the {layer} layer"
+    where = "all roles" if roles is None else " or ".join(roles)
+    how = f"{column}{divided} of full fine-tuning's ΔW, mean over {layers}, role {where}"
+    return over_seeds(kept, quantity, how=how)

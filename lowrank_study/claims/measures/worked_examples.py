@@ -1,4 +1,4 @@
-"""The worked examples of the documents, computed again: a product, and one step by autograd."""
+"""A document's worked example of one gradient step, recomputed by autograd."""
 
 from collections.abc import Sequence
 
@@ -22,17 +22,16 @@ def worked_step(
     target: Sequence[float],
     rate: float,
 ) -> Outcome:
-    """Give one quantity of a gradient step on A and B alone, in float64.
+    """Return one quantity of a gradient step on A and B, in float64.
 
-    y = x (W + BA), L = ½ Σ (y − target)², gradients by autograd, then A −= rate ∇A and
-    B −= rate ∇B. W's gradient is what training leaves out. `rows` chooses some rows of a matrix
-    (from 0); null gives all of it.
+    y = x (W + BA), L = ½ Σ (y - target)², then A -= rate ∇A and B -= rate ∇B. `rows` selects rows
+    of a matrix (from 0); null returns all of it.
 
     Raises:
-        InputError: There is no such quantity; the message lists the valid ones.
+        InputError: The quantity is unknown.
     """
-    W_now, x_row, wanted = _matrix(W).requires_grad_(), _matrix([x]), _matrix([target])
-    A_now, B_now = _matrix(A).requires_grad_(), _matrix(B).requires_grad_()
+    W_now, A_now, B_now = (_matrix(rows_of).requires_grad_() for rows_of in (W, A, B))
+    x_row, wanted = _matrix([x]), _matrix([target])
 
     def loss_of(A_: Tensor, B_: Tensor) -> Tensor:
         return 0.5 * ((x_row @ (W_now + B_ @ A_) - wanted) ** 2).sum()

@@ -286,7 +286,7 @@ def test_an_unknown_quantity_is_named() -> None:
 def test_a_setting_that_a_library_does_not_take_is_named() -> None:
     found = CLAIM_MEASURES["takes_names"]("peft.LoraConfig", ["r", "rank"])
     assert isinstance(found, Observed)
-    assert (found.value, "rank unknown" in found.how) == (False, True)
+    assert (found.value, "unknown: rank" in found.how) == (False, True)
 
 
 def test_what_is_wrapped_again_is_all_that_the_wrapper_holds() -> None:

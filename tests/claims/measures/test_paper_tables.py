@@ -1,4 +1,4 @@
-"""Claims read from papers' tables that were remade here."""
+"""Claims that read papers' tables with our own numbers."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import pytest
 
 from lowrank_study.claims.measures.evidence import NO_EVIDENCE
 from lowrank_study.claims.measures.outcome import Measured, Unmeasured
-from lowrank_study.claims.measures.paper_tables import paper_row, paper_rows_apart
+from lowrank_study.claims.measures.paper_tables import paper_row
 
 TABLE = pd.DataFrame(
     {
@@ -33,7 +33,7 @@ def test_a_row_keeps_its_interval() -> None:
 def test_a_difference_reaches_as_far_as_both_intervals_allow() -> None:
     known = EVIDENCE.papers["intruders"].assign(low=[2.0, 0.0, None], high=[4.0, 1.0, None])
     evidence = replace(NO_EVIDENCE, papers={"intruders": known})
-    found = paper_rows_apart(evidence, paper="intruders", where=LORA, minus=FULL)
+    found = paper_row(evidence, paper="intruders", where=LORA, minus=FULL)
     assert isinstance(found, Measured)
     [value] = found.values
     assert (value.low, value.value, value.high) == (1.0, 2.5, 4.0)
@@ -44,14 +44,14 @@ def test_a_difference_can_be_read_against_noise_of_each_shape() -> None:
         low=[2.0, 0.0, None], high=[4.0, 1.0, None], of_noise=[2.0, 0.5, 1.0]
     )
     evidence = replace(NO_EVIDENCE, papers={"intruders": known})
-    found = paper_rows_apart(evidence, paper="intruders", where=LORA, minus=FULL, over_noise=True)
+    found = paper_row(evidence, paper="intruders", where=LORA, minus=FULL, over_noise=True)
     assert isinstance(found, Measured)
     [value] = found.values
     assert (value.low, value.value, value.high) == (-1.0, 0.5, 2.0)
 
 
 def test_without_an_interval_nothing_is_decided() -> None:
-    found = paper_rows_apart(EVIDENCE, paper="intruders", where=LORA, minus=FULL)
+    found = paper_row(EVIDENCE, paper="intruders", where=LORA, minus=FULL)
     assert isinstance(found, Measured)
     assert found.values[0].high == float("inf")
 
@@ -61,7 +61,11 @@ def test_without_an_interval_nothing_is_decided() -> None:
     [
         ("lora_table5", LORA, "reproduce.py papers=[lora_table5]"),
         ("intruders", {"target": "mlp"}, "one row of intruders with target mlp; it has 0"),
-        ("intruders", {"maps": "all"}, "intruders by maps: experiments/reproduce.py"),
+        (
+            "intruders",
+            {"maps": "all"},
+            "a table of intruders with a column maps: experiments/reproduce.py",
+        ),
         ("intruders", {"adapter_rank": 4}, "one row of intruders with adapter_rank 4; it has 0"),
     ],
 )
