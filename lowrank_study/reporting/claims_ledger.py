@@ -1,9 +1,7 @@
-"""The claims with their verdicts, for people: one table as CSV, Markdown and an HTML page.
+"""The ledger of claims with their verdicts, as CSV, Markdown and an HTML page.
 
-    path = write_ledger(entries, Path("results/claims"))
-    summary_of(entries)      # "201 claims: 86 hold, 39 fail, ..."
-
-writes claims.csv, claims.md and claims.html, each whole or not at all, the page last.
+path = write_ledger(entries, Path("results/claims"))
+summary_of(entries)      # "201 claims: 86 hold, 39 fail, ..."
 """
 
 import math
@@ -33,38 +31,43 @@ from lowrank_study.reporting.display import Column, Table, csv_text, printable, 
 from lowrank_study.reporting.web_page import packaged, web_page
 
 COLUMNS = (
-    ("id", "Id", "the claim's name"),
+    ("id", "Id", "name of the claim"),
     ("source", "Source", "document or paper"),
-    ("section", "Section", "where in it"),
-    ("claim", "Claim", "what is said, in our own words"),
-    ("published", "Published", "the value that the source gives"),
-    ("measured", "Measured", "what was computed or measured, with its interval"),
-    ("tolerance", "Tolerance", "how near it has to be for the claim to hold"),
-    ("verdict", "Verdict", "what follows"),
+    ("section", "Section", "section, table or figure of the source"),
+    ("claim", "Claim", "statement in our own words"),
+    ("published", "Published", "value in the source"),
+    ("measured", "Measured", "computed or measured value with its interval"),
+    (
+        "tolerance",
+        "Tolerance",
+        "largest distance from the published value at which the claim holds",
+    ),
+    ("verdict", "Verdict", "result of the comparison"),
     (
         "basis",
-        "By",
-        "what decides: runs and times of adapters, or arithmetic on shapes and published numbers",
+        "Decided by",
+        "trained runs and timings, or arithmetic on shapes and published numbers",
     ),
-    ("why", "How measured, or why not", "the measure, or what it would take"),
+    ("why", "How measured, or why not", "the measure, or what a check needs"),
 )
 SHORT = {
     "holds": "hold",
     "fails": "fail",
-    "not resolved by this data": "not resolved by this data",
-    "not tested here": "not tested here",
+    "not resolved by this data": "are not resolved by this data",
+    "not tested here": "are not tested here",
 }
 
 
 def ledger_table(entries: Sequence[Entry]) -> Table:
-    """Give the ledger as a table, a row a claim."""
+    """Return the ledger as a table with one row per claim."""
     frame = pd.DataFrame([row_of(entry) for entry in entries], columns=[c[0] for c in COLUMNS])
     return Table(
         name="claims",
-        title="Claims about LoRA, and what came of them",
+        title="Claims about LoRA and their verdicts",
         note=(
-            "A claim holds where the measured value, with its interval, is inside the tolerance; "
-            "it fails where it is clear of it; in between this data does not resolve it."
+            "A claim holds if the whole interval of the measured value is within the tolerance. "
+            "A claim fails if the whole interval is outside. In all other cases, this data does "
+            "not resolve the claim."
         ),
         frame=frame,
         columns=tuple(Column(name, label, "text", meaning) for name, label, meaning in COLUMNS),
@@ -72,7 +75,7 @@ def ledger_table(entries: Sequence[Entry]) -> Table:
 
 
 def row_of(entry: Entry) -> dict[str, str]:
-    """Write one claim with its verdict in words."""
+    """Return one claim with its verdict in words."""
     claim = entry.claim
     return {
         "id": claim.id,
@@ -89,14 +92,14 @@ def row_of(entry: Entry) -> dict[str, str]:
 
 
 def summary_of(entries: Sequence[Entry]) -> str:
-    """Count the verdicts in one line."""
+    """Return the number of claims with each verdict, in one line without a full stop."""
     verdicts = [entry.verdict for entry in entries]
-    counts = [f"{verdicts.count(verdict)} {SHORT[verdict]}" for verdict in VERDICTS]
+    *counts, last = [f"{verdicts.count(verdict)} {SHORT[verdict]}" for verdict in VERDICTS]
     decided = [entry for entry in entries if entry.verdict in ("holds", "fails")]
     by_runs = sum(_by_runs(entry.claim) for entry in decided)
     return (
-        f"{len(entries)} claims: {', '.join(counts)}; of the {len(decided)} decided, runs and "
-        f"times decide {by_runs} and arithmetic the others"
+        f"{len(entries)} claims: {', '.join(counts)}, and {last}. Runs and timings decide "
+        f"{by_runs} of the {len(decided)} that hold or fail, and arithmetic decides the others"
     )
 
 
@@ -111,7 +114,7 @@ def _by_runs(claim: Claim) -> bool:
 
 
 def published_text(claim: Claim) -> str:
-    """Write the published value with its unit."""
+    """Return the published value with its unit."""
     if not isinstance(claim.published, tuple):
         return _word(claim.published)
     if claim.tolerance == "between":
@@ -120,7 +123,7 @@ def published_text(claim: Claim) -> str:
 
 
 def tolerance_text(claim: Claim) -> str:
-    """Write how near a measured value has to be."""
+    """Return the tolerance in words."""
     amount = number(claim.amount)
     match claim.tolerance:
         case "relative":
@@ -138,7 +141,7 @@ def tolerance_text(claim: Claim) -> str:
 
 
 def measured_text(claim: Claim, outcome: Outcome) -> str:
-    """Write what was measured, in the claim's unit."""
+    """Return the measured value in the claim's unit."""
     match outcome:
         case Measured(values=values):
             parts = [_interval_text(value, UNITS[claim.unit]) for value in values]
@@ -150,13 +153,13 @@ def measured_text(claim: Claim, outcome: Outcome) -> str:
 
 
 def why_text(claim: Claim, outcome: Outcome) -> str:
-    """Write how it was measured or why it was not, and the claim's note."""
+    """Return the measure, or why there is none, and the claim's note."""
     text = outcome.why if isinstance(outcome, Unmeasured) else outcome.how
     return f"{text}. {claim.note}" if claim.note else text
 
 
 def number(value: float) -> str:
-    """Write a number: whole ones in full, others with four significant digits, rounding as ≈ 0."""
+    """Return a number in full if it is whole, and with four significant digits otherwise."""
     if not math.isfinite(value):
         return "∞" if value > 0 else "-∞" if value < 0 else "undefined"
     if value == round(value):
@@ -176,7 +179,7 @@ def _interval_text(interval: Interval, scale: float) -> str:
 
 
 def _tidy(value: float) -> float:
-    """Round off what floating point left at the end: 0.30000000000000004 is 0.3."""
+    """Round off floating-point error: 0.30000000000000004 becomes 0.3."""
     return value if not math.isfinite(value) else float(f"{value:.12g}") + 0.0
 
 
@@ -192,7 +195,7 @@ def _with_unit(text: str, unit: str) -> str:
 
 
 def write_ledger(entries: Sequence[Entry], folder: Path) -> Path:
-    """Write the ledger into a folder and give the path of its page.
+    """Write claims.csv, claims.md and claims.html; return the path of the page.
 
     Raises:
         InputError: The folder is a file.
@@ -210,7 +213,7 @@ def write_ledger(entries: Sequence[Entry], folder: Path) -> Path:
 
 
 def by_source(entries: Sequence[Entry]) -> dict[str, list[dict[str, str]]]:
-    """Give the rows of each source, in the order of the claims."""
+    """Return the rows of each source, in order."""
     groups: dict[str, list[dict[str, str]]] = {}
     for entry in entries:
         groups.setdefault(entry.claim.source, []).append(row_of(entry))
@@ -218,7 +221,7 @@ def by_source(entries: Sequence[Entry]) -> dict[str, list[dict[str, str]]]:
 
 
 def markdown_of(entries: Sequence[Entry]) -> str:
-    """Give the ledger as Markdown, a table a source."""
+    """Return the ledger as Markdown, with one table for each source."""
     table = ledger_table(entries)
     shown = [column for column in table.columns if column.name != "source"]
     lines = [f"# {table.title}", "", f"{summary_of(entries)}.", "", table.note]
@@ -234,7 +237,7 @@ def markdown_of(entries: Sequence[Entry]) -> str:
 
 
 def _markdown_cell(text: str) -> str:
-    """Write a text so that Markdown shows it and runs nothing of it."""
+    """Escape a text so that Markdown shows it literally."""
     shown = printable(text)
     for character in "\\`*_[]|#":
         shown = shown.replace(character, f"\\{character}")
@@ -242,7 +245,7 @@ def _markdown_cell(text: str) -> str:
 
 
 def page_of(entries: Sequence[Entry]) -> str:
-    """Give the whole page."""
+    """Return the HTML page."""
     table = ledger_table(entries)
     verdicts = [entry.verdict for entry in entries]
     return web_page(

@@ -1,4 +1,4 @@
-"""The ledger for people: what each kind of entry reads as, and that names stay text."""
+"""The ledger: the text of each kind of entry, and escaped names."""
 
 import dataclasses
 import math
@@ -87,8 +87,8 @@ ENTRIES = [
 
 def test_the_summary_counts_verdicts() -> None:
     assert summary_of(ENTRIES) == (
-        "2 claims: 1 hold, 0 fail, 0 not resolved by this data, 1 not tested here; "
-        "of the 1 decided, runs and times decide 0 and arithmetic the others"
+        "2 claims: 1 hold, 0 fail, 0 are not resolved by this data, and 1 are not tested here. "
+        "Runs and timings decide 0 of the 1 that hold or fail, and arithmetic decides the others"
     )
 
 

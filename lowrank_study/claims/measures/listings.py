@@ -114,6 +114,7 @@ def takes_names(function: str, names: Sequence[str]) -> Outcome:
     """Tell whether a function or class of an installed library takes some names by keyword."""
     module, _, name = function.rpartition(".")
     known = inspect.signature(getattr(importlib.import_module(module), name)).parameters
-    taken, unknown = ([n for n in names if (n in known) is is_known] for is_known in (True, False))
-    how = f"the installed {function} takes {', '.join(taken)}; unknown: {', '.join(unknown) or 'none'}"
+    taken, unknown = ([n for n in names if (n in known) is wanted] for wanted in (True, False))
+    rest = ", ".join(unknown) or "none"
+    how = f"the installed {function} takes {', '.join(taken)}; unknown: {rest}"
     return Observed(value=not unknown, how=how)
