@@ -1,7 +1,7 @@
-"""Check published claims on LoRA by arithmetic and by trained runs.
+"""Check published claims about LoRA by arithmetic and by your own runs.
 
 python analysis/check_claims.py
-python analysis/check_claims.py sweep=rank_sweep live=true
+python analysis/check_claims.py sweep=first_study live=true
 python analysis/check_claims.py 'record=[2026-11-26_flagship_reuters_r52,2026-11-26_papers]'
 """
 

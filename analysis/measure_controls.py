@@ -1,8 +1,8 @@
 """Apply the rank measures to controls: noise, weight decay, shuffled labels and other seeds.
 
-python analysis/measure_controls.py sweep=rank_sweep
-python analysis/measure_controls.py sweep=rank_sweep along_training=false
-python analysis/measure_controls.py sweep=rank_sweep shuffled_seeds=0 directions=16
+python analysis/measure_controls.py sweep=first_study
+python analysis/measure_controls.py sweep=first_study along_training=false
+python analysis/measure_controls.py sweep=first_study shuffled_seeds=0 directions=16
 """
 
 from collections.abc import Mapping

@@ -1,8 +1,8 @@
-"""Keep the findings, tables and figures of a sweep in results/records/, to be committed.
+"""Write a sweep's findings, tables and figures to results/records/, to be committed.
 
-python analysis/record.py sweep=rank_sweep
-python analysis/record.py sweep=rank_sweep record=2026-11-22_rank_sweep
-python analysis/record.py sweep=rank_sweep margin=0.01 --results "other results"
+python analysis/record.py sweep=first_study
+python analysis/record.py sweep=first_study record=2026-12-01_first_study
+python analysis/record.py sweep=first_study margin=0.01 --results "other results"
 """
 
 from collections.abc import Mapping

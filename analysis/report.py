@@ -1,8 +1,8 @@
-"""Write the report of a sweep from its ended runs. Nothing is trained.
+"""Write the report of a sweep from its finished runs. This command trains nothing.
 
-python analysis/report.py sweep=rank_sweep
-python analysis/report.py sweep=rank_sweep margin=0.01
-python analysis/report.py sweep=rank_sweep --results "other results"
+python analysis/report.py sweep=first_study
+python analysis/report.py sweep=first_study margin=0.01
+python analysis/report.py sweep=first_study --results "other results"
 """
 
 from collections.abc import Mapping

@@ -98,11 +98,13 @@ def _compared(rows: pd.DataFrame, task: str) -> list[timing.Figure]:
         low, high = interval_of_mean(
             np.array(differences)
         )  # the ranks of a seed are not independent
-        what = f"{task}: {one} less {other}, mean over seeds"
+        what = f"{task}: {one} minus {other}, mean over seeds"
         figures += [
             timing.figure(what, differences, unit="points"),
-            timing.figure(f"{what}: 95 % interval from", [low], unit="points", at_most=0.0),
-            timing.figure(f"{what}: 95 % interval to", [high], unit="points", at_least=0.0),
-            timing.figure(f"{what}: its width", [high - low], unit="points", at_most=1.5),
+            timing.figure(f"{what}: lower 95 % limit", [low], unit="points", at_most=0.0),
+            timing.figure(f"{what}: upper 95 % limit", [high], unit="points", at_least=0.0),
+            timing.figure(
+                f"{what}: width of the 95 % interval", [high - low], unit="points", at_most=1.5
+            ),
         ]
     return figures

@@ -59,7 +59,7 @@ def growth(folder: Path, *, quick: bool) -> list[timing.Figure]:
     for axis, rows in frame.groupby("axis", sort=False):
         first, last = rows.iloc[0], rows.iloc[-1]
         for column, what in (("seconds", "time"), ("peak_bytes", "memory")):
-            label = f"{axis} {first['at']:g} to {last['at']:g}: {what} grows"
+            label = f"{axis} from {first['at']:g} to {last['at']:g}: growth of {what}"
             figures.append(timing.figure(label, [last[column] / first[column]], unit="×"))
     return figures
 

@@ -144,7 +144,7 @@ def decompositions(chosen: set[str], sizes: Sizes) -> dict[str, list[Figure]]:
                 at_least=5,
             ),
             figure(
-                "exact spectrum, largest error against it",
+                "exact spectrum, largest error",
                 [float(error / last["values only"][0])],
                 unit="σ₁",
                 at_most=1e-7,
@@ -170,12 +170,12 @@ def decompositions(chosen: set[str], sizes: Sizes) -> dict[str, list[Figure]]:
         error = np.abs(values - last["dense"][: values.size]).max() / values[0]
         found["product"] = [
             ratio(
-                f"adapter of rank 8 on {shape}, against B A and np.linalg.svd(compute_uv=False)",
+                f"adapter of rank 8, {shape}, against np.linalg.svd(B @ A, compute_uv=False)",
                 times["dense"],
                 times["product"],
                 at_least=1000,
             ),
-            figure("adapter, largest difference from it", [float(error)], unit="σ₁"),
+            figure("adapter of rank 8, largest error", [float(error)], unit="σ₁"),
         ]
     return found
 
@@ -217,7 +217,7 @@ def adapter(sizes: Sizes) -> list[Figure]:
         times = interleaved(
             {"measured": measured, "reported": reported}, rounds=sizes.rounds, warm_up=reported
         )
-    what = f"adapter of rank 8 on all {maps} maps of a model {sizes.hidden} wide"
+    what = f"adapter of rank 8 on all {maps} maps of a model of width {sizes.hidden}"
     return [
         figure(f"{what}, measured", times["measured"], unit="s", at_most=5),
         figure(f"{what}, measured and report written", times["reported"], unit="s"),
@@ -248,12 +248,12 @@ def embedding(sizes: Sizes) -> list[Figure]:
     what = f"embedding {sizes.vocabulary}×{sizes.hidden} with {sizes.touched} rows changed"
     return [
         ratio(
-            f"{what}, its other rows left out against not",
+            f"{what}, without the other rows, against all rows",
             times["all rows"],
             times["touched rows"],
         ),
         figure(
-            f"{what}, largest difference that makes",
+            f"{what}, largest error without the other rows",
             [float(difference / last["all rows"][0])],
             unit="σ₁",
             at_most=1e-7,
@@ -284,11 +284,11 @@ def memory(sizes: Sizes, *, layers: int) -> list[Figure]:
     assert set(found["ranks"].values()) == {llama_files.PLANTED_RANK}, found
     taken = found["peak"] - found["interpreter"]
     largest = max(prod(shape) for shape in tensors.values())
-    what = f"peak memory of a pair with {matrices} matrices over the interpreter's"
+    what = f"peak memory of a pair with {matrices} matrices minus the interpreter's"
     sizes_of = {"bfloat16": 2, "float32": 4, "float64": 8}
     return [
         figure(
-            f"{what}, in largest matrices as {dtype}",
+            f"{what}, in units of the largest matrix in {dtype}",
             [taken / (largest * size)],
             unit="×",
             at_most=3,
@@ -296,8 +296,10 @@ def memory(sizes: Sizes, *, layers: int) -> list[Figure]:
         for dtype, size in sizes_of.items()
     ] + [
         figure(what, [taken / 1e6], unit="MB"),
-        figure("the interpreter's own, all imported", [found["interpreter"] / 1e6], unit="MB"),
-        figure("the pair measured and reported on", [found["seconds"]], unit="s"),
+        figure(
+            "memory of the interpreter after all imports", [found["interpreter"] / 1e6], unit="MB"
+        ),
+        figure("time to measure the pair and write the report", [found["seconds"]], unit="s"),
     ]
 
 

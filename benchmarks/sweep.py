@@ -79,7 +79,7 @@ def whole(rounds: int, *, quick: bool) -> list[timing.Figure]:
     # hardware both sides compute in fp32, which has its own target and limit.
     figures = []
     if specs[0].train.precision == "fp32":
-        limit = "in fp32: the most that any program could reach here"
+        limit = "in fp32, upper bound for any program on this machine"
         least = [least_seconds(specs)] * rounds
         figures += [
             against("Trainer", "both in fp32, against Trainer's defaults", 3),
@@ -124,20 +124,20 @@ def smollm2(rounds: int, *, quick: bool) -> list[timing.Figure]:
 
     return [
         timing.ratio(
-            "SmolLM2-135M, examples a second, against the Trainer",
+            "SmolLM2-135M, examples per second, ours / Trainer",
             [run["examples_per_second"] for run in ours],
             [run["examples_per_second"] for run in theirs],
             at_least=2.5,
         ),
         *limits,
         timing.ratio(
-            "SmolLM2-135M, peak memory over the libraries', the Trainer's to ours",
+            "SmolLM2-135M, peak memory minus the libraries', Trainer / ours",
             memory(theirs, alone=True),
             memory(ours, alone=True),
             at_least=2.0,
         ),
         timing.ratio(
-            "SmolLM2-135M, peak memory of the process, the Trainer's to ours",
+            "SmolLM2-135M, peak memory of the process, Trainer / ours",
             memory(theirs, alone=False),
             memory(ours, alone=False),
         ),

@@ -46,7 +46,7 @@ class Figure:
 
     @property
     def verdict(self) -> str:
-        """Whether the bar is "met" or "missed"; empty where there is none."""
+        """Return "met" or "missed", or an empty text if there is no target."""
         if self.at_least is not None:
             return "met" if self.value >= self.at_least else "missed"
         if self.at_most is not None:
@@ -148,18 +148,18 @@ def table(cases: Mapping[str, Sequence[Figure]]) -> list[tuple[str, str, str, st
     for figures in cases.values():
         for each in figures:
             spread = f"{_number(each.lowest)} – {_number(each.highest)}"
-            bar = ""
+            target = ""
             if each.at_least is not None:
-                bar = f"≥ {_number(each.at_least)} {each.unit}"
+                target = f"≥ {_number(each.at_least)} {each.unit}"
             elif each.at_most is not None:
-                bar = f"≤ {_number(each.at_most)} {each.unit}"
+                target = f"≤ {_number(each.at_most)} {each.unit}"
             median = f"{_number(each.value)} {each.unit}"
             alone = each.lowest == each.highest
-            rows.append((each.what, median, "" if alone else spread, bar, each.verdict))
+            rows.append((each.what, median, "" if alone else spread, target, each.verdict))
     return rows
 
 
-HEADINGS = ("what", "median", "of all rounds", "bar", "")
+HEADINGS = ("measured", "median", "range over rounds", "target", "")
 
 
 def write_results(

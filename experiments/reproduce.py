@@ -1,7 +1,7 @@
-"""Train and report experiments one after the other, after a forecast of the time.
+"""Forecast how long experiments take, then train and report each of them.
 
 python experiments/reproduce.py                      # the flagship study: `make reproduce`
-python experiments/reproduce.py forecast=true        # only how long
+python experiments/reproduce.py forecast=true        # only the forecast
 python experiments/reproduce.py 'experiments=[]' 'papers=[lora_table6,lora_table7]'
 """
 

@@ -1,4 +1,4 @@
-"""Train one run, or a whole sweep with `-m` or `experiment=NAME`. Ended runs are kept.
+"""Train one run, or a sweep with `-m` or `experiment=NAME`. Finished runs are not trained again.
 
 python experiments/train.py method=lora method.rank=8
 python experiments/train.py -m method=full,lora method.rank=1,2,4 seed=0,1,2 sweep=mine

@@ -1,8 +1,8 @@
-"""Truncate the updates of a sweep's full fine-tuning to rank k, and evaluate the model again.
+"""Truncate the updates of full fine-tuning to rank k, and evaluate the truncated models.
 
-python experiments/truncate.py sweep=rank_sweep
-python experiments/truncate.py sweep=rank_sweep 'scopes=[all]' 'ranks=[0,4,16]'
-python experiments/truncate.py sweep=rank_sweep seeds_of_parts=null workers=1
+python experiments/truncate.py sweep=first_study
+python experiments/truncate.py sweep=first_study 'scopes=[all]' 'ranks=[0,4,16]'
+python experiments/truncate.py sweep=first_study seeds_of_parts=null workers=1
 """
 
 from collections.abc import Mapping

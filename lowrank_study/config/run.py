@@ -37,8 +37,8 @@ class Tuning:
     """Ratio of neighbouring rates."""
     seeds: tuple[int, ...]
     """Seeds of the trials."""
-    runoff_seeds: tuple[int, ...]
-    """Further seeds of the trials at the two best rates."""
+    final_seeds: tuple[int, ...]
+    """Further seeds for the final comparison of the two best rates."""
     most: int
     """Largest number of rates; the grid grows while the best rate is at an end."""
 
@@ -155,17 +155,17 @@ def sweep_name(fields: Fields) -> str:
 
 def _tuning(fields: Fields) -> Tuning:
     rates = fields.integer("rates", at_least=3)
-    seeds, runoff = fields.integers("seeds"), fields.integers("runoff_seeds")
-    if not seeds or len({*seeds, *runoff}) < len(seeds) + len(runoff):
+    seeds, final = fields.integers("seeds"), fields.integers("final_seeds")
+    if not seeds or len({*seeds, *final}) < len(seeds) + len(final):
         raise InputError(
-            f"tuning.seeds={list(seeds)}, runoff_seeds={list(runoff)}: at least one seed is "
-            "needed, and none twice"
+            f"tuning.seeds={list(seeds)}, final_seeds={list(final)}: at least one seed is "
+            "needed, and no seed may occur twice"
         )
     return Tuning(
         rates=rates,
         factor=fields.number("factor", above=1.0),
         seeds=seeds,
-        runoff_seeds=runoff,
+        final_seeds=final,
         most=fields.integer("most", at_least=rates),
     )
 

@@ -45,7 +45,7 @@ def usage(about: str, config_name: str, overrides: Sequence[str]) -> str:
         ]
         lines += ["Choices (`--help method=lora` shows the settings of one):", *_table(found), ""]
     lines += [
-        "Settings (KEY=VALUE or --KEY VALUE; type paths as in any other command):",
+        "Settings, as KEY=VALUE or --KEY VALUE (type paths as for any other program):",
         *_table(rows),
         "",
     ]

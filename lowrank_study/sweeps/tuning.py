@@ -42,10 +42,10 @@ def tuned(specs: Sequence[RunSpec], tuning: Tuning, *, train: Train) -> list[Run
             a trial failed for another reason than its rate, or every rate of a configuration
             diverged.
     """
-    if shared := {spec.seed for spec in specs} & {*tuning.seeds, *tuning.runoff_seeds}:
+    if shared := {spec.seed for spec in specs} & {*tuning.seeds, *tuning.final_seeds}:
         raise InputError(
             f"tuning: seeds {sorted(shared)} choose rates and are seeds of the sweep too: give "
-            "tuning.seeds and tuning.runoff_seeds that the sweep does not use"
+            "tuning.seeds and tuning.final_seeds that the sweep does not use"
         )
     middles = {of.run_id: of for of in map(configuration, specs)}
     if len({at_any_rate(of).run_id for of in middles.values()}) < len(middles):
@@ -120,7 +120,7 @@ def _more(tried: Tried, order: Sequence[float], tuning: Tuning) -> Tried:
     ends = {min(tried): 1 / tuning.factor, max(tried): tuning.factor}
     if order[0] in ends and len(tried) < tuning.most:
         return {**tried, _rounded(order[0] * ends[order[0]]): tuning.seeds}
-    return {**tried, **dict.fromkeys(order[:2], (*tuning.seeds, *tuning.runoff_seeds))}
+    return {**tried, **dict.fromkeys(order[:2], (*tuning.seeds, *tuning.final_seeds))}
 
 
 def _rounded(rate: float) -> float:

@@ -15,7 +15,7 @@ from lowrank_study.sweeps.forecast import forecast, forecasts, in_words, measure
 TINY_TUNED = (
     "tuning=grid",
     "tuning.seeds=[1000]",
-    "tuning.runoff_seeds=[]",
+    "tuning.final_seeds=[]",
     "method.rank=2",
     "seed=0",
 )
@@ -83,10 +83,10 @@ def test_runs_that_choose_a_rate_are_counted_until_it_is_chosen(
     assert forecasts({"mine": configs}) == {"mine": 0.0}
 
 
-def test_a_run_off_is_of_the_middle_and_a_neighbour(
+def test_the_final_comparison_forecast_is_of_the_middle_and_a_neighbour(
     tiny_overrides: list[str], tmp_path: Path
 ) -> None:
-    options = ("tuning.runoff_seeds=[1001]", f"results={tmp_path}", "sweep=mine")
+    options = ("tuning.final_seeds=[1001]", f"results={tmp_path}", "sweep=mine")
     configs = planned_configs(*tiny_overrides, *TINY_TUNED, *options)
     asked = runs_of(configs)
     middle = configs[0].spec.method.learning_rate
@@ -97,7 +97,7 @@ def test_a_run_off_is_of_the_middle_and_a_neighbour(
     assert seeds[middle] == [1000, 1001]
     assert sorted(len(each) for each in seeds.values()) == [1, 2, 2]
     assert asked[-1].method.learning_rate == middle
-    end(asked[:3], tmp_path)  # a run-off that has not ended is of the same two rates
+    end(asked[:3], tmp_path)  # an unfinished final comparison has the same two rates
     assert len(runs_of(configs)) == len(asked)
 
 

@@ -16,7 +16,7 @@ from lowrank_study.sweeps.tuning import Train, configuration, tuned
 
 Accuracies = dict[tuple[float, int], float]
 
-TUNING = Tuning(rates=3, factor=10.0, seeds=(1000,), runoff_seeds=(), most=7)
+TUNING = Tuning(rates=3, factor=10.0, seeds=(1000,), final_seeds=(), most=7)
 
 
 def run_of(spec: RunSpec, accuracy: float, loss: float = 0.5, status: str = "done") -> TrainedRun:
@@ -64,7 +64,7 @@ def test_runs_that_choose_have_their_own_seeds_and_do_not_read_the_test_split() 
     assert {spec.seed for spec in oracle.asked.values()} == {1000}
     assert not any(spec.train.read_test for spec in oracle.asked.values())
     assert all(spec.train.read_test for spec in reported)
-    for shared in ({"seeds": (1, 1000)}, {"runoff_seeds": (1,)}):
+    for shared in ({"seeds": (1, 1000)}, {"final_seeds": (1,)}):
         with pytest.raises(InputError, match=r"seeds \[1\] choose rates and are seeds of the"):
             tuned(specs_at(1e-3), dataclasses.replace(TUNING, **shared), train=oracle)
 
@@ -80,23 +80,23 @@ def trained(accuracies: Accuracies, asked: set[tuple[float, int]]) -> Train:
     return train
 
 
-def test_a_lucky_rate_loses_the_run_off() -> None:
+def test_a_lucky_rate_loses_the_final_comparison() -> None:
     lucky = {(1e-2, 1000): 0.9, (1e-2, 1001): 0.5, (1e-3, 1000): 0.8, (1e-3, 1001): 0.8}
     specs = specs_at(1e-3, [2])[:1]
     [spec] = tuned(specs, TUNING, train=trained(lucky, set()))
     assert spec.method.learning_rate == 1e-2
     [spec] = tuned(
-        specs, dataclasses.replace(TUNING, runoff_seeds=(1001,)), train=trained(lucky, set())
+        specs, dataclasses.replace(TUNING, final_seeds=(1001,)), train=trained(lucky, set())
     )
     assert spec.method.learning_rate == 1e-3
 
 
-def test_only_rates_at_the_head_get_the_run_off_and_one_that_comes_up_does_too() -> None:
+def test_the_two_best_rates_get_the_final_comparison_and_so_does_one_that_becomes_second() -> None:
     rates = {1e-5: 0.1, 1e-4: 0.70, 1e-3: 0.80, 1e-2: 0.75, 1e-1: 0.1}
     accuracies = {(rate, 1000): value for rate, value in rates.items()}
     accuracies |= {(1e-3, 1001): 0.5, (1e-2, 1001): 0.74, (1e-4, 1001): 0.69}
     asked: set[tuple[float, int]] = set()
-    tuning = dataclasses.replace(TUNING, rates=5, runoff_seeds=(1001,))
+    tuning = dataclasses.replace(TUNING, rates=5, final_seeds=(1001,))
     [spec] = tuned(specs_at(1e-3, [2])[:1], tuning, train=trained(accuracies, asked))
     assert spec.method.learning_rate == 1e-2
     assert {rate for rate, seed in asked if seed == 1001} == {1e-4, 1e-3, 1e-2}
@@ -152,7 +152,7 @@ def test_a_tuned_sweep_keeps_its_trials_in_a_sweep_of_their_own(
     tiny_overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     specs = [compose(*tiny_overrides, "method.rank=2", f"seed={seed}") for seed in range(2)]
-    tuning = Tuning(rates=3, factor=3.0, seeds=(7,), runoff_seeds=(), most=3)
+    tuning = Tuning(rates=3, factor=3.0, seeds=(7,), final_seeds=(), most=3)
     runs = sweep(specs, name="mine", results=tmp_path, tuning=tuning, launcher="inline")
     lines = capsys.readouterr().out.splitlines()
     assert "reviews.csv: 240 rows read, UTF-8, separated by commas" in lines
