@@ -1,4 +1,4 @@
-"""Measure the spectra of the update ΔW between two checkpoints, or of an adapter, and write a report.
+"""Measure the update ΔW between two checkpoints, or of an adapter, and write a report.
 
 python analysis/measure_spectra.py --before roberta-base --after runs/tuned
 python analysis/measure_spectra.py adapter=my_adapter base=roberta-base compare_with_base=true
