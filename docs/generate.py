@@ -6,6 +6,7 @@
 The table in `measures.md` lists the rows of `lowrank_study/spectra/measures.py`.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -33,7 +34,7 @@ GROUPS = {
     "trainer": ("one_epoch",),
     "tuning": ("grid",),
 }
-"""Files that between them have every setting of a group."""
+"""Files that show most settings of a group. Settings that only others have are added after them."""
 INTRODUCTION = """# Settings
 
 Every setting of every command, with its default. `python COMMAND --help` shows the same on the
@@ -54,12 +55,23 @@ def settings_page() -> str:
     for config, script in COMMANDS.items():
         parts += [f"## `{script}`\n", settings_table(CONF_FOLDER / f"{config}.yaml", "")]
     for group, files in GROUPS.items():
-        choices = ", ".join(f"`{file.stem}`" for file in sorted((CONF_FOLDER / group).glob("*")))
-        parts += [f"## `{group}=`\n", f"Choices: {choices}.\n"]
-        for name in files:
-            file = CONF_FOLDER / group / f"{name}.yaml"
-            parts += [f"### `{group}={name}`\n", settings_table(file, f"{group}.")]
+        parts.append(f"## `{group}=`\n")
+        parts.append(f"Each file of [`conf/{group}/`](../conf/{group}) is a choice.\n")
+        for file in described(group, files):
+            parts += [f"### `{group}={file.stem}`\n", settings_table(file, f"{group}.")]
     return "\n".join(parts)
+
+
+def described(group: str, first: Sequence[str]) -> list[Path]:
+    """Return files of a group that between them have every setting, `first` at their head."""
+    folder = CONF_FOLDER / group
+    shown = [folder / f"{name}.yaml" for name in first]
+    known = {name for file in shown for name in meanings_in(file)}
+    for file in sorted(folder.glob("*.yaml")):
+        if set(OmegaConf.load(file)) - {"defaults"} - known:
+            shown.append(file)
+            known |= set(meanings_in(file))
+    return shown
 
 
 def settings_table(file: Path, prefix: str) -> str:

@@ -50,6 +50,8 @@ class Method(Variant, ABC):
     """Whether weight decay pulls the adapter towards its initial values instead of zero."""
     rounds_frozen: ClassVar[bool] = False
     """Whether bf16 training may keep the frozen weights in bf16."""
+    written_names: ClassVar[Mapping[str, str]] = {}
+    """How prose writes a `name`; others are written in capitals."""
 
     @classmethod
     @abstractmethod

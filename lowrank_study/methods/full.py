@@ -22,6 +22,7 @@ class FullFineTuning(Method):
     """Every weight is trained."""
 
     is_adapter: ClassVar[bool] = False
+    written_names: ClassVar[Mapping[str, str]] = {"full": "full fine-tuning"}
 
     @classmethod
     def from_fields(cls, fields: "Fields", *, head_learning_rate: float | None) -> Self:

@@ -22,6 +22,7 @@ class HeadOnly(Method):
 
     is_adapter: ClassVar[bool] = False
     is_baseline: ClassVar[bool] = True
+    written_names: ClassVar[Mapping[str, str]] = {"head": "a linear probe"}
 
     @classmethod
     def from_fields(cls, fields: "Fields", *, head_learning_rate: float | None) -> Self:

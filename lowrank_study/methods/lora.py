@@ -43,6 +43,7 @@ class Lora(Method):
     """A preset's name, or roles, or module paths."""
 
     rounds_frozen: ClassVar[bool] = True
+    written_names: ClassVar[Mapping[str, str]] = {"lora": "LoRA"}
     peft_settings: ClassVar[Mapping[str, Any]] = {}
     """Further settings with which PEFT loads a variant, such as `use_dora`."""
 

@@ -42,6 +42,13 @@ class PeftMethod(Method):
 
     needs_weights: ClassVar[bool] = True  # PEFT can't build some kinds on the meta device
     pulls_to_start: ClassVar[bool] = True
+    written_names: ClassVar[Mapping[str, str]] = {
+        "peft_lora": "PEFT's LoRA",
+        "dora": "DoRA",
+        "rslora": "rsLoRA",
+        "pissa": "PiSSA",
+        "olora": "OLoRA",
+    }
 
     @classmethod
     def from_fields(cls, fields: "Fields", *, head_learning_rate: float | None) -> Self:

@@ -11,6 +11,7 @@ before they reach an output.
 """
 
 import csv
+import functools
 import io
 import math
 import re
@@ -21,6 +22,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from lowrank_study.methods import method_named, method_names
 from lowrank_study.tasks.metric import Metric
 
 Kind = Literal[
@@ -163,28 +165,22 @@ def in_points(difference: float, metric: Metric, *, sign: Literal["", "+"] = "")
     return f"{metric.points_per_unit * difference:{sign}.{digits}f}"
 
 
-_METHODS = {
-    "full": "full fine-tuning",
-    "head": "a linear probe",
-    "lora": "LoRA",
-    "peft_lora": "PEFT's LoRA",
-    "dora": "DoRA",
-    "rslora": "rsLoRA",
-    "pissa": "PiSSA",
-    "olora": "OLoRA",
-}
-_LABELS = {"full": "full", "head": "probe"}
+@functools.cache
+def _written_methods() -> dict[str, str]:
+    methods = [method_named(name) for name in method_names()]
+    return {name: text for method in methods for name, text in method.written_names.items()}
 
 
 def method_name(method: str) -> str:
     """Return a method's name for prose: PEFT's kinds in PEFT's spelling, with their options."""
     name, *options = method.split(" ", 1)
-    return " ".join([_METHODS.get(name, printable(name).upper()), *map(printable, options)])
+    head = _written_methods().get(name, printable(name).upper())
+    return " ".join([head, *map(printable, options)])
 
 
 def method_label(method: str) -> str:
     """Return a method's name for a tick of an axis."""
-    return _LABELS.get(method, printable(method))
+    return "probe" if method == "head" else printable(method)
 
 
 def adapter_name(method: str, target: str) -> str:
