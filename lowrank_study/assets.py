@@ -108,12 +108,7 @@ def _unchanged(asset: LocalPath, named: Sequence[str]) -> Path:
 
 
 def require_free_space(folder: Path, needed_bytes: int) -> None:
-    """Refuse a folder without enough free space.
-
-    Raises:
-        InputError: Less than `needed_bytes` is free where `folder` is or would be, or nothing can
-            be written.
-    """
+    """Refuse a folder that is not writable or has less free space than `needed_bytes`."""
     present = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     disk = shutil.disk_usage(present)
     if disk.total == 0 or not os.access(present, os.W_OK):  # 0 if it is no disk, such as /proc
@@ -153,7 +148,9 @@ def _extract(archive: zipfile.ZipFile, infos: Iterable[zipfile.ZipInfo], folder:
     """Unpack the files that are missing or differ from the archive's checksums."""
     for info in infos:
         if ".." in PurePosixPath(info.filename).parts or info.filename.startswith("/"):
-            raise InputError(f"{archive.filename}: the member {info.filename!r} leaves its folder")
+            raise InputError(
+                f"{archive.filename}: {info.filename!r} would be unpacked outside its folder"
+            )
         target = folder / info.filename
         if target.is_file() and crc32_of_file(target) == f"{info.CRC:08x}":
             continue

@@ -98,7 +98,7 @@ def reported() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except MemoryError:
-        _end(2, "error: out of memory: use less at once, as with workers=1 or pack=1")
+        _end(2, "error: out of memory: set workers=1 or pack=1 to use less")
     except Exception as error:
         message = os_error_message(error)
         if message is None:

@@ -26,7 +26,6 @@ def whole_file(path: Path, *, flush: bool = True) -> Iterator[IO[bytes]]:
     keeps the old file.
 
     Args:
-        path: Path of the file; missing folders are created.
         flush: Whether to wait for the disk, so that the file survives a power failure.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,10 +107,8 @@ _CAUSES = {
 def os_error_message(error: BaseException) -> str | None:
     """Return one line on an error of the operating system: path, reason and remedy.
 
-    Libraries written in Rust (safetensors, tokenizers) give the number only in their text.
-
-    Returns:
-        The line; None for other errors, such as a defect or a network failure.
+    None for other errors, such as a defect or a network failure. Libraries written in Rust
+    (safetensors, tokenizers) give the error number only in their text.
     """
     path, number = "", None
     if isinstance(error, OSError):

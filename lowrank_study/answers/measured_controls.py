@@ -34,11 +34,8 @@ class ControlsRequest:
 
     sweep: str
     results: Path
-    """Folder of the run store and of all results."""
     device: str
-    """`auto` (a GPU if there is one), or a device name of torch."""
     launcher: str
-    """Name of a launcher in `sweeps/launch/`."""
     shuffled_seeds: int
     """Number of runs, in order of their seeds, that are also trained on shuffled labels."""
     directions: int
@@ -62,11 +59,7 @@ def read_request(config: Mapping[str, Any]) -> ControlsRequest:
 
 
 def measure_controls(request: ControlsRequest) -> pd.DataFrame:
-    """Measure the controls of a sweep's full fine-tuning, store their table and return it.
-
-    Raises:
-        InputError: There is no such sweep, or it has no ended run of full fine-tuning.
-    """
+    """Measure the controls of a sweep's full fine-tuning, store their table and return it."""
     chosen = chosen_of_sweep(request.sweep, request.results)
     shuffled = _on_shuffled_labels(chosen, request)
     along_training: dict[str, pd.DataFrame] = {}

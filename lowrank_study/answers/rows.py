@@ -1,8 +1,5 @@
 """Group the rows of a table by keys that may be NA, and summarise each group.
 
-    for key, rows in groups(runs, CONFIGURATION):
-        key["adapter_rank"], median_of(rows["train_seconds"])
-
 A *configuration* is a method with its target and adapter rank in one setting (a task with a
 base model).
 """

@@ -41,6 +41,11 @@ SINGULAR_VALUE_COLUMNS = {
     "singular_value": "real",
 }
 
+_RECORDED = (
+    *("total_parameters", "checkpoint_bytes", "train_seconds", "evaluate_seconds"),
+    *("examples_per_second", "peak_memory_bytes", "pack_size"),
+)
+
 Spectra = Mapping[str, Sequence[Spectrum]]
 """Spectra by run id."""
 
@@ -94,13 +99,7 @@ def _row(run: TrainedRun) -> dict[str, Any]:
         "steps": record.get("steps"),
         "trainable_parameters": record.get("trainable_parameters"),
         "adapted_parameters": (record.get("adapter_parameters") or None) if lora else None,
-        "total_parameters": record.get("total_parameters"),
-        "checkpoint_bytes": record.get("checkpoint_bytes"),
-        "train_seconds": record.get("train_seconds"),
-        "evaluate_seconds": record.get("evaluate_seconds"),
-        "examples_per_second": record.get("examples_per_second"),
-        "peak_memory_bytes": record.get("peak_memory_bytes"),
-        "pack_size": record.get("pack_size"),
+        **{name: record.get(name) for name in _RECORDED},
         "precision": spec.train.precision,
     }
 

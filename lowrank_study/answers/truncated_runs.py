@@ -43,13 +43,10 @@ class TruncateRequest:
 
     sweep: str
     results: Path
-    """Folder of the run store and of all results."""
     device: str
-    """`auto` (a GPU if there is one), or a device name of torch."""
     workers: int | None
     """Number of processes; `None` is one per core."""
     launcher: str
-    """Name of a launcher in `sweeps/launch/`."""
     scopes: tuple[str, ...]
     """Some of `SCOPES`."""
     ranks: tuple[int, ...] | None

@@ -1,9 +1,6 @@
 """Truncate the update of a fine-tuned model to rank k and evaluate the model again.
 
-Every matrix W = W0 + ΔW becomes W0 + [ΔW]_k, where [ΔW]_k is the best approximation of rank k:
-
-    model.keep(updates, [truncation.kept(update) for update in updates])
-    model.predict()
+Every matrix W = W0 + ΔW becomes W0 + [ΔW]_k, where [ΔW]_k is the best approximation of rank k.
 
 Biases, norms and the new head have no ΔW of low rank and keep their tuned values. So k = 0 is not
 the pretrained model but "only head, biases and norms tuned"; the full rank is the tuned model.

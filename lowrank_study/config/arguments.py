@@ -65,7 +65,8 @@ def read_arguments(arguments: Sequence[str]) -> Arguments:
             if text is None:
                 raise InputError(f"--{key} needs a value, as in --{key} VALUE")
             typed.append((key, text))
-            overrides.append(_literal(key, text))
+            is_quoted = key in PATHS | TEXTS
+            overrides.append(_quoted_setting(key, text) if is_quoted else f"{key}={text}")
         elif "=" in argument or argument.startswith("~"):
             key, _, text = argument.partition("=")
             typed.append((key, text))
@@ -109,10 +110,6 @@ def _check_sources(typed: Sequence[tuple[str, str]]) -> None:
                 f"{key}={text}: no such path. Several sources need a name each: 'cases="
                 f"[{{{key}: {first}, {name}: first}}, {{{key}: {other}, {name}: second}}]'"
             )
-
-
-def _literal(key: str, text: str) -> str:
-    return _quoted_setting(key, text) if key in PATHS | TEXTS else f"{key}={text}"
 
 
 def _quoted_setting(key: str, text: str) -> str:

@@ -8,6 +8,7 @@ of files is read once, and values are set here, in a copy. An unknown setting is
 even with `+`, because a command that ignored a setting would answer another question.
 """
 
+import json
 import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -49,12 +50,15 @@ class Composer:
         self._name = name
         self._files: dict[tuple[str, ...], _Files] = {}
         defaults = OmegaConf.load(CONF_FOLDER / f"{name}.yaml").get("defaults") or []
-        chosen = {
-            k: v for entry in defaults if isinstance(entry, DictConfig) for k, v in entry.items()
+        self.groups: dict[str, Any] = {
+            str(key): choice
+            for entry in defaults
+            if isinstance(entry, DictConfig)
+            for key, choice in entry.items()
+            if not str(key).startswith("override ")
         }
-        self.groups = [str(key) for key in chosen if not str(key).startswith("override ")]
-        """Settings that choose a file, as `method=lora` does."""
-        self._optional = [group for group in self.groups if chosen[group] is None]
+        """Settings that choose a file, as `method=lora` does, with their default choice."""
+        self._optional = [group for group, choice in self.groups.items() if choice is None]
 
     def config(self, overrides: Sequence[str]) -> DictConfig:
         """Compose one configuration."""
@@ -62,8 +66,10 @@ class Composer:
         files = [override for override in parsed if self._chooses_a_file(override)]
         config = self._composed(files).settings.copy()
         for override in parsed:
+            if override.is_sweep_override():
+                raise InputError(f"{override.input_line}: give one value")
             if override not in files:
-                self._set(config, override)
+                self._set(config, override.key_or_group, override.value())
         return config
 
     def grid(self, overrides: Sequence[str]) -> dict[str, Any]:
@@ -143,12 +149,7 @@ class Composer:
             self._files[lines] = _Files(settings=settings, grid=params)
         return self._files[lines]
 
-    def _set(self, config: DictConfig, override: Override) -> None:
-        if override.is_sweep_override():
-            raise InputError(f"{override.input_line}: give one value")
-        self._set_value(config, override.key_or_group, override.value())
-
-    def _set_value(self, config: DictConfig, key: str, value: Any) -> None:
+    def _set(self, config: DictConfig, key: str, value: Any) -> None:
         is_open = any(
             _has(config, name) and (key == name or key.startswith(f"{name}.")) for name in _OPEN
         )
@@ -156,13 +157,13 @@ class Composer:
             raise InputError(self._unknown(config, key, value))
         if isinstance(value, Mapping) and _is_mapping(config, key) and not is_open:
             for name, inner in value.items():  # each is checked on its own
-                self._set_value(config, f"{key}.{name}", inner)
+                self._set(config, f"{key}.{name}", inner)
             return
         OmegaConf.update(config, key, value, merge=True, force_add=is_open)
 
     def _unknown(self, config: DictConfig, key: str, value: Any) -> str:
         group = key.partition(".")[0]
-        written = "" if isinstance(value, Mapping) else _written(value)
+        shown = "" if isinstance(value, Mapping) else written(value)
         if group == "hydra":
             return f"{key} is one of Hydra's own settings, which no command uses: leave it out"
         if group in self.groups and group not in config:
@@ -170,7 +171,7 @@ class Composer:
                 self.choices(group)
             )
         of = f"method={config.method.name}" if group == "method" and "method" in config else ""
-        return unknown_setting(key, written, [*self.groups, *_keys(config)], of=of)
+        return unknown_setting(key, shown, [*self.groups, *_keys(config)], of=of)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,7 +238,6 @@ def _has(config: DictConfig, key: str) -> bool:
     return isinstance(node, DictConfig) and last in list(node.keys())
 
 
-def _written(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    return str(value)
+def written(value: Any) -> str:
+    """Return a setting's value as YAML writes it."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)

@@ -78,9 +78,7 @@ class ReportRequest:
 
     sweep: str
     results: Path
-    """Folder of the run store and of everything made from it."""
     margin: float
-    """Largest loss of test score at which a rank still suffices."""
 
 
 def compose(*overrides: str) -> RunSpec:

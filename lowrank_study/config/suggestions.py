@@ -52,11 +52,9 @@ _SYNONYMS = {
 
 
 def unknown_setting(key: str, value: str, valid: Collection[str], *, of: str = "") -> str:
-    """Return a message on an unknown setting that suggests the closest ones.
+    """Return a message on an unknown setting that suggests the closest valid ones.
 
-    Args:
-        valid: The full names of all valid settings.
-        of: The choice that decides which settings are valid, as in `method=full`.
+    `of` is the choice that decides which settings are valid, as in `method=full`.
     """
     owner = of or "this command"
     found = nearest(key, valid)

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lowrank_study.config.composition import CONF_FOLDER, Composer, composer_of
+from lowrank_study.config.composition import CONF_FOLDER, Composer, composer_of, written
 
 _WIDTH = 100
 _CODES = (
@@ -39,9 +39,9 @@ def usage(about: str, config_name: str, overrides: Sequence[str]) -> str:
     ]
     lines = [about.strip(), ""]
     if composer.groups:
-        chosen = _defaults(config_name)
         found = [
-            (f"{g}={_shown(chosen.get(g))}", _listed(composer.choices(g))) for g in composer.groups
+            (f"{group}={_shown(choice)}", _listed(composer.choices(group)))
+            for group, choice in composer.groups.items()
         ]
         lines += ["Choices (`--help method=lora` shows the settings of one):", *_table(found), ""]
     lines += [
@@ -81,13 +81,6 @@ def meanings_in(file: Path) -> dict[str, str]:
     return found
 
 
-def _defaults(config_name: str) -> dict[str, Any]:
-    entries = OmegaConf.load(CONF_FOLDER / f"{config_name}.yaml").get("defaults") or []
-    return {
-        str(k): v for entry in entries if isinstance(entry, DictConfig) for k, v in entry.items()
-    }
-
-
 def _listed(names: Sequence[str]) -> str:
     """Join names with |; show names that begin alike once."""
     heads = [re.sub(r"^(glue|paper|flagship)_.*", r"\1_…", name) for name in names]
@@ -95,14 +88,12 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _shown(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, Mapping):
         return "{…}"
     if isinstance(value, Sequence) and not isinstance(value, str):
-        written = f"[{','.join(map(str, value))}]"
-        return written if len(written) < 20 else "[…]"
-    return str(value)
+        listed = f"[{','.join(map(str, value))}]"
+        return listed if len(listed) < 20 else "[…]"
+    return written(value)
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> list[str]:

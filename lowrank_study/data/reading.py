@@ -1,8 +1,4 @@
-"""Read the rows of the splits from a task's source, unchanged, and report what was read.
-
->>> read_splits(task, label_column="label")["train"].summary
-'reviews.csv: 300 rows, UTF-8, separated by commas'
-"""
+"""Read the rows of the splits from a task's source, unchanged, and report what was read."""
 
 import bz2
 import gzip
@@ -258,11 +254,7 @@ def _first_line(error: Exception) -> str:
 
 
 def as_texts(column: pd.Series, name: str, of: str) -> pd.Series:
-    """Return a column's values as texts, and missing ones as None.
-
-    Raises:
-        InputError: A value is a list, an object or bytes.
-    """
+    """Return a column's values as texts, and missing ones as None."""
     values = [
         _as_text(value, f"{of} row {row}: column {name!r}") for row, value in enumerate(column, 1)
     ]

@@ -10,11 +10,7 @@ from lowrank_study.hashing import sha256_of_files
 
 
 def load_tokenizer(model_folder: Path) -> Any:
-    """Return the model's tokenizer, with a padding token even if the model defines none.
-
-    Raises:
-        InputError: It has no token that can be used for padding.
-    """
+    """Return the model's tokenizer, with a padding token even if the model defines none."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model_folder)

@@ -11,7 +11,6 @@ These modules import torch only inside functions, because composing a configurat
 runs must stay fast. The modules of `layers/` hold the torch code.
 """
 
-import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from lowrank_study.spec import BaseModel, RunSpec, TrainSpec, Variant
+from lowrank_study.spec import BaseModel, RunSpec, TrainSpec, Variant, class_in
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from lowrank_study.spectra.updates import Update
 
 _ACTIVATION_RANKS = 64
-"""Cost of the passes over an adapted map's activations, as if its rank were so much higher.
+"""Cost of the passes over an adapted map's activations, expressed as additional rank.
 Measured on one core with MiniLM, ranks 1 to 128, on two maps a layer and on all maps."""
 
 
@@ -56,12 +55,7 @@ class Method(Variant, ABC):
     @classmethod
     @abstractmethod
     def from_fields(cls, fields: "Fields", *, head_learning_rate: float | None) -> Self:
-        """Read the method from the `method` part of a configuration.
-
-        Args:
-            fields: The settings; each invalid one raises an `InputError` that names it.
-            head_learning_rate: `trainer.head_learning_rate`.
-        """
+        """Read the method from the `method` part of a configuration."""
 
     @abstractmethod
     def attach(self, model: "nn.Module", base: BaseModel) -> "nn.Module":
@@ -78,7 +72,7 @@ class Method(Variant, ABC):
 
     @property
     def label(self) -> str:
-        """Name in tables; methods that differ in a setting without a column differ in it."""
+        """Name in tables; it shows the settings that have no column of their own."""
         return self.name
 
     @property
@@ -162,12 +156,8 @@ def method_names() -> list[str]:
 
 def method_named(name: str) -> type[Method]:
     """Return the class of a method by its name in YAML."""
-    path = f"{__name__}.{name}"
-    classes = [
-        each for each in vars(importlib.import_module(path)).values() if isinstance(each, type)
-    ]
-    [method] = [each for each in classes if issubclass(each, Method) and each.__module__ == path]
-    return method
+    found: type[Method] = class_in(f"{__name__}.{name}", Method)
+    return found
 
 
 def method_of_kind(kind: str) -> type[Method]:

@@ -85,7 +85,7 @@ class PeftMethod(Method):
 
     @property
     def name(self) -> str:
-        """PEFT's name in lower case; LoRA's variants by theirs, as in `dora` or `rslora_pissa`."""
+        """PEFT's name in lower case, or a LoRA variant's own, as in `dora` or `rslora_pissa`."""
         if self.peft_type != "LORA":
             return self.peft_type.lower()
         start = self.options.get("init_lora_weights")

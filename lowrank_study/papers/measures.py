@@ -250,21 +250,14 @@ def _over_runs(
     return _over_seeds(rows, keys)
 
 
-def _together(
-    runs: Runs, *, rows_of: Callable[[Runs], Iterable[Row]], keys: list[str]
-) -> pd.DataFrame:
-    """Apply a measure of several runs."""
-    return _over_seeds(rows_of(runs), keys)
-
-
 PAPER_MEASURES: dict[str, Measure] = {
     "accuracy": partial(_over_runs, rows_of=accuracy, keys=CONFIGURATION),
     "accuracy_by_examples": partial(
         _over_runs, rows_of=accuracy, keys=["examples", *CONFIGURATION]
     ),
     "amplification": partial(_over_runs, rows_of=amplified, keys=["adapter_rank", "quantity"]),
-    "similarity_of_ranks": partial(_together, rows_of=similarity_of_ranks, keys=SIMILARITY),
-    "similarity_of_seeds": partial(_together, rows_of=similarity_of_seeds, keys=SIMILARITY),
+    "similarity_of_ranks": lambda runs: _over_seeds(similarity_of_ranks(runs), SIMILARITY),
+    "similarity_of_seeds": lambda runs: _over_seeds(similarity_of_seeds(runs), SIMILARITY),
     "energy_shares": partial(
         _over_runs, rows_of=partial(energy_shares, weights=True), keys=["matrix", "maps"]
     ),
@@ -272,7 +265,7 @@ PAPER_MEASURES: dict[str, Measure] = {
         _over_runs, rows_of=partial(energy_shares, weights=False), keys=["examples", "maps"]
     ),
     "intruders": intruders,
-    "best_rates": partial(_together, rows_of=best_rates, keys=CONFIGURATION),
+    "best_rates": lambda runs: _over_seeds(best_rates(runs), CONFIGURATION),
 }
 """The measures by the names that `conf/paper/` uses."""
 

@@ -87,11 +87,7 @@ def load_paper(name: str) -> Paper:
 
 
 def runs_of(paper: Paper, results: Path) -> list[TrainedRun]:
-    """Return all runs of a paper's experiment, whatever their status.
-
-    Raises:
-        InputError: The experiment was not run, a planned run has not ended, or none is done.
-    """
+    """Return all runs of a paper's experiment, whatever their status."""
     store = RunStore(runs_folder(results))
     planned = store.sweep(paper.sweep)
     runs = store.ended(planned)

@@ -128,11 +128,7 @@ def spec_in(path: Path, run_id: str, *, remedy: str) -> RunSpec:
 
 
 def json_in(path: Path) -> Any:
-    """Read JSON; return `None` if the file does not exist.
-
-    Raises:
-        InputError: The file can't be read.
-    """
+    """Read JSON; return `None` if the file does not exist."""
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError, FileNotFoundError):

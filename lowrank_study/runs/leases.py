@@ -77,11 +77,7 @@ class Lease:
         return self._holder.name
 
     def advance(self, progress: float) -> None:
-        """Report the share of the run that is done.
-
-        Raises:
-            LeaseLost: Another worker has the run now, so continuing is useless.
-        """
+        """Report the share of the run that is done."""
         self.progress = progress
         if self._lost.is_set():
             raise self._loss()
@@ -170,9 +166,9 @@ class Leases:
         """Create the folders, and remove what dead workers left behind."""
         self._running.mkdir(parents=True, exist_ok=True)
         self._gone.mkdir(exist_ok=True)
-        for left in _entries(self._gone):
+        for left in entries(self._gone):
             _delete(left)
-        for slot in _entries(self._running):
+        for slot in entries(self._running):
             if not slot.name.startswith("."):
                 self._is_free(slot.name)
                 with suppress(OSError):  # a worker has the run
@@ -182,7 +178,7 @@ class Leases:
 
     def run_ids(self) -> set[str]:
         """Return the runs that a living or dead worker has and has not ended."""
-        return {path.name for path in _entries(self._running) if not path.name.startswith(".")}
+        return {path.name for path in entries(self._running) if not path.name.startswith(".")}
 
     def take(self, spec: RunSpec) -> Lease | None:
         """Take a run that no living worker holds; None if one does."""
@@ -214,18 +210,18 @@ class Leases:
 
     def held(self, run_id: str) -> bool:
         """Whether a worker that may be alive has the run."""
-        return any(self._is_held(holder) for holder in _entries(self._running / run_id))
+        return any(self._is_held(holder) for holder in entries(self._running / run_id))
 
     def in_doubt(self, run_id: str) -> bool:
         """Whether a worker has the run, and this process has not seen its heartbeat change yet."""
         return any(
             self._is_held(holder) and not self._watch(holder).has_beaten
-            for holder in _entries(self._running / run_id)
+            for holder in entries(self._running / run_id)
         )
 
     def progress(self, run_id: str) -> float | None:
         """Return the share of a run that is done; None if no worker has it."""
-        for holder in _entries(self._running / run_id):
+        for holder in entries(self._running / run_id):
             with suppress(OSError):
                 share = _parsed((holder / "lease.json").read_bytes()).get("progress")
                 return share if isinstance(share, float) else 0.0
@@ -236,13 +232,13 @@ class Leases:
         return [
             run_id
             for run_id in sorted(self.run_ids())
-            for holder in _entries(self._running / run_id)
+            for holder in entries(self._running / run_id)
             if _owner(holder) == worker and take_away(holder, self._gone)
         ]
 
     def _is_free(self, run_id: str) -> bool:
         """Take a run from dead workers, and return whether it is free now."""
-        holders = _entries(self._running / run_id)
+        holders = entries(self._running / run_id)
         taken = [not self._is_held(h) and take_away(h, self._gone) for h in holders]
         return all(taken)
 
@@ -316,7 +312,8 @@ def _delete(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _entries(folder: Path) -> list[Path]:
+def entries(folder: Path) -> list[Path]:
+    """Return what is in a folder, sorted; nothing if there is no such folder."""
     try:
         return sorted(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):

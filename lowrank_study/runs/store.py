@@ -37,7 +37,7 @@ from lowrank_study.runs.ended import (
     spec_in,
     status_in,
 )
-from lowrank_study.runs.leases import Lease, LeaseLost, Leases, take_away
+from lowrank_study.runs.leases import Lease, LeaseLost, Leases, entries, take_away
 from lowrank_study.spec import RunSpec, to_mapping
 
 __all__ = ["STATUSES", "DamagedRun", "RunStore", "TrainedRun"]
@@ -273,7 +273,7 @@ class RunStore:
         """
         folder = self.folder / run_id
         status = status_in(folder, run_id)
-        if status in ("done", "diverged") or not _has_entries(folder):
+        if status in ("done", "diverged") or not entries(folder):
             return
         aside = self._aside / f"{run_id}.{uuid.uuid4().hex[:8]}"
         try:
@@ -302,10 +302,3 @@ class RunStore:
         if message not in self._printed:
             self._printed.add(message)
             print(message, file=sys.stderr)
-
-
-def _has_entries(folder: Path) -> bool:
-    try:
-        return any(folder.iterdir())
-    except FileNotFoundError:
-        return False

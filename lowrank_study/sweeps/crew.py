@@ -33,9 +33,6 @@ def run_workers(
 ) -> None:
     """Let workers do planned work, and watch them until all runs have ended.
 
-    Args:
-        costs: Run id → cost of the run relative to the others.
-
     Raises:
         Unfinished: No worker is left, but some runs have not ended.
         InputError: The sweep's plan was removed meanwhile.
@@ -145,10 +142,6 @@ def run_jobs(
     """Let workers do a job on ended runs, and wait for all of them.
 
     A job writes its results into its own files, and skips what they already contain.
-
-    Raises:
-        InputError: The job failed for a run.
-        Unfinished: No worker is left, but some jobs have not ended.
     """
     store = RunStore(work.folder)
     waiting = {run.spec.run_id: run.spec for run in runs}

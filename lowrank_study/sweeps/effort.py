@@ -20,9 +20,6 @@ class Effort:
 
         Each weight costs two operations per token and pass. The passes are forward, back to the
         activations (not for a linear probe), and back to the weights (only of trained ones).
-
-        Raises:
-            InputError: The model or the data can't be read.
         """
         splits = splits_of(spec)
         weights, widths = self._shapes(spec)

@@ -32,7 +32,6 @@ class PlannedSweep:
 
     name: str
     results: Path
-    """Folder of the run store and of everything made from it."""
     question: str
     packs: list[list[RunSpec]]
     """The runs, grouped into those that are trained together."""
@@ -57,11 +56,7 @@ def plan_sweep(
     pack: int | None,
     allow_partial: bool,
 ) -> PlannedSweep:
-    """Plan the runs of a sweep; see `sweep` for the arguments.
-
-    Raises:
-        InputError: One of the runs can't be trained.
-    """
+    """Plan the runs of a sweep; see `sweep` for the arguments."""
     unique = list({spec.run_id: spec for spec in specs}.values())
     store = RunStore(runs_folder(results))
     lines = check_specs(

@@ -56,13 +56,7 @@ class Display:
         return self._lines[name]
 
     def stage(self, name: str, costs: Mapping[str, float], shares: Mapping[str, float]) -> "Stage":
-        """Return a stage that consists of runs.
-
-        Args:
-            name: Name of the stage; stages of one name share a line.
-            costs: Run id → cost of the run relative to the others, for the time that is left.
-            shares: Run id → share that is already done, in [0, 1].
-        """
+        """Return a stage that consists of runs."""
         return Stage(name, costs, shares, line=self.line(name), is_live=self.is_live)
 
 
@@ -99,7 +93,7 @@ class _Times(ProgressColumn):
         super().__init__(table_column=Column(no_wrap=True))
 
     def render(self, task: Task) -> Text:
-        """Write both."""
+        """Return the elapsed time, and the time left if it is known."""
         text = clock(task.elapsed or 0.0)
         if (left := task.fields["left"]) is not None:
             text += f", {clock(max(left - (time.monotonic() - task.fields['at']), 0.0))} left"

@@ -41,13 +41,8 @@ def difference(specs: Iterable[RunSpec]) -> str | None:
 def check_same_rows(runs: Sequence[TrainedRun], splits: Mapping[str, str] | None = None) -> None:
     """Refuse runs of one task and model that have equal settings but different rows.
 
-    An older version may have split them by other rules, or a hub data set has changed.
-
-    Args:
-        splits: `rows_key` → hash of the splits that further runs use.
-
-    Raises:
-        InputError: Two hashes differ; the message names a run of each.
+    An older version may have split them by other rules, or a hub data set has changed. `splits`
+    maps `rows_key` to the hash of the splits that further runs use.
     """
     seen = {key: (digest, "the task has now") for key, digest in (splits or {}).items()}
     for run in runs:

@@ -14,17 +14,20 @@ from lowrank_study.sweeps.jobs import Advance, Work, end
 from lowrank_study.sweeps.updates import measure_run
 from lowrank_study.training import fit
 from lowrank_study.training.member import Diverged, FitResult
-from lowrank_study.training.tracking import Tracker, make_tracker
+from lowrank_study.training.tracking import make_tracker
 
 
 def run(leases: Sequence[Lease], work: Work, *, device: str, advance: Advance) -> None:
     """Train runs together and commit each: done, diverged, or failed with the reason."""
+    name = work.settings.get("tracker", "none")
     with ExitStack() as trackers:
         jobs = [
             fit.Job(
                 spec=lease.spec,
                 checkpoint_folder=lease.folder / "checkpoint",
-                tracker=trackers.enter_context(_tracker(work, lease)),
+                tracker=trackers.enter_context(
+                    make_tracker(name, lease.spec, lease.folder, work.sweep)
+                ),
                 on_progress=partial(advance, lease),
             )
             for lease in leases
@@ -46,11 +49,6 @@ def run(leases: Sequence[Lease], work: Work, *, device: str, advance: Advance) -
             end(lease, _saved(lease.folder, outcome))
     for ended in RunStore(work.folder).ended([lease.run_id for lease in leases]):
         measure_run(ended, work.results)
-
-
-def _tracker(work: Work, lease: Lease) -> Tracker:
-    name = work.settings.get("tracker", "none")
-    return make_tracker(name, lease.spec, lease.folder, work.sweep)
 
 
 def _saved(folder: Path, outcome: FitResult | Exception) -> Mapping[str, Any] | Exception:

@@ -13,14 +13,13 @@ listing runs must stay fast.
 
 from __future__ import annotations
 
-import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from lowrank_study.spec import Variant
+from lowrank_study.spec import Variant, class_in
 
 if TYPE_CHECKING:
     import numpy as np
@@ -163,10 +162,9 @@ class Task(Variant, ABC):
     @staticmethod
     @abstractmethod
     def scores(predictions: pd.DataFrame) -> npt.NDArray[np.float64]:
-        """Return the score of each example, (N,); the primary metric is their mean.
+        """Return the score of each row of `Predictions`, (N,); the primary metric is the mean.
 
-        Args:
-            predictions: The `score_columns` of `Predictions`.
+        `predictions` has the `score_columns`.
         """
 
     @staticmethod
@@ -209,12 +207,8 @@ def task_names() -> list[str]:
 
 def task_named(name: str) -> type[Task]:
     """Return the class of a kind of task by its name in YAML."""
-    path = f"{__name__}.{name}"
-    classes = [
-        each for each in vars(importlib.import_module(path)).values() if isinstance(each, type)
-    ]
-    [task] = [each for each in classes if issubclass(each, Task) and each.__module__ == path]
-    return task
+    found: type[Task] = class_in(f"{__name__}.{name}", Task)
+    return found
 
 
 def task_of_kind(kind: str) -> type[Task]:

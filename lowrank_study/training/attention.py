@@ -30,7 +30,7 @@ from lowrank_study.errors import InputError
 
 _NAME = "text_by_text"
 _WITHOUT_EFFECT = {"sliding_window", "position_ids", "deterministic", "output_attentions"}
-"""Arguments that the functions of transformers ignore too, because the mask has the window."""
+"""Arguments that transformers' own functions ignore too; the mask contains the window."""
 
 _texts: ContextVar[tuple[tuple[int, ...], int]] = ContextVar("texts")
 
@@ -79,7 +79,7 @@ class _SharedDropout(TorchFunctionMode):
 
 
 def _dropped(input: Tensor, p: float, training: bool = True, inplace: bool = False) -> Tensor:
-    """Apply dropout to x, which is (R, ...) or has R times as many rows as one run's."""
+    """Apply dropout to an input of shape (R, ...) or (R N, ...)."""
     _, runs = _texts.get()
     if runs == 1 or p == 0.0 or not training:
         return functional.dropout(input, p, training)
@@ -117,11 +117,15 @@ def attend(
     Raises:
         InputError: The model passes an argument that can't be applied to concatenated texts.
     """
-    _refuse(module, others)
+    for name, value in others.items():
+        if name not in _WITHOUT_EFFECT and value is not None and value is not False:
+            raise _refusal(module, repr(name))
     lengths, _ = _texts.get()
     narrowed = query_RHTK.shape[2] != key_RHTK.shape[2]
-    if attention_mask is not None and not _is_ours(attention_mask, max(lengths)):
-        raise _refusal(module, "a mask that it made itself")
+    if attention_mask is not None:
+        longest = max(lengths)
+        if attention_mask.dtype != torch.bool or attention_mask.shape[-2:] != (longest, longest):
+            raise _refusal(module, "a mask of its own")
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     attended = [
         _attend_one(
@@ -144,17 +148,6 @@ def attend(
         )
     ]
     return torch.cat([text.transpose(1, 2) for text in attended], dim=1), None
-
-
-def _is_ours(mask: Tensor, longest: int) -> bool:
-    return mask.dtype == torch.bool and mask.shape[-2:] == (longest, longest)
-
-
-def _refuse(module: nn.Module, arguments: dict[str, Any]) -> None:
-    """Refuse arguments that transformers' functions read and this one doesn't."""
-    for name, value in arguments.items():
-        if name not in _WITHOUT_EFFECT and value is not None and value is not False:
-            raise _refusal(module, repr(name))
 
 
 def _refusal(module: nn.Module, what: str) -> InputError:

@@ -1,9 +1,5 @@
 """Batches of concatenated texts, in a seeded order.
 
-    >>> batch = next(training_batches(split, batch_size=16, epochs=1, seed=0))
-    >>> batch.ids_T.shape, len(batch.lengths)
-    (torch.Size([431]), 16)
-
 Padding every text to the longest would double the work. Concatenated texts need no padding, so
 they need not be sorted by length either, and batches are random. `padded` returns the usual padded
 rectangle for models that need it.
@@ -34,7 +30,7 @@ class Batch:
     labels_N: torch.Tensor
 
     def parts(self, tokens: int) -> "Iterator[Batch]":
-        """Yield parts of whole texts, each of at most so many tokens or of a single text.
+        """Yield parts of whole texts, each of at most `tokens` tokens or of one longer text.
 
         The gradients of the parts add up to those of the batch, and autograd keeps the activations
         of one part at a time.
@@ -71,7 +67,7 @@ def evaluation_batches(split: Split) -> Iterator[Batch]:
 
 
 def _spans(lengths: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) of spans of at most so many tokens, or of a single longer text."""
+    """Yield (start, end) of spans of at most `most` tokens, or of one longer text."""
     ends = np.cumsum(lengths)
     start = 0
     while start < len(lengths):

@@ -169,17 +169,14 @@ class _Session:
             "labels": list(splits.labels),
             "examples": examples,
             "left_out": in_words(splits.account.left_out),
-            "provenance": self._provenance(),
-        }
-
-    def _provenance(self) -> dict[str, str]:
-        return {
-            **provenance(),
-            "weights_sha256": weights_sha256(self._spec.model, self._folder),
-            "data_sha256": self._splits.sha256,
-            "precision": self._spec.train.precision,
-            "device": self._device.type,
-            "threads": str(torch.get_num_threads()),
+            "provenance": {
+                **provenance(),
+                "weights_sha256": weights_sha256(self._spec.model, self._folder),
+                "data_sha256": splits.sha256,
+                "precision": self._spec.train.precision,
+                "device": self._device.type,
+                "threads": str(torch.get_num_threads()),
+            },
         }
 
 

@@ -86,11 +86,7 @@ class Member:
         self._evaluating = Stopwatch()
 
     def update(self, loss: float) -> None:
-        """Take an optimizer step with the current gradients.
-
-        Raises:
-            Diverged: The loss or the gradient is not finite; the weights stay unchanged.
-        """
+        """Take an optimizer step with the current gradients."""
         norm = nn.utils.clip_grad_norm_(self._trained, self._spec.train.max_grad_norm)
         self._losses.append(loss)
         if not (math.isfinite(loss) and math.isfinite(norm.item())):

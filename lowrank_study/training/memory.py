@@ -97,11 +97,9 @@ class PeakPrediction:
 def predict_peak(spec: RunSpec) -> PeakPrediction | None:
     """Predict the peak memory of a process that trains runs like this one.
 
-    The model runs on the meta device, which computes only shapes, and the tensors that autograd
-    keeps are counted. None if a shape depends on values, as in a mixture of experts.
-
-    Args:
-        spec: The run with the largest rank; `can_unpad` must hold for its model.
+    `spec` is the run with the largest rank, and `can_unpad` must hold for its model. The model runs
+    on the meta device, which computes only shapes, and the tensors that autograd keeps are counted.
+    None if a shape depends on values, as in a mixture of experts.
     """
     model = model_without_weights(spec)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

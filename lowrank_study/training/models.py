@@ -67,8 +67,8 @@ def load_model(
     heads = head_names(_marked(model, task))
     if absent := sorted(name for name in loading["missing_keys"] if not in_head(name, heads)):
         raise InputError(
-            f"{folder} lacks {absent[0]}: it would be random, and frozen under an adapter; give a "
-            "checkpoint that has all of the pretrained model that the task reads"
+            f"{folder} lacks {absent[0]}, which would be random, and stay frozen under an adapter: "
+            "give a checkpoint with all weights that the task reads"
         )
     for name, stored, expected in sorted(loading["mismatched_keys"]):
         if not in_head(name, heads):

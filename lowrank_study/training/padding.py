@@ -42,7 +42,7 @@ def pad_by_tokenizer(model: nn.Module, folder: Path) -> None:
 
 
 def check_reads(model: nn.Module, spec: RunSpec, splits: Splits) -> None:
-    """Refuse texts that the model, with or without weights, can't read.
+    """Refuse texts that the model can't read; it may be on the meta device.
 
     Raises:
         InputError: A text has more tokens than the model has positions, a token is not in the

@@ -3,11 +3,6 @@
 The stock model on a single text, without padding, is the reference for concatenated and for padded
 texts.
 
-    >>> alone = findings(model, task, evaluate, train, batch.parts(1))
-    >>> together = findings(model, task, evaluate, train, [batch])
-    >>> difference(together, alone)          # None if rounding explains it
-    'scores in training change by 0.31'
-
 Dropout drops nothing during the check.
 """
 

@@ -193,7 +193,7 @@ def counts_from_padding(model: nn.Module) -> bool:
 
 
 def positions_of(model: nn.Module) -> int | None:
-    """Return the largest number of tokens that the model has positions for; None if any."""
+    """Return the largest number of tokens that the model has positions for; None if unlimited."""
     padding = _padding_index(_backbone(model))
     found = []
     for name, table in [*model.named_modules(), *model.named_buffers()]:

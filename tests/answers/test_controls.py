@@ -91,7 +91,7 @@ def test_decay_has_the_spectrum_of_the_weight() -> None:
     assert energy_rank(found.singular_values, 0.9) == energy_rank(expected, 0.9)
 
 
-def test_the_decayed_share_is_what_the_optimizer_takes_away(
+def test_the_decayed_share_equals_what_the_optimizer_removes(
     tiny_overrides: list[str], tmp_path: Path
 ) -> None:
     spec = compose(*tiny_overrides, *FULL, "trainer.weight_decay=0.3")
@@ -110,7 +110,7 @@ def test_the_decayed_share_is_what_the_optimizer_takes_away(
     assert decayed_share(replace(run, record={"steps": 40, "best_step": 0})) == 0.0
 
 
-def test_every_control_is_a_row_a_matrix(results: Path) -> None:
+def test_every_control_has_one_row_per_matrix(results: Path) -> None:
     runs = ended(results)
     [chosen] = chosen_full_runs(runs)
     shuffled = runs[2:]
@@ -217,14 +217,14 @@ def test_a_sweep_without_full_fine_tuning_is_refused(
         request(tmp_path, directions=0)
 
 
-def test_without_seeds_for_it_nothing_is_trained_on_shuffled_labels(results: Path) -> None:
+def test_zero_shuffled_seeds_train_nothing(results: Path) -> None:
     table = measure_controls(request(results, along_training=False, shuffled_seeds=0))
     assert set(table["control"]) == {"trained", "noise", "weight_decay", "seeds", "noise_pair"}
     with pytest.raises(InputError, match="no sweep 'three_shuffled'"):
         RunStore(results / "runs").sweep("three_shuffled")
 
 
-def test_a_measure_that_is_newer_than_a_stored_table_is_missing(tmp_path: Path) -> None:
+def test_a_measure_newer_than_the_stored_table_is_missing(tmp_path: Path) -> None:
     path = controls_file(tmp_path, "old")
     path.parent.mkdir(parents=True)
     pd.DataFrame({"run_id": pd.Series(["a"]), "control": ["noise"]}).to_parquet(path)

@@ -129,7 +129,7 @@ def test_too_few_seeds_or_examples_give_no_interval(shape: tuple[int, int]) -> N
 # ---------------------------------------------------------------- retention
 
 
-def test_retention_is_fiellers() -> None:
+def test_retention_has_fiellers_interval() -> None:
     full = np.array([0.80, 0.82, 0.81, 0.80, 0.79])
     adapter = np.array([0.78, 0.81, 0.785, 0.79, 0.77])
     found = retention_over_seeds(adapter, full, chance=0.6)

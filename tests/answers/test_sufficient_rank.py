@@ -273,7 +273,7 @@ def test_the_sequences_stop_at_the_first_that_fails() -> None:
     assert bounds(found) == (1, 16)
 
 
-def test_either_end_may_be_open() -> None:
+def test_either_bound_may_be_open() -> None:
     none = rank_tests(made_differences({1: -0.02, 2: -0.02}), margin=0.02)
     assert bounds(none) == (1, None)
     above = rank_tests(made_differences({1: -0.08, 2: -0.07}), margin=0.02)

@@ -17,12 +17,12 @@ from lowrank_study.runs.store import TrainedRun
         ("https://huggingface.co/a/b is gone; 3/4 done", None),
     ],
 )
-def test_a_message_names_no_folder(message: str, shown: str | None) -> None:
+def test_messages_in_tables_contain_no_folder(message: str, shown: str | None) -> None:
     run = TrainedRun(spec=compose(), status="failed", record={"message": message}, folder=Path())
     assert runs_table([run])["message"].item() == (shown or message)
 
 
-def test_adapters_by_peft_have_their_rank_and_scaling_and_are_told_apart() -> None:
+def test_peft_adapters_differ_by_rank_scaling_and_label() -> None:
     options = ["{r: 4, use_dora: true}", "{r: 4}", "{r: 4, lora_dropout: 0.1}"]
     peft = ["method=peft", "method.peft_type=LORA"]
     runs = [

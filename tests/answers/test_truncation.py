@@ -83,7 +83,7 @@ def test_the_full_rank_is_the_run_and_rank_0_only_its_head(results: Path) -> Non
     assert truncated_model.metrics()["loss"] != whole.metrics()["loss"]
 
 
-def test_the_error_is_what_eckart_and_young_say(results: Path) -> None:
+def test_the_error_follows_eckart_and_young(results: Path) -> None:
     updates = decomposed(runs_of(results)[0])
     assert {update.W_OI.shape for update in updates} >= {(16, 16), (24, 16), (16, 24), (48, 16)}
     for update in updates:

@@ -33,19 +33,19 @@ def test_a_path_after_two_dashes_is_taken_literally(text: str) -> None:
     assert out_of(f"--out={text}") == text
 
 
-def test_bytes_that_are_no_utf8_are_kept() -> None:
+def test_bytes_that_are_not_utf8_are_kept() -> None:
     name = os.fsdecode(b"caf\xe9")
     assert out_of(f"out={name}") == name
 
 
-def test_null_and_quoted_values_are_hydras_after_an_equals_sign() -> None:
+def test_null_and_quoted_values_keep_hydras_meaning() -> None:
     assert out_of("out=null") is None
     assert out_of("--out", "null") == "null"
     assert out_of("out='a b'") == "a b"
     assert out_of("--out", "'a b'") == "'a b'"
 
 
-def test_a_path_that_exists_is_itself_whatever_it_looks_like(
+def test_an_existing_path_is_taken_literally(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -53,22 +53,22 @@ def test_a_path_that_exists_is_itself_whatever_it_looks_like(
     assert out_of("out='a b'") == "'a b'"
 
 
-def test_a_variable_that_the_shell_left_is_a_name() -> None:
+def test_an_unexpanded_variable_is_a_file_name() -> None:
     assert out_of("out=$HOME") == "./$HOME"
 
 
-def test_a_number_is_a_fine_name_for_a_sweep() -> None:
+def test_a_number_is_a_valid_sweep_name() -> None:
     for typed, name in (("2024", "2024"), ("1e3", "1e3"), ("2024_01", "2024_01"), ("true", "true")):
         [override] = read_arguments([f"sweep={typed}"]).overrides
         assert plain(composer_of("report").config([override]))["sweep"] == name
 
 
-def test_lists_and_pins_are_still_hydras() -> None:
+def test_lists_and_pins_keep_hydras_grammar() -> None:
     assert as_override("sweep=[a,b]") == "sweep=[a,b]"
     assert as_override("model.source={requirement: x}") == "model.source={requirement: x}"
 
 
-def test_other_settings_are_hydras_grammar() -> None:
+def test_other_settings_keep_hydras_grammar() -> None:
     read = read_arguments(["-m", "--method.rank", "1,2", "method.target=[query,key]"])
     assert read.is_grid
     assert read.overrides == ("method.rank=1,2", "method.target=[query,key]")
@@ -86,7 +86,9 @@ def test_other_settings_are_hydras_grammar() -> None:
         ),
     ],
 )
-def test_what_is_no_setting_is_refused(arguments: list[str], words: list[str]) -> None:
+def test_an_argument_that_is_not_a_setting_is_refused(
+    arguments: list[str], words: list[str]
+) -> None:
     with pytest.raises(InputError) as refused:
         read_arguments(arguments)
     for word in words:

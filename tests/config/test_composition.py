@@ -79,7 +79,7 @@ def test_the_settings_of_another_choice_are_named() -> None:
         ("seed.x=3", ["seed.x"]),
     ],
 )
-def test_what_can_not_be_composed_is_one_line(typed: str, words: list[str]) -> None:
+def test_composition_errors_are_one_line(typed: str, words: list[str]) -> None:
     message = refusal("config", typed)
     for word in words:
         assert word in message
@@ -89,7 +89,7 @@ def test_a_setting_may_have_the_name_of_a_folder_of_conf() -> None:
     assert plain(composer_of("measure_spectra").config(["method=svd"]))["method"] == "svd"
 
 
-def test_mappings_of_a_persons_own_keys_are_open() -> None:
+def test_mappings_with_keys_chosen_by_the_user_are_open() -> None:
     options = "method.options={feedforward_modules: []}"
     config = plain(composer_of("config").config(["method=peft", "method.peft_type=IA3", options]))
     assert config["method"]["options"] == {"feedforward_modules": []}

@@ -60,7 +60,7 @@ def test_alpha_is_a_number_or_a_rule(alpha: str, rank: int, expected: float) -> 
 
 
 @pytest.mark.parametrize("method", ["full", "head"])
-def test_what_is_no_adapter_ignores_what_only_adapters_have(method: str) -> None:
+def test_adapter_settings_are_refused_without_an_adapter(method: str) -> None:
     ids = {
         compose(f"method={method}", f"method.rank={rank}", f"method.target={target}").run_id
         for rank in (1, 64)
@@ -77,7 +77,7 @@ def test_hub_ids_and_glue_names() -> None:
     assert model.source == HubRepo(repo_id="some/model", subset=None, revision="v2")
 
 
-def test_the_head_alone_has_the_heads_rate() -> None:
+def test_a_linear_probe_uses_the_heads_rate() -> None:
     assert compose("method=head", "method.learning_rate=0.01").method.learning_rate == 0.01
     own = "trainer.head_learning_rate=0.05"
     assert compose("method=head", own).method.learning_rate == 0.05
@@ -87,12 +87,12 @@ def test_the_head_alone_has_the_heads_rate() -> None:
 @pytest.mark.parametrize(
     "override", ["trainer.adam_betas=[a,b]", "tuning=grid tuning.seeds=[1000,1000]"]
 )
-def test_values_that_can_not_be_are_refused_in_one_line(override: str) -> None:
+def test_invalid_values_are_refused_in_one_line(override: str) -> None:
     with pytest.raises(InputError, match=r"trainer.adam_betas|tuning.seeds"):
         compose(*override.split())
 
 
-def test_a_name_fits_on_a_disk() -> None:
+def test_run_names_fit_the_file_system() -> None:
     paths = [f"bert.encoder.layer.{n}.attention.self.query" for n in range(6)]
     run_id = compose(f"method.target=[{','.join(paths)}]").run_id
     assert len(run_id.encode()) < 200

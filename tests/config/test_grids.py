@@ -27,7 +27,7 @@ def composed(*overrides: str) -> list[RunConfig]:
         ["task=glue_rte", "model=gpt2", "trainer=three_epochs", "trainer.epochs=2"],
     ],
 )
-def test_a_job_is_composed_as_hydra_would(overrides: list[str]) -> None:
+def test_a_job_is_composed_as_by_hydra(overrides: list[str]) -> None:
     [ours] = composed(*overrides)
     written = [o.replace("method.options", "+method.options") for o in overrides]
     with initialize_config_dir(str(CONF_FOLDER), version_base="1.3"):
@@ -41,7 +41,7 @@ def test_the_rank_sweep_is_45_runs() -> None:
     assert {spec.seed for spec in specs} == {0, 1, 2}
 
 
-def test_cases_are_runs_that_are_no_grid() -> None:
+def test_cases_describe_runs_that_are_not_one_grid() -> None:
     cases = "cases=[{method.target: query, method.rank: 8}, {method.target: mlp, method.rank: 2}]"
     found = [config.spec for config in composed("seed=3", cases)]
     plain_ones = [
@@ -64,18 +64,18 @@ def test_a_case_is_a_grid_and_may_choose_files() -> None:
     ]
 
 
-def test_what_the_cases_say_is_not_said_again() -> None:
+def test_a_setting_of_the_cases_cannot_be_overridden() -> None:
     cases = "cases=[{method.rank: '1,2'}]"
     with pytest.raises(InputError, match=r"method\.rank: the experiment's cases set it"):
         composed("method.rank=8", cases)
 
 
-def test_a_setting_there_is_not_is_refused_in_a_case_too() -> None:
+def test_an_unknown_setting_in_a_case_is_refused() -> None:
     with pytest.raises(InputError, match=r"did you mean method\.rank=3\?"):
         composed("cases=[{method.rnak: 3}]")
 
 
-def test_a_case_may_have_any_letters() -> None:
+def test_a_case_may_have_non_ascii_letters() -> None:
     [config] = composed("cases=[{task.labels: ['größe', 'maß']}]")
     assert config.spec.task.labels == ("größe", "maß")
 
@@ -86,7 +86,7 @@ def test_a_grid_needs_values_one_by_one(value: str) -> None:
         planned_configs(f"method.rank={value}", is_grid=True)
 
 
-def test_what_belongs_to_the_sweep_has_one_value() -> None:
+def test_settings_of_the_sweep_have_one_value() -> None:
     with pytest.raises(InputError, match=r"workers=1,2: a sweep has one value"):
         planned_configs("workers=1,2", "trainer.precision=fp32", is_grid=True)
 

@@ -25,7 +25,7 @@ def test_help_is_one_screen(script: str, run_command: RunCommand) -> None:
     assert "Exit codes: 0 all done; 1 " in page
 
 
-def test_settings_are_told_with_their_value_and_meaning(run_command: RunCommand) -> None:
+def test_help_lists_settings_with_value_and_meaning(run_command: RunCommand) -> None:
     _, page, _ = run_command("analysis/record.py", "-h")
     assert "  margin=0.02          largest loss of test score at which a rank" in page
     assert "  record=              name of the record" in page
@@ -37,7 +37,7 @@ def test_settings_are_told_with_their_value_and_meaning(run_command: RunCommand)
     assert "a number, or a rule: 2r is twice the rank" in page  # of the file it begins with
 
 
-def test_the_composed_settings_can_be_looked_at(run_command: RunCommand) -> None:
+def test_cfg_prints_the_composed_settings(run_command: RunCommand) -> None:
     code, page, _ = run_command("experiments/train.py", "--cfg", "job", "method.rank=3")
     assert code == 0
     assert "rank: 3\n" in page

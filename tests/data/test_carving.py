@@ -57,7 +57,7 @@ def warnings_of(rows: SplitRows) -> str:
     return "\n".join(rows.account.warnings)
 
 
-def test_equal_texts_stay_in_one_split_although_every_text_is_there_five_times(
+def test_equal_texts_stay_in_one_split_if_each_occurs_five_times(
     tmp_path: Path,
 ) -> None:
     generator = np.random.default_rng(0)
@@ -112,14 +112,14 @@ def test_groups_and_equal_texts_are_kept_together(tmp_path: Path) -> None:
         assert not films[one] & films[other]
 
 
-def test_groups_that_differ_in_spelling_alone_are_one(tmp_path: Path) -> None:
+def test_groups_that_differ_only_in_spelling_are_equal(tmp_path: Path) -> None:
     frame = table(120).assign(film=[f"{'Film' if n % 2 else ' film'} {n // 4}" for n in range(120)])
     frames = split(tmp_path, frame, group_column="film").frames
     sets = {n: {t.strip().casefold() for t in f["group"]} for n, f in frames.items()}
     assert not sets["train"] & sets["test"]
 
 
-def test_a_row_that_nobody_uses_stands_in_for_a_text_of_the_test_split(tmp_path: Path) -> None:
+def test_an_unused_row_replaces_a_text_of_the_test_split(tmp_path: Path) -> None:
     """Other rows keep the splits of earlier versions, which did not look for equal texts."""
     frame = table(400)
     before = split(tmp_path, frame, train_size=100)
@@ -141,7 +141,7 @@ def test_a_text_that_most_rows_share_is_trained_on(tmp_path: Path) -> None:
     assert "the same" in set(frames["train"]["text"])
 
 
-def test_test_texts_that_a_given_training_file_has_are_counted(tmp_path: Path) -> None:
+def test_test_texts_in_the_training_file_are_counted(tmp_path: Path) -> None:
     test = table(40)
     test["text"] = [f"Text  {n}" if n < 4 else f"other {n}" for n in range(40)]
     rows = given(tmp_path, table(100), test, validation_size=2, test_size=None)
@@ -159,14 +159,14 @@ def test_equal_texts_with_several_labels_are_counted(tmp_path: Path) -> None:
     )
 
 
-def test_a_group_column_with_too_few_values_is_blamed(tmp_path: Path) -> None:
+def test_a_group_column_with_too_few_values_is_refused(tmp_path: Path) -> None:
     for values in (1, 2):
         frame = table(100).assign(site=[f"site {n % values}" for n in range(100)])
         with pytest.raises(InputError, match=rf"group_column='site' has {values} value.*3 splits"):
             split(tmp_path, frame, group_column="site")
 
 
-def test_what_carving_leaves_is_said(tmp_path: Path) -> None:
+def test_rows_left_by_carving_are_reported(tmp_path: Path) -> None:
     lines = split(tmp_path, table(100)).account.lines
     assert lines[0] == "a.csv: 100 rows read, UTF-8, separated by commas"
     assert [re.sub(r"\d+(?=[,)])", "N", line) for line in lines[1:]] == [
@@ -176,7 +176,7 @@ def test_what_carving_leaves_is_said(tmp_path: Path) -> None:
     ]
 
 
-def test_carving_that_eats_the_training_rows_is_refused(tmp_path: Path) -> None:
+def test_carving_that_leaves_too_few_training_rows_is_refused(tmp_path: Path) -> None:
     defaults = {"validation_size": 500, "test_size": 1000}
     with pytest.raises(InputError, match=r"1,510 rows.*leave 10 for training.*test_size=302"):
         split(tmp_path, table(1510), **defaults)
@@ -184,7 +184,7 @@ def test_carving_that_eats_the_training_rows_is_refused(tmp_path: Path) -> None:
     assert len(few.frames["train"]) == 10
 
 
-def test_sizes_that_are_not_there_are_said(tmp_path: Path) -> None:
+def test_sizes_that_cannot_be_met_give_a_warning(tmp_path: Path) -> None:
     rows = given(
         tmp_path,
         table(100),
@@ -224,7 +224,7 @@ def test_test_rows_of_classes_without_training_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_pinned_tasks_lose_the_training_rows_that_stand_in_test(real_cache: None) -> None:
+def test_the_pinned_tasks_drop_training_rows_that_occur_in_test(real_cache: None) -> None:
     for task in ("rotten_tomatoes", "newsgroups", "reuters_r8", "reuters_r52"):
         rows = compose(f"task={task}").task.split_rows()
         sets = texts_of(rows)

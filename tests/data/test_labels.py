@@ -53,14 +53,14 @@ def test_white_space_around_labels_makes_no_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "alike", [("Neg", "neg"), ("very bad", "very  bad"), ("café", "cafe\u0301"), ("1", "1.0")]
 )
-def test_labels_that_look_alike_are_said(alike: tuple[str, str], tmp_path: Path) -> None:
+def test_labels_that_look_alike_give_a_warning(alike: tuple[str, str], tmp_path: Path) -> None:
     rows = split(tmp_path, [*alike, "pos"] * 40)
     assert len(rows.labels) == 3
     assert "are separate classes, but differ only in case" in warnings_of(rows)
     assert all(repr(name) in warnings_of(rows) for name in alike)
 
 
-def test_a_label_like_a_missing_value_is_said(tmp_path: Path) -> None:
+def test_a_label_like_a_missing_value_gives_a_warning(tmp_path: Path) -> None:
     assert "'NaN' is a class" in warnings_of(split(tmp_path, ["NaN", "pos", "neg"] * 40))
 
 
@@ -88,13 +88,13 @@ def test_rows_without_a_label_are_left_out_by_name(tmp_path: Path) -> None:
     )
 
 
-def test_rows_that_labels_do_not_ask_for_are_not_left_out(tmp_path: Path) -> None:
+def test_rows_excluded_by_task_labels_do_not_count_as_left_out(tmp_path: Path) -> None:
     rows = split(tmp_path, ["a", "b", "c", None] * 40, labels=("a", "b"))
     assert rows.account.left_out == ()
     assert sum(map(len, rows.frames.values())) == 80
 
 
-def test_no_label_at_all(tmp_path: Path) -> None:
+def test_a_column_without_labels_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no rows: left out: 100 of 100 rows .*'label' is empty"):
         split(tmp_path, [None] * 100)
 
@@ -112,13 +112,13 @@ def test_the_target_of_a_regression_is_refused(labels: list[object], tmp_path: P
         split(tmp_path, labels)
 
 
-def test_many_numbered_classes_are_no_regression(tmp_path: Path) -> None:
+def test_many_numbered_classes_are_not_taken_for_a_regression(tmp_path: Path) -> None:
     assert len(split(tmp_path, [n % 77 for n in range(1000)]).labels) == 77
     stars = [1.0, 1.5, 2.0, 2.5, 3.0]
     assert len(split(tmp_path, [stars[n % 5] for n in range(100)]).labels) == 5
 
 
-def test_labels_of_their_own_are_refused_and_rare_ones_said(tmp_path: Path) -> None:
+def test_unique_labels_are_refused_and_rare_ones_give_a_warning(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"have a label that no other row has.*task\.labels"):
         split(tmp_path, [f"id {n}" for n in range(100)])
     rows = split(
@@ -129,7 +129,7 @@ def test_labels_of_their_own_are_refused_and_rare_ones_said(tmp_path: Path) -> N
     assert "classes have one training row each" in warnings_of(rows)
 
 
-def test_texts_that_are_numbers_are_said(tmp_path: Path) -> None:
+def test_texts_that_are_numbers_give_a_warning(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     pd.DataFrame({"text": range(100), "label": ["a", "b"] * 50}).to_csv(path, index=False)
     rows = task_of(path).split_rows()

@@ -39,7 +39,7 @@ def zipped(*members: str) -> bytes:
     return made.getvalue()
 
 
-def test_what_was_read_is_said(tmp_path: Path) -> None:
+def test_what_was_read_is_reported(tmp_path: Path) -> None:
     rows = read(tmp_path / "a.csv", "text;label\nschön;up\n".encode("cp1252"))
     assert rows.summary == (
         "a.csv: 1 rows read, not UTF-8, assumed to be Windows-1252 (as in 'schön'), "
@@ -105,7 +105,7 @@ def test_compressed_files(suffix: str, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_is_no_table_is_refused_by_what_it_is(
+def test_a_file_that_is_not_a_table_is_refused_by_its_type(
     name: str, content: bytes, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=message) as refused:
@@ -141,7 +141,7 @@ def test_a_nested_value_is_refused_with_its_row(value: object, tmp_path: Path) -
         as_texts(found["text"], "text", "a.json")
 
 
-def test_a_column_called_like_a_date_is_text(tmp_path: Path) -> None:
+def test_a_column_named_like_a_date_is_text(tmp_path: Path) -> None:
     rows = [{"created_at": "2020-01-01", "label": "1"}]
     found = read(tmp_path / "a.json", json.dumps(rows), "task.text_columns=[created_at]")
     assert found.frame["created_at"].tolist() == ["2020-01-01"]
@@ -174,7 +174,7 @@ def test_a_file_that_is_edited_while_it_is_read_is_refused(
         rows_of(task)
 
 
-def test_a_setting_that_would_not_be_read_is_refused(tmp_path: Path) -> None:
+def test_a_setting_without_effect_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"task\.separator=';': a\.json has no separator"):
         read(tmp_path / "a.json", '[{"text": "a", "label": 1}]', "task.separator=semicolon")
 
@@ -185,7 +185,7 @@ def test_half_a_character_is_refused(tmp_path: Path) -> None:
         as_texts(found["text"], "text", "a.json")
 
 
-def test_a_column_that_was_a_tables_index_is_read(tmp_path: Path) -> None:
+def test_a_former_index_is_read_as_a_column(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pd.DataFrame({"text": ["a", "b"], "label": [0, 1]}).set_index("text").to_parquet(path)
     assert rows_of(task_of(path)).frame["text"].tolist() == ["a", "b"]

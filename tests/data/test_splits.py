@@ -147,7 +147,7 @@ def test_a_label_that_only_test_has_is_refused(tmp_path: Path) -> None:
         task.split_rows()
 
 
-def test_one_label_is_no_task(tmp_path: Path) -> None:
+def test_a_task_with_one_label_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", ROWS.assign(label="up"))
     with pytest.raises(InputError, match="1 label"):
         task_of(path).split_rows()
@@ -198,7 +198,7 @@ def test_pairs_have_their_segments(tmp_path: Path, tiny_model: Callable[[str], P
     assert types.tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 1]
 
 
-def test_long_texts_are_cut(tmp_path: Path, tiny_model: Callable[[str], Path]) -> None:
+def test_long_texts_are_truncated(tmp_path: Path, tiny_model: Callable[[str], Path]) -> None:
     frame = ROWS.assign(text=[f"{text} word1" * 15 for text in ROWS["text"]])
     path = write(tmp_path / "a.csv", frame)
     splits = load_splits(task_of(path, "task.max_length=12"), tiny_model("bert"))
@@ -236,7 +236,7 @@ def cached_files() -> list[Path]:
     return sorted((cache_folder() / "tokens").glob("*.npz"))
 
 
-def test_what_was_read_and_left_out_is_known_from_the_cache_too(
+def test_the_cache_keeps_what_was_read_and_left_out(
     tmp_path: Path, tiny_model: Callable[[str], Path]
 ) -> None:
     frame = ROWS.copy()
@@ -247,7 +247,7 @@ def test_what_was_read_and_left_out_is_known_from_the_cache_too(
     assert warm.lines[0].startswith("left out: 1 of 100 rows of a.csv (1 %)")
 
 
-def test_a_copy_under_another_name_is_read_by_that_name(
+def test_messages_on_a_renamed_copy_use_its_name(
     tmp_path: Path, tiny_model: Callable[[str], Path]
 ) -> None:
     first = write(tmp_path / "a.csv", ROWS)
@@ -278,7 +278,7 @@ def test_swapped_and_damaged_caches_are_made_again(
     assert [load_splits(task, tiny_model("bert")).sha256 for task in tasks] == hashes
 
 
-def test_an_edited_file_is_refused_although_its_tokens_are_cached(
+def test_an_edited_file_is_refused_even_if_its_tokens_are_cached(
     tmp_path: Path, tiny_model: Callable[[str], Path]
 ) -> None:
     task = task_of(write(tmp_path / "a.csv", ROWS))

@@ -31,7 +31,7 @@ def read(
         ("cp1252", "not UTF-8, assumed to be Windows-1252 (as in 'Müller')"),
     ],
 )
-def test_an_encoding_is_detected_and_said(encoding: str, summary: str) -> None:
+def test_an_encoding_is_detected_and_reported(encoding: str, summary: str) -> None:
     assert decoded(GERMAN.encode(encoding), "a.csv", None) == (GERMAN, summary)
 
 
@@ -47,7 +47,7 @@ def test_an_encoding_is_detected_and_said(encoding: str, summary: str) -> None:
         ("źdźbło złości", "cp1250"),
     ],
 )
-def test_an_encoding_that_can_not_be_told_is_refused(text: str, encoding: str) -> None:
+def test_an_undetectable_encoding_is_refused(text: str, encoding: str) -> None:
     content = f"text,label\ngood,up\n{text},up\n".encode(encoding)
     refusal = r"a\.csv is not UTF-8 \(byte 0x.. in line 3\).* task\.encoding=ENCODING"
     with pytest.raises(InputError, match=refusal):
@@ -66,7 +66,7 @@ def test_a_named_encoding_that_does_not_fit_is_refused_with_the_line() -> None:
     ("mark", "summary"), [(",", "commas"), (";", "semicolons"), ("\t", "tabs"), ("|", "pipes")]
 )
 @pytest.mark.parametrize("usual", [",", "\t"])
-def test_a_separator_is_detected_and_said(mark: str, summary: str, usual: str) -> None:
+def test_a_separator_is_detected_and_reported(mark: str, summary: str, usual: str) -> None:
     found = read(
         f"id{mark}text{mark}label\n1{mark}so, so; it is{mark}up\n".replace(
             "so, so; it is", '"so, so; it is"'
@@ -78,7 +78,7 @@ def test_a_separator_is_detected_and_said(mark: str, summary: str, usual: str) -
     assert found.summary == f"separated by {summary}"
 
 
-def test_a_named_separator_is_taken() -> None:
+def test_a_named_separator_is_used() -> None:
     assert read("text^label\na, b^up\n", separator="^").rows == [["a, b", "up"]]
 
 
@@ -146,27 +146,25 @@ def test_a_tsv_with_quoted_cells_loses_its_quotation_marks() -> None:
         ("label,text", ['up,"I like it', 'down,she said yes"']),
     ],
 )
-def test_rows_that_an_open_quotation_mark_takes_in_are_noticed(
-    header: str, lines: list[str]
-) -> None:
+def test_rows_hidden_in_an_open_quotation_mark_are_detected(header: str, lines: list[str]) -> None:
     plain = ["fine,up", "poor,down"] if header.startswith("text") else ["up,fine", "down,poor"]
     text = "\n".join([header, *plain, *lines]) + "\n"
     with pytest.raises(InputError, match=r"a\.csv line 4: .*rows of their own"):
         read(text)
 
 
-def test_a_text_of_several_lines_with_commas_is_no_open_quotation_mark() -> None:
+def test_a_text_of_several_lines_with_commas_is_accepted() -> None:
     text = 'label,text\nup,fine\nup,"So, up\nand, down\nhe goes"\ndown,poor\n'
     assert read(text).rows[1] == ["up", "So, up\nand, down\nhe goes"]
 
 
-def test_a_header_alone_and_nothing_at_all() -> None:
+def test_files_without_rows() -> None:
     assert read("text,label\n").rows == []
     with pytest.raises(InputError, match="is empty"):
         read("\n\n")
 
 
-def test_orange_files_are_told_from_others_with_tabs() -> None:
+def test_orange_files_are_recognised_among_files_with_tabs() -> None:
     orange = 'Category\tText\nd\tstring\nclass\t\n\t\nup\t"good\ndown\tbad\n'
     found = orange_grid(orange, "a.tab")
     assert found is not None
@@ -181,5 +179,5 @@ def test_a_message_is_one_line() -> None:
     assert re.fullmatch(r"[^\n]+", str(refused.value))
 
 
-def test_excels_first_line_names_the_separator() -> None:
+def test_excels_sep_line_sets_the_separator() -> None:
     assert read("sep=;\r\ntext;label\r\na, b;up\r\n").rows == [["a, b", "up"]]

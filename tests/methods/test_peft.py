@@ -127,7 +127,7 @@ def reloaded(folder: Path, adapter: Path) -> nn.Module:
 
 
 @pytest.mark.parametrize(("kind", "options"), CASES, ids=NAMES)
-def test_a_kind_trains_what_it_should_and_is_read_back(
+def test_a_kind_trains_its_parameters_and_loads_again(
     kind: str, options: dict[str, Any], bert: Path, tmp_path: Path
 ) -> None:
     spec = spec_of(kind, options, "method.learning_rate=1e-2")
@@ -158,7 +158,7 @@ def check_updates(model: nn.Module, base: Path, adapter: Path) -> None:
             np.testing.assert_allclose(delta_OI.numpy(), update.dense(), rtol=0, atol=3e-7)
 
 
-def test_ia3_on_a_model_that_peft_does_not_know_says_what_is_missing(tmp_path: Path) -> None:
+def test_ia3_on_an_unknown_architecture_names_the_missing_option(tmp_path: Path) -> None:
     folder = tiny_of("modernbert", tmp_path)
     with pytest.raises(InputError, match=r"feedforward_modules is missing, .* modernbert: .* \[\]"):
         build_model(spec_of("IA3", {}, "method.target=Wqkv"), folder, number_of_labels=3)
@@ -208,13 +208,13 @@ def test_every_kind_of_this_peft_is_known() -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(peft_kinds._REFUSED))
-def test_a_kind_that_would_not_train_as_it_says_is_refused(kind: str, bert: Path) -> None:
+def test_a_kind_that_peft_would_train_wrongly_is_refused(kind: str, bert: Path) -> None:
     with pytest.raises(InputError, match=rf"^method.peft_type={kind}: .* Valid: .*LOHA") as refused:
         build_model(spec_of(kind, {}), bert, number_of_labels=3)
     assert "\n" not in str(refused.value)
 
 
-def test_a_kind_that_peft_has_not_is_refused(bert: Path) -> None:
+def test_a_kind_that_peft_lacks_is_refused(bert: Path) -> None:
     with pytest.raises(InputError, match=r"LORRA is not a PEFT method. Valid: .*LOHA"):
         build_model(spec_of("LORRA", {}), bert, number_of_labels=3)
 
@@ -358,7 +358,7 @@ def tiny_of(family: str, folder: Path) -> Path:
 
 @pytest.mark.parametrize("kind", ["LORA", "IA3"])
 @pytest.mark.parametrize("family", HEADS)
-def test_all_that_is_new_is_trained_saved_and_loaded(
+def test_every_new_weight_is_trained_saved_and_loaded(
     family: str, kind: str, tmp_path: Path
 ) -> None:
     folder = tiny_of(family, tmp_path / "base")

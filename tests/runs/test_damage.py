@@ -52,7 +52,7 @@ def test_a_damaged_run_has_not_ended_and_is_moved_aside(
     assert [run.status for run in store.ended([run_id])] == ["done"]
 
 
-def test_a_run_under_the_name_of_an_older_version_is_not_called_damaged(
+def test_a_run_named_by_an_older_version_is_not_reported_as_damaged(
     store: RunStore, specs: list[RunSpec], capsys: pytest.CaptureFixture[str]
 ) -> None:
     [run_id] = plan(store, specs[:1])
@@ -67,7 +67,7 @@ def test_a_run_under_the_name_of_an_older_version_is_not_called_damaged(
 
 
 @pytest.mark.parametrize("file", ["record.json", "spec.json", ".sweeps/s.json", ".planned/"])
-def test_no_damage_is_a_traceback(file: str, store: RunStore, specs: list[RunSpec]) -> None:
+def test_damage_never_gives_a_traceback(file: str, store: RunStore, specs: list[RunSpec]) -> None:
     run_ids = plan(store, specs[:2])
     commit(store, run_ids[0], weights="w")
     folder = store.folder if file.startswith(".") else store.folder / run_ids[0]
@@ -94,9 +94,7 @@ def test_no_damage_is_a_traceback(file: str, store: RunStore, specs: list[RunSpe
         path.write_bytes(whole)
 
 
-def test_a_half_made_run_does_not_stand_in_the_way_of_its_commit(
-    store: RunStore, specs: list[RunSpec]
-) -> None:
+def test_a_partial_run_does_not_block_a_commit(store: RunStore, specs: list[RunSpec]) -> None:
     [run_id] = plan(store, specs[:1])
     (store.folder / run_id / "checkpoint").mkdir(parents=True)
     commit(store, run_id)

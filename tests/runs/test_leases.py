@@ -80,7 +80,7 @@ def test_a_silent_worker_is_taken_over_and_commits_nothing(
     assert not list((store.folder / ".gone").iterdir())
 
 
-def test_a_woken_worker_is_told_at_its_next_step(
+def test_a_resumed_worker_learns_of_its_loss_at_the_next_step(
     store: RunStore, elsewhere: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow = taken(store)
@@ -95,7 +95,7 @@ def test_a_woken_worker_is_told_at_its_next_step(
     other.release()
 
 
-def test_who_ends_second_is_told(store: RunStore, elsewhere: RunStore) -> None:
+def test_the_second_worker_to_commit_loses_the_run(store: RunStore, elsewhere: RunStore) -> None:
     slow = taken(store)
     silence(slow)
     other = taken_over(elsewhere)
@@ -136,7 +136,7 @@ def test_a_watcher_that_was_suspended_too_does_not_take_over(
     living.release()
 
 
-def test_an_equal_host_name_does_not_say_that_a_worker_is_dead(
+def test_an_equal_host_name_does_not_prove_that_a_worker_is_dead(
     store: RunStore, spec: RunSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leases, "process_space", lambda: "host boot pid:[1]")
@@ -153,7 +153,7 @@ def test_an_equal_host_name_does_not_say_that_a_worker_is_dead(
     lease.release()
 
 
-def test_a_moment_without_the_network_ends_no_heartbeat(
+def test_a_short_network_failure_does_not_end_the_heartbeat(
     store: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.01)
@@ -186,7 +186,7 @@ def test_a_damaged_lease_is_judged_by_whether_it_changes(
     taken_over(elsewhere).release()
 
 
-def test_a_worker_is_in_doubt_until_its_heart_was_seen_to_beat(
+def test_a_worker_is_in_doubt_until_its_heartbeat_changes(
     store: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.02)
@@ -201,7 +201,7 @@ def test_a_worker_is_in_doubt_until_its_heart_was_seen_to_beat(
     assert not watcher.in_doubt([living.run_id])
 
 
-def test_what_dead_workers_left_is_removed_by_the_next_planner(
+def test_the_next_planner_removes_left_overs_of_dead_workers(
     store: RunStore, spec: RunSpec
 ) -> None:
     running = store.folder / ".running"
@@ -217,7 +217,7 @@ def test_what_dead_workers_left_is_removed_by_the_next_planner(
     taken(store).release()
 
 
-def test_a_removed_store_ends_its_workers_and_does_not_come_back(
+def test_removing_a_store_ends_its_workers_and_does_not_recreate_it(
     store: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.01)
@@ -231,7 +231,7 @@ def test_a_removed_store_ends_its_workers_and_does_not_come_back(
     assert not store.folder.exists()
 
 
-def test_a_rename_whose_answer_was_lost_has_happened(
+def test_a_rename_with_a_lost_reply_counts(
     store: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """NFS repeats a request that was carried out; the second one finds nothing to rename."""
@@ -270,7 +270,7 @@ def test_a_process_space_is_more_than_a_host_name() -> None:
     assert not is_alive(2**31 - 1)
 
 
-def test_leases_of_one_text_are_of_one_length(store: RunStore) -> None:
+def test_leases_have_a_constant_length(store: RunStore) -> None:
     watch = Leases(store.folder, worker="w")
     lease = taken(store)
     text = leases.lease_text({"worker": "w", "pid": 1}, beats=10**9, progress=1 / 3)

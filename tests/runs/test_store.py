@@ -194,7 +194,7 @@ def test_runs_under_a_used_name_are_remembered(store: RunStore, specs: list[RunS
     assert store.earlier("s") == first[:1]
 
 
-def test_a_fresh_result_survives_a_planner_that_saw_the_failed_one(
+def test_a_new_result_survives_a_planner_that_saw_the_failed_run(
     store: RunStore, specs: list[RunSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [run_id] = plan(store, specs[:1])
@@ -215,7 +215,7 @@ def test_a_fresh_result_survives_a_planner_that_saw_the_failed_one(
     assert not list((store.folder / ".aside").iterdir())
 
 
-def test_a_planner_whose_work_another_took_on_says_nothing_untrue(
+def test_a_planner_that_came_second_prints_no_false_message(
     store: RunStore,
     specs: list[RunSpec],
     monkeypatch: pytest.MonkeyPatch,
@@ -236,7 +236,7 @@ def test_a_planner_whose_work_another_took_on_says_nothing_untrue(
     assert not list((store.folder / ".aside").iterdir())
 
 
-def test_what_a_killed_planner_had_in_hand_is_put_right(
+def test_the_next_planner_finishes_the_work_of_a_killed_one(
     store: RunStore, specs: list[RunSpec]
 ) -> None:
     run_ids = plan(store, specs[:2])

@@ -63,20 +63,20 @@ class Run:
             run_workers(work, costs, launcher="local", places=places, display=display)
 
 
-def test_workers_that_end_before_they_have_a_run_are_tried_a_few_times(run: "Run") -> None:
+def test_workers_that_end_early_are_started_a_few_times(run: "Run") -> None:
     with pytest.raises(Unfinished, match="2 of 2 runs have not ended, and no worker is left"):
         run("sys.exit(1)")
     assert run.started == 4
 
 
 @pytest.mark.parametrize("code", [2, CANNOT_GO_ON])
-def test_where_the_next_worker_would_do_no_better_none_is_started(code: int, run: "Run") -> None:
+def test_a_hopeless_worker_is_not_replaced(code: int, run: "Run") -> None:
     with pytest.raises(Unfinished, match="2 of 2 runs have not ended"):
         run(f"sys.exit({code})")
     assert run.started == 1
 
 
-def test_runs_that_are_left_get_workers_again(run: "Run", store: RunStore) -> None:
+def test_remaining_runs_get_new_workers(run: "Run", store: RunStore) -> None:
     run(COMMITS_ONE)
     assert run.started == 2
     assert len(store.ended(store.sweep("s"))) == 2

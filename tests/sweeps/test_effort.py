@@ -41,7 +41,7 @@ def test_full_fine_tuning_costs_what_torch_counts(
     assert an_epoch == pytest.approx(counted(once, source), rel=0.2)
 
 
-def test_factors_cost_by_their_rank_and_by_the_maps_they_are_on(tiny_overrides: list[str]) -> None:
+def test_the_cost_of_factors_depends_on_rank_and_maps(tiny_overrides: list[str]) -> None:
     effort = Effort()
 
     def of(*overrides: str) -> float:
@@ -65,7 +65,7 @@ def test_another_adapter_on_the_same_maps_changes_nothing(tiny_overrides: list[s
     assert effort.of(lora) == Effort().of(lora)
 
 
-def test_the_head_alone_costs_the_forward_pass(tiny_overrides: list[str]) -> None:
+def test_a_linear_probe_costs_the_forward_pass(tiny_overrides: list[str]) -> None:
     def cost(*overrides: str) -> float:
         return Effort().of(compose(*tiny_overrides, *overrides))
 

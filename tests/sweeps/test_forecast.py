@@ -50,7 +50,7 @@ def test_more_texts_and_higher_ranks_take_longer(tiny_overrides: list[str], tmp_
     assert seconds("method.rank=2", workers=2) == pytest.approx(lora / 2)
 
 
-def test_what_has_ended_takes_no_time(tiny_overrides: list[str], tmp_path: Path) -> None:
+def test_ended_runs_take_no_time(tiny_overrides: list[str], tmp_path: Path) -> None:
     specs = [compose(*tiny_overrides, "method.rank=2", f"seed={seed}") for seed in range(2)]
     both = forecast([*specs, specs[0]], results=tmp_path, workers=1)
     end(specs[:1], tmp_path)
@@ -83,7 +83,7 @@ def test_runs_that_choose_a_rate_are_counted_until_it_is_chosen(
     assert forecasts({"mine": configs}) == {"mine": 0.0}
 
 
-def test_the_final_comparison_forecast_is_of_the_middle_and_a_neighbour(
+def test_the_final_comparison_is_between_the_middle_rate_and_a_neighbour(
     tiny_overrides: list[str], tmp_path: Path
 ) -> None:
     options = ("tuning.final_seeds=[1001]", f"results={tmp_path}", "sweep=mine")
@@ -101,7 +101,7 @@ def test_the_final_comparison_forecast_is_of_the_middle_and_a_neighbour(
     assert len(runs_of(configs)) == len(asked)
 
 
-def test_durations_are_said_as_people_say_them() -> None:
+def test_durations_have_readable_units() -> None:
     assert [in_words(seconds) for seconds in (0.2, 75, 600, 15000)] == [
         *("about 1 s", "about 75 s", "about 10 min", "about 4.2 h"),
     ]

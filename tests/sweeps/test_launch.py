@@ -37,7 +37,7 @@ def test_every_launcher_has_places() -> None:
         ("cpu", 1, ["cpu"]),
     ],
 )
-def test_workers_go_where_they_were_asked_to(
+def test_workers_run_in_the_requested_places(
     device: str, workers: int | None, devices: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fit, "torch_device", torch.device)

@@ -61,7 +61,7 @@ def test_spectra_are_measured_anew_when_the_run_was_trained_anew(results: Path) 
     assert norms[0] == norms[1]
 
 
-def test_spectra_of_before_the_hashes_stay_readable(results: Path) -> None:
+def test_spectra_without_hashes_stay_readable(results: Path) -> None:
     run, _ = runs_of(results)
     path = run.folder / "record.json"
     older = {key: value for key, value in run.record.items() if key != "sha256"}
@@ -91,7 +91,7 @@ def flip_bits(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
-def test_flipped_bits_of_a_checkpoint_are_noticed(
+def test_flipped_bits_of_a_checkpoint_are_detected(
     results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, _ = runs_of(results)
@@ -169,7 +169,7 @@ def test_a_sweep_without_some_spectra_is_unfinished(
         check_complete(runs, config)
 
 
-def test_a_damaged_file_of_spectra_is_noticed_and_measured_again(results: Path) -> None:
+def test_a_damaged_file_of_spectra_is_measured_again(results: Path) -> None:
     run, _ = runs_of(results)
     path = spectra_file(results, run.spec.run_id)
     whole, values = path.read_bytes(), load_spectra(path)[0].singular_values
@@ -192,7 +192,7 @@ def truncate_request(results: Path) -> TruncateRequest:
     return read_request(settings)
 
 
-def test_cuts_are_evaluated_anew_on_another_checkpoint(results: Path) -> None:
+def test_truncations_are_evaluated_again_for_another_checkpoint(results: Path) -> None:
     first, second = truncate_sweep(truncate_request(results))
     path = truncation_file(results, first.spec.run_id)
     table = read_truncation(first, results)
@@ -214,7 +214,7 @@ def test_cuts_are_evaluated_anew_on_another_checkpoint(results: Path) -> None:
         read_truncation(again, results)
 
 
-def test_a_report_names_the_runs_that_the_others_truncations_lack(results: Path) -> None:
+def test_a_report_names_runs_without_truncations(results: Path) -> None:
     first, second = truncate_sweep(truncate_request(results))
     assert study_tables("two", results=results).left_out == ()
     truncation_file(results, first.spec.run_id).unlink()

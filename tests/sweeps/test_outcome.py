@@ -34,7 +34,7 @@ def plan(results: Path, *statuses: str, left_out: tuple[str, ...] = ()) -> None:
             lease.commit(status=status, record=record)
 
 
-def test_all_done_is_no_word(tmp_path: Path) -> None:
+def test_a_complete_sweep_passes_the_checks(tmp_path: Path) -> None:
     plan(tmp_path, "done", "done")
     require_sweeps(settings(tmp_path))
     check_sweeps(settings(tmp_path))
@@ -60,7 +60,7 @@ def test_runs_of_one_method_that_have_not_ended_are_counted(tmp_path: Path) -> N
         check_sweeps(settings(tmp_path), method=FullFineTuning)
 
 
-def test_rows_that_were_left_out_are_told_once_unless_that_was_asked_for(tmp_path: Path) -> None:
+def test_left_out_rows_are_listed_once_unless_allowed(tmp_path: Path) -> None:
     row = "left out: 3 of 300 rows of a.csv (1 %): an empty label"
     plan(tmp_path, "done", "done", left_out=(row,))
     with pytest.raises(Unfinished) as told:
@@ -69,7 +69,7 @@ def test_rows_that_were_left_out_are_told_once_unless_that_was_asked_for(tmp_pat
     check_sweeps(settings(tmp_path, "allow_partial=true"))
 
 
-def test_a_sweep_of_which_nothing_is_done_is_not_read(tmp_path: Path) -> None:
+def test_a_sweep_without_done_runs_is_refused(tmp_path: Path) -> None:
     plan(tmp_path, "failed", "failed")
     with pytest.raises(
         InputError, match="none of its 2 ended runs is done; 2 ended with: no memory"
@@ -77,7 +77,9 @@ def test_a_sweep_of_which_nothing_is_done_is_not_read(tmp_path: Path) -> None:
         require_sweeps(settings(tmp_path))
 
 
-def test_it_gets_no_report_and_code_2(tmp_path: Path, run_command: RunCommand) -> None:
+def test_a_sweep_without_done_runs_gives_no_report_and_code_2(
+    tmp_path: Path, run_command: RunCommand
+) -> None:
     plan(tmp_path, "failed", "diverged")
     for script in ("report", "record", "check_claims", "measure_controls"):
         code, _, told = run_command(f"analysis/{script}.py", f"results={tmp_path}", "sweep=mine")
@@ -86,7 +88,7 @@ def test_it_gets_no_report_and_code_2(tmp_path: Path, run_command: RunCommand) -
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
-def test_where_the_runs_are_is_said_as_it_has_to_be_typed(tmp_path: Path) -> None:
+def test_the_report_command_quotes_its_folder(tmp_path: Path) -> None:
     results = tmp_path / "my results"
     plan(results, "done", "done")
     store = RunStore(results / "runs")

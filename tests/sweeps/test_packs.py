@@ -28,7 +28,7 @@ def sweep_specs() -> list[RunSpec]:
     return [*lora, *(compose("method=full", f"seed={seed}") for seed in (0, 1))]
 
 
-def test_every_run_is_in_one_pack_with_runs_that_it_may_be_packed_with() -> None:
+def test_every_run_is_in_one_pack_of_compatible_runs() -> None:
     specs = sweep_specs()
     made = packs(specs, limit=lambda largest: 4, workers=1, cost=cost)
     assert sorted(s.run_id for pack in made for s in pack) == sorted(s.run_id for s in specs)
@@ -61,7 +61,7 @@ def test_full_fine_tuning_and_the_reference_path_are_never_packed() -> None:
     assert sizes([*full, *plain], workers=1) == [1, 1, 1, 1]
 
 
-def test_no_worker_is_left_without_work_for_the_sake_of_large_packs() -> None:
+def test_large_packs_leave_no_worker_idle() -> None:
     specs = [compose("method.rank=4"), compose("method.rank=64")]
     assert sizes(specs, workers=1) == [2]
     assert sizes(specs, workers=2) == [1, 1]

@@ -40,7 +40,7 @@ def drawn(display: Display) -> list[str]:
     return capture.get().splitlines()
 
 
-def test_a_log_gets_one_line_an_ended_run_and_the_time_left(
+def test_a_log_gets_one_line_per_ended_run_with_the_time_left(
     capsys: pytest.CaptureFixture[str], clock: list[float]
 ) -> None:
     costs = {"full": 1.5, "a": 1.0, "b": 1.0, "old": 1.0}
@@ -63,7 +63,7 @@ def test_the_time_left_is_known_before_the_first_run_has_ended(clock: list[float
     assert stage.seconds_left({"a": 0.25, "b": 0.25}) == 90.0
 
 
-def test_rounds_of_tuning_share_a_line_and_the_sweep_has_another(
+def test_tuning_rounds_share_one_line_and_the_sweep_has_its_own(
     monkeypatch: pytest.MonkeyPatch, clock: list[float]
 ) -> None:
     on_terminal(monkeypatch, 80)

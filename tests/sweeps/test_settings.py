@@ -42,7 +42,7 @@ def test_runs_that_were_not_trained_alike_are_refused(override: str, told: str) 
         check_alike([run(), run("seed=1", override)], sweep="s")
 
 
-def test_settings_are_kept_without_a_path_of_this_machine(tiny_overrides: list[str]) -> None:
+def test_settings_contain_no_local_path(tiny_overrides: list[str]) -> None:
     settings = shared_settings(compose(*tiny_overrides))
     assert settings["trainer.head_learning_rate"] is None
     assert settings["task.source"].keys() == {"kind", "sha256"}
@@ -59,7 +59,7 @@ def end(results: Path, sweep: str, *specs: RunSpec) -> None:
         lease.commit(status="done", record={"validation": {"accuracy": 0.5, "loss": 1.0}})
 
 
-def test_neither_a_report_nor_a_cut_mixes_sizes(tmp_path: Path) -> None:
+def test_reports_and_truncations_refuse_mixed_settings(tmp_path: Path) -> None:
     end(tmp_path, "sizes", compose("method=full"), compose("method=full", "task.train_size=100"))
     for read in (
         lambda: chosen_of_sweep("sizes", tmp_path),
@@ -69,7 +69,7 @@ def test_neither_a_report_nor_a_cut_mixes_sizes(tmp_path: Path) -> None:
             read()
 
 
-def test_only_what_chose_these_rates_is_shown(tmp_path: Path) -> None:
+def test_only_the_trials_of_these_rates_are_shown(tmp_path: Path) -> None:
     """A sweep's name may have been given to other runs before."""
     trial = ("seed=1000", "trainer.read_test=false", "method.learning_rate=3e-3")
     end(tmp_path, "mine_rates", compose("task.train_size=500", *trial), compose(*trial))
@@ -86,7 +86,7 @@ def with_rows(digest: str | None, *overrides: str) -> TrainedRun:
     return dataclasses.replace(run(*overrides), record=record)
 
 
-def test_runs_of_other_rows_are_refused_although_their_settings_are_equal() -> None:
+def test_runs_with_other_rows_are_refused_despite_equal_settings() -> None:
     alike = [with_rows("a" * 64), with_rows("a" * 64, "seed=1"), with_rows(None, "seed=2")]
     check_alike([*alike, with_rows("b" * 64, "task=newsgroups")], sweep="s")
     with pytest.raises(InputError, match=r"other rows than .*-s0-.*\(data_sha256 b+… and a+…\)"):

@@ -140,7 +140,7 @@ def test_texts_longer_than_the_models_positions_are_refused(
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_not_whole_is_no_answer(
+def test_a_sweep_without_workers_is_unfinished(
     tiny_overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     specs = specs_of(tiny_overrides, LORA, FULL)
@@ -152,7 +152,7 @@ def test_a_sweep_that_is_not_whole_is_no_answer(
 
 
 @pytest.mark.slow
-def test_an_adapter_whose_update_can_not_be_read_is_still_a_run(
+def test_an_adapter_without_a_readable_update_still_trains(
     tiny_overrides: list[str], tmp_path: Path
 ) -> None:
     """IA3 multiplies activations: there is no ΔW of it that could be read exactly."""
@@ -168,9 +168,7 @@ def test_an_adapter_whose_update_can_not_be_read_is_still_a_run(
 
 
 @pytest.mark.slow
-def test_the_head_alone_is_trained_and_nothing_else(
-    tiny_overrides: list[str], tmp_path: Path
-) -> None:
+def test_a_linear_probe_trains_only_the_head(tiny_overrides: list[str], tmp_path: Path) -> None:
     specs = specs_of(tiny_overrides, ["method=head", "method.rank=4"], FULL)
     head, full = sweep(specs, name="head", results=tmp_path, launcher="inline")
     assert head.spec.run_id.startswith("reviews-tiny-head-lr")
@@ -192,7 +190,7 @@ def test_the_head_alone_is_trained_and_nothing_else(
     assert f"a linear probe {score:.3f}" in found
 
 
-def test_packs_are_no_larger_than_asked_and_one_where_texts_need_padding(
+def test_pack_size_is_limited_and_is_one_for_padded_texts(
     tiny_overrides: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [spec] = specs_of(tiny_overrides, LORA)
@@ -204,7 +202,7 @@ def test_packs_are_no_larger_than_asked_and_one_where_texts_need_padding(
     assert plan._most_packed(spec, places, 2) == 1
 
 
-def test_a_full_disk_is_told_beforehand(
+def test_a_full_disk_is_refused_before_training(
     tiny_overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import shutil
@@ -215,7 +213,7 @@ def test_a_full_disk_is_told_beforehand(
 
 
 @pytest.mark.slow
-def test_a_killed_worker_costs_its_run_only(tiny_overrides: list[str], tmp_path: Path) -> None:
+def test_a_killed_worker_loses_only_its_run(tiny_overrides: list[str], tmp_path: Path) -> None:
     slow = ["method.rank=3", "trainer.epochs=400"]
     specs = specs_of(tiny_overrides, slow, LORA)
     script = (

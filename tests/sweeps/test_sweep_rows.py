@@ -31,7 +31,7 @@ def specs(tiny_overrides: list[str], review_file: Path, tmp_path: Path) -> Calla
     return give
 
 
-def test_what_is_left_out_is_said_first_warm_or_cold(
+def test_left_out_parts_are_printed_first_with_and_without_a_cache(
     specs: Callable[..., RunSpec], tmp_path: Path
 ) -> None:
     for _ in range(2):
@@ -42,7 +42,7 @@ def test_what_is_left_out_is_said_first_warm_or_cold(
         assert lines.count(FIRST) == 1
 
 
-def test_more_than_five_percent_left_out_is_refused_unless_it_is_asked_for(
+def test_more_than_five_percent_left_out_is_refused_unless_allowed(
     specs: Callable[..., RunSpec], tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=r"left out: 20 of 260 rows .*allow_partial=true"):
@@ -51,7 +51,7 @@ def test_more_than_five_percent_left_out_is_refused_unless_it_is_asked_for(
     assert first.startswith("left out: 20 of 260 rows of holes.csv (7.7 %)")
 
 
-def test_files_of_one_name_are_judged_one_by_one(
+def test_files_of_equal_names_are_counted_separately(
     specs: Callable[..., RunSpec], tmp_path: Path
 ) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
@@ -100,7 +100,7 @@ def ended(spec: RunSpec, results: Path, digest: str) -> None:
     lease.commit(status="done", record=record)
 
 
-def test_runs_that_have_ended_say_again_what_was_left_out(
+def test_ended_runs_report_left_out_parts_again(
     specs: Callable[..., RunSpec], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec = specs(6, "trainer.read_test=false")
@@ -109,7 +109,7 @@ def test_runs_that_have_ended_say_again_what_was_left_out(
     assert capsys.readouterr().out.splitlines() == [FIRST]
 
 
-def test_new_runs_do_not_join_those_whose_rows_were_split_otherwise(
+def test_new_runs_do_not_join_runs_with_other_splits(
     specs: Callable[..., RunSpec], tmp_path: Path
 ) -> None:
     old, new = specs(6, "trainer.read_test=false"), specs(6, "trainer.read_test=false", "seed=1")

@@ -91,7 +91,7 @@ def test_a_lucky_rate_loses_the_final_comparison() -> None:
     assert spec.method.learning_rate == 1e-3
 
 
-def test_the_two_best_rates_get_the_final_comparison_and_so_does_one_that_becomes_second() -> None:
+def test_only_the_two_best_rates_get_further_seeds() -> None:
     rates = {1e-5: 0.1, 1e-4: 0.70, 1e-3: 0.80, 1e-2: 0.75, 1e-1: 0.1}
     accuracies = {(rate, 1000): value for rate, value in rates.items()}
     accuracies |= {(1e-3, 1001): 0.5, (1e-2, 1001): 0.74, (1e-4, 1001): 0.69}
@@ -110,7 +110,7 @@ def test_the_grid_stops_growing_at_its_limit() -> None:
     assert spec.method.learning_rate == pytest.approx(1e2)
 
 
-def test_a_run_that_failed_chooses_nothing() -> None:
+def test_a_failed_trial_stops_tuning() -> None:
     def fail(specs: Sequence[RunSpec]) -> list[TrainedRun]:
         return [run_of(spec, 0.8, status="failed") for spec in specs]
 

@@ -97,7 +97,7 @@ def test_a_disk_that_stays_full_ends_the_worker_in_one_line(
     assert not list((results / "runs" / ".running").iterdir())
 
 
-def test_a_run_that_was_lost_costs_the_others_nothing(
+def test_a_lost_run_does_not_affect_the_others(
     results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = []

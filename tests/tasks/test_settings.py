@@ -47,7 +47,9 @@ def test_labels_that_yaml_reads_as_other_things_are_refused(words: str, tmp_path
         ({"test": "test.csv"}, "is a file and can't contain 'test.csv'"),
     ],
 )
-def test_settings_that_can_not_be(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_invalid_settings_are_refused(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match=message):
         read(tmp_path, **changes)
 

@@ -66,7 +66,9 @@ def mask_of(window: int | None) -> Tensor | None:
     ],
     ids=str,
 )
-def test_it_is_the_formula_within_each_text(options: dict[str, Any], dropout: float) -> None:
+def test_attention_follows_the_formula_within_each_text(
+    options: dict[str, Any], dropout: float
+) -> None:
     asked = {"causal": True, "window": None, "softcap": None, "sinks": None, **options}
     with texts_of(LENGTHS, 2), _WithoutDropout():
         found, _ = attend(
@@ -87,10 +89,10 @@ def test_it_is_the_formula_within_each_text(options: dict[str, Any], dropout: fl
     [
         ({"position_bias": torch.zeros(1)}, "'position_bias'"),
         ({"indices": torch.zeros(1)}, "'indices'"),
-        ({"attention_mask": torch.zeros(1, 1, 13, 13)}, "a mask that it made itself"),
+        ({"attention_mask": torch.zeros(1, 1, 13, 13)}, "a mask of its own"),
     ],
 )
-def test_what_cannot_be_applied_is_refused_by_name(more: dict[str, Any], named: str) -> None:
+def test_an_unsupported_argument_is_refused_by_name(more: dict[str, Any], named: str) -> None:
     arguments = {"attention_mask": None, **more}
     with (
         texts_of(LENGTHS, 2),
@@ -99,7 +101,7 @@ def test_what_cannot_be_applied_is_refused_by_name(more: dict[str, Any], named: 
         attend(nn.Identity(), *handed(), **arguments)
 
 
-def test_what_the_stock_functions_do_not_read_is_let_pass() -> None:
+def test_arguments_that_stock_functions_ignore_are_accepted() -> None:
     with texts_of(LENGTHS, 2):
         plain, _ = attend(nn.Identity(), *handed(), None)
         more, _ = attend(

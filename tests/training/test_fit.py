@@ -94,7 +94,7 @@ def test_an_evaluation_in_between_keeps_the_best_step(
     assert result.record["validation"]["accuracy"] == 0.9
 
 
-def test_divergence_is_told_from_other_failures(tiny_overrides: list[str], tmp_path: Path) -> None:
+def test_divergence_differs_from_other_failures(tiny_overrides: list[str], tmp_path: Path) -> None:
     with pytest.raises(Diverged, match=r"loss was .* at step \d+ of \d+, at learning rate 1e\+38"):
         run(tiny_overrides, tmp_path, "method.learning_rate=1e38", "trainer.max_grad_norm=1e38")
     assert not list(tmp_path.rglob("*.safetensors"))
@@ -142,7 +142,9 @@ def test_the_model_is_shown_after_every_step(tiny_overrides: list[str], tmp_path
     np.testing.assert_array_equal(alone.test.losses, watched.test.losses)
 
 
-def test_who_watches_ends_its_own_run_alone(tiny_overrides: list[str], tmp_path: Path) -> None:
+def test_an_error_in_a_watcher_ends_only_its_own_run(
+    tiny_overrides: list[str], tmp_path: Path
+) -> None:
     def fails(step: int, model: torch.nn.Module) -> None:
         raise RuntimeError(f"seen enough at step {step}")
 

@@ -50,7 +50,7 @@ def test_a_model_without_its_pooler_is_refused(
     kept = {name: tensor for name, tensor in weights.items() if "pooler" not in name}
     save_file(kept, lacking / "model.safetensors", metadata={"format": "pt"})
     spec = compose(*tiny_overrides, f"model.source={lacking}")
-    with pytest.raises(InputError, match=r"lacks bert\.pooler\.dense\.bias: it would be random"):
+    with pytest.raises(InputError, match=r"lacks bert\.pooler\.dense\.bias, which would be random"):
         fit(spec, checkpoint_folder=tmp_path, tracker=Tracker())
 
 

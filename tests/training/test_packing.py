@@ -121,7 +121,7 @@ def test_each_run_of_a_pack_is_the_run_alone(
         assert packed.record["pack_size"] == 3
 
 
-def test_the_reference_path_gives_the_same(tiny_overrides: list[str], tmp_path: Path) -> None:
+def test_the_reference_path_gives_equal_results(tiny_overrides: list[str], tmp_path: Path) -> None:
     exact = ["model.dropout=0.0", "trainer.precision=fp32"]
     fast = specs_of(tiny_overrides, *exact)[:1]
     plain = specs_of(tiny_overrides, *exact, "trainer.reference=true")[:1]
@@ -131,7 +131,7 @@ def test_the_reference_path_gives_the_same(tiny_overrides: list[str], tmp_path: 
     np.testing.assert_allclose(losses(fast_curve), losses(plain_curve), rtol=0, atol=1e-5)
 
 
-def test_a_run_that_diverges_or_fails_costs_the_others_nothing(
+def test_a_diverged_or_failed_run_does_not_affect_the_others(
     tiny_overrides: list[str], tmp_path: Path
 ) -> None:
     first, second, third = specs_of(tiny_overrides)
@@ -192,7 +192,7 @@ def test_a_pack_holds_the_frozen_weights_once(
         (lambda scores, training: scores * 2 - scores.detach(), "the gradient of .* changes by"),
     ],
 )
-def test_a_model_that_computes_otherwise_end_to_end_is_refused(
+def test_a_model_whose_scores_change_end_to_end_is_refused(
     wrong: Callable[[torch.Tensor, bool], torch.Tensor],
     what: str,
     tiny_overrides: list[str],

@@ -53,7 +53,7 @@ def spec_on(tiny_overrides: list[str], family: str, folder: Path, *more: str) ->
 
 @pytest.mark.parametrize("reference", ["false", "true"])
 @pytest.mark.parametrize("family", ["gpt2", "llama", "opt", "bloom"])
-def test_the_tokenizers_padding_counts(
+def test_the_tokenizers_padding_id_is_used(
     family: str,
     reference: str,
     tiny_overrides: list[str],
@@ -85,7 +85,7 @@ def test_the_tokenizers_padding_counts(
 
 
 @pytest.mark.parametrize("reference", [False, True])
-def test_positions_that_are_counted_from_padding_stay_where_they_were_learnt(
+def test_positions_counted_from_padding_do_not_move(
     reference: bool,
     tiny_overrides: list[str],
     tiny_model: Callable[[str], Path],
@@ -124,7 +124,7 @@ def test_a_padding_token_inside_a_text_is_read_as_the_stock_model_reads_it(
         torch.testing.assert_close(pack.scores_of(0, batch), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_tokenizer_without_anything_to_pad_with_is_refused(
+def test_a_tokenizer_without_a_padding_token_is_refused(
     tiny_model: Callable[[str], Path], edited: Callable[..., Path]
 ) -> None:
     folder = edited(tiny_model("llama"), "tokenizer_config.json", pad_token=None)
@@ -134,7 +134,7 @@ def test_a_tokenizer_without_anything_to_pad_with_is_refused(
     assert load_tokenizer(folder).pad_token_id == 0
 
 
-def test_a_padding_token_that_the_model_has_no_word_for_is_refused(
+def test_a_padding_token_outside_the_vocabulary_is_refused(
     tiny_overrides: list[str], tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
     folder = tmp_path / "padded"
@@ -146,7 +146,7 @@ def test_a_padding_token_that_the_model_has_no_word_for_is_refused(
         check_fits(spec_on(tiny_overrides, "gpt2", folder))
 
 
-def test_tokens_beyond_the_models_words_are_refused(
+def test_tokens_outside_the_vocabulary_are_refused(
     tiny_overrides: list[str], sized_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = sized_model("gpt2", n_embd=16, n_layer=2, n_head=2)

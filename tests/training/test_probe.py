@@ -89,7 +89,7 @@ def test_a_difference_is_named_and_rounding_is_none() -> None:
 
 
 @pytest.mark.parametrize("lost", ["w", "tiny"])
-def test_a_gradient_that_is_not_there_counts_as_zero(lost: str) -> None:
+def test_a_missing_gradient_counts_as_zero(lost: str) -> None:
     gradients = {"w": torch.tensor([1.0]), "tiny": torch.tensor([1e-9])}
     alone = Findings(scores={}, gradients=gradients)
     less = Findings(scores={}, gradients={n: g for n, g in gradients.items() if n != lost})

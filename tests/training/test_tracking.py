@@ -94,7 +94,7 @@ def fake_wandb(fails: set[str]) -> tuple[types.ModuleType, list[str]]:
         ({"online", "offline"}, ["online", "offline"]),
     ],
 )
-def test_training_goes_on_whatever_wandb_does(
+def test_training_continues_when_wandb_fails(
     fails: set[str],
     modes: list[str],
     tmp_path: Path,
@@ -114,7 +114,7 @@ def test_training_goes_on_whatever_wandb_does(
     assert "Traceback" not in told
 
 
-def test_a_server_that_hangs_at_the_end_is_left(
+def test_a_server_that_hangs_at_the_end_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module, _ = fake_wandb(set())

@@ -113,7 +113,7 @@ def test_padding_fills_up_to_the_longest() -> None:
     ]
 
 
-def test_nothing_is_computed_that_need_not_be() -> None:
+def test_only_needed_tokens_are_computed() -> None:
     """LoRA on q and v of BERT: the matrix products of a step are those that can't be left out."""
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import BertConfig, BertForSequenceClassification
@@ -160,7 +160,7 @@ def test_nothing_is_computed_that_need_not_be() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_positions_are_as_many_as_the_stock_model_takes(
+def test_the_number_of_positions_is_that_of_the_stock_model(
     family: str, tiny_model: Callable[[str], Path]
 ) -> None:
     model = model_of(tiny_model(family))

@@ -1,9 +1,5 @@
 """Linear maps of a model, and the layers that replace them: an update ΔW beside a frozen weight.
 
-    >>> replace_maps(model, {"encoder.layer.0.attention.self.query": make_layer})
-    >>> with merged(model):            # W += ΔW: no extra cost at inference
-    ...     evaluate(model)
-
 Letters: O out_features, I in_features.
 """
 
@@ -63,7 +59,7 @@ class AdaptedLinear(nn.Module):
     def round_trip_error(self) -> float:
         """Return max |((W + delta) - delta) - W|, what merging and unmerging would leave behind."""
         if self.merged:
-            raise RuntimeError("the weight is merged: its original is not there to compare with")
+            raise RuntimeError("the weight is merged: call unmerge() first")
         weight = self.weight
         delta = self._as_stored(self.delta_OI()).to(weight.dtype)
         return float((((weight + delta) - delta) - weight).abs().max())

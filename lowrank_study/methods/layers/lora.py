@@ -4,9 +4,6 @@
 
 B starts at zero, so that training starts at the pretrained model (Hu et al. 2021, section 4.1).
 
-    >>> add_lora(model, {"encoder.layer.0.attention.self.query": lora})
-    >>> train(model)
-
 Letters: O out_features, I in_features, R rank, K largest rank of a pack, T tokens of a run.
 """
 
@@ -42,7 +39,7 @@ class PackedLora(nn.Module):
         self._active = active
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (R, ..., in) to (R, ..., out); the first dimension may hold R times as many."""
+        """Map (R, ..., in) to (R, ..., out), or (R N, ..., in) to (R N, ..., out)."""
         loras: list[LoraLinear] = [self.loras[number] for number in self._active]  # type: ignore[misc]
         y: Tensor = loras[0].base(x)
         rank = max(lora.A_RI.shape[0] for lora in loras)
@@ -60,11 +57,7 @@ def _filled(factor: Tensor, rank: int) -> Tensor:
 
 
 class LoraLinear(AdaptedLinear):
-    """A linear map with a low-rank update beside it.
-
-    Raises:
-        InputError: The rank is above min(in, out), where B @ A would no longer be low-rank.
-    """
+    """A linear map with a low-rank update beside it."""
 
     packed: ClassVar[type[nn.Module] | None] = PackedLora
 

@@ -29,24 +29,23 @@ TRAINED = (
 )
 """Kinds whose training, saving and loading are tested."""
 
-_PROMPTS = "trains virtual tokens in place of a target, which can't be done here"
 _REFUSED = {
     "ADALORA": "allocates ranks in calls after each step and adds a term to the loss; this "
     "training loop does neither, so no rank would ever change",
-    "ADAPTION_PROMPT": _PROMPTS,
-    "CARTRIDGE": _PROMPTS,
-    "CPT": _PROMPTS,
     "LILY": "shares its factors among modules of one name, but modules are given by their full "
     "paths here: nothing would be shared",
     "LN_TUNING": "trains norms, but the modules of method.target are linear maps",
-    "MULTITASK_PROMPT_TUNING": _PROMPTS,
     "POLY": "needs a task number with every text",
-    "PREFIX_TUNING": _PROMPTS,
-    "PROMPT_TUNING": _PROMPTS,
-    "P_TUNING": _PROMPTS,
     "SHADOW": "runs a second network beside a decoder's layers; linear maps can't be its target",
     "TRAINABLE_TOKENS": "trains only rows of an embedding, no linear map and no new head",
     "XLORA": "mixes adapters that are trained already",
+    **dict.fromkeys(
+        (
+            *("ADAPTION_PROMPT", "CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING"),
+            *("PROMPT_TUNING", "P_TUNING"),
+        ),
+        "trains virtual tokens in place of a target, which can't be done here",
+    ),
 }
 _DATA_PASS = "needs a pass over the data before training, which this training loop doesn't make"
 _STARTS = {
