@@ -27,7 +27,7 @@ class Metric:
     chance_name: str | None
     """Key of the chance level in a run's record; `None` if there is no such level."""
     chance: str
-    """What the chance level is, as in `always the commonest class`."""
+    """What the chance level is, as in `predicting the commonest class`."""
 
     @property
     def worse(self) -> str:
@@ -71,5 +71,5 @@ ACCURACY = Metric(
     points="percentage points",
     points_per_unit=100,
     chance_name="majority_accuracy",
-    chance="always the commonest class",
+    chance="predicting the commonest class",
 )

@@ -141,12 +141,12 @@ def test_the_answer_comes_first_and_then_each_question_with_its_figure_above_its
 ) -> None:
     order = [
         '<section class="box" id="answer">',
-        "No rank for LoRA on attention_qv has its mean inside full fine-tuning’s",
+        "No rank of LoRA on attention_qv has a mean inside full fine-tuning’s",
         'id="score">Accuracy against adapter rank',
         'aria-label="Accuracy against adapter rank.',
         "Full fine-tuning reaches",
         "<summary>How to read this</summary>",
-        "The means rest on 3 seeds each",
+        "The means are over 3 seeds each",
         "<summary>Table: Accuracy by rank</summary>",
         'id="cost">What does it cost?',
         'id="provenance">Provenance',
@@ -157,7 +157,7 @@ def test_the_answer_comes_first_and_then_each_question_with_its_figure_above_its
         assert places == sorted(places)
     assert page.split('id="answer">')[1].split("</section>")[0].count("<li>") <= 5
     latex = (folder / "report.tex").read_text(encoding="utf-8")
-    order = [r"\section*{Answer}", "No rank for", r"\section*{Accuracy against adapter rank}"]
+    order = [r"\section*{Answer}", "No rank of", r"\section*{Accuracy against adapter rank}"]
     order += [r"\includegraphics", "reaches a test accuracy", r"\paragraph{How to read this}"]
     places = [latex.index(each) for each in order]
     assert places == sorted(places)

@@ -91,7 +91,8 @@ def _packs(study: StudyTables) -> Iterator[str]:
     if alone:
         yield (
             f"{counted(alone, 'run')} {'was' if alone == 1 else 'were'} trained alone and other "
-            "runs of the same configuration in packs, which add numbers in another order."
+            "runs of the same configuration in packs (several in one process). Packs round sums "
+            "differently."
         )
 
 

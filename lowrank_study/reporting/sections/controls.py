@@ -1,11 +1,11 @@
-"""What the measures read where there is nothing to find, beside what they read after training.
+"""The measures of controls without learning, beside those of trained updates.
 
     control_ranks(data)       # one row a control and role
     control_overlap(data)     # one row a kind of pair, number of directions and role
     training_ranks(data)      # one row a step and role
 
-Only matrices inside the layers count; a row with an empty role covers all of them. These are
-readings, not tests: nothing is called different.
+Only matrices inside the layers count; a row with an empty role covers all of them. Nothing is
+tested here, so nothing is called different.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,21 +38,21 @@ _EXTREMES = ("min_energy_rank_90", "max_energy_rank_90")
 
 
 def section(data: SettingData) -> Section | None:
-    """Show what the measures read on controls; nothing if none were measured."""
+    """Show the measures of the controls; nothing if none were measured."""
     ranks, overlap = control_ranks(data), control_overlap(data)
     tables = [*_rank_tables(data, ranks), *_overlap_tables(data, overlap)]
     if not tables:
         return None
     return Section(
         name=f"controls{data.suffix}",
-        title="What do the measures read without learning?",
+        title="What do the measures show without learning?",
         figures=[],
         findings=[*_rank_findings(data, ranks), *_overlap_findings(data, overlap)],
         reading=[
-            "If a measure reads a control as low as a trained update, the measure alone does not "
-            "show that the model learnt anything.",
-            "φ compares the leading singular directions of two updates: 1 is the same subspace, "
-            "and chance is the number of directions over the dimension.",
+            "If a measure is as low for a control as for a trained update, it does not show that "
+            "the model learnt anything.",
+            "φ compares the leading singular directions of two updates. It is 1 for the same "
+            "subspace. Random directions have the number of directions over the dimension.",
         ],
         tables=tables,
     )
@@ -139,8 +139,8 @@ def _rank_findings(data: SettingData, table: pd.DataFrame) -> list[Finding]:
         if name in found
     ]
     text = (
-        f"The median 90{NARROW_SPACE}% energy rank, with the directions above the Gavish–Donoho "
-        f"threshold in brackets, is {enumeration(read)}."
+        f"The median 90{NARROW_SPACE}% energy rank is {enumeration(read)}. Brackets hold the "
+        "median number of directions above the Gavish–Donoho threshold."
     )
     return [Finding(topic="Ranks of controls", text=text)]
 
@@ -159,12 +159,12 @@ def _overlap_findings(data: SettingData, table: pd.DataFrame) -> list[Finding]:
         if k in noise:
             beside += f"; two noises: {noise[k][right]:.3f} and {noise[k][left]:.3f}"
         parts.append(
-            f"{row[right]:.3f} and {row[left]:.3f} for the first "
-            f"{'direction' if k == 1 else f'{k} directions'} ({beside})"
+            f"For the first {'direction' if k == 1 else f'{k} directions'} it is "
+            f"{row[right]:.3f} and {row[left]:.3f} ({beside})."
         )
     text = (
-        "The updates of two seeds overlap on the input side and the output side with a median φ "
-        f"of {enumeration(parts)}, over matrices and pairs of seeds."
+        "The overlap of two seeds’ updates is given as median φ on the input and the output side, "
+        f"over matrices and pairs of seeds. {' '.join(parts)}"
     )
     return [Finding(topic="Overlap of seeds", text=text)]
 
@@ -186,7 +186,7 @@ def _rank_tables(data: SettingData, ranks: pd.DataFrame) -> list[Table]:
                 "Medians over the resolvable matrices inside the layers; an empty role covers all "
                 "of them. trained: updates of full fine-tuning; shuffled_labels: the same seeds on "
                 "shuffled labels; noise: independent Gaussian entries of the same shapes and "
-                "norms; weight_decay: −c·W0, what weight decay alone takes away."
+                "norms; weight_decay: −c·W0, the update from weight decay alone."
             ),
             frame=ranks,
             columns=columns(data.metric, WHAT, "role", *RANK_COLUMNS),
@@ -214,7 +214,7 @@ def _overlap_tables(data: SettingData, overlap: pd.DataFrame) -> list[Table]:
             note=(
                 "Median φ(k, k) of the k leading singular directions of two updates, on the input "
                 "and the output side, over matrices and pairs of seeds; an empty role covers all. "
-                "noise_pair: two Gaussian noises of the same shapes."
+                "noise_pair: two independent Gaussian matrices of the same shapes."
             ),
             frame=overlap,
             columns=columns(

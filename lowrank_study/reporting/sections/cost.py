@@ -158,8 +158,8 @@ def _findings(data: SettingData, table: pd.DataFrame) -> list[Finding]:
         text += " Configurations took different numbers of steps, so times are not per step."
     if (most := float(table["pack_size"].max())) > 1:
         text += (
-            f" Up to {most:g} adapters trained at once: each run counts its share of the process’s "
-            "time and all of its peak memory."
+            f" Up to {most:g} adapters trained in one process. Each run counts its share of the "
+            "process’s time but all of its peak memory."
         )
     return [Finding(topic="Cost", text=text)]
 
@@ -200,7 +200,8 @@ class _Drawing:
             panel.axhline(1.0, color=INK, lw=0.9)
         for method, target in self.axis.others:
             mine = (self.table["method"] == method) & (self.table["target"] == target)
-            self._draw_runs(panel, self.table[mine], column, INK, "o")
+            colour = INK if method == "full" else FAINT
+            self._draw_runs(panel, self.table[mine], column, colour, "o")
         for position, one in enumerate(self.series, start=len(self.axis.others)):
             rows = one.rows(self.table)
             self._draw_runs(panel, rows, column, one.colour, one.marker)

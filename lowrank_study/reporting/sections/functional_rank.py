@@ -132,20 +132,21 @@ def _finding(data: SettingData, table: pd.DataFrame) -> Finding:
     text += f" {_inside(data, kept)}{_trained_there(data, kept)}"
     for row in records(table[table["scope"] == "noise_cut"]):
         text += (
-            f" The directions above noise, {written(row['kept_directions'], 'rank')} of "
-            f"{written(whole['kept_directions'], 'rank')} with {percent(row['energy_kept'])} of "
-            f"the energy, give {_score(row)}."
+            f" The directions above noise give {_score(row)}. They are "
+            f"{written(row['kept_directions'], 'rank')} of "
+            f"{written(whole['kept_directions'], 'rank')} directions and hold "
+            f"{percent(row['energy_kept'])} of the energy."
         )
     best = [_best_part(data, table, scope) for scope in ("layers", "roles")]
     if known := [part for part in best if part]:
-        text += f" The best single parts are {enumeration(known)}."
+        text += f" If only one layer or role keeps its ΔW, the best are {enumeration(known)}."
     return Finding(topic="Truncated update", text=text)
 
 
 def _inside(data: SettingData, kept: list[dict[str, Any]]) -> str:
     interval = f"95{NARROW_SPACE}% interval"
     if kept[-1]["n"] < 2:
-        return "One seed has no interval to compare ranks with."
+        return "With one seed there is no interval to compare ranks with."
     row = _lowest_inside(kept)
     if row is kept[-1]:
         return f"Every mean below the full rank lies outside the whole update’s {interval}."
@@ -154,7 +155,7 @@ def _inside(data: SettingData, kept: list[dict[str, Any]]) -> str:
     low, high = (in_points(end, data.metric, sign="+") for end in ends)
     return (
         f"From rank {rank} on ({percent(row['energy_kept'])} of the energy), every mean lies "
-        f"inside the whole update’s {interval}. At rank {rank} it is "
+        f"inside the whole update’s {interval}. At rank {rank} the mean is "
         f"{points(abs(difference), data.metric)} {'above' if difference >= 0 else 'below'} the "
         f"same seeds’ whole update ({interval} {low} to {high})."
     )

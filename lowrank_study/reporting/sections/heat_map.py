@@ -16,10 +16,16 @@ from matplotlib.patches import Patch, Rectangle
 from lowrank_study.answers.roles import roles_inside
 from lowrank_study.answers.rows import records
 from lowrank_study.reporting.columns import CONFIGURATION_COLUMNS, columns
-from lowrank_study.reporting.display import MISSING, adapter_name, printable, written
+from lowrank_study.reporting.display import (
+    MISSING,
+    NARROW_SPACE,
+    adapter_name,
+    printable,
+    written,
+)
 from lowrank_study.reporting.drawing.figure import FAINT, INK, Entry, Figure, Paper, draw_figure
 from lowrank_study.reporting.drawing.svg import LEVEL_TEXT, LEVELS, LIGHT
-from lowrank_study.reporting.section import Section
+from lowrank_study.reporting.section import Finding, Section
 from lowrank_study.reporting.sections.update_rank import MODULE_RANK_COLUMNS
 from lowrank_study.reporting.setting import SettingData
 from lowrank_study.reporting.update_ranks import rows_of, shown_adapter
@@ -37,15 +43,15 @@ def section(data: SettingData) -> Section | None:
         name=f"modules{data.suffix}",
         title="Which matrices have the highest rank?",
         figures=[_figure(data, maps)],
-        findings=[],
+        findings=_findings(data),
         reading=[
             "Colour is the 90 % energy rank as a share of the largest possible one: min(out, in) "
             "for full fine-tuning and the adapter rank for an adapter. The numbers of the two maps "
             "are therefore not comparable.",
-            "Hatched: at least one seed’s update is not resolvable above the rounding of the "
-            "stored weights. A number in brackets is the median of the seeds that are resolvable.",
-            "A dash: the matrix has no update, because the adapter leaves it alone or the layer "
-            "has no such matrix.",
+            "In a hatched cell, at least one seed’s update is not resolvable above the rounding of "
+            "the stored weights. The number in brackets is the median of the resolvable seeds.",
+            "A dash means that the matrix has no update: the adapter does not change it, or the "
+            "layer has no such matrix.",
         ],
         tables=[],
     )
@@ -60,6 +66,28 @@ def _maps(data: SettingData) -> list[tuple[str, pd.DataFrame]]:
         method, target, rank = adapter
         maps.append((f"{adapter_name(method, target)}, rank {rank}", rows_of(inside, adapter)))
     return [(title, rows) for title, rows in maps if len(rows)]
+
+
+def _findings(data: SettingData) -> list[Finding]:
+    """Name full fine-tuning's matrices of highest and lowest rank."""
+    rows = data.modules[(data.modules["method"] == "full") & data.modules["layer"].notna()]
+    known = records(rows[rows["median_energy_rank_90"].notna()])
+    if len(known) < 2:
+        return []
+    low, high = (
+        f"{printable(row['role'])} of layer {int(row['layer'])} "
+        f"({written(row['median_energy_rank_90'], 'rank')} of at most "
+        f"{written(row['largest_possible_rank'], 'rank')})"
+        for row in (
+            min(known, key=lambda row: row["median_energy_rank_90"]),
+            max(known, key=lambda row: row["median_energy_rank_90"]),
+        )
+    )
+    text = (
+        f"Full fine-tuning’s 90{NARROW_SPACE}% energy rank is highest in {high} and lowest in "
+        f"{low}."
+    )
+    return [Finding(topic="Rank by matrix, full", text=text)]
 
 
 def _figure(data: SettingData, maps: list[tuple[str, pd.DataFrame]]) -> Figure:
@@ -185,7 +213,7 @@ def _two_lines(role: str) -> str:
     """Break a long role in two at the underscore nearest its middle."""
     text = printable(role)
     breaks = [place for place, character in enumerate(text) if character in "_."]
-    if len(text) < 8 or not breaks:
+    if len(text) < 9 or not breaks:
         return text if len(text) <= 18 else f"{text[:16]}…"
     middle = min(breaks, key=lambda place: abs(place - len(text) / 2))
     parts = (text[:middle], text[middle + 1 :])

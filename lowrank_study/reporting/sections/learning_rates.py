@@ -46,10 +46,11 @@ def section(data: SettingData) -> Section | None:
         figures=[_figure(data)] if ranked else [],
         findings=[_finding(data)],
         reading=[
-            "The runs that choose a rate have seeds of their own and never read the test split. "
-            "The two best rates are run with more seeds.",
-            "Only the marked rates were tried, so a best rate is known to one step of the grid. A "
-            "grid grows until its best rate has neighbours on both sides, or reaches its limit.",
+            "The runs that choose a rate have their own seeds. The two best rates are run with "
+            "more seeds.",
+            "Only the marked rates were tried, so the best rate is known only to one step of the "
+            "grid. A grid grows until its best rate has neighbours on both sides, or until it "
+            "reaches its limit.",
         ],
         tables=[_table(data)],
     )
@@ -95,16 +96,16 @@ def _finding(data: SettingData) -> Finding:
         "test split."
     )
     if parts:
-        text += f" Over all ranks it is {enumeration(parts)}."
+        text += f" Over all ranks, the chosen rate is {enumeration(parts)}."
     full = best.loc[best["method"] == "full", "learning_rate"]
     if len(full):
-        text += f" Full fine-tuning’s is {written(full.iloc[0], 'rate')}."
+        text += f" Full fine-tuning’s rate is {written(full.iloc[0], 'rate')}."
     compared, tied = next_best(data.rates)
     if compared:
         text += (
-            f" In {tied} of {counted(compared, 'case')} the next best rate can’t be told from the "
-            f"chosen one (the paired 95{NARROW_SPACE}% t interval over seeds contains 0), so other "
-            "seeds might have chosen it."
+            f" In {tied} of {counted(compared, 'case')} the chosen rate is not clearly better than "
+            f"the next best one (the paired 95{NARROW_SPACE}% t interval over seeds contains 0). "
+            "Other seeds might choose the next best rate there."
         )
     at_end = best[~best["inside"].astype(bool)]
     ends = len(at_end.drop_duplicates([*CONFIGURATION, "learning_rate", "validation_loss"]))

@@ -15,7 +15,7 @@ def noise(data: SettingData) -> list[str]:
     least, most = int(rows["n"].min()), int(rows["n"].max())
     seeds = f"{span(str(least), str(most))} {'seed' if most == 1 else 'seeds'} each"
     few = ", too few to resolve small differences" if least < FEW_SEEDS else ""
-    caveats = [f"The means rest on {seeds}{few}."]
+    caveats = [f"The means are over {seeds}{few}."]
     if most == 1:
         caveats[0] += (
             " The report cannot show how much another seed would differ. It tests no difference."
@@ -29,9 +29,9 @@ def noise(data: SettingData) -> list[str]:
         caveats.append(
             f"One {data.metric.label} on {counted(examples, 'test example')} has a standard error "
             f"of up to {error} from sampling the examples, sqrt(p(1−p)/{examples:,}). All runs "
-            "share these examples, so most differences between runs are steadier. "
+            "share these examples, so most differences between runs vary less. "
             + (
-                "Only the tests say something about other test sets."
+                "Only the tests extend to other test sets."
                 if was_tested(data)
                 else "All statements hold for this test set only."
             )
@@ -42,8 +42,8 @@ def noise(data: SettingData) -> list[str]:
 def _intervals(data: SettingData, most: int) -> list[str]:
     intervals = (
         f"The intervals of means are 95{NARROW_SPACE}% Student t intervals over seeds, for this "
-        "test set. A mean inside full fine-tuning’s interval is not shown to be equal, and a mean "
-        "outside it is not shown to be different"
+        "test set. They show neither that a mean inside full fine-tuning’s interval is equal nor "
+        "that a mean outside it differs"
     )
     if not was_tested(data):
         return [f"{intervals}: this report contains no significance test."]
@@ -57,6 +57,7 @@ def _intervals(data: SettingData, most: int) -> list[str]:
         f"at most {min(100, 100 * ends * ERROR):g}{NARROW_SPACE}%.",
         "The result covers only the ranks that were trained. It extends to the ranks between them "
         f"if {data.metric.label} does not fall with rank.",
-        f"If none of {most} seeds collapses, up to "
-        f"{100 * (1 - ERROR ** (1 / most)):.0f}{NARROW_SPACE}% of all seeds may still do so.",
+        f"Even if all of {most} seeds learn, up to "
+        f"{100 * (1 - ERROR ** (1 / most)):.0f}{NARROW_SPACE}% of all seeds may fail to "
+        f"({100 * (1 - ERROR):g}{NARROW_SPACE}% confidence).",
     ]

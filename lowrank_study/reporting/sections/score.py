@@ -12,7 +12,6 @@ from typing import Any
 import pandas as pd
 
 from lowrank_study.answers.rows import groups, records
-from lowrank_study.answers.scores import at_several_scalings
 from lowrank_study.reporting.columns import CONFIGURATION_COLUMNS, columns
 from lowrank_study.reporting.display import (
     NARROW_SPACE,
@@ -63,17 +62,18 @@ def full_fine_tuning(data: SettingData) -> Finding:
 
 def linear_probe(data: SettingData) -> list[Finding]:
     """Say what a linear probe reaches, and how many configurations do worse."""
-    rows, found, metric = data.chosen, [], data.metric
+    rows, found, metric, full = data.chosen, [], data.metric, full_row(data)
     end = "test_low_95" if metric.higher_is_better else "test_high_95"
     for probe in records(rows[rows["method"] == "head"]):
         others = rows[rows["method"] != "head"]
-        text = f"A linear probe, which has no ΔW, reaches {_reached(data, probe)}."
+        reached = _reached(data, probe, explain=full is None)
+        text = f"A linear probe, which trains only the head, reaches {reached}."
         worth = others["mean_test_score"].map(metric.worth)
         behind = int((worth < metric.worth(probe[end])).sum())
         if behind:
             text += (
-                f" {behind} of the {len(others)} configurations that train a ΔW have a mean "
-                f"{metric.worse} its interval, although they could have kept ΔW at zero."
+                f" {behind} of the {len(others)} configurations that train more than the head have "
+                f"a mean {metric.worse} the probe’s interval."
             )
         found.append(Finding(topic="Linear probe", text=text))
     return found
@@ -93,11 +93,6 @@ def adapters(data: SettingData) -> list[Finding]:
             text = _against_interval(data, name, rising, full)
         else:
             text = _without_interval(data, name, records(rising), full)
-        if at_several_scalings(data.scores[data.scores["method"] == key["method"]]):
-            text += (
-                " A rank that was run at several values of α or of the scaling is shown at the one "
-                "that validation prefers."
-            )
         found.append(Finding(topic=name, text=text))
     return found
 
@@ -112,12 +107,12 @@ def learnt_nothing(data: SettingData) -> list[Finding]:
         if count := int(group["worse"].sum()):
             name = adapter_name(key["method"], key["target"])
             rank = "" if is_missing(key["adapter_rank"]) else f" at rank {int(key['adapter_rank'])}"
-            parts.append(f"{count} of {len(group)} of {name}{rank}")
+            parts.append(f"{count} of {counted(len(group), 'run')} of {name}{rank}")
     if not parts:
         return []
     text = (
-        f"These runs score no better than chance: {enumeration(parts)}. The tests "
-        "and intervals assume that seeds spread nearly normally, which does not hold here."
+        f"Some runs score no better than chance: {enumeration(parts)}. The tests and intervals "
+        "assume nearly normal seeds, which these are not."
     )
     return [Finding(topic="Runs that learnt nothing", text=text)]
 
@@ -139,7 +134,7 @@ def _gap_to(data: SettingData, row: dict[str, Any], full: dict[str, Any]) -> str
     return f"{_gap(data, difference)} full fine-tuning’s"
 
 
-def _reached(data: SettingData, row: dict[str, Any]) -> str:
+def _reached(data: SettingData, row: dict[str, Any], *, explain: bool = True) -> str:
     mean, chance = row["mean_test_score"], row["chance"]
     text = f"a test {data.metric.label} of {mean:.3f} ({_seeds(row)}"
     if row["n"] > 1:
@@ -150,7 +145,8 @@ def _reached(data: SettingData, row: dict[str, Any]) -> str:
     text += ")"
     if math.isnan(chance):
         return text
-    return f"{text}, {_gap(data, mean - chance)} chance ({chance:.3f}, {data.metric.chance})"
+    text = f"{text}, {_gap(data, mean - chance)} chance"
+    return f"{text} ({chance:.3f}, {data.metric.chance})" if explain else text
 
 
 def _against_interval(
@@ -189,15 +185,16 @@ def _against_interval(
     again = sides[data.metric.worse].index
     if higher.index.isin(again).any():
         verb = "fall below" if data.metric.higher_is_better else "rise above"
-        text += f" Higher ranks {verb} the interval again, so this rank is no threshold."
+        text += f" Some higher ranks {verb} the interval again, so it is not a threshold."
     return text
 
 
 def _without_rank(
     data: SettingData, name: str, row: dict[str, Any], full: dict[str, Any] | None
 ) -> str:
-    beside = "" if full is None else f", {_gap_to(data, row, full)}"
-    return f"{name} reaches {_reached(data, row)}{beside}. It has no rank and is not tested here."
+    beside = "" if full is None else f" and {_gap_to(data, row, full)}"
+    reached = _reached(data, row, explain=full is None)
+    return f"{name} reaches {reached}{beside}. It has no rank, so it is not tested."
 
 
 def _without_interval(
@@ -223,7 +220,7 @@ def _without_interval(
     reason = (
         "no run of full fine-tuning is done"
         if full is None
-        else "full fine-tuning has one seed and so no interval"
+        else "full fine-tuning has one seed, so it has no interval"
     )
     return f"{text}. The data do not show which rank suffices: {reason}."
 
@@ -250,9 +247,10 @@ def _table(data: SettingData) -> Table:
         title=f"{score.capitalize()} by rank",
         note=(
             "One row per configuration and learning rate. The interval is the 95 % Student t "
-            "interval of the mean over n seeds, mean ± t(0.975, n−1)·sd/√n; one seed has none. "
-            "Figures and sentences use the rows marked “chosen”: the rate with the best mean "
-            f"validation {score}, among rates that lost no run if there are any."
+            "interval of the mean over n seeds, mean ± t(0.975, n−1)·sd/√n. One seed has no "
+            "interval. Figures and sentences use the rows marked “chosen”: the rate with the best "
+            f"mean validation {score}. A rate that lost a run is chosen only if every rate lost "
+            "one."
         ),
         frame=data.scores,
         columns=columns(

@@ -54,8 +54,8 @@ def score_against_rank(data: SettingData) -> Figure:
         caption += " and interval." if several else "."
     if at_several_scalings(data.scores):
         caption += (
-            " A rank that was run at several values of α or of the scaling is shown at the one "
-            "that validation prefers."
+            " A rank that was trained at several values of α or scalings is shown at the one with "
+            f"the best validation {score}."
         )
     return draw_figure(
         drawing.draw,
@@ -107,7 +107,7 @@ class _Drawing:
             series=series,
             targets=sorted(adapted) or [""],
             full=full,
-            limits=_limits(done["test_score"], full),
+            limits=_limits(done["test_score"], data.chosen),
             chance=float(done["chance"].mean()),
         )
 
@@ -200,12 +200,12 @@ def _numbers(runs: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
     return table[[*keys, *mine, *means, "chance"]]
 
 
-def _limits(scores: pd.Series, full: dict[str, Any] | None) -> tuple[float, float]:
-    """Hold every seed, and the band too unless it is far wider than the seeds' spread."""
+def _limits(scores: pd.Series, means: pd.DataFrame) -> tuple[float, float]:
+    """Hold every seed, and the intervals unless they are far wider than the seeds' spread."""
     low, high = float(scores.min()), float(scores.max())
     room = max(high - low, 0.01)
-    if full is not None and full["n"] > 1:
-        low = max(min(low, full["test_low_95"]), low - room)
-        high = min(max(high, full["test_high_95"]), high + room)
+    if (means["n"] > 1).any():
+        low = max(min(low, float(means["test_low_95"].min())), low - room)
+        high = min(max(high, float(means["test_high_95"].max())), high + room)
     room = max(high - low, 0.01)
     return low - 0.12 * room, high + 0.06 * room

@@ -43,10 +43,10 @@ def section(data: SettingData) -> Section | None:
         reading=[
             f"A rank is sufficient if its {data.metric.label} is shown to be less than {margin} "
             f"{data.metric.worse} full fine-tuning’s (a non-inferiority test), and inferior if it "
-            f"is shown to be further {data.metric.worse}. Ranks between these are undecided: more "
-            "seeds or test examples are needed.",
-            "Tests for sufficiency go from the highest rank down and stop at the first that fails "
-            "or lost a run. Tests for inferiority go from the lowest rank up.",
+            f"is shown to be further {data.metric.worse}. All other ranks are undecided: more "
+            "seeds or test examples can decide them.",
+            "Tests for sufficiency go from the highest rank down. They stop at the first rank that "
+            "fails the test or lost a run. Tests for inferiority go from the lowest rank up.",
             *_about_lead(data.metric),
         ],
         tables=[_table(data, margin)],
@@ -124,20 +124,21 @@ class Verdict:
 
     def _of_probe(self) -> str:
         shown = {
-            "sufficient": f"is shown to lose less than {self.margin}, so sufficient ranks say "
-            "nothing about ΔW",
+            "sufficient": f"is shown to lose less than {self.margin}, so the ranks that suffice "
+            "do not show that the task needs any ΔW",
             "inferior": f"is shown to lose more than {self.margin}",
             "open": f"is neither shown to lose less than {self.margin} nor to lose more",
         }
         return (
-            f"The linear probe, which has no ΔW, {shown[self.rows[0]['decision']]} ({self.basis})."
+            f"The linear probe, which trains only the head, {shown[self.rows[0]['decision']]} "
+            f"(basis: {self.basis})."
         )
 
     def _of_ranks(self, name: str) -> str:
         if not self.is_tested:
             return (
-                f"The {name} can’t be tested: no rank has two done seeds that kept their "
-                "predictions and have full fine-tuning’s beside them."
+                f"The {name} can’t be tested: no rank has two done seeds with stored predictions "
+                "for both this rank and full fine-tuning."
             )
         enough, low, unsure = map(self.ranks, ("sufficient", "inferior", "open"))
         shown = []
@@ -179,8 +180,8 @@ class Verdict:
             return []
         alone = self.listed(stray, "loses", "lose")
         return [
-            f"Taken alone, {alone} more than the margin although a lower rank does not: "
-            f"{self.metric.label} need not rise with rank here"
+            f"Taken alone, {alone} more than the margin although a lower rank does not. "
+            f"{capitalised(self.metric.label)} does not always improve with rank here"
         ]
 
     def _retention(self, enough: list[int]) -> list[str]:
@@ -192,8 +193,8 @@ class Verdict:
         row = next((row for row in tested if int(row["adapter_rank"]) in enough[:1]), best)
         if not row["retention_bounded"]:
             return [
-                "Full fine-tuning is not shown to score above chance, so keeping up with it says "
-                "nothing about the rank"
+                "Full fine-tuning is not shown to score above chance, so a rank that matches it "
+                "shows nothing"
             ]
         low, high = percent(row["retention_low_95"]), percent(row["retention_high_95"])
         return [

@@ -44,8 +44,8 @@ def _findings(data: SettingData, table: pd.DataFrame) -> list[Finding]:
         for row in (rows[0], rows[-1], lowest)
     )
     text = (
-        f"The median 90{NARROW_SPACE}% energy rank of W − W0 is {first} and {last}. It is lowest, "
-        f"{least}."
+        f"The median 90{NARROW_SPACE}% energy rank of W − W0 is {first} and {last}. Its lowest "
+        f"value is {least}."
     )
     return [Finding(topic="Rank during training", text=text)]
 

@@ -18,6 +18,7 @@ from lowrank_study.reporting.display import (
     Column,
     Table,
     adapter_name,
+    capitalised,
     counted,
     enumeration,
     printable,
@@ -88,10 +89,10 @@ def section(data: SettingData) -> Section:
             "The 90 % energy rank is the number of singular values that hold 90 % of ‖ΔW‖²_F. It "
             "counts noise as readily as signal, so compare it with the rank of pure noise of the "
             "same shape.",
-            "An adapter of rank r can’t have an energy rank above r. A lower rank than full "
-            "fine-tuning’s is therefore built in and does not show how much rank the task needs.",
-            "An update is not resolvable if the part above the rounding of the stored weights "
-            "holds less than 90 % of its energy. Its rank would be the rank of rounding errors.",
+            "An adapter of rank r can’t have an energy rank above r. That it lies below full "
+            "fine-tuning’s does not show how much rank the task needs.",
+            "An update is not resolvable if rounding of the stored weights accounts for more than "
+            "10 % of its energy. Its rank would be the rank of rounding errors.",
         ],
         tables=_tables(data) if len(data.spectra) else [],
     )
@@ -124,7 +125,7 @@ def _tables(data: SettingData) -> list[Table]:
                 "One row per configuration, layer and role: medians over seeds. Rows without a "
                 "layer are heads and embeddings, named by their module. “pure noise” is the 90 % "
                 "energy rank of independent Gaussian entries of that shape, computed from the "
-                "Marchenko–Pastur law. It bounds nothing for an adapter, whose rank is fixed."
+                "Marchenko–Pastur law. It does not apply to adapters, whose rank is fixed."
             ),
             frame=data.modules,
             columns=columns(metric, *CONFIGURATION_COLUMNS, "layer", "role", *MODULE_RANK_COLUMNS),
@@ -146,13 +147,14 @@ def _full(data: SettingData) -> list[Finding]:
     noise = sorted({noise_energy_rank(int(out), int(into)) for out, into in shapes})
     text = (
         f"The update ΔW of full fine-tuning has a median 90{NARROW_SPACE}% energy rank of "
-        f"{written(row['median_energy_rank_90'], 'rank')}, out of at most "
-        f"{written(row['largest_possible_rank'], 'rank')}. It ranges from "
+        f"{written(row['median_energy_rank_90'], 'rank')}: this many of its at most "
+        f"{written(row['largest_possible_rank'], 'rank')} singular directions hold "
+        f"90{NARROW_SPACE}% of its energy. The rank ranges from "
         f"{written(row['min_energy_rank_90'], 'rank')} to "
         f"{written(row['max_energy_rank_90'], 'rank')} over "
         f"{counted(int(row['resolvable']), 'resolvable matrix', 'resolvable matrices')} inside "
-        f"the layers ({counted(int(row['seeds']), 'seed')}). Gaussian noise of the same shapes "
-        f"has about {span(f'{noise[0]:.0f}', f'{noise[-1]:.0f}')}."
+        f"the layers ({counted(int(row['seeds']), 'seed')}). For Gaussian noise of the same "
+        f"shapes it is about {span(f'{noise[0]:.0f}', f'{noise[-1]:.0f}')}."
     )
     layers = {
         int(key["layer"]): float(group["energy_rank_90"].median())
@@ -167,8 +169,8 @@ def _full(data: SettingData) -> list[Finding]:
     above = row["median_gavish_donoho_rank"]
     if not math.isnan(above):
         text += (
-            f" A median of {written(above, 'rank')} directions lies above noise (the "
-            "Gavish–Donoho threshold)."
+            f" In the median matrix, {written(above, 'rank')} directions lie above noise "
+            "(Gavish–Donoho threshold)."
         )
     return [Finding(topic="Rank of ΔW, full", text=text)]
 
@@ -183,11 +185,15 @@ def _adapters(data: SettingData) -> list[Finding]:
         rising = records(group.sort_values("adapter_rank"))
         ends = rising[:1] if len(rising) == 1 else [rising[0], rising[-1]]
         medians = [
-            f"{written(end['median_energy_rank_90'], 'rank')} at rank {int(end['adapter_rank'])}"
+            f"{written(end['median_energy_rank_90'], 'rank')} at adapter rank "
+            f"{int(end['adapter_rank'])}"
             for end in ends
         ]
-        parts.append(f"{' and '.join(medians)} for {adapter_name(**key)}")
-    text = f"The median 90{NARROW_SPACE}% energy rank is {enumeration(parts)}."
+        parts.append(
+            f"{capitalised(adapter_name(**key))} has a median 90{NARROW_SPACE}% energy rank of "
+            f"{' and '.join(medians)}."
+        )
+    text = " ".join(parts)
     if (ranked["largest_possible_rank"] > ranked["adapter_rank"].astype(float)).any():
         text += " Matrices that an adapter run trains as a whole can exceed the adapter rank."
     return [Finding(topic="Rank of ΔW, adapters", text=text)]

@@ -24,7 +24,7 @@ def findings_of(found: Measurement) -> list[tuple[str, str]]:
     result += _other(found)
     if found.skipped:
         tensors = counted(len(found.skipped), "tensor was", "tensors were")
-        result.append(("Not compared", f"{tensors} not compared; the reasons are below."))
+        result.append(("Not compared", f"{tensors} not compared. A table lists the reasons."))
     result += _where(found.matrices)
     result += _base(found)
     return [(topic, text) for topic, text in result if text]
@@ -89,9 +89,9 @@ def _rank(found: Measurement) -> str:
         compared = f"{len(found.matrices)} of {found.total} matrices were compared"
         return f"Only {compared}, and none of these changed."
     if not changed:
-        text = "No matrix changed: rank 0, ratios undefined"
+        text = "No matrix changed, so every rank is 0 and every ratio is undefined"
         vectors = sum(vector.norm_of_change > 0 for vector in found.vectors)
-        return f"{text}; {counted(vectors, 'vector')} changed." if vectors else f"{text}."
+        return f"{text}. {counted(vectors, 'vector')} changed." if vectors else f"{text}."
     ranks = _values(changed, RANK)
     hidden = sum(matrix.readings[RANK].status == "not resolvable" for matrix in changed)
     matrices_word = counted(len(changed), "changed matrix", "changed matrices")

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from lowrank_study.reporting.sections.answer import answer
+from lowrank_study.reporting.sections.answer import UNDECIDED, answer
 from lowrank_study.reporting.study import StudyTables
 from tests.reporting.conftest import compared, data_of, without_spectra
 
@@ -30,16 +30,17 @@ def test_the_tests_come_first_then_their_certainty_then_the_scores(
         "fine-tuning’s. For each method, the risk of wrongly calling a rank sufficient is at most "
         "5\u202f% (6 seeds, 2,588 test examples).",
     ]
-    assert lines[3].startswith(
+    assert lines[3] == UNDECIDED
+    assert lines[4].startswith(
         f"Test accuracy of all-MiniLM-L6-v2 on rotten_tomatoes: full fine-tuning {full:.3f} (95"
     )
-    assert lines[3].endswith("chance 0.504 (always the commonest class).")
-    assert len(lines) == 4
+    assert lines[4].endswith("chance 0.504 (predicting the commonest class).")
+    assert len(lines) == 5
 
 
 def test_methods_with_the_same_outcome_share_a_line(small_study: StudyTables) -> None:
     lines = both(small_study, ("mlp", {1: "s"}), ("qv", {1: "s"}))
-    assert lines[0] == "Rank 1 suffices for LoRA on mlp and LoRA on qv, the lowest tried."
+    assert lines[0] == "Rank 1, the lowest tried, suffices for LoRA on mlp and LoRA on qv."
 
 
 def test_many_outcomes_are_counted(small_study: StudyTables) -> None:
@@ -47,6 +48,23 @@ def test_many_outcomes_are_counted(small_study: StudyTables) -> None:
     lines = both(small_study, *((f"t{n}", each) for n, each in enumerate(signs)))
     assert len(lines) == 5
     assert lines[2] == "The section “Which rank suffices?” shows 3 other outcomes."
+    assert lines[3].endswith(UNDECIDED)
+
+
+def test_a_small_target_is_named_with_its_matrices(make_study: MakeStudy) -> None:
+    study = make_study(ranks=(1, 4), targets=("attention_qv",), layers=1)
+    tested = compared(study, {1: "s"}).comparison
+    [line, *_] = answer(data_of(replace(study, comparison=tested)))
+    assert line == "Rank 1, the lowest tried, suffices for LoRA on attention_qv (query and value)."
+
+
+def test_a_probe_that_suffices_is_named(small_study: StudyTables) -> None:
+    probe = compared(small_study, {0: "s"}, method="head", target="").comparison
+    study = compared(small_study, {1: "s"})
+    runs = study.runs.assign(method=study.runs["method"].replace("full", "head"))
+    both = pd.concat([probe, study.comparison])
+    lines = answer(data_of(replace(without_spectra(study), runs=runs, comparison=both)))
+    assert "a linear probe, which also suffices, 0." in lines[-1]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +73,7 @@ def test_many_outcomes_are_counted(small_study: StudyTables) -> None:
         ({"full": False}, "No run of full fine-tuning is done, so no rank can be compared"),
         ({"ranks": ()}, "No adapter run with a rank is done"),
         ({"seeds": 1}, "Full fine-tuning has one seed, so the data do not show"),
-        ({}, "Rank 16 is the lowest for LoRA on all_linear inside full fine-tuning’s 95"),
+        ({}, "Rank 16 is the lowest of LoRA on all_linear with a mean inside full"),
     ],
 )
 def test_without_a_test_the_answer_says_why(
@@ -68,5 +86,5 @@ def test_without_a_test_the_answer_says_why(
 
 def test_intervals_are_not_called_a_test(whole_study: StudyTables) -> None:
     lines = answer(data_of(without_spectra(whole_study)))
-    assert lines[1].startswith("No rank for LoRA on attention_qv has its mean inside full")
-    assert lines[2].startswith("No difference was tested (3 seeds)")
+    assert lines[1].startswith("No rank of LoRA on attention_qv has a mean inside full")
+    assert lines[2].startswith("The report tests no difference (3 seeds)")

@@ -35,8 +35,8 @@ def test_controls_are_described_and_tabled(data: SettingData) -> None:
     assert "10 (1) for full fine-tuning, 190 (19) for Gaussian noise" in found["Ranks of controls"]
     assert "150 (15) for weight decay alone" in found["Ranks of controls"]
     assert (
-        "0.300 and 0.200 for the first direction (chance: 0.003 and 0.002; two noises: 0.003 and "
-        "0.002)"
+        "For the first direction it is 0.300 and 0.200 (chance: 0.003 and 0.002; two noises: 0.003 "
+        "and 0.002)."
     ) in found["Overlap of seeds"]
     assert section is not None
     assert [table.name for table in section.tables] == ["control_ranks", "control_overlap"]
@@ -45,7 +45,7 @@ def test_controls_are_described_and_tabled(data: SettingData) -> None:
 def test_the_rank_along_training_is_described_and_drawn(data: SettingData) -> None:
     section = training.section(data)
     text = said(section)["Rank during training"]
-    assert "is 100 at step 1 and 25 at step 4. It is lowest, 25 at step 4." in text
+    assert "is 100 at step 1 and 25 at step 4. Its lowest value is 25 at step 4." in text
     assert section is not None
     frame = section.figures[0].table.frame
     assert set(frame["step"]) == {1, 2, 4}

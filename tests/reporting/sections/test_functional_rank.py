@@ -74,9 +74,9 @@ def test_the_finding_gives_every_level(data: SettingData) -> None:
     assert f"ΔW truncated to rank 1 it has {full - 0.1:.3f}" in text
     assert f"the tuned head, biases and norms alone give {full - 0.2:.3f}" in text
     assert "From rank 16 on" in text
-    assert "At rank 16 it is 0.1 percentage points below the same seeds’ whole update" in text
+    assert "At rank 16 the mean is 0.1 percentage points below the same seeds’ whole update" in text
     assert "Training at rank 1 reaches" in text
-    assert "The directions above noise, 100 of 4,608 with 80" in text
+    assert "They are 100 of 4,608 directions and hold 80" in text
     seed0 = truncation_of(data.study).query("scope == 'layers' and part == '10'")
     best = seed0["test_score"].iloc[0]
     assert f"layer 10 ({best:.3f}, 1 seed) and the role value (" in text
@@ -95,4 +95,4 @@ def test_a_mean_that_leaves_the_interval_again_is_no_threshold(thin_study: Study
 def test_one_seed_is_not_compared(thin_study: StudyTables) -> None:
     table = truncation_of(thin_study, seeds=1)
     [one] = settings_data(checked(replace(thin_study, truncation=table)))
-    assert "One seed has no interval" in text_of(one)
+    assert "With one seed there is no interval" in text_of(one)

@@ -79,8 +79,8 @@ def test_a_high_rank_that_lies_below_a_lower_one_is_named(small_study: StudyTabl
     [
         (
             "s",
-            "is shown to lose less than 2.0 percentage points, so sufficient ranks say nothing "
-            "about ΔW",
+            "is shown to lose less than 2.0 percentage points, so the ranks that suffice do not "
+            "show that the task needs any ΔW",
         ),
         ("i", "is shown to lose more than 2.0 percentage points"),
         ("o", "is neither shown to lose less than 2.0 percentage points nor to lose more"),
@@ -91,7 +91,8 @@ def test_the_linear_probe_is_tested_too(small_study: StudyTables, sign: str, wor
     probe = compared(small_study, {0: sign}, method="head", target="")
     both = replace(study, comparison=pd.concat([probe.comparison, study.comparison]))
     assert told(both)["Linear probe, tested"] == (
-        f"The linear probe, which has no ΔW, {words} (6 seeds, 2,588 test examples)."
+        f"The linear probe, which trains only the head, {words} (basis: 6 seeds, 2,588 test "
+        "examples)."
     )
     assert "any of these 4 bounds is wrong is at most 20\u202f%" in caveats(both)
 
@@ -106,7 +107,7 @@ def test_a_truncated_update_is_tested_under_its_own_name(small_study: StudyTable
 def test_keeping_up_with_chance_says_nothing(small_study: StudyTables) -> None:
     none = {"retention_low_95": math.nan, "retention_high_95": math.nan, "retention_bounded": False}
     text = told(compared(small_study, {1: "o"}, **none))[LORA]
-    assert "Full fine-tuning is not shown to score above chance, so keeping up with it says" in text
+    assert "Full fine-tuning is not shown to score above chance, so a rank that matches it" in text
 
 
 def test_ranks_that_could_not_be_tested_are_named(small_study: StudyTables) -> None:

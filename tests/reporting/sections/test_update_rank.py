@@ -55,9 +55,9 @@ def test_energy_ranks_are_the_medians(whole_data: SettingData) -> None:
     found = said(update_rank.section(whole_data))
     full = whole_data.configurations.iloc[0]["median_energy_rank_90"]
     text = found["Rank of ΔW, full"]
-    assert f"median 90\u202f% energy rank of {full:.0f}, out of at most 384" in text
-    assert "noise of the same shapes has about 196 to 292" in text
-    assert "at rank 64 for LoRA on all_linear" in found["Rank of ΔW, adapters"]
+    assert f"median 90\u202f% energy rank of {full:.0f}: this many of its at most 384" in text
+    assert "noise of the same shapes it is about 196 to 292" in text
+    assert " at adapter rank 64." in found["Rank of ΔW, adapters"]
     assert found["Resolution"].startswith("6 of 1,068 matrices are not resolvable (key)")
 
 

@@ -97,7 +97,7 @@ def test_no_matrix_changed_does_not_hide_that_a_vector_did(
     assert (
         capsys.readouterr()
         .out.rstrip()
-        .endswith("No matrix changed: rank 0, ratios undefined; 1 vector changed.")
+        .endswith("every rank is 0 and every ratio is undefined. 1 vector changed.")
     )
 
 
