@@ -81,7 +81,6 @@ def _compile(compiler: str, code: bytes, target: Path, stem: str) -> Path:
 
 
 def _instruction_sets() -> list[str]:
-    """Return the instruction sets of the processor, sorted."""
     return sorted(processor()[1])
 
 

@@ -13,15 +13,14 @@ but cannot add a direction (`rounding_floor_of_factors`).
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lowrank_study.errors import InputError
 from lowrank_study.spectra.ranks import checked
+from lowrank_study.spectra.svd import Matrix, selected
 
-Matrix = npt.NDArray[np.floating[Any]]
 Vector = npt.NDArray[np.float64]
 
 FLOAT_FORMATS = {
@@ -78,8 +77,7 @@ def rounding_floor(W0_OI: Matrix | None, delta_OI: Matrix, dtype: str) -> Roundi
     if not rows.any():
         # Changes smaller than a step are hidden, possibly everywhere.
         rows[:], columns[:] = True, True
-    delta = delta_OI if rows.all() else delta_OI[rows]
-    delta = delta if columns.all() else delta[:, columns]
+    delta = selected(delta_OI, rows, columns)
     unit = _power_of_two_above(delta_OI)
     if W0_OI is not None:
         unit = max(unit, _power_of_two_above(W0_OI))
@@ -88,8 +86,7 @@ def rounding_floor(W0_OI: Matrix | None, delta_OI: Matrix, dtype: str) -> Roundi
     if W0_OI is None:
         by_row, by_column = _variance_sums(lambda i, j: delta[i:j], delta.shape, dtype, unit)
     else:
-        base = W0_OI if rows.all() else W0_OI[rows]
-        base = base if columns.all() else base[:, columns]
+        base = selected(W0_OI, rows, columns)
         by_row, by_column = _variance_sums(lambda i, j: base[i:j], base.shape, dtype, unit)
         # W is formed block by block in float64, because float32 would round it.
         after = _variance_sums(

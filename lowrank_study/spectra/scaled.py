@@ -18,10 +18,10 @@ from lowrank_study.spectra.rounding import (
     FLOAT_FORMATS,
     NO_ROUNDING,
     UNKNOWN_ROUNDING,
-    Matrix,
     RoundingFloor,
 )
 from lowrank_study.spectra.spectrum import Spectrum
+from lowrank_study.spectra.svd import Matrix
 from lowrank_study.spectra.updates import DenseUpdate
 
 

@@ -7,7 +7,7 @@ Ranks are not stored. `measures.py` computes all of them from a `Spectrum`.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +21,8 @@ METHODS: tuple[MeasureMethod, ...] = ("gram", "svd", "certified")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Spectrum:
-    """Singular values of one update, its noise floor, and how both were computed."""
+class Spectrum(svd.Decomposition):
+    """The singular values of one update, with its noise floor."""
 
     module: str
     """Module path of the matrix."""
@@ -30,16 +30,8 @@ class Spectrum:
     """Layer number, or None outside of a numbered stack."""
     role: str
     """Function of the matrix in its layer."""
-    shape: tuple[int, int]
-    """(out features, in features)."""
-    active_shape: tuple[int, int]
-    """The shape without rows and columns that did not change."""
     storage_dtype: str
     """Coarsest dtype of the files the update came from."""
-    singular_values: Values
-    """Descending, in the unit of the weights. Values beyond the end are zero if `complete`."""
-    frobenius_norm: float
-    """Frobenius norm of the update, from its entries and not from the singular values."""
     base_frobenius_norm: float
     """Frobenius norm of W0; NaN if W0 is unknown."""
     rounding_edge: float
@@ -50,16 +42,6 @@ class Spectrum:
     """Whether the update was given by factors, so that its structure bounds its rank."""
     rank_eps: float
     """Machine epsilon for `numerical_rank`: that of the arithmetic behind the entries."""
-    method: str
-    """"gram", "svd", "factors" or "certified"."""
-    absolute_error: float
-    """Bound on the error of each singular value."""
-    complete: bool
-    """Whether all non-zero singular values are given; if not, some ranks are unknown."""
-    captured_energy_share: float
-    """Lower bound on the share of the energy in the given values; 1.0 if `complete`."""
-    residual_norm: float
-    """Upper bound on the Frobenius norm of what is missing; 0.0 if `complete`."""
 
     @property
     def is_zero(self) -> bool:
@@ -130,19 +112,11 @@ def measure(update: Update, *, method: MeasureMethod) -> Spectrum:
         module=update.name,
         layer=update.layer,
         role=update.role,
-        shape=found.shape,
-        active_shape=found.active_shape,
         storage_dtype=update.storage_dtype,
-        singular_values=found.singular_values,
-        frobenius_norm=found.frobenius_norm,
         base_frobenius_norm=math.nan if update.W0_OI is None else svd.frobenius_norm(update.W0_OI),
         rounding_edge=floor.edge,
         rounding_frobenius_norm=floor.frobenius_norm,
         factored=isinstance(update, FactoredUpdate),
         rank_eps=update.rank_eps,
-        method=found.method,
-        absolute_error=found.absolute_error,
-        complete=found.complete,
-        captured_energy_share=found.captured_energy_share,
-        residual_norm=found.residual_norm,
+        **{field.name: getattr(found, field.name) for field in fields(svd.Decomposition)},
     )

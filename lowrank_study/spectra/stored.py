@@ -32,7 +32,7 @@ from lowrank_study.spectra.rounding import (
     RoundingFloor,
 )
 from lowrank_study.spectra.spectrum import Spectrum
-from lowrank_study.spectra.svd import GRAM_ERROR, svd_of_matrix
+from lowrank_study.spectra.svd import GRAM_ERROR, Mask, selected, svd_of_matrix
 
 FloatArray = npt.NDArray[np.floating[Any]]
 FloatVector = npt.NDArray[np.float64]
@@ -51,9 +51,9 @@ class Survey:
     """(out features, in features)."""
     not_finite: str | None
     """Number of NaN and infinite entries in words, or None if there are none."""
-    changed_L: npt.NDArray[np.bool_]
+    changed_L: Mask
     """Rows of the longer axis that changed."""
-    changed_S: npt.NDArray[np.bool_]
+    changed_S: Mask
     """Columns of the shorter axis that changed."""
     base_norm: float
     dtypes: tuple[str, str]
@@ -132,7 +132,7 @@ def accumulate(blocks: Iterable[Block], found: Survey) -> Sums:
             # All rows count: those that kept their stored numbers show that nothing was rounded.
             start.add(W0_LS, np.subtract(W_LS, W0_LS, dtype=np.float64))
         kept = changed_L[part]
-        W0_LS, W_LS = _only(W0_LS, kept, changed_S), _only(W_LS, kept, changed_S)
+        W0_LS, W_LS = (selected(side_LS, kept, changed_S) for side_LS in (W0_LS, W_LS))
         for sums in floors.values():
             sums.add(np.flatnonzero(kept) + part.start, changed_S, W0_LS, W_LS)
         if count_L == 0 or W0_LS.size == 0:
@@ -182,14 +182,6 @@ def spectrum_of(sums: Sums, *, name: str, layer: int | None, role: str) -> Spect
     )
 
 
-def _only(
-    block_LS: FloatArray, kept_L: npt.NDArray[np.bool_], kept_S: npt.NDArray[np.bool_]
-) -> FloatArray:
-    if not kept_L.all():
-        block_LS = block_LS[kept_L]
-    return block_LS if kept_S.all() else block_LS[:, kept_S]
-
-
 class _FewRows:
     """A wide matrix whose rows arrive in blocks, stored as it is."""
 
@@ -214,9 +206,7 @@ class _FloorSums:
         self._format = FLOAT_FORMATS.get(dtype)
         self._sums_L, self._sums_S = np.zeros(long), np.zeros(short)
 
-    def add(
-        self, rows: npt.NDArray[np.intp], columns: npt.NDArray[np.bool_], *sides_LS: FloatArray
-    ) -> None:
+    def add(self, rows: npt.NDArray[np.intp], columns: Mask, *sides_LS: FloatArray) -> None:
         if self._format is None:
             return
         bits, smallest = self._format

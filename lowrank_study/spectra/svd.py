@@ -25,6 +25,7 @@ from lowrank_study.spectra.eigenvalues import GramMatrix
 
 Matrix = npt.NDArray[np.floating[Any]]
 Vector = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
 Method = Literal["gram", "svd"]
 
 EPS = float(np.finfo(np.float64).eps)
@@ -84,15 +85,8 @@ def svd_of_matrix(matrix: Matrix, *, method: Method) -> Decomposition:
             _scaled(active, -exponent), overwrite_a=True, check_finite=False
         )
         relative_error = EPS * max(8.0, math.sqrt(max(active.shape)))
-    return _complete(
-        values,
-        matrix.shape,
-        active.shape,
-        squared_norm,
-        method,
-        exponent,
-        relative_error * float(values[0]),
-    )
+    shapes, error = (matrix.shape, active.shape), relative_error * float(values[0])
+    return _decomposition(values, shapes, method, exponent, squared_norm, error)
 
 
 def svd_of_product(B_OR: Matrix, A_RI: Matrix, scaling: float) -> Decomposition:
@@ -116,16 +110,9 @@ def svd_of_product(B_OR: Matrix, A_RI: Matrix, scaling: float) -> Decomposition:
     values = scipy.linalg.svdvals(core, check_finite=False)
     error = EPS * B_OR.shape[1] * float(np.linalg.norm(R_B) * np.linalg.norm(R_A)) * mantissa
     active = (int(B_OR.any(axis=1).sum()), int(A_RI.any(axis=0).sum()))
-    squared_norm = float(np.sum(core**2))
-    return _complete(
-        values[: min(active)],
-        shape,
-        active,
-        squared_norm,
-        "factors",
-        left + right + exponent,
-        error,
-    )
+    energy = float(np.sum(core**2))
+    values, exponent = values[: min(active)], left + right + exponent
+    return _decomposition(values, (shape, active), "factors", exponent, energy, error)
 
 
 def certified_svd(matrix: Matrix, *, shares: tuple[float, ...]) -> Decomposition:
@@ -169,7 +156,8 @@ def certified_svd(matrix: Matrix, *, shares: tuple[float, ...]) -> Decomposition
         norm, residual = math.sqrt(energy), math.sqrt(missing)
         bounds = [energy_rank_bounds(values, norm, residual, share) for share in shares]
         if all(low == high for low, high in bounds):
-            return _incomplete(values, matrix, active, energy, missing, exponent)
+            shapes = matrix.shape, active.shape
+            return _decomposition(values, shapes, "certified", exponent, energy, residual, missing)
         step = V.shape[1]
     return svd_of_matrix(matrix, method="gram")
 
@@ -219,47 +207,32 @@ def _triangle(matrix: Matrix) -> Vector:
     return np.asarray(np.linalg.qr(matrix, mode="r"), dtype=np.float64)
 
 
-def _complete(
+def _decomposition(
     values: Vector,
-    shape: tuple[int, ...],
-    active_shape: tuple[int, ...],
-    squared_norm: float,
+    shapes: tuple[tuple[int, ...], tuple[int, ...]],
     method: str,
     exponent: int,
+    energy: float,
     error: float,
+    missing: float = 0.0,
 ) -> Decomposition:
+    """Undo the scaling; `shapes` are the whole and the active one, `missing` is an energy."""
+    (m, n), (active_m, active_n) = shapes
     return Decomposition(
         singular_values=_unscaled(values, exponent),
-        shape=(shape[0], shape[1]),
-        active_shape=(active_shape[0], active_shape[1]),
-        frobenius_norm=_unscaled_number(math.sqrt(squared_norm), exponent),
+        shape=(m, n),
+        active_shape=(active_m, active_n),
+        frobenius_norm=_unscaled_number(math.sqrt(energy), exponent),
         method=method,
         absolute_error=_unscaled_number(error, exponent),
-        complete=True,
-        captured_energy_share=1.0,
-        residual_norm=0.0,
-    )
-
-
-def _incomplete(
-    values: Vector, matrix: Matrix, active: Matrix, energy: float, missing: float, exponent: int
-) -> Decomposition:
-    residual = _unscaled_number(math.sqrt(missing), exponent)
-    return Decomposition(
-        singular_values=_unscaled(values, exponent),
-        shape=(matrix.shape[0], matrix.shape[1]),
-        active_shape=(active.shape[0], active.shape[1]),
-        frobenius_norm=_unscaled_number(math.sqrt(energy), exponent),
-        method="certified",
-        absolute_error=residual,
-        complete=False,
-        captured_energy_share=max(0.0, 1.0 - missing / energy),
-        residual_norm=residual,
+        complete=missing == 0.0,
+        captured_energy_share=max(0.0, 1.0 - missing / energy) if missing else 1.0,
+        residual_norm=_unscaled_number(math.sqrt(missing), exponent),
     )
 
 
 def _zero(shape: tuple[int, ...], method: str) -> Decomposition:
-    return _complete(np.zeros(0), shape, (0, 0), 0.0, method, 0, 0.0)
+    return _decomposition(np.zeros(0), (shape, (0, 0)), method, 0, 0.0, 0.0)
 
 
 def _scaled(matrix: Matrix, exponent: int) -> Vector:
@@ -307,10 +280,14 @@ def _active_and_exponent(matrix: Matrix) -> tuple[Matrix, int]:
     exponent = _exponent(matrix)
     if exponent is None:
         return matrix[:0, :0], 0
-    rows, columns = matrix.any(axis=1), matrix.any(axis=0)
-    active = matrix if rows.all() else matrix[rows]
-    active = active if columns.all() else active[:, columns]
-    return active, exponent
+    rows, columns = np.asarray(matrix.any(axis=1)), np.asarray(matrix.any(axis=0))
+    return selected(matrix, rows, columns), exponent
+
+
+def selected(matrix: Matrix, rows: Mask, columns: Mask) -> Matrix:
+    """Return some rows and columns; the matrix itself if they are all."""
+    part = matrix if rows.all() else matrix[rows]
+    return part if columns.all() else part[:, columns]
 
 
 def frobenius_norm(matrix: Matrix) -> float:

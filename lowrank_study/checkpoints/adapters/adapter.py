@@ -26,7 +26,7 @@ from lowrank_study.checkpoints.adapters.kinds import KINDS
 from lowrank_study.checkpoints.adapters.peft_delta import peft_delta
 from lowrank_study.checkpoints.adapters.saving import BASE_HASH
 from lowrank_study.checkpoints.formats import Array, Closing, SourceFile, coarser, shown
-from lowrank_study.checkpoints.matrices import is_transposed
+from lowrank_study.checkpoints.matrices import is_transposed, models_within
 from lowrank_study.checkpoints.names import is_vocabulary, module_of
 from lowrank_study.checkpoints.weights import Weights
 from lowrank_study.errors import InputError
@@ -345,7 +345,7 @@ class Adapter(Closing):
     def _stored_in_out(self, module: str, tensor: str, base: Weights) -> bool:
         """Whether the base stores the module as (in, out); its config decides first."""
         if "model_type" in base.config or module in self._content.embeddings:
-            return is_transposed(tensor, base)
+            return is_transposed(tensor, base, models_within(base.config))
         return bool(self.config.get("fan_in_fan_out")) and len(base.shape(tensor)) == 2
 
 

@@ -83,7 +83,7 @@ def _whole(
     tensor: str, weights: Weights, shape: tuple[int, ...], models: Models, *, note: str
 ) -> Matrix:
     """Return a stored tensor, or one expert of it (of this shape), as one matrix."""
-    transposed = _is_transposed(tensor, weights, models)
+    transposed = is_transposed(tensor, weights, models)
     stored = shape[0], prod(shape[1:])
     out, in_ = stored[::-1] if transposed else stored
     return Matrix(
@@ -124,15 +124,11 @@ def split_expert(matrix: Matrix, models: Models) -> list[Matrix]:
     ]
 
 
-def is_transposed(tensor: str, weights: Weights) -> bool:
-    """Whether the config says that the tensor is stored (in, out).
+def is_transposed(tensor: str, weights: Weights, models: Models) -> bool:
+    """Whether the config of one of the models says that the tensor is stored (in, out).
 
     GPT-2 and related models use Conv1D; GPT-OSS, Llama 4 and others store experts this way.
     """
-    return _is_transposed(tensor, weights, models_within(weights.config))
-
-
-def _is_transposed(tensor: str, weights: Weights, models: Models) -> bool:
     module = module_of(tensor)
     shape = weights.shape(tensor)
     if len(shape) == 3:
