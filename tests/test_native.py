@@ -1,4 +1,4 @@
-"""C code is compiled once, by anyone who needs it, and nothing fails where it can't be."""
+"""C code is compiled once, and NumPy replaces it if it can't be compiled."""
 
 import ctypes
 import logging
@@ -64,7 +64,7 @@ def test_another_processor_or_version_has_a_library_of_its_own(cache, monkeypatc
 
 
 @NEEDS_COMPILER
-def test_a_compiler_that_knows_no_native_target_does(cache, monkeypatch):
+def test_a_compiler_without_the_native_target_is_enough(cache, monkeypatch):
     monkeypatch.setattr(native, "TARGETS", (("-march=no-such-processor",), ()))
     assert native.library("tridiagonal.c") is not None
 
@@ -101,7 +101,7 @@ def test_the_switch_turns_it_off(cache, monkeypatch):
     assert not cache.exists()
 
 
-def test_no_compiler_is_no_event(cache, monkeypatch, caplog, tmp_path):
+def test_a_missing_compiler_is_not_logged(cache, monkeypatch, caplog, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert native.library("tridiagonal.c") is None
     assert caplog.records == []
@@ -116,7 +116,7 @@ def test_no_compiler_is_no_event(cache, monkeypatch, caplog, tmp_path):
         ("true", "made.so"),
     ],
 )
-def test_a_failed_compilation_is_one_line_and_no_library(
+def test_a_failed_compilation_logs_one_line_and_gives_no_library(
     cache, fake_compiler, caplog, monkeypatch, script, said
 ):
     fake_compiler(script)
@@ -133,7 +133,7 @@ def test_a_failed_compilation_is_one_line_and_no_library(
     assert "\n" not in record.message
 
 
-def test_a_cache_that_cannot_be_written_is_one_line_and_no_library(cache, caplog):
+def test_an_unwritable_cache_logs_one_line_and_gives_no_library(cache, caplog):
     cache.write_text("a file where the folder should be")
     assert native.library("tridiagonal.c") is None
     (record,) = caplog.records
@@ -141,7 +141,7 @@ def test_a_cache_that_cannot_be_written_is_one_line_and_no_library(cache, caplog
 
 
 def test_sources_are_in_the_package():
-    """What setuptools packs: a source that is left out is missed only after installation."""
+    """Check what setuptools packs, because a missing source shows only after installation."""
     import tomllib
 
     packed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]

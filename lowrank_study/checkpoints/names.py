@@ -1,4 +1,4 @@
-"""Everything the package knows about the names of tensors and modules.
+"""Normalise and classify the names of tensors and modules.
 
 Training scripts wrap names, and versions of transformers rename modules. Two checkpoints of one
 model then seem to share nothing:

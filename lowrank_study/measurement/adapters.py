@@ -1,6 +1,6 @@
 """An open adapter: its updates with their spectra, and what can't be compared."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from math import prod
@@ -28,7 +28,7 @@ from lowrank_study.measurement.subjects import (
     vector_change,
 )
 from lowrank_study.spectra.adapter_updates import updates_of_adapter
-from lowrank_study.spectra.spectrum import Spectrum, measure
+from lowrank_study.spectra.spectrum import measure
 from lowrank_study.spectra.updates import FactoredUpdate, MeasureMethod
 
 
@@ -57,11 +57,6 @@ class OpenedAdapter(Opened):
         return len(self.adapter.modules()) + len(self.adapter.saved_weights())
 
     @property
-    def costs(self) -> dict[str, float]:
-        """Empty: shapes are not known yet."""
-        return {}
-
-    @property
     def assumed(self) -> list[str]:
         """Assumptions of the adapter's reader."""
         return [self.prefix + text for text in self.adapter.assumed]
@@ -73,10 +68,6 @@ class OpenedAdapter(Opened):
             *(self.prefix + flag for flag in (*self.adapter.flags, *self._resized())),
             *(f"{self.prefix}base: {flag}" for flag in of_base),
         ]
-
-    def remarks_on(self, spectra: Sequence[Spectrum]) -> list[str]:
-        """Return no remarks."""
-        return []
 
     def parts_left_out(self) -> list[LeftOut]:
         """Return the shares that can't be read or have no W0; see `left_out_of_adapter`."""

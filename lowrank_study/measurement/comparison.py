@@ -114,11 +114,9 @@ def against_base(
     if count:
         own = np.linalg.norm(W0_left_OK[:, :count].T @ update.W0_OI.astype(np.float64))
         found = amplification(update, k=count)
-        result["directions_used"] = resolved(found.k)
-        result["amplification_factor"] = resolved(found.factor)
-        result["projected_norm"] = resolved(found.projected_norm)
-        result["own_projected_norm"] = resolved(float(own))
-        result["random_projected_norm"] = resolved(found.random_projected_norm)
+        norms = found.projected_norm, float(own), found.random_projected_norm
+        values = map(resolved, (found.factor, *norms, found.k))
+        result |= zip(_ALONG_DIRECTIONS, values, strict=True)
     else:
         result |= dict.fromkeys(_ALONG_DIRECTIONS, without_value("not resolvable"))
     overlap = overlap_with_base(update, k=min(directions, *update.shape))

@@ -84,9 +84,9 @@ def measure_spectra(
         left_out = _report_left_out(opened, [], settings, on_left_out)
         tracker = Tracker(opened, on_progress)
         matrices, other_matrices, used = _measure_all(opened, settings, tracker)
-        _refuse_nothing(main, matrices)
+        _refuse_empty(main, matrices)
         if other is not None and not used:
-            _refuse_strangers(other, other_matrices, matrices)
+            _refuse_unrelated(other, other_matrices, matrices)
         vectors = list(main.vectors())
         left_out = _report_left_out(opened, left_out, settings, on_left_out)
         tracker.report_hashing(sum(len(each.files) for each in opened))
@@ -234,23 +234,23 @@ def _partner(
     return ends[0] if len(ends) == 1 else None
 
 
-def _refuse_nothing(main: Opened, matrices: list[MeasuredMatrix]) -> None:
+def _refuse_empty(main: Opened, matrices: list[MeasuredMatrix]) -> None:
     if matrices:
         return
     reasons = [f"{shown(name, 60)}: {reason}" for name, reason in list(main.skipped.items())[:3]]
     raise InputError(
-        f"no matrix could be measured ({'; '.join(reasons) or 'there is none'}); "
+        f"no matrix could be measured ({'; '.join(reasons) or 'none was found'}); "
         "give two checkpoints of one model, or an adapter with its base"
     )
 
 
-def _refuse_strangers(
+def _refuse_unrelated(
     other: Path, theirs: list[MeasuredMatrix], ours: list[MeasuredMatrix]
 ) -> None:
     def some(matrices: list[MeasuredMatrix]) -> str:
         return ", ".join(shown(m.spectrum.module, 60) for m in matrices[:4]) or "none"
 
     raise InputError(
-        f"other={shown(other)}: none of its {len(theirs)} matrices ({some(theirs)}) is one of "
-        f"those measured ({some(ours)}); give another update of the same model"
+        f"other={shown(other)}: none of its {len(theirs)} matrices ({some(theirs)}) is in the "
+        f"first update ({some(ours)}); give another update of the same model"
     )

@@ -65,11 +65,6 @@ class OpenedPair(Opened):
         """Multiplications to decompose each matrix."""
         return {m.name: float(prod(m.shape)) * min(m.shape) for m in self.pairing.matches}
 
-    @property
-    def assumed(self) -> list[str]:
-        """Empty: checkpoints need no assumptions."""
-        return []
-
     def remarks(self) -> list[str]:
         """Return the remarks on the pairing and on resized vocabularies."""
         resized = [

@@ -27,16 +27,16 @@ SOURCES = ("before", "after", "adapter", "base", "other")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasureRequest:
-    """A measurement before anything is fetched."""
+    """The settings of a measurement whose sources are not fetched yet."""
 
     sources: dict[str, str]
-    """The given ones of before, after, adapter, base and other: paths or hub ids."""
+    """Paths or hub ids by the name of their setting, such as "before"."""
     settings: MeasureSettings
     out: Path
 
 
 def read_request(config: Mapping[str, Any]) -> MeasureRequest:
-    """Read the settings; of files, only the possibility of the folder `out` is checked.
+    """Read the settings; on disk, only the folder `out` is checked.
 
     Raises:
         InputError: A value is invalid, or the sources do not go together.
@@ -47,7 +47,7 @@ def read_request(config: Mapping[str, Any]) -> MeasureRequest:
     if given not in ({"before", "after"}, {"adapter"}, {"adapter", "base"}):
         named = ", ".join(f"{name}={text}" for name, text in sources.items()) or "nothing"
         raise InputError(
-            f"{named} was given: give before=PATH after=PATH for two checkpoints, or "
+            f"{named} was given; give before=PATH after=PATH for two checkpoints, or "
             "adapter=PATH, with base=PATH if the base is available"
         )
     out = fields.path_of("out") if config.get("out") is not None else Path(_default_out(sources))

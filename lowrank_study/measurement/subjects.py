@@ -1,7 +1,7 @@
 """Subjects of a measurement, two checkpoints or an adapter, and their open files.
 
-`pairs.py` and `adapters.py` open the two kinds. They share the interface of `Opened`, which reads
-nothing but headers until it is asked for more.
+`pairs.py` and `adapters.py` open the two kinds. Both implement `Opened`, which reads only headers
+until updates are requested.
 """
 
 from abc import ABC, abstractmethod
@@ -110,7 +110,7 @@ class Opened(ABC):
     skipped: dict[str, str]
     """Names of what is left out, with the reasons; grows while updates are read."""
     files: list[tuple[str, SourceFile]]
-    """The part that each file plays, and the file."""
+    """The role of each file, and the file."""
 
     @property
     @abstractmethod
@@ -118,22 +118,22 @@ class Opened(ABC):
         """Number of matrices, as far as names show it."""
 
     @property
-    @abstractmethod
     def costs(self) -> dict[str, float]:
         """Multiplications to decompose each matrix; empty if shapes are not known yet."""
+        return {}
 
     @property
-    @abstractmethod
     def assumed(self) -> list[str]:
         """Assumptions that the numbers depend on, one sentence each."""
+        return []
 
     @abstractmethod
     def remarks(self) -> list[str]:
         """Return remarks on the files, one sentence each."""
 
-    @abstractmethod
     def remarks_on(self, spectra: Sequence[Spectrum]) -> list[str]:
         """Return remarks on the files that the measured spectra reveal."""
+        return []
 
     @abstractmethod
     def parts_left_out(self) -> list[LeftOut]:
@@ -168,7 +168,7 @@ class Opened(ABC):
 
 def resized_remark(module: str, before: int, after: int) -> str:
     """Return the remark on a vocabulary that grew or shrank."""
-    rest = f"{after - before} new rows have no W0" if after > before else "the others are gone"
+    rest = f"{after - before} new rows have no W0" if after > before else "the others were removed"
     return (
         f"{shown(module)}: {before} rows before, {after} after; the first "
         f"{min(before, after)} are compared, {rest}"

@@ -29,7 +29,7 @@ class Amplification:
     base_norm: float
     """|W0|_F."""
     projected_norm: float
-    """|U^T W0 V|_F with the update's directions U and V: what W0 already had along them."""
+    """|U^T W0 V|_F, the norm of W0 along the update's directions U and V."""
     random_projected_norm: float
     """Expectation for k random directions on either side: |W0| k / sqrt(m n)."""
     factor: float

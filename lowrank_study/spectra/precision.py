@@ -129,7 +129,7 @@ class CoarseStart:
 
 
 def coarse_start(before: str, after: str) -> CoarseStart | None:
-    """Return the test of whether W0's rounding is in a difference, or None if it surely is.
+    """Return the test of whether W0's rounding is in a difference, or None if no test is needed.
 
     `before` is the storage dtype of W0, `after` the coarsest dtype that W has been through.
     """

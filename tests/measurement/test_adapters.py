@@ -86,7 +86,7 @@ def test_the_singular_values_are_those_of_the_scaled_product(tmp_path: Path, lay
     assert again.matrices[0].similarity is not None
 
 
-def test_26_an_alpha_that_is_in_neither_place_is_said_first(tmp_path: Path) -> None:
+def test_26_a_missing_alpha_is_reported_first(tmp_path: Path) -> None:
     told: list[str] = []
     found = measured(told, adapter=saved(tmp_path / "kohya.safetensors", KOHYA))
     assert told[0].startswith("no alpha for any module (1 of 1): taken as their rank")
@@ -94,7 +94,7 @@ def test_26_an_alpha_that_is_in_neither_place_is_said_first(tmp_path: Path) -> N
     assert found.left_out == []
 
 
-def test_a_part_of_an_adapter_that_is_not_used_is_said_first(tmp_path: Path) -> None:
+def test_unused_parts_of_an_adapter_are_reported_first(tmp_path: Path) -> None:
     tensors = KOHYA | {f"lora_unet_q.{part}": torch.tensor(4.0) for part in ("alpha",)}
     small = saved(tmp_path / "small.safetensors", tensors | {"emb": torch.ones(5)})
     told: list[str] = []

@@ -88,7 +88,7 @@ def test_the_comparison_with_w0_is_that_of_the_papers(base: Path, tuned: Path) -
         assert reading["intruder_dimensions"].value == np.count_nonzero(cosines < 0.5)
 
 
-def test_what_is_too_large_is_measured_but_not_compared(
+def test_a_too_large_matrix_is_measured_but_not_compared(
     base: Path, tuned: Path, noisy_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (comparison, remarks):
@@ -107,7 +107,9 @@ def test_what_is_too_large_is_measured_but_not_compared(
     assert any("too large for a comparison" in flag for flag in found.flags)
 
 
-def test_nothing_in_common_says_what_there_was(base: Path, tmp_path: Path) -> None:
+def test_checkpoints_without_a_common_matrix_are_refused_with_examples(
+    base: Path, tmp_path: Path
+) -> None:
     save_file({"tower.weight": torch.ones(3, 4)}, tmp_path / "other.safetensors")
     with pytest.raises(InputError, match=r"tower\.weight.*position_embeddings") as refused:
         measured(CheckpointPair(before=tmp_path / "other.safetensors", after=base))

@@ -37,7 +37,7 @@ def base(tmp_path: Path) -> Path:
     return tmp_path / "base.safetensors"
 
 
-def test_a_new_head_is_told_first_and_the_rest_is_measured(base: Path, tmp_path: Path) -> None:
+def test_a_new_head_is_reported_first_and_the_rest_is_measured(base: Path, tmp_path: Path) -> None:
     save_file(encoder(1.0) | HEAD, tmp_path / "tuned.safetensors")
     told: list[str] = []
     found = measured(told, before=base, after=tmp_path / "tuned.safetensors")
@@ -76,7 +76,7 @@ def test_a_diverged_matrix_is_counted_when_it_is_found(base: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("change", [0.0, 1.0])
-def test_identical_is_said_of_all_matrices_only_where_all_were_compared(
+def test_all_matrices_are_called_identical_only_if_all_were_compared(
     base: Path, tmp_path: Path, change: float
 ) -> None:
     more = encoder(0.0) | {"layer.4.query.weight": torch.ones(2, 16)}
@@ -100,7 +100,7 @@ def test_an_adapters_new_head_is_a_part_of_the_adapted_model(base: Path, tmp_pat
     assert len(found.matrices) == 2
 
 
-def test_without_a_base_it_is_not_known_what_is_new(base: Path, tmp_path: Path) -> None:
+def test_without_a_base_new_tensors_are_unknown(base: Path, tmp_path: Path) -> None:
     folder = adapter(tmp_path / "adapter", HEAD)
     told: list[str] = []
     with pytest.raises(InputError, match=r"34 of 162 parameters of adapter .*give base=MODEL"):
@@ -165,7 +165,7 @@ def test_a_folder_of_several_adapters_names_them(base: Path, tmp_path: Path, rol
         measured([], **(given | {role: tmp_path / "several"}))
 
 
-def test_further_adapters_beside_the_first_are_told(base: Path, tmp_path: Path) -> None:
+def test_further_adapters_beside_the_first_are_reported(base: Path, tmp_path: Path) -> None:
     folder = adapter(tmp_path / "first", {})
     adapter(folder / "second", {})
     found = measured([], adapter=folder, base=base)

@@ -62,7 +62,7 @@ def test_a_low_rank_update_in_float32(base: Path, tuned: Path) -> None:
 
 
 def test_rounding_alone_is_not_resolvable(tuned: Path, tmp_path: Path) -> None:
-    """Two copies of one model, the second in bfloat16: all that differs is rounding."""
+    """Two copies of one model, the second in bfloat16, so only rounding differs."""
     rounded = changed_copy(tuned, tmp_path / "rounded", lambda name, tensor: tensor.bfloat16())
     found = measured(CheckpointPair(before=tuned, after=rounded))
     changed = [matrix for matrix in found.matrices if min(matrix.spectrum.shape) > 8]
@@ -96,14 +96,14 @@ def test_identical_checkpoints_have_rank_zero_and_no_ratios(base: Path) -> None:
     assert any("identical in every matrix" in flag for flag in found.flags)
 
 
-def test_an_untrained_adapter_is_called_so(adapters: dict[str, Path]) -> None:
+def test_an_untrained_adapter_is_reported_as_untrained(adapters: dict[str, Path]) -> None:
     found = measured(AdapterOnBase(adapter=adapters["untrained"], base=None))
     assert [matrix.state for matrix in found.matrices] == ["untrained"] * 4
     assert [matrix.readings["energy_rank_90"].value for matrix in found.matrices] == [0.0] * 4
     assert any("4 of 4 adapted matrices are untrained" in flag for flag in found.flags)
 
 
-def test_what_is_not_finite_is_left_out_with_the_reason(base: Path, tmp_path: Path) -> None:
+def test_nonfinite_matrices_are_left_out_with_the_reason(base: Path, tmp_path: Path) -> None:
     bad = "encoder.layer.0.attention.self.query.weight"
 
     def spoil(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -117,7 +117,7 @@ def test_what_is_not_finite_is_left_out_with_the_reason(base: Path, tmp_path: Pa
     assert len(found.matrices) == 15
 
 
-def test_only_broken_matrices_is_an_error(base: Path, tmp_path: Path) -> None:
+def test_a_pair_of_only_nonfinite_matrices_is_refused(base: Path, tmp_path: Path) -> None:
     broken = changed_copy(base, tmp_path / "broken", lambda name, tensor: tensor * float("nan"))
     with pytest.raises(InputError, match=r"no matrix could be measured .*1024 NaN"):
         measured(CheckpointPair(before=base, after=broken))
@@ -180,7 +180,7 @@ def fine_and_coarse(folder: Path, *, relative: float, begun: str) -> CheckpointP
 def test_a_float32_model_of_a_bfloat16_base(
     tmp_path: Path, method: str, relative: float, begun: str, dtype: str, rank: int | None
 ) -> None:
-    """Only where its rounding really is in the difference is a coarse base's rank left open."""
+    """The rank is left open only if the rounding of a coarse base is in the difference."""
     subject = fine_and_coarse(tmp_path, relative=relative, begun=begun)
     found = measured(subject, method=method)
     (matrix,) = found.matrices

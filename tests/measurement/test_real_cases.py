@@ -1,4 +1,4 @@
-"""The analyzer on what people give it: this project's runs, PEFT's adapters, a GGUF file.
+"""Real inputs are measured: this project's runs, PEFT's adapters and a GGUF file.
 
 Each is held against something that knows nothing of the analyzer: the files themselves, PEFT's
 own merge, or WeightWatcher's formula.
@@ -163,7 +163,7 @@ def base(
 
 
 def trained_by_peft(base: Path, **options: Any) -> Any:
-    """Train an adapter on made-up texts until its parts have all left where they began."""
+    """Train an adapter on made-up texts until all its parts differ from their initial values."""
     torch.manual_seed(0)
     targets = ["query", "value", "intermediate.dense"]
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets, **options)
@@ -241,7 +241,7 @@ def test_a_gguf_file_against_itself(smollm2: Path) -> None:
 def test_a_gguf_file_against_a_rounded_copy(
     smollm2: Path, tmp_path: Path, dtype: torch.dtype
 ) -> None:
-    """All that differs is rounding, of which a reader of σ alone reports hundreds of ranks."""
+    """Only rounding differs, yet σ alone suggests a rank in the hundreds."""
     with open_weights(smollm2) as weights:
         names = [name for name in weights.names() if name.startswith(("blk.0.", "blk.29."))]
         exact = {name: torch.from_numpy(np.array(weights.read(name))) for name in names}

@@ -26,7 +26,7 @@ from lowrank_study.spec import HubRepo
         ({"adapter": "a", "out": __file__}, ["is a file"]),
     ],
 )
-def test_a_bad_request_is_named(changes: dict[str, Any], words: list[str]) -> None:
+def test_invalid_settings_are_refused_by_name(changes: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(InputError) as refused:
         read_request(composed("measure_spectra") | changes)
     for word in words:

@@ -1,4 +1,4 @@
-"""Reading ahead, and matrices measured in blocks held against the same matrices in one piece."""
+"""Reading ahead changes nothing, and blocks give the spectra of whole matrices."""
 
 import threading
 from collections.abc import Iterator, Mapping
@@ -54,7 +54,7 @@ def test_exactly_one_item_is_read_ahead(reader: ThreadPoolExecutor) -> None:
     assert list(ahead) == [2, 3]
 
 
-def test_an_error_while_reading_ahead_comes_in_its_place(reader: ThreadPoolExecutor) -> None:
+def test_an_error_while_reading_ahead_is_raised_in_order(reader: ThreadPoolExecutor) -> None:
     def source() -> Iterator[int]:
         yield 1
         raise InputError("the second is broken")
@@ -136,7 +136,7 @@ def test_blocks_of_any_size_give_the_same_spectra(
 
 @pytest.mark.parametrize("begun", ["as stored", "finer"])
 @pytest.mark.parametrize("rows", [2, 40])
-def test_rows_that_kept_their_numbers_tell_that_the_base_was_not_rounded(
+def test_unchanged_rows_show_that_the_base_was_not_rounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, begun: str
 ) -> None:
     monkeypatch.setattr(pairs, "BLOCK_ENTRIES", 1000)
@@ -154,7 +154,7 @@ def test_rows_that_kept_their_numbers_tell_that_the_base_was_not_rounded(
 
 
 @pytest.mark.parametrize("place", [0, 39])
-def test_what_is_not_finite_anywhere_is_left_out(
+def test_a_nonfinite_entry_anywhere_leaves_its_matrix_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int
 ) -> None:
     monkeypatch.setattr(pairs, "BLOCK_ENTRIES", 24)
@@ -171,7 +171,9 @@ def test_what_is_not_finite_anywhere_is_left_out(
 @pytest.mark.parametrize(
     "changes", [{"method": "svd"}, {"vectors": True}, {"dtype": torch.float64}]
 )
-def test_what_needs_the_whole_matrix_gets_it(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_analyses_that_need_the_whole_matrix_get_it(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
     settings: dict[str, Any] = {"method": "gram", "vectors": False, "dtype": torch.float32}
     settings |= changes
     dtype = settings.pop("dtype")
@@ -233,7 +235,7 @@ def test_every_kind_of_matrix_is_read_in_parts_exactly(tmp_path: Path) -> None:
                 np.testing.assert_array_equal(joined if tall else joined.T, expected)
 
 
-def test_what_cannot_be_read_in_parts_is_cut_out_of_the_whole(
+def test_formats_without_partial_reads_are_sliced_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pairs, "BLOCK_ENTRIES", 40)

@@ -16,7 +16,7 @@ from tests.measurement.conftest import (
 )
 
 
-def test_new_and_lost_rows_of_a_vocabulary_are_told(tmp_path: Path) -> None:
+def test_new_and_lost_rows_of_a_vocabulary_are_reported(tmp_path: Path) -> None:
     random = torch.Generator().manual_seed(1)
     w0, w = torch.randn(30, 8, generator=random), torch.randn(33, 8, generator=random)
     save_file({"embed_tokens.weight": w0, "lm_head.bias": w0[:, 0].clone()}, tmp_path / "small")
@@ -24,7 +24,7 @@ def test_new_and_lost_rows_of_a_vocabulary_are_told(tmp_path: Path) -> None:
     sigma = np.linalg.svd(w[:30].double().numpy() - w0.double().numpy(), compute_uv=False)
     for before, after, told in (
         ("small", "grown", "30 rows before, 33 after; the first 30 are compared, 3 new rows have"),
-        ("grown", "small", "33 rows before, 30 after; the first 30 are compared, the others are"),
+        ("grown", "small", "33 rows before, 30 after; the first 30 are compared, the others were"),
     ):
         found = measured(CheckpointPair(before=tmp_path / before, after=tmp_path / after))
         (matrix,) = found.matrices

@@ -1,4 +1,4 @@
-"""Fits of decay recover planted laws and say nothing where there is nothing to fit."""
+"""Fits of decay recover planted laws and are NaN without enough values."""
 
 import math
 

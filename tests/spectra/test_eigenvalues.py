@@ -1,4 +1,4 @@
-"""Eigenvalues of Gram matrices by either way, against NumPy's and against planted ones."""
+"""Both implementations give the eigenvalues of NumPy and of planted matrices."""
 
 import numpy as np
 import pytest
@@ -129,7 +129,7 @@ def test_blocks_and_memory_order_change_nothing_but_rounding(monkeypatch, native
 
 @pytest.mark.parametrize("native_from", [1, 10**9])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e200])
-def test_what_is_not_finite_is_never_an_eigenvalue(monkeypatch, native_from, bad):
+def test_nonfinite_rows_never_give_eigenvalues(monkeypatch, native_from, bad):
     monkeypatch.setattr(eigenvalues, "NATIVE_FROM", native_from)
     X = np.random.default_rng(5).standard_normal((90, 60))
     X[3, 4] = bad

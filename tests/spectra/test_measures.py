@@ -22,7 +22,7 @@ def test_every_measure_without_another_matrix_is_read(several) -> None:
 
 
 @pytest.mark.parametrize("name", [m.name for m in MEASURES if m.on_noise])
-def test_noise_gives_what_the_table_says(name: str) -> None:
+def test_noise_gives_the_values_in_the_table(name: str) -> None:
     n = 300
     noise = np.random.default_rng(0).standard_normal((n, n))
     found = readings(measure(dense(noise, dtype="float64"), method="gram"), FITS)[name].value
@@ -33,7 +33,7 @@ def test_noise_gives_what_the_table_says(name: str) -> None:
     assert found == pytest.approx(expected, rel=0.06, abs=0.01 * n)
 
 
-def test_what_an_incomplete_spectrum_leaves_open_is_not_computed() -> None:
+def test_measures_left_open_by_an_incomplete_spectrum_are_not_computed() -> None:
     rng = np.random.default_rng(0)
     delta = rng.standard_normal((256, 2)) @ rng.standard_normal((2, 256))
     spectrum = measure(dense(delta, dtype="float64"), method="certified")
@@ -47,7 +47,7 @@ def test_what_an_incomplete_spectrum_leaves_open_is_not_computed() -> None:
 
 @pytest.mark.parametrize(("relative", "status"), [(0.003, "not resolvable"), (0.02, "resolved")])
 def test_a_true_rank_4_in_bfloat16(relative: float, status: str) -> None:
-    """A reader of σ alone would report a rank in the hundreds for the smaller of the two."""
+    """From σ alone, the smaller of the two seems to have a rank in the hundreds."""
     torch.manual_seed(0)
     size = 512
     w0 = torch.randn(size, size) / size**0.5

@@ -1,4 +1,4 @@
-"""Noise floors against simulated noise: what each measure says where there is nothing."""
+"""Noise floors and measures of rank are compared with simulated noise."""
 
 import math
 
@@ -56,7 +56,7 @@ def test_participation_and_stable_rank_of_noise(gaussian_sigma):
     assert ranks.stable_rank(gaussian_sigma) / N == pytest.approx(0.25, abs=0.005)
 
 
-def test_cuts_keep_nothing_of_noise(gaussian_sigma):
+def test_noise_thresholds_keep_nothing_of_noise(gaussian_sigma):
     assert noise_std(gaussian_sigma, (N, N)) == pytest.approx(1.0, abs=0.002)
     edge = marchenko_pastur_edge(gaussian_sigma, (N, N))
     assert edge == pytest.approx(2 * math.sqrt(N), rel=0.002)
@@ -137,7 +137,7 @@ def test_rectangular_noise_under_a_signal_is_seen_through(shape):
     assert np.count_nonzero(sigma > 1.05 * marchenko_pastur_edge(sigma, shape)) == 3
 
 
-def test_cuts_do_not_depend_on_the_unit(gaussian, rank_4):
+def test_noise_thresholds_do_not_depend_on_the_unit(gaussian, rank_4):
     sigma = singular_values(rank_4 + 0.5 * gaussian / np.linalg.norm(gaussian))
     for unit in (2.0**-900, 2.0**900):
         assert gavish_donoho_rank(sigma * unit, (N, N), tolerance=0.0) == 4
@@ -146,7 +146,7 @@ def test_cuts_do_not_depend_on_the_unit(gaussian, rank_4):
         )
 
 
-def test_a_matrix_of_exactly_low_rank_has_no_noise_to_cut():
+def test_a_matrix_of_exactly_low_rank_has_no_noise():
     sigma = [5.0, 3.0, 1e-12]
     assert marchenko_pastur_edge(sigma, (20, 30)) == 0.0
     assert gavish_donoho_rank(sigma, (20, 30), tolerance=1e-9) == 2

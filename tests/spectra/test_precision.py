@@ -1,4 +1,4 @@
-"""Which dtype numbers have been through, told from the numbers."""
+"""The precision of numbers is inferred from their bits."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_the_dtype_that_values_have_been_through(dtype, expected):
         assert dtype_of_values(values.float().numpy().T) == expected
 
 
-def test_values_that_tell_nothing_leave_the_dtype_as_it_is():
+def test_uninformative_values_keep_the_declared_dtype():
     assert dtype_of_values(np.zeros((3, 3), dtype=np.float32)) == "float32"
     assert dtype_of_values(np.ones((3, 3))) == "float64"
     # Beyond the range of float16, though its 11 bits would do.
@@ -40,7 +40,7 @@ def test_values_that_tell_nothing_leave_the_dtype_as_it_is():
 
 @pytest.mark.parametrize("rows", [1, 7, 20])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-def test_blocks_tell_the_same_as_the_whole(dtype, rows):
+def test_blocks_give_the_same_result_as_the_whole(dtype, rows):
     random = torch.Generator().manual_seed(5)
     values = torch.randn(20, 30, generator=random).to(getattr(torch, dtype)).float().numpy()
     values[:7] = 1.0  # nothing is told by these
@@ -57,7 +57,7 @@ def test_all_numbers_of_a_16_bit_dtype_fit_it(dtype):
     assert dtype_of_values(values) == dtype
 
 
-def test_half_a_step_below_the_smallest_half_is_none():
+def test_half_a_step_of_the_smallest_float16_is_not_a_float16():
     steps = np.array([1.0, 2.0**-24, 1.0 + 2.0**-10], dtype=np.float32)
     assert dtype_of_values(steps) == "float16"
     assert dtype_of_values(np.append(steps, np.float32(2.0**-25))) == "float32"
@@ -66,7 +66,7 @@ def test_half_a_step_below_the_smallest_half_is_none():
 
 @pytest.fixture
 def fine():
-    """Weights in float32 and a low-rank direction of the same norm to change them in."""
+    """Weights in float32, and a low-rank change of the same norm."""
     random = torch.Generator().manual_seed(7)
     W = 0.02 * torch.randn(300, 200, generator=random)
     direction = torch.randn(300, 4, generator=random) @ torch.randn(4, 200, generator=random)
@@ -102,7 +102,7 @@ def test_many_rounded_entries_are_not_taken_for_exact():
     assert start.is_rounded()
 
 
-def test_where_few_rows_changed_the_others_show_that_nothing_was_rounded(fine):
+def test_unchanged_rows_show_that_nothing_was_rounded(fine):
     start = fine[0].bfloat16()
     tuned = start.float()
     tuned[:10] += fine[1][:10]
@@ -112,13 +112,13 @@ def test_where_few_rows_changed_the_others_show_that_nothing_was_rounded(fine):
     assert dtype_of(start, rounded) == "bfloat16"
 
 
-def test_what_stays_open_counts_as_rounded(fine):
+def test_an_undecided_difference_counts_as_rounded(fine):
     start = fine[0].bfloat16()
     assert dtype_of(start[:5, :5], start[:5, :5].float() + 1e-6) == "bfloat16", "too few entries"
     assert dtype_of(start, start.float() + fine[1]) == "bfloat16", "as large as the weights"
 
 
-def test_only_a_coarser_start_leaves_anything_to_tell():
+def test_only_a_coarser_start_needs_a_test():
     assert coarse_start("float32", "bfloat16") is None
     assert coarse_start("bfloat16", "bfloat16") is None
     assert coarse_start("Q4_1", "float32") is None

@@ -108,7 +108,7 @@ def test_zeros_at_the_end_change_nothing(sigma, count):
 
 
 @pytest.mark.parametrize("sigma", [[], [0.0], [0.0, 0.0, 0.0]])
-def test_of_a_zero_matrix_counts_are_zero_and_ratios_undefined(sigma):
+def test_counts_of_a_zero_matrix_are_zero_and_ratios_undefined(sigma):
     assert energy_rank(sigma, 0.9) == 0
     assert numerical_rank(sigma, (3, 4), eps=2.0**-52, absolute_error=0.0) == 0
     for ratio in (effective_rank, stable_rank, participation_ratio):
@@ -167,7 +167,7 @@ def test_sigma_ratio():
         ([[1.0]], "vector"),
     ],
 )
-def test_what_are_no_singular_values_is_refused(sigma, message):
+def test_invalid_singular_values_are_refused(sigma, message):
     with pytest.raises(InputError, match=message):
         checked(sigma)
 

@@ -37,7 +37,7 @@ def test_every_number_of_a_planted_update(planted, method):
     assert 0 < told["rounding_floor"] < 1e-4
 
 
-def test_certified_settles_energy_ranks_and_leaves_the_rest_open(planted):
+def test_certified_determines_energy_ranks_and_leaves_other_measures_open(planted):
     _, delta, W0 = planted
     big = np.kron(np.eye(2), delta)
     spectrum = measure(dense(big, W0=np.kron(np.ones((2, 2)), W0)), method="certified")
@@ -54,7 +54,7 @@ def test_certified_settles_energy_ranks_and_leaves_the_rest_open(planted):
     assert replace(spectrum, residual_norm=10.0).energy_rank(0.9) is None
 
 
-def test_factors_say_what_their_product_says():
+def test_factors_give_the_results_of_their_product():
     rng = np.random.default_rng(1)
     W0 = rng.standard_normal((90, 70))
     B, A = rng.standard_normal((90, 5)), rng.standard_normal((5, 70))
@@ -145,7 +145,7 @@ def test_the_smallest_matrices(shape):
     assert told["effective_rank"] == told["stable_rank"] == 1.0
 
 
-def test_what_cannot_be_measured_is_refused():
+def test_unmeasurable_inputs_are_refused():
     with pytest.raises(InputError, match="NaN or Inf"):
         measure(dense(np.array([[1.0, math.nan]])), method="gram")
     with pytest.raises(InputError, match="choose 'gram', 'svd' or 'certified'"):

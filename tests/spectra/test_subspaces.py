@@ -93,7 +93,7 @@ def test_small_directions_are_not_lost_in_a_gram_matrix():
     np.testing.assert_allclose(aligned(found.U_OK, U), 1.0, atol=1e-5)
 
 
-def test_no_direction_is_made_up_where_there_is_none():
+def test_there_are_no_more_directions_than_the_rank():
     rng = np.random.default_rng(3)
     B, A = rng.standard_normal((30, 2)), rng.standard_normal((2, 20))
     assert dense(B @ A).leading_directions(4).singular_values.size == 2
@@ -312,7 +312,7 @@ def test_a_base_of_low_rank_has_as_many_directions_as_its_rank() -> None:
         overlap_with_base(dense(np.eye(4), np.zeros((4, 4))), k=1)
 
 
-def test_impossible_questions_are_refused():
+def test_invalid_arguments_are_refused():
     W0 = np.eye(4)
     update = dense(np.ones((4, 4)), W0)
     left = left_singular_vectors(W0)

@@ -210,7 +210,7 @@ def test_nan_and_inf_are_refused_with_their_count(bad):
         svd_of_product(np.ones((2, 1)), np.ones((1, 2)), bad)
 
 
-def test_what_is_no_matrix_is_refused():
+def test_arrays_that_are_not_matrices_are_refused():
     with pytest.raises(InputError, match=r"\(3,\)"):
         svd_of_matrix(np.ones(3), method="gram")
     with pytest.raises(InputError, match=r"\(0, 4\)"):

@@ -1,4 +1,4 @@
-"""The record of one update, its module path, and the updates of what is on disk."""
+"""Updates are records with a module path, and are read from disk."""
 
 import json
 
@@ -273,7 +273,7 @@ def saved(folder, weights, settings=None):
 
 
 @pytest.mark.parametrize(("before", "after"), [(7, 9), (9, 7)])
-def test_of_a_resized_vocabulary_the_common_rows_are_compared(tmp_path, before, after):
+def test_common_rows_of_a_resized_vocabulary_are_compared(tmp_path, before, after):
     W0, W = torch.randn(before, 4), torch.randn(after, 4)
     base = model(tmp_path / "base", {"embed_tokens.weight": W0, "a.weight": torch.eye(4)})
     folder = saved(tmp_path / "adapter", {"embed_tokens.weight": W})

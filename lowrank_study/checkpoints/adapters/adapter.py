@@ -140,7 +140,7 @@ class Adapter(Closing):
                 "checkpoints"
             )
         if scaling <= 0:
-            raise InputError(f"{self._where}: {self.kind} with lora_alpha below 0; save it again")
+            raise InputError(f"{self._where}: {self.kind} needs lora_alpha > 0; correct the config")
         W0_OI = self.base_matrix(module, base)
         B0_OR, A0_RI = initial_factors(self.kind, W0_OI, A_RI.shape[0], scaling)
         return Factors(

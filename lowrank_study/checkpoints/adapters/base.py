@@ -165,8 +165,8 @@ class Places:
                 if places.setdefault(tensor, component) != component:
                     raise InputError(
                         f"{self._where}: its {places[tensor]} and its {component} both fit "
-                        f"{shown(self.base.path)}, and nothing shows which one it belongs to; "
-                        "give no base"
+                        f"the base {shown(self.base.path)}, so their W0 is ambiguous; "
+                        "measure the adapter without a base"
                     )
         if failures and (len(failures) == len(components) or self._content.kind == "dora"):
             raise next(iter(failures.values()))

@@ -1,4 +1,4 @@
-"""What an adapter contains, in the same terms for every format.
+"""The contents of an adapter, in one form for every format.
 
 A reader goes through the names of a file and hands each tensor to a `Sorter`:
 
@@ -10,10 +10,10 @@ A reader goes through the names of a file and hands each tensor to a `Sorter`:
 Axis suffixes: O out features, I in features, R adapter rank.
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from math import prod
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from lowrank_study.checkpoints.formats import Array, shown
 from lowrank_study.checkpoints.weights import Weights
@@ -76,22 +76,16 @@ class Content:
     left_out: tuple[LeftOut, ...]
 
 
-class Reader(Protocol):
-    """Reads the tensors of one format into `Content`."""
-
-    def __call__(self, weights: Weights, config: Mapping[str, Any], where: str) -> Content:
-        """Return the contents of an adapter; without an adapter_config.json, `config` is empty.
-
-        Errors begin with `where`.
-        """
-        ...
+Reader = Callable[[Weights, Mapping[str, Any], str], Content]
+"""Reads the tensors of one format, given the adapter_config.json (empty without one) and the words
+that begin its errors."""
 
 
 class Sorter:
     """Collects the parts of modules by name, and the unused tensors."""
 
     def __init__(self, weights: Weights, where: str, *, needed: Set[str]) -> None:
-        """Start without any tensors; `needed` are the parts that every module's update requires."""
+        """Start without tensors; every module must have the parts in `needed`."""
         self._weights = weights
         self._where = where
         self._needed = needed
@@ -111,7 +105,7 @@ class Sorter:
         parts[part] = Part(tensor=tensor, transposed=transposed)
 
     def spoil(self, module: str, tensor: str, method: str) -> None:
-        """Leave out a module that a tensor changes by another method than `method`."""
+        """Leave out a module because a tensor changes it by a method other than `method`."""
         why = f"tensor {shown(tensor)} belongs to a method that can't be read exactly as {method}"
         self.leave_out(tensor, why)
         remedy = "merge it into the base in its own library and compare checkpoints"

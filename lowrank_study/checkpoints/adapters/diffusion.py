@@ -1,11 +1,11 @@
 """Read LoRA in one file without a config: diffusers, ComfyUI and kohya's scripts.
 
-transformer.transformer_blocks.0.attn.to_q.lora_A.weight      diffusers, ComfyUI (diffusion_model.)
-unet.mid_block.attentions.0.to_q.lora.down.weight             diffusers until 2023
-down_blocks.0.attn1.processor.to_q_lora.down.weight           its first layout
-text_encoder.layers.0.q_proj.lora_linear_layer.down.weight    its text encoders
-lora_unet_down_blocks_0_to_q.lora_down.weight                 kohya: `_` for every dot
-lora_unet_down_blocks_0_to_q.alpha                            alpha of one module
+    transformer.transformer_blocks.0.attn.to_q.lora_A.weight   diffusers; ComfyUI (diffusion_model.)
+    unet.mid_block.attentions.0.to_q.lora.down.weight          diffusers until 2023
+    down_blocks.0.attn1.processor.to_q_lora.down.weight        its first layout
+    text_encoder.layers.0.q_proj.lora_linear_layer.down.weight its text encoders
+    lora_unet_down_blocks_0_to_q.lora_down.weight              kohya: `_` for every dot
+    lora_unet_down_blocks_0_to_q.alpha                         alpha of one module
 
 delta = alpha / rank * B A; see `file_scalings` for alpha.
 

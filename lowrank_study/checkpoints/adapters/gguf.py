@@ -1,9 +1,9 @@
 """Read a LoRA converted for llama.cpp (`convert_lora_to_gguf.py`): GGUF, general.type adapter.
 
-blk.0.attn_q.weight.lora_a    A (rank, in)
-blk.0.attn_q.weight.lora_b    B (out, rank)
-token_embd.weight.lora_a      B of an embedding's update, stored (tokens, rank)
-token_embd.weight.lora_b      A of it, stored (dimensions, rank)
+    blk.0.attn_q.weight.lora_a    A (rank, in)
+    blk.0.attn_q.weight.lora_b    B (out, rank)
+    token_embd.weight.lora_a      B of an embedding's update, stored (tokens, rank)
+    token_embd.weight.lora_b      A of it, stored (dimensions, rank)
 
 llama.cpp's factor is adapter.lora.alpha / rank, or 1 if alpha is 0 or missing. Names and the order
 of rows (of Llama's query and key) are those of a converted base, so only a base in GGUF can be

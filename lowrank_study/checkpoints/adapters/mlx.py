@@ -1,8 +1,8 @@
 """Read adapters of Apple's MLX (`mlx_lm.lora`): adapters.safetensors and adapter_config.json.
 
-model.layers.0.self_attn.q_proj.lora_a    A, stored (in, rank)
-model.layers.0.self_attn.q_proj.lora_b    B, stored (rank, out)
-model.layers.0.self_attn.q_proj.m         DoRA's magnitudes
+    model.layers.0.self_attn.q_proj.lora_a    A, stored (in, rank)
+    model.layers.0.self_attn.q_proj.lora_b    B, stored (rank, out)
+    model.layers.0.self_attn.q_proj.m         DoRA's magnitudes
 
 delta = scale * (lora_a @ lora_b)^T, without the transpose for an embedding. Until 2024 the settings
 also had an alpha, and the factor was scale * alpha / rank.

@@ -1,8 +1,8 @@
 """Read PEFT's layout: factors, magnitudes, full weights and token rows.
 
-base_model.model.encoder.layer.0.query.lora_A.weight      module "encoder.layer.0.query", A
-base_model.model.encoder.layer.0.query.base_layer.weight  a copy of its W0
-base_model.model.classifier.weight                        a weight trained in full
+    base_model.model.encoder.layer.0.query.lora_A.weight      module "encoder.layer.0.query", A
+    base_model.model.encoder.layer.0.query.base_layer.weight  a copy of its W0
+    base_model.model.classifier.weight                        a weight trained in full
 
 A training script that saves a state dict itself leaves the adapter's name in the keys
 (`lora_A.default.weight`); it is removed.
@@ -44,7 +44,7 @@ _BIAS = re.compile(r"(.+)\.lora_B(?:\.[^.]+)?\.bias")
 _METHOD = re.compile(
     r"(?:(.*?)[._])?(?:lora|hada|lokr|vera|oft|boft|ia3|dora|fourier|trainable_tokens)_"
 )
-"""Beginnings of the names of methods' tensors; one that isn't known is not read."""
+"""Prefixes of tensors that belong to a method; unknown ones are left out."""
 
 
 def read_peft(weights: Weights, config: Mapping[str, Any], where: str) -> Content:

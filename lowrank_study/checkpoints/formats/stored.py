@@ -1,4 +1,4 @@
-"""What every file format is to the rest of the package.
+"""The interface that every file format implements.
 
 A format is one module with one `Format`, listed in `formats/table.py`. Its `read` returns the
 `Stored` tensors of some files without reading the tensors' data.
@@ -83,12 +83,9 @@ def check_layout(
     for tensor in sorted(tensors, key=lambda tensor: (tensor.start, tensor.stop)):
         padding = tensor.start - position
         if not 0 <= padding < alignment or (tensor.start - start) % alignment:
-            fault = "overlaps the tensor before it" if padding < 0 else "leaves a hole"
-            raise hostile(
-                where,
-                f"tensor {shown(tensor.name)} {fault}, at byte {tensor.start} instead of "
-                f"{position}",
-            )
+            fault = "overlaps the tensor before it" if padding < 0 else "leaves a gap"
+            what = f"tensor {shown(tensor.name)} {fault}: it begins at byte {tensor.start}"
+            raise hostile(where, f"{what} instead of {position}")
         position = tensor.stop
     if position > file.size and tensors:
         raise damaged(where, f"truncated, {file.size} of {position} bytes")

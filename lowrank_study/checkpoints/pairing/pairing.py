@@ -12,6 +12,7 @@ Axis suffixes: O out features, I in features.
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -33,37 +34,29 @@ _ROWS = "rows that only this checkpoint has"
 _BROKEN = "NaN or infinite values in one checkpoint or both"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Pairing:
     """The matrices and vectors two checkpoints share, and what was left out."""
 
-    def __init__(
-        self,
-        *,
-        before: Weights,
-        after: Weights,
-        matches: list[Match],
-        vectors: dict[str, tuple[str, str]],
-        unpaired: list[Unpaired],
-        skipped: dict[str, str],
-        flags: list[str],
-    ) -> None:
-        self.before = before
-        self.after = after
-        self.matches = matches
-        """The matched matrices, in the order of the tuned checkpoint."""
-        self.vectors = vectors
-        """Matched tensors that are not matrices: name to (tensor before, tensor after)."""
-        self.skipped = skipped
-        """What was left out, with the reason; `read_matrices` adds matrices with NaN or Inf."""
-        self.flags = flags
-        """Remarks for the report on this pair, one sentence each."""
-        self._unpaired = unpaired
-        self._broken: set[str] = set()
+    before: Weights
+    after: Weights
+    matches: list[Match]
+    """The matched matrices, in the order of the tuned checkpoint."""
+    vectors: dict[str, tuple[str, str]]
+    """Matched tensors that are not matrices: name to (tensor before, tensor after)."""
+    unpaired: list[Unpaired]
+    """Tensors without a counterpart of the same shape."""
+    broken: set[str]
+    """Names of matrices and vectors with NaN or Inf, as far as they have been read."""
+    skipped: dict[str, str]
+    """Names of left-out tensors with the reason; reading adds those with NaN or Inf."""
+    flags: list[str]
+    """Remarks for the report on this pair, one sentence each."""
 
     def left_out_matrices(self) -> int:
         """Return how many matrices of the larger checkpoint aren't compared."""
-        alone = Counter(item.side for item in self._unpaired if item.is_matrix)
-        broken = sum(match.name in self._broken for match in self.matches)
+        alone = Counter(item.side for item in self.unpaired if item.is_matrix)
+        broken = sum(match.name in self.broken for match in self.matches)
         return max(alone.values(), default=0) + broken
 
     def left_out(self) -> list[LeftOut]:
@@ -75,10 +68,10 @@ class Pairing:
 
     def _left_out_of(self, index: int) -> list[LeftOut]:
         side = SIDES[index]
-        lost = [item for item in self._unpaired if item.side == side]
+        lost = [item for item in self.unpaired if item.side == side]
         compared = 0
         counted: set[Matrix] = set()
-        for match in sorted(self.matches, key=lambda match: match.name in self._broken):
+        for match in sorted(self.matches, key=lambda match: match.name in self.broken):
             matrix = (match.before, match.after)[index]
             if matrix in counted:  # a tied embedding is also the W0 of the head
                 continue
@@ -86,13 +79,13 @@ class Pairing:
             rows, columns = matrix.shape
             more = (rows - match.shape[0], columns)
             lost.append(Unpaired.of(side, match.name, more, _ROWS, is_matrix=False))
-            if match.name in self._broken:
+            if match.name in self.broken:
                 lost.append(Unpaired.of(side, match.name, match.shape, _BROKEN, is_matrix=True))
             else:
                 compared += prod(match.shape)
         for name, tensors in self.vectors.items():
             shape = (self.before, self.after)[index].shape(tensors[index])
-            if name in self._broken:
+            if name in self.broken:
                 lost.append(Unpaired.of(side, name, shape, _BROKEN, is_matrix=False))
             else:
                 compared += prod(shape)
@@ -118,7 +111,7 @@ class Pairing:
 
     def refuse_partial(self) -> None:
         """Refuse a run's own checkpoint if the shape of a matrix differs from the base's."""
-        for item in self._unpaired:
+        for item in self.unpaired:
             if item.is_matrix and item.side == "after" and item.why not in ALONE.values():
                 raise InputError(
                     f"{shown(self.after.path)}: {shown(item.name)}: {item.why}; train the run again"
@@ -127,7 +120,7 @@ class Pairing:
     def leave_out(self, name: str, reason: str) -> None:
         """Leave out a matched matrix or vector with unusable numbers."""
         self.skipped[name] = reason
-        self._broken.add(name)
+        self.broken.add(name)
 
     def _finite(self, name: str, *arrays: Array) -> bool:
         nan = sum(int(np.isnan(array).sum()) for array in arrays)
@@ -170,6 +163,7 @@ def pair(before: Weights, after: Weights) -> Pairing:
         matches=matches,
         vectors=vectors,
         unpaired=unpaired,
+        broken=set(),
         skipped=skipped,
         flags=_flags(before, after, names, matches),
     )
@@ -264,5 +258,5 @@ def _precision_flags(matches: list[Match]) -> Iterator[str]:
     if only_before:
         yield (
             f"only before is stored in {', '.join(sorted(only_before))}: its rounding counts as "
-            "noise where the differences have as much of it"
+            "noise, unless the differences show that training began from the stored weights"
         )

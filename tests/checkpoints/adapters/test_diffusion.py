@@ -149,7 +149,7 @@ def test_a_module_that_another_method_changes_too_is_left_out_whole(write_file: 
         ),
     ],
 )
-def test_other_files_than_a_lora_are_refused_by_name(
+def test_files_that_are_not_a_lora_are_refused_by_name(
     write_file: WriteFile, tensors: dict[str, torch.Tensor], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):

@@ -135,7 +135,7 @@ def test_norms_and_experts_are_left_out_with_their_share(write_gguf: WriteGguf) 
     ],
     ids=["model", "form", "alora", "half", "norm"],
 )
-def test_other_files_than_a_lora_are_refused_by_name(
+def test_files_that_are_not_a_lora_are_refused_by_name(
     write_gguf: WriteGguf, tensors: Any, options: Any, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):

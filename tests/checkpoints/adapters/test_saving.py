@@ -1,4 +1,4 @@
-"""PEFT reads the adapters that are written here, and its own are read here."""
+"""PEFT loads adapters that this package saves, and the reverse."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""safetensors files are read exactly, or refused by what is wrong with their header."""
+"""safetensors files are read exactly, or refused with the fault in their header."""
 
 from pathlib import Path
 from typing import Any
@@ -73,14 +73,14 @@ def test_a_name_given_twice_is_refused(write_raw: Any) -> None:
         open_weights(write_raw(b'{"w":{"dtype":"F16",' + one + b"}}", ONE))
 
 
-def test_overlapping_and_holed_offsets_are_refused(write_raw: Any, entry: Any) -> None:
+def test_overlapping_offsets_and_gaps_are_refused(write_raw: Any, entry: Any) -> None:
     overlap = {"a": entry(0, 8, [2]), "b": entry(4, 12, [2])}
     with pytest.raises(InputError, match="tensor b overlaps the tensor before it"):
         open_weights(write_raw(overlap, ONE * 3))
     hole = {"a": entry(0, 4, [1]), "b": entry(8, 12, [1])}
-    with pytest.raises(InputError, match="tensor b leaves a hole"):
+    with pytest.raises(InputError, match="tensor b leaves a gap"):
         open_weights(write_raw(hole, ONE * 3))
-    with pytest.raises(InputError, match="tensor a leaves a hole"):
+    with pytest.raises(InputError, match="tensor a leaves a gap"):
         open_weights(write_raw({"a": entry(4, 8, [1])}, ONE * 2))
     same = {"a": entry(0, 4, [1]), "b": entry(0, 4, [1])}
     with pytest.raises(InputError, match="overlaps"):
