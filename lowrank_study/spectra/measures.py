@@ -238,16 +238,16 @@ MEASURES = (
         source="Bell & Dean 1970", on_noise="0.50 n", shown=("controls",)),
     _measure(
         "numerical_rank", "numerical rank", "rank", "rank",
-        "σ above the tolerance of the arithmetic and above the rounding floor",
+        "number of σ above the tolerance of the arithmetic and above the rounding floor",
         _numerical_rank, stands=has_values_above_floor, whole=True, on_noise="n"),
     _measure(
         "gavish_donoho_rank", "Gavish–Donoho rank", "rank", "noise",
-        "σ above the optimal hard threshold for unknown noise",
+        "number of σ above the optimal hard threshold for unknown noise",
         _gavish_donoho_rank, stands=counts_above_floor, whole=True,
         source="Gavish & Donoho 2014", on_noise="0", shown=EVERYWHERE),
     _measure(
         "rank_above_mp_edge", "σ above Marchenko–Pastur", "rank", "noise",
-        "σ above the largest σ of independent noise with the same median",
+        "number of σ above the largest σ of independent noise with the same median",
         _rank_above_edge, stands=counts_above_floor, whole=True,
         source="Marchenko & Pastur 1967", on_noise="0", shown=("sweep",)),
     _measure(
