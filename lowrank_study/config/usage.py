@@ -56,7 +56,8 @@ def _choice_page(composer: Composer, group: str, name: str, overrides: Sequence[
     config = composer.config(overrides)
     file = CONF_FOLDER / group / f"{name}.yaml"
     head = [line[1:].strip() for line in file.read_text().splitlines() if line.startswith("#")]
-    meanings = meanings_in(file)
+    head = [line for line in head if not line.startswith("@package")]
+    meanings = meanings_in_group(file)
     part = config.get(group)
     values = OmegaConf.to_container(part, resolve=False) if isinstance(part, DictConfig) else {}
     assert isinstance(values, dict)
@@ -79,6 +80,13 @@ def meanings_in(file: Path) -> dict[str, str]:
         elif last and (more := _MORE.fullmatch(line)):
             found[last] = f"{found.get(last, '')} {more.group(1)}".strip()
     return found
+
+
+def meanings_in_group(file: Path) -> dict[str, str]:
+    """Return the comment on each setting of a choice, from another choice where it has none."""
+    others = (meanings_in(each) for each in sorted(file.parent.glob("*.yaml"), reverse=True))
+    found = {key: text for other in others for key, text in other.items() if text}
+    return found | {key: text for key, text in meanings_in(file).items() if text}
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -34,7 +34,11 @@ def test_help_lists_settings_with_value_and_meaning(run_command: RunCommand) -> 
     assert "method.alpha=16 " in page
     _, page, _ = run_command("experiments/train.py", "--help", "method=lora_all_linear")
     assert "method.target=all_linear" in page
-    assert "a number, or a rule: 2r is twice the rank" in page  # of the file it begins with
+    assert "a number, or a rule: 2r is twice the rank" in page  # from the file that it extends
+    _, page, _ = run_command("experiments/train.py", "--help", "model=gpt2")
+    assert "a folder, or a hub id" in page  # from another file of the group
+    _, page, _ = run_command("experiments/train.py", "--help", "scale=paper")
+    assert page.startswith("For any `experiment=paper_*`")
 
 
 def test_cfg_prints_the_composed_settings(run_command: RunCommand) -> None:
