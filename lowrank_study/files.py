@@ -45,9 +45,9 @@ def whole_file(path: Path, *, flush: bool = True) -> Iterator[IO[bytes]]:
         flush_to_disk(path.parent)
 
 
-def write_whole(path: Path, content: bytes, *, flush: bool = True) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Write bytes to a file; see `whole_file`."""
-    with whole_file(path, flush=flush) as file:
+    with whole_file(path) as file:
         file.write(content)
 
 

@@ -42,7 +42,7 @@ def processor() -> tuple[str, frozenset[str]]:
 
 
 def has_status() -> bool:
-    """Whether the system reports the memory of a process (Linux does)."""
+    """Return whether the system reports the memory of a process (Linux does)."""
     return _STATUS.exists()
 
 
@@ -67,7 +67,7 @@ def process_space() -> str | None:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process with that pid exists in this process space."""
+    """Return whether a process with that pid exists in this process space."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

@@ -166,7 +166,7 @@ class RunSpec:
 
 
 def path_matches(name: str, pattern: str) -> bool:
-    """Whether a module path ends in a pattern, compared part by part; `*` is any number.
+    """Return whether a module path ends in a pattern, compared part by part; `*` is any number.
 
     >>> path_matches("encoder.layer.0.output.dense", "*.output.dense")
     True

@@ -57,7 +57,7 @@ def test_a_cached_wheel_needs_no_index(index: Path, monkeypatch: pytest.MonkeyPa
     assert assets.fetch(asset).read_text() == "x,y\n1,2\n"
 
 
-def test_a_damaged_cache_is_mended(index: Path) -> None:
+def test_a_damaged_cache_is_fetched_again(index: Path) -> None:
     asset = pinned(index, "tinydata/rows/a.csv")
     file = assets.fetch(asset)
     file.write_text("x,y\n9,9\n")  # same length, other bytes
@@ -92,13 +92,13 @@ def test_a_missing_path_is_named() -> None:
         assets.fetch(LocalPath(path="./nowhere", sha256=""))
 
 
-def test_a_full_disk_is_refused_beforehand(tmp_path: Path) -> None:
+def test_a_full_disk_is_refused_before_fetching(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"not enough disk space.*are needed.*results=PATH"):
         assets.require_free_space(tmp_path / "not" / "there", 10**18)
     assert not (tmp_path / "not").exists()
 
 
-def test_only_what_is_read_of_a_folder_is_hashed(tmp_path: Path) -> None:
+def test_only_the_files_that_are_read_are_hashed(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("text,label\n")
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"1")
@@ -115,7 +115,7 @@ def test_only_what_is_read_of_a_folder_is_hashed(tmp_path: Path) -> None:
     assert assets.local(str(tmp_path)) != model
 
 
-def test_a_folder_that_holds_nothing_else_has_the_hash_it_always_had(tmp_path: Path) -> None:
+def test_a_folder_with_only_model_files_keeps_its_older_hash(tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         (tmp_path / name).write_text(name)
     total = hashlib.sha256()
@@ -137,7 +137,7 @@ def test_an_edited_model_is_refused_when_it_is_used(tmp_path: Path) -> None:
     assert assets.fetch(asset) == tmp_path
 
 
-def test_a_run_older_than_the_choice_of_files_still_finds_its_folder(tmp_path: Path) -> None:
+def test_a_run_that_hashed_the_whole_folder_still_finds_it(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "README.md").write_text("x")
     whole = LocalPath(path=str(tmp_path), sha256=sha256_of(tmp_path))
@@ -158,7 +158,7 @@ def test_damaged_weights_in_the_hubs_cache_are_refused(tmp_path: Path) -> None:
         assets._check_blobs(tmp_path)
 
 
-def test_a_hub_model_without_safetensors_is_refused_with_a_way_out(
+def test_a_hub_model_without_safetensors_is_refused_with_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")

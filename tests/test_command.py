@@ -46,7 +46,7 @@ def raiser(error: BaseException) -> Callable[[], object]:
         ),
     ],
 )
-def test_it_is_told_with_a_code(
+def test_errors_give_one_line_and_an_exit_code(
     error: BaseException, code: int, told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ended(raiser(error)) == code
@@ -65,7 +65,7 @@ def test_sigterm_is_an_interruption(capsys: pytest.CaptureFixture[str]) -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_a_reader_that_has_enough_is_no_defect(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_pipe_is_not_a_defect(monkeypatch: pytest.MonkeyPatch) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as stream:

@@ -29,14 +29,14 @@ def test_a_file_is_hashed_again_only_if_it_changed(
     assert counted
 
 
-def test_a_file_that_has_just_been_written_is_not_remembered(tmp_path: Path) -> None:
+def test_the_hash_of_a_file_just_written_is_not_cached(tmp_path: Path) -> None:
     file = tmp_path / "a"
     for content in (b"one", b"two", b"six"):  # within one tick of the clock, perhaps
         file.write_bytes(content)
         assert sha256_of_file(file) == hashing.hashlib.sha256(content).hexdigest()
 
 
-def test_a_folder_is_hashed_with_its_names(tmp_path: Path) -> None:
+def test_the_hash_of_a_folder_includes_file_names(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"one")
     first = sha256_of(tmp_path)
     (tmp_path / "a").rename(tmp_path / "b")
@@ -49,7 +49,7 @@ def kept(folder: Path, stem: str, content: bytes) -> Path:
     return keep_named(made, folder, stem=stem, suffix=".bin")
 
 
-def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
+def test_every_flipped_bit_is_detected(tmp_path: Path) -> None:
     content = bytes(range(40))
     for bit in range(8 * len(content)):
         path = kept(tmp_path, "one", content)
@@ -61,7 +61,7 @@ def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
         assert not path.exists()
 
 
-def test_swapped_and_renamed_files_are_noticed(tmp_path: Path) -> None:
+def test_swapped_and_renamed_files_are_detected(tmp_path: Path) -> None:
     one, two = kept(tmp_path, "one", b"1"), kept(tmp_path, "two", b"2")
     one.write_bytes(b"2")
     assert find_named(tmp_path, stem="one", suffix=".bin") is None
@@ -85,7 +85,7 @@ def test_a_folder_with_a_changed_byte_or_one_file_more_is_made_again(tmp_path: P
     assert made().is_dir()
 
 
-def test_who_comes_second_keeps_the_first_ones_folder(tmp_path: Path) -> None:
+def test_a_second_process_keeps_the_folder_of_the_first(tmp_path: Path) -> None:
     paths = []
     for _ in range(2):
         made = tmp_path / "made"

@@ -17,14 +17,14 @@ def test_the_sentence_has_the_count_and_the_share() -> None:
     assert "(100 %)" in rows(300, 300).sentence
 
 
-def test_the_largest_share_is_said_first_and_nothing_is_not_said() -> None:
+def test_the_largest_share_comes_first_and_empty_parts_are_omitted() -> None:
     shares = [
         sentence.split("(")[1] for sentence in in_words([rows(0, 9), rows(1, 99), rows(3, 99)])
     ]
     assert [share.split(" ")[0] for share in shares] == ["3", "1"]
 
 
-def test_more_than_a_twentieth_is_refused_unless_it_is_asked_for() -> None:
+def test_more_than_a_twentieth_is_refused_unless_allowed() -> None:
     check_left_out([rows(5, 100)], allow_partial=False)
     with pytest.raises(InputError, match=r"6 of 100 rows .* allow_partial=true"):
         check_left_out([rows(6, 100)], allow_partial=False)

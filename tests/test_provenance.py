@@ -8,7 +8,7 @@ import pytest
 from lowrank_study import provenance
 
 
-def test_code_without_a_commit_is_told_by_its_hash(
+def test_code_without_a_commit_is_identified_by_its_hash(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = tmp_path / "lowrank_study" / "provenance.py"

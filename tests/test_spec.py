@@ -48,7 +48,7 @@ def test_run_id_ignores_device_tracker_launcher_and_folders() -> None:
         assert compose("method.rank=8", override).run_id == base
 
 
-def test_a_record_older_than_some_fields_is_the_same_run() -> None:
+def test_a_record_without_newer_fields_is_the_same_run() -> None:
     spec = compose("method.rank=8")
     mapping = to_mapping(spec)
     del mapping["train"]["head_learning_rate"], mapping["task"]["encoding"]
@@ -101,7 +101,7 @@ def test_path_matches(name: str, pattern: str, expected: bool) -> None:
     assert path_matches(name, pattern) is expected
 
 
-def test_an_encoding_and_a_separator_make_another_run_only_where_they_are_named(
+def test_only_a_given_encoding_or_separator_changes_the_run_id(
     tiny_overrides: list[str],
 ) -> None:
     plain = compose(*tiny_overrides)
@@ -152,7 +152,7 @@ def test_scaling_of_a_lora_by_peft() -> None:
     assert method.lora.scaling == 3.0
 
 
-def test_names_of_adapters_that_were_right_before_stay() -> None:
+def test_valid_older_names_of_adapters_stay() -> None:
     names = {kind: adapter_of(kind, {}).run_id for kind in ("IA3", "LOHA")}
     assert names == {
         "IA3": "rotten_tomatoes-minilm-ia3_attention_qv-lr0.002-s0-51b5603f",

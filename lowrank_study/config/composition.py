@@ -61,7 +61,7 @@ class Composer:
         self._optional = [group for group, choice in self.groups.items() if choice is None]
 
     def config(self, overrides: Sequence[str]) -> DictConfig:
-        """Compose one configuration."""
+        """Return the configuration that the overrides give."""
         parsed = self.parsed(overrides)
         files = [override for override in parsed if self._chooses_a_file(override)]
         config = self._composed(files).settings.copy()
@@ -230,7 +230,7 @@ def _is_mapping(config: DictConfig, key: str) -> bool:
 
 
 def _has(config: DictConfig, key: str) -> bool:
-    """Whether a setting exists, even without a value."""
+    """Return whether a setting exists, even without a value."""
     parent, _, last = key.rpartition(".")
     node = _node(config, parent) if parent else config
     if isinstance(node, ListConfig):

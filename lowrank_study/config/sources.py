@@ -35,7 +35,7 @@ def read_source(fields: Fields, *, subset: str | None, named: Sequence[str]) -> 
 
 
 def is_path(text: str) -> bool:
-    """Tell whether a source's text is a path (one that exists or looks like one) or a hub id."""
+    """Return whether a source's text is a path (one that exists or looks like one) or a hub id."""
     path = Path(os.path.expanduser(text))
     return text.startswith((".", "/", "~")) or path.exists() or path.suffix in _FILE_SUFFIXES
 

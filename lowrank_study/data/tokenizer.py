@@ -25,7 +25,7 @@ def load_tokenizer(model_folder: Path) -> Any:
 
 
 def has_tokenizer(model_folder: Path) -> bool:
-    """Whether a folder holds a tokenizer; the checkpoint of a run has none."""
+    """Return whether a folder holds a tokenizer; the checkpoint of a run has none."""
     return bool(_files(model_folder))
 
 

@@ -209,11 +209,11 @@ class Leases:
         return Lease(spec, slot / token, owner=owner, store=self._store)
 
     def held(self, run_id: str) -> bool:
-        """Whether a worker that may be alive has the run."""
+        """Return whether a worker that may be alive has the run."""
         return any(self._is_held(holder) for holder in entries(self._running / run_id))
 
     def in_doubt(self, run_id: str) -> bool:
-        """Whether a worker has the run, and this process has not seen its heartbeat change yet."""
+        """Return whether a worker has the run whose heartbeat has not been seen to change yet."""
         return any(
             self._is_held(holder) and not self._watch(holder).has_beaten
             for holder in entries(self._running / run_id)

@@ -104,7 +104,7 @@ class RunStore:
         return [str(run_id) for run_id in self._read_sweep(name).get("earlier", [])]
 
     def has_plan(self, name: str) -> bool:
-        """Whether the sweep is planned; false if the folder was removed while it ran."""
+        """Return whether the sweep is planned; false if the folder was removed while it ran."""
         return (self._sweeps / f"{name}.json").is_file()
 
     def planned_spec(self, run_id: str) -> RunSpec | None:
@@ -196,13 +196,13 @@ class RunStore:
         ]
 
     def held(self, run_ids: Iterable[str]) -> bool:
-        """Whether a worker on any machine has one of these runs and may be alive."""
+        """Return whether a worker on any machine has one of these runs and may be alive."""
         running = self._leases.run_ids()
         held = [self._leases.held(run_id) for run_id in run_ids if run_id in running]
         return any(held)  # look at all of them: silence is counted between looks
 
     def in_doubt(self, run_ids: Iterable[str]) -> bool:
-        """Whether one of these runs is held by a worker not yet seen alive."""
+        """Return whether one of these runs is held by a worker not yet seen alive."""
         running = self._leases.run_ids()
         doubts = [self._leases.in_doubt(run_id) for run_id in run_ids if run_id in running]
         return any(doubts)

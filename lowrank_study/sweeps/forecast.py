@@ -96,13 +96,13 @@ def forecast(specs: Sequence[RunSpec], *, results: Path, workers: int) -> float:
     return (training + _SECONDS_A_RUN * len(left)) / workers
 
 
-def measured_speed(precision: str, *, size: int = 512, seconds: float = 0.5) -> float:
+def measured_speed(precision: str, *, seconds: float = 0.5) -> float:
     """Return this machine's operations per second in a matrix product on one thread.
 
     In bf16, training reaches a smaller share of it, because only matrix products become faster.
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    threads = torch.get_num_threads()
+    size, threads = 512, torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         left, right = (torch.randn(size, n * size, dtype=dtype) for n in (1, 4))

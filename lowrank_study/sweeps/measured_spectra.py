@@ -11,7 +11,7 @@ from lowrank_study.spectra.spectrum import Spectrum
 
 
 def is_asked_for(run: TrainedRun) -> bool:
-    """Whether a run's spectra have to be measured.
+    """Return whether a run's spectra have to be measured.
 
     Runs that don't read the test split only help to choose a rate, and keep no checkpoint.
     """
@@ -19,7 +19,7 @@ def is_asked_for(run: TrainedRun) -> bool:
 
 
 def is_measured(run: TrainedRun, results: Path) -> bool:
-    """Whether the stored spectra belong to the run's current checkpoint.
+    """Return whether the stored spectra belong to the run's current checkpoint.
 
     Older versions left an empty file where a checkpoint could not be read.
     """

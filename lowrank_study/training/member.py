@@ -159,7 +159,7 @@ class Member:
 
 
 def is_evaluated(step: int, steps: int, evaluations: int) -> bool:
-    """Whether to evaluate on validation after a step: evenly spaced, and after the last step."""
+    """Return whether to evaluate after a step: evenly spaced, and after the last step."""
     return step in {max(1, round(steps * k / evaluations)) for k in range(1, evaluations + 1)}
 
 

@@ -60,7 +60,7 @@ _reading: ContextVar[_Reading] = ContextVar("reading")
 
 
 def can_unpad(model: nn.Module) -> bool:
-    """Whether a model of transformers has one stack of layers and accepts an attention function.
+    """Return whether a model has one stack of layers and accepts an attention function.
 
     All others (T5 and BART, DeBERTa, MPNet, BLOOM, Falcon …) get padded texts.
     """
@@ -188,7 +188,7 @@ def _read_tokens(model: nn.Module, batch: Batch) -> Tensor | None:
 
 
 def counts_from_padding(model: nn.Module) -> bool:
-    """Whether a model counts positions from its padding id, as RoBERTa does."""
+    """Return whether a model counts positions from its padding id, as RoBERTa does."""
     return _padding_index(_backbone(model)) is not None
 
 

@@ -66,7 +66,7 @@ def test_a_silent_worker_is_taken_over_and_commits_nothing(
     (slow.folder / "checkpoint" / "half").write_text("slow")
     silence(slow)
     other = taken_over(elsewhere)
-    # It wakes up in the middle of saving, which makes its folders anew.
+    # It resumes while saving, which creates its folders again.
     (slow.folder / "checkpoint").mkdir(parents=True)
     (slow.folder / "checkpoint" / "rest").write_text("slow")
     with pytest.raises(LeaseLost, match="another worker has taken it over"):
@@ -86,7 +86,7 @@ def test_a_resumed_worker_learns_of_its_loss_at_the_next_step(
     slow = taken(store)
     silence(slow)
     other = taken_over(elsewhere)
-    (slow.folder / "checkpoint").mkdir(parents=True)  # no lease comes back with it
+    (slow.folder / "checkpoint").mkdir(parents=True)  # this recreates no lease
     monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.01)
     slow._beat()
     with pytest.raises(LeaseLost):
@@ -234,7 +234,7 @@ def test_removing_a_store_ends_its_workers_and_does_not_recreate_it(
 def test_a_rename_with_a_lost_reply_counts(
     store: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """NFS repeats a request that was carried out; the second one finds nothing to rename."""
+    """NFS repeats a request that has succeeded, and the second one finds nothing to rename."""
     rename = os.rename
 
     def twice(source: Path, target: Path) -> None:

@@ -143,7 +143,7 @@ def test_a_crashed_process_fails_its_run(store: RunStore, specs: list[RunSpec]) 
 
 
 def test_a_crashed_pack_is_tried_run_by_run(store: RunStore, specs: list[RunSpec]) -> None:
-    """Only one of its runs may have been the cause: the others are to lose nothing."""
+    """Only one of its runs may have caused the crash, so the others are kept."""
     run_ids = store.plan("s", [specs[:2], specs[2:]], question="Why?")
     died = RunStore(store.folder, worker="w").lease_pack(store.packs("s"))
     assert [lease.run_id for lease in died] == run_ids[:2]

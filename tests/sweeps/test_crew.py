@@ -160,7 +160,7 @@ def test_workers_end_with_their_driver_and_give_their_runs_back(
         time.sleep(0.1)
     assert not any(map(is_running, pids))
     assert not list((store.folder / ".running").iterdir())
-    # The driver here has no command around it; nothing comes from its workers.
+    # The driver runs outside a command, and its workers print nothing.
     assert stderr.count("Traceback") == (ended_by != "SIGKILL")
 
 

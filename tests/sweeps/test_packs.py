@@ -9,7 +9,7 @@ from lowrank_study.sweeps.packs import packs
 
 
 def cost(spec: RunSpec) -> float:
-    """Full fine-tuning also has gradients of the weights, and factors cost by their rank."""
+    """Return a cost that grows with the rank; full fine-tuning also has weight gradients."""
     return 1.0 + spec.method.rank / 1000 if isinstance(spec.method, Lora) else 1.5
 
 

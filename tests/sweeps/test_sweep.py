@@ -68,13 +68,13 @@ def test_a_sweep_with_a_run_that_diverges(tiny_overrides: list[str], tmp_path: P
     difference = table.set_index("run_id")["test_score"]
     expected = difference[specs[0].run_id] - difference[specs[2].run_id]
     assert compared["difference"].tolist() == pytest.approx([expected])
-    # a sweep that is under way can be looked at, and not reported
+    # an unfinished sweep can be read but not reported
     more = [*specs, *specs_of(tiny_overrides, ["method.rank=3"])]
     RunStore(tmp_path / "runs").plan("more", [[spec] for spec in more], question="")
     assert len(study_tables("more", results=tmp_path).runs) == 3
     with pytest.raises(InputError, match="1 of the 4 planned runs has not ended"):
         report_sweep("more", results=tmp_path)
-    # again: nothing is trained, and it is quick
+    # the second call trains nothing and is fast
     stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("record.json")}
     sweep(specs, name="three", results=tmp_path, launcher="inline")
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("record.json")} == stamps
@@ -155,7 +155,7 @@ def test_a_sweep_without_workers_is_unfinished(
 def test_an_adapter_without_a_readable_update_still_trains(
     tiny_overrides: list[str], tmp_path: Path
 ) -> None:
-    """IA3 multiplies activations: there is no ΔW of it that could be read exactly."""
+    """IA3 multiplies activations, so it has no exact ΔW."""
     specs = specs_of(tiny_overrides, ["method=peft", "method.peft_type=IA3", NO_MLP], FULL)
     runs = sweep(specs, name="ia3", results=tmp_path, launcher="inline")
     assert [run.status for run in runs] == ["done", "done"]

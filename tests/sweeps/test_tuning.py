@@ -70,7 +70,7 @@ def test_runs_that_choose_have_their_own_seeds_and_do_not_read_the_test_split() 
 
 
 def trained(accuracies: Accuracies, asked: set[tuple[float, int]]) -> Train:
-    """Return what trains nothing: accuracies by rate and seed, poor where none is given."""
+    """Return a `train` that only looks up accuracies by rate and seed; unknown ones are poor."""
 
     def train(specs: Sequence[RunSpec]) -> list[TrainedRun]:
         pairs = [(spec.method.learning_rate, spec.seed) for spec in specs]

@@ -108,7 +108,7 @@ def test_a_lost_run_does_not_affect_the_others(
 
     told = train(results, fits, monkeypatch)
     assert [*told.values()] == ["done", "done"]
-    assert asked == [2, 1]  # nobody else had it here: it is trained after all
+    assert asked == [2, 1]  # no other worker took it, so it is trained
     assert capsys.readouterr().err == "run 0: taken over\n"
 
 

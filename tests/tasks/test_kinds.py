@@ -57,7 +57,7 @@ class Perplexity(Classification):
 def perplexity(
     tiny_overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[RunSpec]:
-    """A run of a kind of task that is one more module of `tasks/`."""
+    """Return a run of a new kind of task, made by adding a module to `tasks/`."""
     (tmp_path / "plugins").mkdir()
     (tmp_path / "plugins" / "perplexity.py").write_text(PERPLEXITY)
     paths = [*lowrank_study.tasks.__path__, str(tmp_path / "plugins")]

@@ -54,7 +54,7 @@ def test_training_learns_repeats_and_restores(
     assert record["test"]["accuracy"] > record["test"]["majority_accuracy"] + 0.15
     assert (first.test.losses == again.test.losses).all()
     assert record["steps"] == 12 * math.ceil(record["examples"]["train"] / 16)
-    # what was saved is the model that was tested
+    # the saved model is the tested one
     spec = compose(*tiny_overrides, *longer)
     if "method=full" in method:
         model = load_model(Classification, tmp_path / "a", number_of_labels=2, dropout=None)

@@ -43,7 +43,7 @@ def test_methods_of_a_seed_start_from_the_same_head(tiny_model: Callable[[str], 
 def test_a_model_without_its_pooler_is_refused(
     tiny_overrides: list[str], tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """Under an adapter it would be random and frozen, and another one in a pack."""
+    """Under an adapter, a missing pooler would be random and frozen, and differ within a pack."""
     lacking = tmp_path / "lacking"
     shutil.copytree(tiny_model("bert"), lacking)
     weights = load_file(lacking / "model.safetensors")

@@ -89,7 +89,7 @@ def check_weights(run: Path, other: Path, *, tolerance: float) -> None:
         ("roberta", "bf16", ["model.dropout=0.3"]),
         ("gpt2", "fp32", ["method.target=mlp"]),
         ("llama", "bf16", ["method.target=mlp"]),
-        ("opt", "fp32", ["model.dropout=0.3"]),  # it drops by a function, not by a module
+        ("opt", "fp32", ["model.dropout=0.3"]),  # its dropout is a function, not a module
     ],
 )
 def test_each_run_of_a_pack_is_the_run_alone(

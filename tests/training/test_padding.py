@@ -105,7 +105,7 @@ def test_positions_counted_from_padding_do_not_move(
 def test_a_padding_token_inside_a_text_is_read_as_the_stock_model_reads_it(
     reference: bool, tiny_overrides: list[str], tiny_model: Callable[[str], Path]
 ) -> None:
-    """If the end token is also the padding token, the last other token of a text is read."""
+    """If the end token is also the padding token, the head reads the last other token."""
     spec = spec_on(tiny_overrides, "gpt2", tiny_model("gpt2"))
     model = build_model(spec, tiny_model("gpt2"), number_of_labels=2)
     model.config.pad_token_id = 3

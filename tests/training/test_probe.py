@@ -35,7 +35,7 @@ def test_the_sample_has_the_longest_and_the_shortest_texts_of_all_splits() -> No
 
 
 class Averages(nn.Module):
-    """Scores of a text: the mean of its words, dropped out heavily; some layers are dropped."""
+    """A model whose scores are means over words, with strong dropout and layer drop."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -21,7 +21,7 @@ KEY = "a" * 40
 def _nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Set up a user without wandb settings; no request leaves the machine."""
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_ERROR_REPORTING", "WANDB_SILENT", "NETRC"):
-        monkeypatch.setenv(name, "")  # so that what is set meanwhile is undone
+        monkeypatch.setenv(name, "")  # so that the test can't leave it set
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")

@@ -140,13 +140,14 @@ def test_only_needed_tokens_are_computed() -> None:
     with FlopCounterMode(display=False) as counter:
         unpadded_scores(model.train(), texts(), CPU).sum().backward()
     T, N = sum(LENGTHS), len(LENGTHS)
-    # Multiplications, a token: q, k, v, o are D² each, the feed-forward part 8 D². Forwards the
-    # last layer has k and v of every token, the rest of the read one. Backwards, gradients of
-    # activations alone: none through q, k and v of the first layer, below which nothing is trained.
+    # Multiplications per token: q, k, v and o cost D² each, the feed-forward part 8 D². In the
+    # forward pass, the last layer computes k and v for every token and the rest for the read one.
+    # The backward pass has only gradients of activations, and none through q, k and v of the first
+    # layer, because nothing below it is trained.
     forward = T * (12 * (layers - 1) + 2) + N * 10
     backward = T * (9 + 12 * (layers - 2) + 2) + N * 10
-    # Of a factor pair: twice D·rank forwards, and as much again for both gradients each; the
-    # gradient of the input too, but in the first layer.
+    # A factor pair costs 2 D·rank in the forward pass and as much for each of its two gradients,
+    # and for the gradient of the input, except in the first layer.
     thin = T * (2 * layers - 1) + N
     factors = 2 * (thin + thin + (thin - 2 * T)) * D * rank
     pooler = 2 * N * D * D  # the frozen pooler, forwards and backwards

@@ -73,7 +73,7 @@ class AdaptedLinear(nn.Module):
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear map that can be adapted."""
+    """Return whether a module is a linear map that can be adapted."""
     return isinstance(module, (nn.Linear, Conv1D))
 
 

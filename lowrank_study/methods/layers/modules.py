@@ -30,7 +30,7 @@ def task_of(model: nn.Module) -> "type[Task]":
 
 
 def in_head(name: str, heads: Sequence[str]) -> bool:
-    """Whether a module or weight, given by its path in the model, is part of a head."""
+    """Return whether a module or weight, given by its path in the model, is part of a head."""
     return name.partition(".")[0] in heads
 
 

@@ -56,6 +56,7 @@ _STARTS = {
     "false": "starts from a random update instead of the pretrained model",
 }
 _BY_PATH = "PEFT ignores it for modules given by their paths: name layers in method.target"
+_QUANTISED = "the base isn't quantised here"
 _LOSS_TERM = "needs a term in the loss that this training loop doesn't add"
 _STEP_CALLS = "needs calls after each step that this training loop doesn't make"
 _IGNORED_BY_ALL = {
@@ -80,23 +81,17 @@ _IGNORED = {
     "LORA": {
         "alora_invocation_tokens": "it is for text generation",
         "arrow_config": "it routes between adapters that are trained already",
-        "corda_config": _DATA_PASS,
         "ensure_weight_tying": "it is for tied embeddings, which are no targets here",
-        "eva_config": _DATA_PASS,
-        "kasa_config": _LOSS_TERM,
         "layer_replication": "it changes the base model",
-        "loftq_config": "the base isn't quantised here",
-        "lora_ga_config": _DATA_PASS,
-        "megatron_config": "it is for Megatron's layers",
-        "megatron_core": "it is for Megatron's layers",
-        "monteclora_config": _LOSS_TERM,
-        "qalora_group_size": "the base isn't quantised here",
         "runtime_config": "it does nothing while training",
         "target_parameters": "set method.target instead",
         "trainable_token_indices": "rows of an embedding are no target here",
         "use_bdlora": "it shards factors over devices",
-        "use_qalora": "the base isn't quantised here",
         "velora_config": "it approximates gradients, which was never tried here",
+        **dict.fromkeys(("corda_config", "eva_config", "lora_ga_config"), _DATA_PASS),
+        **dict.fromkeys(("kasa_config", "monteclora_config"), _LOSS_TERM),
+        **dict.fromkeys(("loftq_config", "qalora_group_size", "use_qalora"), _QUANTISED),
+        **dict.fromkeys(("megatron_config", "megatron_core"), "it is for Megatron's layers"),
     },
     "OFT": {"module_dropout": "PEFT 0.21 never applies it"},
     "OSF": {"target_svd_config": "PEFT 0.21 ignores it"},
@@ -233,7 +228,7 @@ def _check(method: PeftMethod, modules: Sequence[str], model: nn.Module) -> Mapp
 
 
 def _is_like(value: Any, default: Any) -> bool:
-    """Whether a value has the default's type, which PEFT would only notice during training."""
+    """Return whether a value has the default's type; PEFT would fail only during training."""
     if isinstance(default, bool):
         return isinstance(value, bool | str)
     if isinstance(default, int | float):
