@@ -26,11 +26,7 @@ CLAIM_FOLDER = CONF_FOLDER / "claim"
 
 
 def load_claims(folder: Path = CLAIM_FOLDER) -> list[Claim]:
-    """Read every claim of a folder, file by file.
-
-    Raises:
-        InputError: The folder has no claims, or an entry is not valid.
-    """
+    """Read every claim of a folder, file by file."""
     files = sorted(folder.glob("*.yaml"))
     if not files:
         raise InputError(f"no claims in {folder}: work from a clone of the project")
@@ -48,11 +44,7 @@ def load_claims(folder: Path = CLAIM_FOLDER) -> list[Claim]:
 
 
 def read_claim(entry: Mapping[str, Any], *, source: str, where: str) -> Claim:
-    """Read one entry of a claims file.
-
-    Raises:
-        InputError: A value is missing or not valid.
-    """
+    """Read one entry of a claims file."""
     named = f"{where}: {Fields(f'{where}: ', entry).text('id')}: "
     fields = Fields(named, {"unit": "", "note": "", **entry})
     call = fields.part("measure")

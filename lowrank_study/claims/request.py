@@ -26,11 +26,7 @@ class ClaimRequest:
 
 
 def read_claim_request(config: Mapping[str, Any]) -> ClaimRequest:
-    """Read the settings.
-
-    Raises:
-        InputError: A value is not valid, or `out` can't be a folder.
-    """
+    """Read the settings."""
     fields = Fields("", config)
     out = require_folder(fields.path_of("out"))
     return ClaimRequest(
@@ -41,11 +37,7 @@ def read_claim_request(config: Mapping[str, Any]) -> ClaimRequest:
 
 
 def check_request(request: ClaimRequest) -> list[Entry]:
-    """Read the evidence, time adapters if asked for, and check every claim.
-
-    Raises:
-        InputError: `load_evidence` or `load_claims` refuses a file or name.
-    """
+    """Read the evidence, time adapters if asked for, and check every claim."""
     claims = load_claims()
     timed = measure_serving(rounds=request.rounds) if request.live else None
     evidence = load_evidence(

@@ -43,11 +43,7 @@ class Architecture:
 
 @functools.cache
 def architecture_of(name: str) -> Architecture:
-    """Build an architecture from its file.
-
-    Raises:
-        InputError: The file does not exist.
-    """
+    """Build an architecture from its file."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     known = sorted(file.stem for file in FOLDER.glob("*.yaml"))

@@ -68,9 +68,6 @@ def load_evidence(
             read either.
         records: Folders in `results/records`.
         serving: Times from `serving.measure_serving`.
-
-    Raises:
-        InputError: A sweep or record does not exist, or no run of a sweep has ended.
     """
     names: dict[tuple[object, ...], str] = {}
     folders = [_record(results, name) for name in records]
@@ -210,11 +207,7 @@ def _short_name(spec: RunSpec) -> str:
 
 
 def part(table: pd.DataFrame | None, needs: str) -> pd.DataFrame:
-    """Return a table of the evidence.
-
-    Raises:
-        Lacking: The table is absent or empty; `needs` says what it holds.
-    """
+    """Return a table of the evidence."""
     if table is None or table.empty:
         raise Lacking(needs)
     return table
@@ -225,9 +218,6 @@ def tuned_runs(evidence: Evidence) -> pd.DataFrame:
 
     A configuration is a method, target and rank in a setting. Only rates and scalings with the
     most seeds compete, in the order of `sweeps.tuning.preference`.
-
-    Raises:
-        Lacking: No run is completed.
     """
     runs = part(evidence.runs, "trained runs: sweep=NAME or record=NAME")
     if not (runs["status"] == "done").any():

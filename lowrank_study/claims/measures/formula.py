@@ -105,9 +105,6 @@ def formula(
         of: Numbers, strings, + - * /, the functions of this module, and the names in `over`.
         how: The meaning of the formula, for the ledger.
         over: Settings that the claim leaves open, with their values.
-
-    Raises:
-        InputError: A formula contains anything else, or an unknown architecture or target.
     """
     found = [of] if isinstance(of, str) else list(of.values() if isinstance(of, Mapping) else of)
     text = "; ".join(([how] if how else []) + [", ".join(found)])
@@ -133,11 +130,7 @@ def published_ratio(numerator: float, denominator: float, rounding: Sequence[flo
 
 
 def evaluate(text: str, names: Mapping[str, Any]) -> float:
-    """Return the value of a formula.
-
-    Raises:
-        InputError: The formula contains anything but what `formula` lists.
-    """
+    """Return the value of a formula."""
 
     def value(node: ast.expr) -> Any:
         match node:

@@ -54,9 +54,6 @@ def over_settings(
         interval: Gets the rows of one setting and a confidence; may raise `Lacking`.
         how: How the value was measured.
         seeds: Filled by `interval` with the number of seeds, for the text; may stay empty.
-
-    Raises:
-        Lacking: No setting has the runs it takes.
     """
     able: dict[str, pd.DataFrame] = {}
     reasons: list[str] = []

@@ -124,9 +124,6 @@ def similarity_by_distance(form: str, k: int, dimension: int, seed: int) -> Outc
     """Return the difference of φ from a formula in the projection distance d² = ½‖UUᵀ - VVᵀ‖².
 
     `printed` is (1/p)(1 - d²), `corrected` is 1 - d²/p, with p = k directions on either side.
-
-    Raises:
-        InputError: The form is unknown.
     """
     generator = np.random.default_rng(seed)
     first, second = _basis(generator, dimension, k), _basis(generator, dimension, k)

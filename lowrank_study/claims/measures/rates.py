@@ -28,9 +28,6 @@ def best_rate(runs: pd.DataFrame, *, confidence: float, label: str) -> Interval:
     """Return the best rate of one configuration's tuning runs, as an interval.
 
     Rates with a lost run do not count. Two rates are compared over the seeds that both have.
-
-    Raises:
-        Lacking: Fewer than three rates count.
     """
     lost = runs.loc[runs["status"] != "done", "learning_rate"]
     kept = runs[~runs["learning_rate"].isin(lost)]
@@ -57,9 +54,6 @@ def of_rule(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
 
     `alpha_over_rank` and `alpha_over_sqrt_rank` take the one α that was trained at the most ranks.
     `twice_rank` takes α = 2r under α/r.
-
-    Raises:
-        Lacking: There are no such runs.
     """
     lora = runs[runs["method"] == "lora"].astype({"adapter_rank": "float64", "alpha": "float64"})
     rank = lora["adapter_rank"]

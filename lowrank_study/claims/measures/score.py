@@ -29,11 +29,7 @@ def _runs(evidence: Evidence) -> pd.DataFrame:
 def by_seed(
     runs: pd.DataFrame, column: str, target: str | None = None, rank: int | None = None
 ) -> "pd.Series[float]":
-    """Return a column by seed, as the mean over data seeds; of full fine-tuning without a target.
-
-    Raises:
-        Lacking: There are no such runs, or they don't have the column.
-    """
+    """Return a column by seed, averaged over data seeds; full fine-tuning has no target."""
     method, named = ("lora", f"lora on {target} at r = {rank}") if target else ("full", FULL)
     chosen = runs[runs["method"] == method]
     if target:
@@ -45,11 +41,7 @@ def by_seed(
 
 
 def best_rank(runs: pd.DataFrame, *, target: str, ranks: Sequence[int]) -> int:
-    """Return the rank with the highest mean validation score.
-
-    Raises:
-        Lacking: None of the ranks was trained.
-    """
+    """Return the rank with the highest mean validation score."""
     chosen = runs[(runs["target"] == target) & runs["adapter_rank"].isin(list(ranks))]
     means = chosen.groupby("adapter_rank")["validation_score"].mean().dropna()
     if means.empty:

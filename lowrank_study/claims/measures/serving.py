@@ -55,9 +55,6 @@ def measure_serving(*, rounds: int) -> pd.DataFrame:
         Seconds, one row per round. `base`, `merged` and `unmerged` are a batch with one adapter.
         `mixed` (one batch, several adapters), `loop` (one batch per adapter) and `copies` (one
         batch per merged copy) serve `ADAPTERS` adapters.
-
-    Raises:
-        InputError: The embedded model is not available.
     """
     ways = _ways()
     names = list(ways)

@@ -26,9 +26,6 @@ def worked_step(
 
     y = x (W + BA), L = ½ Σ (y - target)², then A -= rate ∇A and B -= rate ∇B. `rows` selects rows
     of a matrix (from 0); null returns all of it.
-
-    Raises:
-        InputError: The quantity is unknown.
     """
     W_now, A_now, B_now = (_matrix(rows_of).requires_grad_() for rows_of in (W, A, B))
     x_row, wanted = _matrix([x]), _matrix([target])
