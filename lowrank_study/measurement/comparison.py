@@ -87,18 +87,11 @@ def directions_above_floor(
 def against_base(
     update: Update, spectrum: Spectrum, *, directions: int, intruders: int, epsilon: float
 ) -> tuple[dict[str, Reading], tuple[float, ...]]:
-    """Return the readings of the group "base".
+    """Return the readings of the group "base", and the |cos| that decide which are intruders.
 
-    Args:
-        update: An update with its W0.
-        spectrum: The spectrum of the update.
-        directions: How many leading directions of the update, and of W0, are compared at most.
-        intruders: How many leading directions of W0 + delta are searched (the paper: 10).
-        epsilon: Largest |cos| that makes an intruder (the paper: .5).
-
-    Returns:
-        The readings, and for each leading direction of W0 + delta its largest |cos| to a left
-        singular vector of W0 (empty if undefined).
+    At most `directions` leading directions of the update and of W0 are compared. Each of the first
+    `intruders` directions of W0 + delta has a largest |cos| to the left singular vectors of W0. It
+    is an intruder if this is below `epsilon` (the paper: 10 and .5).
 
     Source:
         Hu et al. 2021, Table 7; Shuttleworth et al. 2024, algorithm 1.

@@ -24,7 +24,7 @@ from lowrank_study.measurement.subjects import (
     resized_remark,
     vector_change,
 )
-from lowrank_study.spectra.scaled import is_scaled, with_scaled_floor
+from lowrank_study.spectra.scaled import with_scaled_floor
 from lowrank_study.spectra.spectrum import Spectrum, measure
 from lowrank_study.spectra.stored import BLOCK_ENTRIES, Sums, accumulate, spectrum_of, survey
 from lowrank_study.spectra.updates import (
@@ -131,7 +131,8 @@ class OpenedPair(Opened):
                     layer, role = layer_of(match.name), role_in(match.name, {})
                     yield None, spectrum_of(sums, name=match.name, layer=layer, role=role)
                 elif update is not None:
-                    yield update, _measured(update, match, method)
+                    spectrum = measure(update, method=method)
+                    yield update, with_scaled_floor(spectrum, match, update)
 
     def _sums(self, match: Match, reading: ReadAhead[Any], reader: Executor) -> Sums | None:
         """Read a matrix twice in blocks; return None, and leave it out, if it is not finite."""
@@ -146,8 +147,3 @@ class OpenedPair(Opened):
         both = self.pairing.read(match)
         if both is not None:
             yield update_of_match(match, *both, roles={})
-
-
-def _measured(update: DenseUpdate, match: Match, method: MeasureMethod) -> Spectrum:
-    spectrum = measure(update, method=method)
-    return with_scaled_floor(spectrum, match, update) if is_scaled(match) else spectrum

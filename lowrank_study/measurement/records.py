@@ -44,7 +44,6 @@ class MeasuredMatrix:
     state: str
     """"changed", "identical" (the same bits before and after) or "untrained" (B = 0)."""
     readings: dict[str, Reading]
-    """Measure name to value."""
     intruder_cosines: tuple[float, ...]
     """Largest |cos| to W0's directions, for each leading direction of W0 + delta; may be empty."""
     similarity: Similarity | None
@@ -56,13 +55,11 @@ class Step:
     """The progress of a measurement."""
 
     done: int
-    """Number of matrices that are done."""
     total: int
     """Number of all matrices, as far as names show it."""
     share: float
     """Share of the work done, by the cost of each matrix."""
     name: str
-    """The matrix that was done last."""
     outcome: str
     """Its result, in a few words."""
 

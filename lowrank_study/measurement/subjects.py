@@ -61,9 +61,7 @@ class VectorChange:
     storage_dtype: str
     """Coarser dtype of both files."""
     norm_before: float
-    """Euclidean norm before."""
     norm_of_change: float
-    """Euclidean norm of the change."""
     largest_change: float
     """Largest change of one entry."""
     rounding_norm: float

@@ -44,8 +44,7 @@ def updates_of_adapter(
     each of them is a separate update.
 
     Args:
-        adapter: The open adapter.
-        base: The open base model. It is needed for W0, to split fused modules, for matrices
+        base: The open base model, which is needed for W0, to split fused modules, for matrices
             trained in full, and for all kinds except LoRA.
         roles: As for `update_of_match`.
         skipped: Receives the name and reason of each matrix that is left out.

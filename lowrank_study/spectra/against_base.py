@@ -160,11 +160,7 @@ def intruder_dimensions(
     A left singular vector y among the top k of W0 + delta is an intruder if
     max_i |<y, u_i>| < epsilon over all left singular vectors u_i of W0.
 
-    Args:
-        update: An update with `W0_OI`.
-        W0_left_OK: `left_singular_vectors(W0_OI)`, which serves many updates of one weight.
-        k: Number of leading directions of W0 + delta to check (the paper: 10).
-        epsilon: Threshold of |cos|, in (0, 1] (the paper: .5).
+    `W0_left_OK` is `left_singular_vectors(W0_OI)`, which serves many updates of one weight.
 
     Source:
         Shuttleworth et al., "LoRA vs Full Fine-tuning: An Illusion of Equivalence", 2024,

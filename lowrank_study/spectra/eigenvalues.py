@@ -47,11 +47,10 @@ class GramMatrix:
         self._sum = _Dense(side) if code is None else _Tiles(side, code)
 
     def add(self, block_RS: Array) -> None:
-        """Add rows of X.
+        """Add finite rows of X.
 
-        Args:
-            block_RS: (rows, side), finite. The largest magnitude of all rows should be between
-                1e-60 and 1e60, so that squares are safe; entries below 1e-140 count as zero.
+        The largest magnitude of all rows should be between 1e-60 and 1e60, so that squares are
+        safe. Entries below 1e-140 count as zero.
         """
         assert block_RS.shape[1] == self._side
         assert block_RS.dtype == np.float64

@@ -67,11 +67,8 @@ def noise_std(singular_values: npt.ArrayLike, shape: tuple[int, int]) -> float:
 
     s = median(sigma) / sqrt(max(m, n) * mu_beta), mu_beta the Marchenko-Pastur median. The
     estimate is robust if the signal has few of the directions. It is 0 if more than half of the
-    singular values are zero.
-
-    Args:
-        singular_values: Descending, any unit; zeros at the end may be missing.
-        shape: (m, n) of the matrix, without rows and columns that are exactly zero.
+    singular values are zero. Zeros at the end may be missing. `shape` leaves out rows and columns
+    that are exactly zero.
     """
     m, n = shape
     beta = min(m, n) / max(m, n)

@@ -95,13 +95,8 @@ def rank_tolerance(
     """Return the value up to which a singular value counts as zero.
 
     max(max(m, n) * eps * sigma_1, absolute_error): the convention of `numpy.linalg.matrix_rank`,
-    but never below the error of the values themselves.
-
-    Args:
-        singular_values: Descending, any unit.
-        shape: (m, n) of the matrix.
-        eps: Machine epsilon of the arithmetic behind the matrix, such as 2**-23 for float32.
-        absolute_error: Bound on the error of each value, in their unit; 0.0 if there is none.
+    but never below the error of the values themselves. `eps` is the machine epsilon of the
+    arithmetic behind the matrix, such as 2**-23 for float32.
     """
     values = checked(singular_values)
     if values.size == 0:

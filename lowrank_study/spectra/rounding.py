@@ -58,10 +58,8 @@ def rounding_floor(W0_OI: Matrix | None, delta_OI: Matrix, dtype: str) -> Roundi
     hold no error and are left out. For updates smaller than a step, this is an upper estimate. For
     quantised integers the floor is NaN, because their entries do not determine their steps.
 
-    Args:
-        W0_OI: Matrix before, as it was stored; None if `delta_OI` is itself a stored matrix.
-        delta_OI: W - W0, same shape and unit.
-        dtype: Coarsest of both storage dtypes, a key of `FLOAT_FORMATS`.
+    `W0_OI` is None if `delta_OI` is itself a stored matrix. `dtype` is the coarsest of both storage
+    dtypes.
 
     Source:
         Step noise: Widrow & Kollar, "Quantization noise", 2008. Norm of a matrix with a

@@ -25,13 +25,10 @@ from lowrank_study.spectra.svd import Matrix
 from lowrank_study.spectra.updates import DenseUpdate
 
 
-def is_scaled(match: Match) -> bool:
-    """Return whether either side of a match was stored in float8 with scales."""
-    return any(side.weights.is_scaled(side.tensor) for side in (match.before, match.after))
-
-
 def with_scaled_floor(spectrum: Spectrum, match: Match, update: DenseUpdate) -> Spectrum:
-    """Return the spectrum of an update with the floor that follows from the scales of its match."""
+    """Return the spectrum with the floor that the scales of its match give, if there are any."""
+    if not any(side.weights.is_scaled(side.tensor) for side in (match.before, match.after)):
+        return spectrum
     assert update.W0_OI is not None
     floor = floor_of_scaled(match, update.W0_OI, update.delta_OI)
     return replace(spectrum, rounding_edge=floor.edge, rounding_frobenius_norm=floor.frobenius_norm)

@@ -99,11 +99,9 @@ class Spectrum(svd.Decomposition):
 def measure(update: Update, *, method: MeasureMethod) -> Spectrum:
     """Return the spectrum of an update and its noise floor.
 
-    Args:
-        update: One matrix; factors are never multiplied out, whatever the method.
-        method: For a dense update: "gram" (all values, error <= 1e-7 sigma_1), "svd" (all
-            values, error about 1e-15 sigma_1), or "certified" (leading values, until the
-            energy ranks at 90, 95 and 99 % are certain; falls back to "gram").
+    For a dense update, "gram" gives all values with an error up to 1e-7 sigma_1, "svd" all values
+    with an error of about 1e-15 sigma_1, and "certified" leading values until the energy ranks at
+    90, 95 and 99 % are certain (or those of "gram"). Factors are never multiplied out.
     """
     if method not in METHODS:
         raise InputError(f"method {method!r}; choose 'gram', 'svd' or 'certified'")

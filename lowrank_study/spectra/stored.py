@@ -48,7 +48,6 @@ class Survey:
     """Facts from the first reading."""
 
     shape: tuple[int, int]
-    """(out features, in features)."""
     not_finite: str | None
     """Number of NaN and infinite entries in words, or None if there are none."""
     changed_L: Mask

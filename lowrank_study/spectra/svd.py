@@ -66,12 +66,9 @@ class Decomposition:
 def svd_of_matrix(matrix: Matrix, *, method: Method) -> Decomposition:
     """Return all singular values of a dense matrix.
 
-    Args:
-        matrix: (m, n), any float dtype.
-        method: "gram" takes roots of the eigenvalues of the smaller Gram matrix. It is fastest,
-            has errors up to 1e-7 sigma_1 and returns values below 5e-8 sigma_1 as zero. "svd"
-            is LAPACK's divide and conquer, several times slower, with errors of about
-            1e-15 sigma_1.
+    "gram" takes roots of the eigenvalues of the smaller Gram matrix. It is fastest, has errors up
+    to 1e-7 sigma_1 and returns values below 5e-8 sigma_1 as zero. "svd" is LAPACK's divide and
+    conquer, several times slower, with errors of about 1e-15 sigma_1.
     """
     active, exponent = _active_and_exponent(matrix)
     if active.size == 0:
@@ -104,7 +101,8 @@ def svd_of_product(B_OR: Matrix, A_RI: Matrix, scaling: float) -> Decomposition:
     left, right = _exponent(B_OR), _exponent(A_RI)
     if left is None or right is None or scaling == 0.0:
         return _zero(shape, "factors")
-    R_B, R_A = _triangle(_scaled(B_OR, -left)), _triangle(_scaled(A_RI.T, -right))
+    scaled = _scaled(B_OR, -left), _scaled(A_RI.T, -right)
+    R_B, R_A = (np.asarray(np.linalg.qr(matrix, mode="r")) for matrix in scaled)
     mantissa, exponent = math.frexp(abs(scaling))
     core = mantissa * (R_B @ R_A.T)
     values = scipy.linalg.svdvals(core, check_finite=False)
@@ -182,15 +180,7 @@ def energy_rank_bounds(
     With the residual R and E = norm^2, the energy rank at a share p is at least the smallest k
     with sum_{i<=k} s_i^2 + R^2 >= p E, and at most the smallest with sum_{i<=k} s_i^2 >= p E.
 
-    Args:
-        singular_values: Singular values of X V, descending.
-        norm: Frobenius norm of X.
-        residual_norm: Upper bound on the Frobenius norm of X - X V V^T.
-        share: Share of the energy, in (0, 1].
-
-    Returns:
-        The lower and the upper bound, which is None if the given values do not reach the share.
-        (0, 0) for a zero matrix.
+    The upper bound is None if the given values do not reach the share. A zero matrix gives (0, 0).
     """
     if norm == 0.0:
         return 0, 0
@@ -200,11 +190,6 @@ def energy_rank_bounds(
         low = len(held)
     high = int(np.argmax(held >= share)) if held[-1] >= share else None
     return max(low, 1), high
-
-
-def _triangle(matrix: Matrix) -> Vector:
-    """Return R of the QR factorisation, min(m, n) rows."""
-    return np.asarray(np.linalg.qr(matrix, mode="r"), dtype=np.float64)
 
 
 def _decomposition(

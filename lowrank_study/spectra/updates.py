@@ -48,17 +48,12 @@ class Update(ABC):
     """Pretrained weight if known; float32 or wider."""
 
     def __post_init__(self) -> None:
-        """Refuse arrays whose shapes disagree."""
-        self.check_shapes()
+        """Refuse a W0 of another shape."""
         if self.W0_OI is not None and self.W0_OI.shape != self.shape:
             raise InputError(
                 f"{self.name!r}: W0_OI has shape {self.W0_OI.shape}, but the update has "
                 f"{self.shape}; give the same matrix, both (out, in)"
             )
-
-    @abstractmethod
-    def check_shapes(self) -> None:
-        """Refuse arrays that do not form one matrix."""
 
     @property
     @abstractmethod
@@ -104,9 +99,10 @@ class DenseUpdate(Update):
 
     delta_OI: FloatArray
 
-    def check_shapes(self) -> None:
-        """Refuse what is not a matrix."""
+    def __post_init__(self) -> None:
+        """Refuse arrays that are not one matrix."""
         _check_matrix(self.name, "delta_OI", self.delta_OI)
+        Update.__post_init__(self)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -154,7 +150,7 @@ class FactoredUpdate(Update):
     scaling: float
     """alpha / rank, or alpha / sqrt(rank)."""
 
-    def check_shapes(self) -> None:
+    def __post_init__(self) -> None:
         """Refuse factors that do not multiply."""
         _check_matrix(self.name, "B_OR", self.B_OR)
         _check_matrix(self.name, "A_RI", self.A_RI)
@@ -163,6 +159,7 @@ class FactoredUpdate(Update):
                 f"{self.name!r}: B_OR {self.B_OR.shape} and A_RI {self.A_RI.shape} do not "
                 "multiply; B_OR needs as many columns as A_RI has rows"
             )
+        Update.__post_init__(self)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -216,12 +213,8 @@ def update_of_match(
 
     The difference is taken in float64, where it is exact.
 
-    Args:
-        match: The matrix.
-        W0_OI: The weight before, as `match` reads it.
-        W_OI: The weight after.
-        roles: Maps the last parts of a module path to its role, such as
-            {"attention.self.query": "query"}; see `role_in`.
+    `roles` maps the last parts of a module path to its role, such as
+    {"attention.self.query": "query"}; see `role_in`.
     """
     delta_OI = np.subtract(W_OI, W0_OI, dtype=np.float64)
     return DenseUpdate(

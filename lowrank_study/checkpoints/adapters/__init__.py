@@ -1,11 +1,5 @@
 """Adapters on disk: the exact update of each module of the base model.
 
-    with open_adapter("adapter") as adapter:
-        for module in adapter.modules():
-            B_OR, A_RI, scaling, storage_dtype = adapter.factors(module)
-        for name in adapter.saved_weights():
-            adapter.read(name)          # a full weight trained beside the factors
-
 Each format has one reader (`peft`, `diffusion`, `mlx`, `gguf`), which sorts a file's tensors into
 `Content`; `opening` chooses the reader. `Adapter` computes the updates of any format.
 """

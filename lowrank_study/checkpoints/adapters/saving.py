@@ -55,18 +55,12 @@ def save_adapter(
     that holds an adapter, and factors that PEFT would not load, are refused.
 
     Args:
-        folder: created where needed.
-        factors: module path in the base model to (A_RI, B_OR); saved in the dtype they have.
+        factors: module path in the base model to (A_RI, B_OR); the dtype is kept.
         saved_modules: further tensors by their name in the adapted model, such as a trained head's.
         modules_to_save: the modules of the tensors in `saved_modules` that were trained in full.
-        rank: R, the same for all modules.
-        alpha: numerator of the scaling.
-        use_rslora: divide by sqrt(rank) rather than rank.
         dropout: only recorded, as are `base_model_name` and `task_type`.
         target_modules: PEFT's setting; must match the modules of `factors`.
-        base_model_name: the base model's name or path.
-        task_type: PEFT's, such as "SEQ_CLS", or None.
-        fan_in_fan_out: True where the base stores (in, out), as GPT-2's Conv1D does.
+        fan_in_fan_out: whether the base stores (in, out), as GPT-2's Conv1D does.
         base_sha256: SHA-256 of the base model's files; `open_adapter` then refuses other bases.
         settings: further settings of PEFT's LoRA, such as use_dora.
     """

@@ -16,11 +16,7 @@ _MAX_TOKENS = 1_000_000
 
 
 def parse_json(data: bytes | bytearray, where: str) -> dict[str, Any]:
-    """Parse a JSON object; `where` begins the error messages.
-
-    Raises:
-        InputError: too large, not UTF-8, not JSON, not an object, or with a repeated key.
-    """
+    """Parse a JSON object; `where` begins the error messages."""
     tokens = sum(data.count(mark) for mark in (b",", b":", b"[", b"{"))
     if len(data) > _MAX_BYTES or tokens > _MAX_TOKENS:
         raise hostile(

@@ -20,11 +20,7 @@ _SAME_REVISION = "download index and shards of the same revision"
 
 
 def index_files(index: Path, *, root: Path) -> tuple[list[Path], dict[str, str]]:
-    """Return the shards of an index and its map from tensor to shard name.
-
-    Raises:
-        InputError: the index names a file outside its folder, or one that is missing.
-    """
+    """Return the shards of an index and its map from tensor to shard name."""
     weight_map = read_json(index, root=root).get("weight_map")
     where = shown(index)
     if not isinstance(weight_map, dict) or not weight_map:

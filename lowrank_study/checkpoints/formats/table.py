@@ -19,12 +19,7 @@ _TO_CONVERT = (
 
 
 def format_of(file: SourceFile, *, allow_pickle: bool) -> Format:
-    """Recognise the format by the first bytes, and by the name only if they don't decide.
-
-    Raises:
-        InputError: it is a git-lfs pointer or a web page instead of weights, or loading it can run
-            code and `allow_pickle` is false.
-    """
+    """Recognise the format by the first bytes, and by the name only if they don't decide."""
     _refuse_substitute(file)
     head = bytes(file.read(0, min(9, file.size)))
     found = next((each for each in FORMATS if each.recognises(head)), None)

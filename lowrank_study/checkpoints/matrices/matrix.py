@@ -93,9 +93,8 @@ class Matrix:
     def read_blocks(self, shape: tuple[int, int], entries: int) -> Iterator[Array]:
         """Yield consecutive blocks along the longer axis (the rows, if square), that axis first.
 
-        Args:
-            shape: (out, in) of the part to read, from the top left.
-            entries: largest number of entries in a block of more than one row or column.
+        `shape` is the part to read from the top left. A block of more than one row or column has
+        at most `entries` entries.
         """
         tall = shape[0] >= shape[1]
         whole = None if self.reads_parts else self.read()[: shape[0], : shape[1]]

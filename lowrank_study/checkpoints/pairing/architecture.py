@@ -33,9 +33,6 @@ def shared_config(before: Weights, after: Weights) -> _Config:
     """Return the one config.json by which both checkpoints are read.
 
     With two configs, a square (in, out) matrix could be read in two orientations.
-
-    Raises:
-        InputError: architecture or size differ, or one is an unmerged adapter.
     """
     configs = before.config, after.config
     outer = _same_part(*configs)
