@@ -121,11 +121,7 @@ class Weights(Closing):
         return self.read_rows(name, 0, shape[0] if shape else 1)
 
     def read_number(self, name: str) -> float:
-        """Return the only number of a tensor, which may be stored as an integer.
-
-        Raises:
-            InputError: it does not hold exactly one finite number.
-        """
+        """Return the only number of a tensor, which may be stored as an integer."""
         info = self._tensors[name]
         number = math.nan
         if prod(info.shape) == 1 and info.dtype in INTEGERS:

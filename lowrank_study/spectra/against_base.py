@@ -89,11 +89,7 @@ class Overlap:
 
 
 def overlap_with_base(update: Update, *, k: int) -> Overlap:
-    """Return the share of an update in the top k directions of its weight, or fewer by its rank.
-
-    Raises:
-        InputError: `W0_OI` is missing, it or the update is zero, or k is not in 1..min(m, n).
-    """
+    """Return the share of an update in the top k directions of its weight, or fewer by its rank."""
     W0_OI = _base_of(update)
     if not 1 <= k <= min(update.shape):
         raise InputError(f"{k} directions of W0 of {update.name!r}; give 1 to {min(update.shape)}")

@@ -101,7 +101,7 @@ def measure(update: Update, *, method: MeasureMethod) -> Spectrum:
 
     For a dense update, "gram" gives all values with an error up to 1e-7 sigma_1, "svd" all values
     with an error of about 1e-15 sigma_1, and "certified" leading values until the energy ranks at
-    90, 95 and 99 % are certain (or those of "gram"). Factors are never multiplied out.
+    90, 95 and 99 % are certain. It falls back to "gram". Factors are never multiplied out.
     """
     if method not in METHODS:
         raise InputError(f"method {method!r}; choose 'gram', 'svd' or 'certified'")

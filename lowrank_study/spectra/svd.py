@@ -276,11 +276,7 @@ def selected(matrix: Matrix, rows: Mask, columns: Mask) -> Matrix:
 
 
 def frobenius_norm(matrix: Matrix) -> float:
-    """Return the Frobenius norm of a dense matrix, summed in float64 whatever its dtype.
-
-    Raises:
-        InputError: The matrix holds NaN or Inf, is not a matrix, or the norm overflows.
-    """
+    """Return the Frobenius norm of a dense matrix, summed in float64 whatever its dtype."""
     exponent = _exponent(matrix)
     if exponent is None:
         return 0.0

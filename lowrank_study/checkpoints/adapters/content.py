@@ -120,11 +120,7 @@ class Sorter:
         self._copies.add(tensor)
 
     def whole_modules(self) -> dict[str, dict[str, Part]]:
-        """Return the modules whose update can be computed; leave out the tensors of others.
-
-        Raises:
-            InputError: there are modules, but no complete one.
-        """
+        """Return the modules whose update can be computed; leave out the tensors of others."""
         whole: dict[str, dict[str, Part]] = {}
         refusals: list[str] = []
         for module, parts in self._modules.items():
