@@ -181,6 +181,7 @@ def _rows(
     truncation: Truncation, directions: int, energy: float, predictions: Predictions
 ) -> pd.DataFrame:
     count = len(predictions.labels)
+    read = dict.fromkeys(["label", *predictions.task.score_columns])
     return pd.DataFrame(
         {
             "scope": truncation.scope,
@@ -189,8 +190,7 @@ def _rows(
             "kept_directions": directions,
             "energy_kept": energy,
             "example": np.arange(count),
-            "label": predictions.labels,
-            "predicted": predictions.predicted,
+            **{name: predictions.columns[name] for name in read},
         }
     )
 

@@ -7,6 +7,7 @@ the pretrained model but "only head, biases and norms tuned"; the full rank is t
 Embeddings are matrices like any other.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -257,7 +258,8 @@ def check_recorded(run: TrainedRun, whole: Predictions) -> None:
     """Check that a run's checkpoint without truncation gives the recorded test score."""
     metric = run.spec.task.metric
     found, recorded = whole.metrics()[metric.name], run.record["test"][metric.name]
-    if found != recorded:
+    # A count of right answers is exact; a mean of losses depends on the order of sums.
+    if not math.isclose(found, recorded, rel_tol=0.0 if metric.is_binary else 1e-6):
         precision = run.spec.train.precision
         raise InputError(
             f"{run.spec.run_id}: its checkpoint has a test {metric.label} of {found:.6f} here, "

@@ -79,14 +79,16 @@ def contents_of(folder: Path) -> dict[str, bytes]:
 
 def test_everything_promised_is_there(folder: Path) -> None:
     names = set(contents_of(folder))
-    figures = {
+    figures = {Path(name).stem for name in names if name.endswith(".pdf")}
+    tables = {Path(name).stem for name in names if name.startswith("tables/") and ".tex" in name}
+    assert figures >= {
         "score_against_rank",
         "singular_value_decay",
         "rank_heat_map",
         "energy_rank_against_adapter_rank",
         "cost_by_method",
     }
-    tables = {
+    assert tables >= {
         "score_by_rank",
         "cost_by_method",
         "rank_by_configuration",
