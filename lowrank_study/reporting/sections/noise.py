@@ -4,6 +4,7 @@ from lowrank_study.answers.statistics import ERROR
 from lowrank_study.reporting.display import NARROW_SPACE, counted, points, span
 from lowrank_study.reporting.sections.sufficient_rank import sequences, was_tested
 from lowrank_study.reporting.setting import SettingData
+from lowrank_study.tasks.metric import Metric
 
 FEW_SEEDS = 5
 """With fewer seeds the report warns that it can't resolve small differences."""
@@ -39,6 +40,10 @@ def noise(data: SettingData) -> list[str]:
     return caveats
 
 
+def _worsen(metric: Metric) -> str:
+    return "fall" if metric.higher_is_better else "rise"
+
+
 def _intervals(data: SettingData, most: int) -> list[str]:
     intervals = (
         f"The intervals of means are 95{NARROW_SPACE}% Student t intervals over seeds, for this "
@@ -56,7 +61,7 @@ def _intervals(data: SettingData, most: int) -> list[str]:
         f"(assuming nearly normal seeds); the chance that any of these {ends} bounds is wrong is "
         f"at most {min(100, 100 * ends * ERROR):g}{NARROW_SPACE}%.",
         "The result covers only the ranks that were trained. It extends to the ranks between them "
-        f"if {data.metric.label} does not fall with rank.",
+        f"if {data.metric.label} does not {_worsen(data.metric)} with rank.",
         f"Even if all of {most} seeds learn, up to "
         f"{100 * (1 - ERROR ** (1 / most)):.0f}{NARROW_SPACE}% of all seeds may fail to "
         f"({100 * (1 - ERROR):g}{NARROW_SPACE}% confidence).",
