@@ -41,7 +41,7 @@ _NAMES = ("train", "validation", "test")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """Tokenised texts laid end to end, with their labels."""
+    """Concatenated tokenised texts, with their labels."""
 
     ids: np.ndarray
     """Token ids of all texts, int32."""
@@ -180,7 +180,7 @@ def _tokenise(task: "Task", rows: SplitRows, model_folder: Path) -> Splits:
 def encoded(
     tokenizer: Any, texts: Sequence[Sequence[str]], *, max_length: int, labels: np.ndarray
 ) -> Split:
-    """Tokenise texts, or pairs of texts, and lay them end to end.
+    """Tokenise texts, or pairs of texts, and concatenate them.
 
     Args:
         texts: The texts; the second list, if there is one, holds the second text of each pair.
