@@ -250,6 +250,7 @@ def page_of(entries: Sequence[Entry]) -> str:
     verdicts = [entry.verdict for entry in entries]
     return web_page(
         "claims.html.j2",
+        scripts=[packaged("script.html.j2")],
         more_style=packaged("claims_style.html.j2"),
         title=table.title,
         table=table,

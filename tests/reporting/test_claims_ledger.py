@@ -96,7 +96,7 @@ def test_names_stay_text() -> None:
     evil = "<script>alert(1)</script>|`\u202e=HYPERLINK"
     entries = [entry(Unmeasured(why=evil), id=evil, source=evil, claim=evil)]
     page = page_of(entries)
-    assert "<script" not in page
+    assert page.count("<script") == 1  # the page's own, which sorts and switches colours
     assert "&lt;script&gt;" in page
     assert "\u202e" not in page
     text = markdown_of(entries)

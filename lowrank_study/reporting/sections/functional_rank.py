@@ -88,7 +88,7 @@ def section(data: SettingData) -> Section | None:
         name=f"functional{data.suffix}",
         title="How much of the update is needed?",
         figures=[_figure(data, table)],
-        findings=[_finding(data, table)],
+        findings=_findings(data, table),
         reading=[
             "Each matrix of ΔW, embeddings included, is replaced by its best approximation of rank "
             "k. Biases, norms and the new head keep their tuned values, so k = 0 is these alone "
@@ -117,7 +117,7 @@ def _table(data: SettingData, table: pd.DataFrame) -> Table:
 # ---------------------------------------------------------------- in words
 
 
-def _finding(data: SettingData, table: pd.DataFrame) -> Finding:
+def _findings(data: SettingData, table: pd.DataFrame) -> list[Finding]:
     kept = records(table[table["scope"] == "all"])
     whole = kept[-1]
     low = [row for row in kept[:-1] if row["kept_rank"] > 0]
@@ -129,18 +129,23 @@ def _finding(data: SettingData, table: pd.DataFrame) -> Finding:
         text += f" With ΔW truncated to rank {int(low[0]['kept_rank'])} it has {_score(low[0])}."
     if kept[0]["kept_rank"] == 0:
         text += f" Without ΔW, the tuned head, biases and norms alone give {_score(kept[0])}."
-    text += f" {_inside(data, kept)}{_trained_there(data, kept)}"
+    text += f" {_inside(data, kept)}"
+    found = [Finding(topic="Truncated update", text=text)]
+    if trained := _trained_there(data, kept):
+        found.append(Finding(topic="Truncated and trained", text=trained))
     for row in records(table[table["scope"] == "noise_cut"]):
-        text += (
-            f" The directions above noise give {_score(row)}. They are "
+        text = (
+            f"The directions above noise give {_score(row)}. They are "
             f"{written(row['kept_directions'], 'rank')} of "
             f"{written(whole['kept_directions'], 'rank')} directions and hold "
             f"{percent(row['energy_kept'])} of the energy."
         )
+        found.append(Finding(topic="Above noise", text=text))
     best = [_best_part(data, table, scope) for scope in ("layers", "roles")]
     if known := [part for part in best if part]:
-        text += f" If only one layer or role keeps its ΔW, the best are {enumeration(known)}."
-    return Finding(topic="Truncated update", text=text)
+        text = f"If only one layer or role keeps its ΔW, the best are {enumeration(known)}."
+        found.append(Finding(topic="Single parts", text=text))
+    return found
 
 
 def _inside(data: SettingData, kept: list[dict[str, Any]]) -> str:
@@ -184,7 +189,7 @@ def _trained_there(data: SettingData, kept: list[dict[str, Any]]) -> str:
         for row in records(ranked[ranked["adapter_rank"] == rank])
     ]
     return (
-        f" Training at rank {rank} reaches {enumeration(found)}; truncation to rank {rank} leaves "
+        f"Training at rank {rank} reaches {enumeration(found)}; truncation to rank {rank} leaves "
         f"{_score(by_rank[rank])}."
     )
 

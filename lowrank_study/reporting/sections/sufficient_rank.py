@@ -48,9 +48,19 @@ def section(data: SettingData) -> Section | None:
             "Tests for sufficiency go from the highest rank down. They stop at the first rank that "
             "fails the test or lost a run. Tests for inferiority go from the lowest rank up.",
             *_about_lead(data.metric),
+            *_about_functional_rank(data),
         ],
         tables=[_table(data, margin)],
     )
+
+
+def _about_functional_rank(data: SettingData) -> list[str]:
+    if TRUNCATED not in set(data.comparison["method"]):
+        return []
+    return [
+        "The functional rank is the lowest rank that suffices when full fine-tuning’s ΔW is "
+        "truncated to it."
+    ]
 
 
 def _about_lead(metric: Metric) -> list[str]:

@@ -149,7 +149,7 @@ def _where(matrices: list[MeasuredMatrix]) -> list[tuple[str, str]]:
     if middle[low] == middle[high]:
         return []
     text = (
-        f"As a share of the possible rank, the 90 % energy rank is highest in {high} "
+        f"As a share of min(out, in), the 90 % energy rank is highest in {high} "
         f"(median {percent(middle[high])}) and lowest in {low} ({percent(middle[low])})."
     )
     return [("Where", text)]
