@@ -38,16 +38,24 @@ def _reading(name: str, spectrum: Spectrum) -> float:
     return value
 
 
-def _spectrum(matrix: Matrix) -> Spectrum:
+@functools.cache
+def _spectrum(kind: str, size: int, seed: int, rank: int, relative_norm: float) -> Spectrum:
+    generator = np.random.default_rng(seed)
+    if kind == "noise":
+        matrix: Matrix = generator.standard_normal((size, size))
+    elif kind == "rank plus noise":
+        signal = _low_rank(rank, size, 1.0, generator)
+        added = generator.standard_normal((size, size))
+        matrix = signal + added * (relative_norm / np.linalg.norm(added))
+    else:
+        W0 = generator.standard_normal((size, size)) / math.sqrt(size)
+        W = W0 + _low_rank(rank, size, relative_norm * float(np.linalg.norm(W0)), generator)
+        stored, stored_before = (torch.from_numpy(m).bfloat16().double().numpy() for m in (W, W0))
+        matrix = stored - stored_before
     update = DenseUpdate(
         name="matrix", layer=None, role="", storage_dtype="float64", W0_OI=None, delta_OI=matrix
     )
     return spectrum_of(update, method="svd")
-
-
-@functools.cache
-def _gaussian_spectrum(size: int, seed: int) -> Spectrum:
-    return _spectrum(np.random.default_rng(seed).standard_normal((size, size)))
 
 
 def _low_rank(rank: int, size: int, norm: float, generator: np.random.Generator) -> Matrix:
@@ -57,44 +65,30 @@ def _low_rank(rank: int, size: int, norm: float, generator: np.random.Generator)
     return product * (norm / np.linalg.norm(product))
 
 
-@measure
-def on_noise(measure_of_rank: str, size: int, seed: int, over_size: bool) -> Outcome:
-    """Read one measure on a Gaussian matrix; `over_size` divides the value by the size."""
-    value = _reading(measure_of_rank, _gaussian_spectrum(size, seed))
-    how = f"{measure_of_rank} of a seeded {size} × {size} Gaussian matrix"
-    return computed(value / size if over_size else value, how)
+KINDS = {
+    "noise": "a seeded {size} × {size} Gaussian matrix",
+    "rank plus noise": "a {size} × {size} matrix of rank {rank} plus noise of {norm:g} times "
+    "its norm",
+    "bf16": "a ΔW of rank {rank} with ‖ΔW‖/‖W‖ = {norm:g}, from W and W0 in bf16",
+}
 
 
 @measure
-def on_rank_in_noise(
-    measure_of_rank: str, rank: int, noise_over_signal: float, size: int, seed: int
+def rank_reading(
+    measure_of_rank: str,
+    kind: str,
+    size: int,
+    seed: int,
+    rank: int = 0,
+    relative_norm: float = 0.0,
+    over_size: bool = False,
 ) -> Outcome:
-    """Read one measure on a matrix of known rank plus Gaussian noise of a relative norm."""
-    generator = np.random.default_rng(seed)
-    signal = _low_rank(rank, size, 1.0, generator)
-    added = generator.standard_normal((size, size))
-    added *= noise_over_signal / np.linalg.norm(added)
-    how = (
-        f"{measure_of_rank} of a {size} × {size} matrix of rank {rank} plus noise of "
-        f"{noise_over_signal:g} times its norm"
-    )
-    return computed(_reading(measure_of_rank, _spectrum(signal + added)), how)
-
-
-@measure
-def after_bf16_storage(
-    measure_of_rank: str, rank: int, relative_norm: float, size: int, seed: int
-) -> Outcome:
-    """Read one measure on W - W0 of known rank, both stored in bf16, with a Gaussian W0."""
-    generator = np.random.default_rng(seed)
-    W0 = generator.standard_normal((size, size)) / math.sqrt(size)
-    W = W0 + _low_rank(rank, size, relative_norm * float(np.linalg.norm(W0)), generator)
-    stored, stored_before = (torch.from_numpy(m).bfloat16().double().numpy() for m in (W, W0))
-    how = (
-        f"{measure_of_rank} of a ΔW of rank {rank} with ‖ΔW‖/‖W‖ = {relative_norm:g}, from W "
-        "and W0 in bf16"
-    )
-    return computed(_reading(measure_of_rank, _spectrum(stored - stored_before)), how)
+    """Read one measure on a matrix of one of `KINDS`; `over_size` divides the value by the size."""
+    if kind not in KINDS:
+        raise InputError(f"kind={kind!r}: valid are {', '.join(KINDS)}")
+    value = _reading(measure_of_rank, _spectrum(kind, size, seed, rank, relative_norm))
+    named = KINDS[kind].format(size=size, rank=rank, norm=relative_norm)
+    return computed(value / size if over_size else value, f"{measure_of_rank} of {named}")
 
 
 @measure
