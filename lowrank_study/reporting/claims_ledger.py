@@ -11,21 +11,8 @@ from pathlib import Path
 import pandas as pd
 
 from lowrank_study.claims.measures import CLAIM_MEASURES
-from lowrank_study.claims.measures.outcome import (
-    Interval,
-    Measured,
-    Observed,
-    Outcome,
-    Unmeasured,
-)
-from lowrank_study.claims.verdicts import (
-    ROUNDING,
-    UNITS,
-    VERDICTS,
-    Claim,
-    Entry,
-    needs_evidence,
-)
+from lowrank_study.claims.measures.outcome import Interval, Measured, Observed, Outcome, Unmeasured
+from lowrank_study.claims.verdicts import ROUNDING, UNITS, VERDICTS, Claim, Entry, needs_evidence
 from lowrank_study.files import require_folder, write_whole
 from lowrank_study.reporting.display import Column, Table, csv_text, printable, significant
 from lowrank_study.reporting.web_page import packaged, web_page

@@ -1,6 +1,6 @@
 """The columns that more than one table shows, so that a word means the same everywhere.
 
-    columns(metric, *CONFIGURATION_COLUMNS, "seed", Column("n", "n", "count", "done runs"))
+    columns(metric, "method target seed", Column("n", "n", "count", "done runs"))
 
 A name stands for the shared column, `median_NAME` for the median of a measure of updates. `{score}`
 in a label or a meaning is the metric's label. Differences of scores that aren't shares are written
@@ -36,6 +36,22 @@ _SHARED = (
     Column("test_low_95", "95 % low", "decimal", "95 % interval of the mean, lower end"),
     Column("test_high_95", "95 % high", "decimal", "95 % interval of the mean, upper end"),
     Column("resolvable", "resolvable", "count", "matrices whose update stands above rounding"),
+    Column("energy_rank_90_decile_1", "10 % below", "rank", "a tenth of the matrices lie below"),
+    Column("energy_rank_90_decile_9", "90 % below", "rank", "nine tenths lie below"),
+    Column(
+        "median_share_of_possible",
+        "share of possible",
+        "percent",
+        "energy rank over largest possible rank, median",
+    ),
+    Column("min_energy_rank_90", "least", "rank", "lowest of the matrices"),
+    Column("max_energy_rank_90", "most", "rank", "highest of the matrices"),
+    Column(
+        "noise_energy_rank_90",
+        "pure noise",
+        "count",
+        "90 % energy rank of independent Gaussian noise of this shape (computed)",
+    ),
     Column(
         "largest_possible_rank",
         "possible",
@@ -54,20 +70,21 @@ def _median(measure: Measure) -> Column:
 
 _BY_NAME = {column.name: column for column in [*_SHARED, *map(_median, MEASURES)]}
 
-CONFIGURATION_COLUMNS = ("method", "target", "adapter_rank")
-"""The columns that name a configuration."""
-
 
 def columns(metric: Metric, *wanted: str | Column) -> tuple[Column, ...]:
-    """Return the shared columns of these names, and other columns as they are."""
+    """Return shared columns by their names, several in a string, and other columns as they are."""
+    found: list[Column] = []
+    for each in wanted:
+        found += [_BY_NAME[name] for name in each.split()] if isinstance(each, str) else [each]
+    label = metric.label
     return tuple(
         replace(
             column,
             kind="decimal"
             if column.kind == "points" and metric.points_per_unit == 1
             else column.kind,
-            label=column.label.replace("{score}", metric.label),
-            meaning=column.meaning.replace("{score}", metric.label),
+            label=column.label.replace("{score}", label),
+            meaning=column.meaning.replace("{score}", label),
         )
-        for column in (_BY_NAME[each] if isinstance(each, str) else each for each in wanted)
+        for column in found
     )

@@ -31,13 +31,13 @@ class Section:
     """anchor on the page, different for every section of a report"""
     title: str
     """heading"""
-    figures: Sequence[Figure]
+    figures: Sequence[Figure] = ()
     """shown above the text"""
-    findings: Sequence[Finding]
+    findings: Sequence[Finding] = ()
     """the answer in words"""
-    reading: Sequence[str]
+    reading: Sequence[str] = ()
     """caveats, folded under “How to read this”"""
-    tables: Sequence[Table]
+    tables: Sequence[Table] = ()
     """the numbers, folded"""
 
     @property

@@ -12,6 +12,8 @@ import pandas as pd
 from lowrank_study.answers.learning_rates import rates_by_configuration
 from lowrank_study.answers.rows import records
 from lowrank_study.answers.scores import chosen_runs, score_by_rank
+from lowrank_study.reporting.columns import columns
+from lowrank_study.reporting.display import Column
 from lowrank_study.reporting.study import StudyTables
 from lowrank_study.reporting.update_ranks import (
     rank_by_configuration,
@@ -62,6 +64,10 @@ class SettingData:
     def metric(self) -> Metric:
         """Return the metric of the task."""
         return self.study.metric
+
+    def columns(self, *wanted: str | Column) -> tuple[Column, ...]:
+        """Return the columns of a table; see `lowrank_study.reporting.columns`."""
+        return columns(self.metric, *wanted)
 
     @property
     def chosen(self) -> pd.DataFrame:

@@ -12,13 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lowrank_study.answers.rows import (
-    CONFIGURATION,
-    Vector,
-    middle_of,
-    places_of,
-    shared_value,
-)
+from lowrank_study.answers.rows import CONFIGURATION, Vector, middle_of, places_of, shared_value
 from lowrank_study.answers.scores import chosen_runs
 from lowrank_study.reporting.study import StudyTables
 from lowrank_study.spectra.measures import shown_in

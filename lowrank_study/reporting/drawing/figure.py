@@ -10,7 +10,7 @@ each other. Pairs of numbers below are (wide, narrow).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,6 +142,21 @@ def draw_figure(
     return Figure(
         name=name, title=title, caption=caption, table=table, wide=wide, narrow=narrow, pdf=pdf
     )
+
+
+def draw_baseline(panel: Axes, row: Mapping[str, Any]) -> None:
+    """Draw the mean test score of full fine-tuning as a line in a band, its 95 % interval."""
+    if row["n"] > 1:
+        panel.axhspan(row["test_low_95"], row["test_high_95"], color=BAND, lw=0, zorder=0)
+    panel.axhline(row["mean_test_score"], color=INK, lw=1.1, zorder=1)
+
+
+def baseline_entries(row: Mapping[str, Any]) -> list[Entry]:
+    """Return the legend entries of a baseline."""
+    entries: list[Entry] = [line("full fine-tuning: mean", INK, lw=1.1)]
+    if row["n"] > 1:
+        entries.append(Patch(color=BAND, label="full fine-tuning: 95 % interval"))
+    return entries
 
 
 def line(label: str, color: str, **style: Any) -> Line2D:

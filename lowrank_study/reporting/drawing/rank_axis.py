@@ -78,9 +78,9 @@ class RankAxis:
             axes.set_xlabel("adapter rank" if self.ranks else "method")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Series:
-    """A method with ranks and its target, and how they are drawn."""
+    """A method with its target, and how they are drawn."""
 
     method: str
     target: str
@@ -97,6 +97,13 @@ class Series:
         """Return the rows of a table that belong to it."""
         return frame[(frame["method"] == self.method) & (frame["target"] == self.target)]
 
+    def draw_runs(
+        self, panel: Axes, places: npt.NDArray[np.float64], values: npt.ArrayLike, **style: Any
+    ) -> None:
+        """Draw open marks, which stand for single runs."""
+        style = {"ls": "none", "marker": self.marker, "mfc": "none", "mec": self.colour, **style}
+        panel.plot(places, values, **style)
+
     def entry(self, label: str, *, size: float = 5) -> Line2D:
         """Return its entry in a legend."""
         return line(label, self.colour, marker=self.marker, ms=size)
@@ -107,21 +114,11 @@ def series_of(runs: pd.DataFrame) -> list[Series]:
     ranked = runs[runs["adapter_rank"].notna()]
     pairs = sorted(set(zip(ranked["method"], ranked["target"], strict=True)))
     several = len({method for method, _ in pairs}) > 1
-    return [
-        Series(
-            method=method,
-            target=target,
-            label=printable(f"{method}, {target}" if several and target else target or method),
-            colour=series_colour(index),
-            marker=MARKERS[index % SERIES],
-        )
-        for index, (method, target) in enumerate(pairs)
-    ]
-
-
-def series_style(index: int) -> dict[str, Any]:
-    """Return the colour and the marker of the series with this index."""
-    return {"color": series_colour(index), "marker": MARKERS[index % SERIES]}
+    series = []
+    for index, (method, target) in enumerate(pairs):
+        label = printable(f"{method}, {target}" if several and target else target or method)
+        series.append(Series(method, target, label, series_colour(index), MARKERS[index % SERIES]))
+    return series
 
 
 def series_colour(index: int) -> str:
@@ -129,20 +126,12 @@ def series_colour(index: int) -> str:
     return LIGHT[f"series-{index % SERIES + 1}"]
 
 
+def series_style(index: int) -> dict[str, Any]:
+    """Return the colour and the marker of the series with this index."""
+    return {"color": series_colour(index), "marker": MARKERS[index % SERIES]}
+
+
 def offsets(seeds: "pd.Series[int]", width: float) -> npt.NDArray[np.float64]:
     """Return a horizontal shift for each seed, the same everywhere."""
     known = sorted(set(seeds))
     return np.array([(known.index(seed) - (len(known) - 1) / 2) * width for seed in seeds])
-
-
-def draw_marks(
-    panel: Axes,
-    places: npt.NDArray[np.float64],
-    values: npt.ArrayLike,
-    *,
-    marker: str,
-    colour: str,
-    **style: Any,
-) -> None:
-    """Draw open marks, which stand for single runs."""
-    panel.plot(places, values, ls="none", marker=marker, mfc="none", mec=colour, **style)

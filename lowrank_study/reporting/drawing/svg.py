@@ -22,6 +22,16 @@ import matplotlib as mpl
 from matplotlib.figure import Figure as Canvas
 from matplotlib.text import Text
 
+_LEVELS = (
+    ("#f0f5fa", "#1b242d"), ("#d9e7f3", "#1d3145"), ("#bfd8eb", "#1f3f5d"),
+    ("#9cc4e2", "#225078"), ("#72acd5", "#266395"), ("#2f76b3", "#68a9df"),
+    ("#1e5f9c", "#86bce8"), ("#134a80", "#a5cff0"), ("#0a3563", "#c6e2f8"),
+)  # fmt: skip
+_DEPTHS = (
+    ("#c9a227", "#4a4fd0"), ("#b98a2e", "#6a58c4"), ("#a5733a", "#8463bb"),
+    ("#8f5d48", "#9b70b0"), ("#784a57", "#b07fa3"), ("#603a66", "#c48f93"),
+    ("#482c73", "#d6a180"), ("#31217a", "#e7b567"), ("#1b1878", "#f6cc49"),
+)  # fmt: skip
 _COLOURS = {
     "paper": ("#fdfdfc", "#14171a"),
     "ink": ("#1c2024", "#e7e9ea"),
@@ -35,26 +45,10 @@ _COLOURS = {
     "series-4": ("#8a3fa0", "#d29be6"),
     "series-5": ("#946400", "#e3c15b"),
     "series-6": ("#5a5f66", "#b4bac0"),
-    "level-0": ("#f0f5fa", "#1b242d"),
-    "level-1": ("#d9e7f3", "#1d3145"),
-    "level-2": ("#bfd8eb", "#1f3f5d"),
-    "level-3": ("#9cc4e2", "#225078"),
-    "level-4": ("#72acd5", "#266395"),
-    "level-5": ("#2f76b3", "#68a9df"),
-    "level-6": ("#1e5f9c", "#86bce8"),
-    "level-7": ("#134a80", "#a5cff0"),
-    "level-8": ("#0a3563", "#c6e2f8"),
+    **{f"level-{level}": (light, dark) for level, (light, dark) in enumerate(_LEVELS)},
     "on-low": ("#14181b", "#f4f6f7"),
     "on-high": ("#fefefe", "#0d1013"),
-    "depth-0": ("#c9a227", "#4a4fd0"),
-    "depth-1": ("#b98a2e", "#6a58c4"),
-    "depth-2": ("#a5733a", "#8463bb"),
-    "depth-3": ("#8f5d48", "#9b70b0"),
-    "depth-4": ("#784a57", "#b07fa3"),
-    "depth-5": ("#603a66", "#c48f93"),
-    "depth-6": ("#482c73", "#d6a180"),
-    "depth-7": ("#31217a", "#e7b567"),
-    "depth-8": ("#1b1878", "#f6cc49"),
+    **{f"depth-{depth}": (light, dark) for depth, (light, dark) in enumerate(_DEPTHS)},
 }
 LIGHT: Mapping[str, str] = {role: light for role, (light, _) in _COLOURS.items()}
 DARK: Mapping[str, str] = {role: dark for role, (_, dark) in _COLOURS.items()}
@@ -74,47 +68,31 @@ _LINK = "{http://www.w3.org/1999/xlink}href"
 _FAMILY = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 
+_STYLE: Mapping[str, object] = {
+    "svg.fonttype": "none", "pdf.fonttype": 42, "font.family": ["DejaVu Sans"],
+    "text.parse_math": False, "axes.unicode_minus": True, "path.simplify": True,
+    "axes.titleweight": "bold", "axes.titlelocation": "left", "legend.frameon": False,
+    "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "axes.axisbelow": True, "grid.color": LIGHT["grid"],
+    "axes.linewidth": 0.8, "grid.linewidth": 0.7, "lines.linewidth": 1.6,
+    "hatch.linewidth": 0.7, "xtick.major.size": 3, "ytick.major.size": 0,
+}  # fmt: skip
+"""What all drawings share, beside font sizes and the colours of text and axes."""
+
+
 @contextmanager
 def drawing_style(font_size: float, salt: str) -> Iterator[None]:
     """Set matplotlib up for one drawing and restore its settings afterwards."""
+    sizes = "font.size axes.titlesize axes.labelsize xtick.labelsize ytick.labelsize"
+    faint = "axes.labelcolor axes.edgecolor xtick.color ytick.color hatch.color"
+    clear = "axes.facecolor figure.facecolor savefig.facecolor"
     style = {
-        "svg.fonttype": "none",
+        **dict.fromkeys([*sizes.split(), "legend.fontsize"], font_size),
+        **dict.fromkeys(faint.split(), LIGHT["faint"]),
+        **dict.fromkeys(["text.color", "axes.titlecolor"], LIGHT["ink"]),
+        **dict.fromkeys(clear.split(), "none"),
+        **_STYLE,
         "svg.hashsalt": salt,
-        "pdf.fonttype": 42,
-        "text.parse_math": False,
-        "font.family": ["DejaVu Sans"],
-        "font.size": font_size,
-        "axes.titlesize": font_size,
-        "axes.titleweight": "bold",
-        "axes.titlelocation": "left",
-        "axes.labelsize": font_size,
-        "axes.unicode_minus": True,
-        "xtick.labelsize": font_size,
-        "ytick.labelsize": font_size,
-        "legend.fontsize": font_size,
-        "legend.frameon": False,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "axes.linewidth": 0.8,
-        "grid.linewidth": 0.7,
-        "lines.linewidth": 1.6,
-        "hatch.linewidth": 0.7,
-        "xtick.major.size": 3,
-        "ytick.major.size": 0,
-        "text.color": LIGHT["ink"],
-        "axes.titlecolor": LIGHT["ink"],
-        "axes.labelcolor": LIGHT["faint"],
-        "axes.edgecolor": LIGHT["faint"],
-        "xtick.color": LIGHT["faint"],
-        "ytick.color": LIGHT["faint"],
-        "grid.color": LIGHT["grid"],
-        "hatch.color": LIGHT["faint"],
-        "axes.facecolor": "none",
-        "figure.facecolor": "none",
-        "savefig.facecolor": "none",
-        "path.simplify": True,
     }
     with mpl.rc_context(style), warnings.catch_warnings():
         # Names may have characters that this font lacks; the SVG keeps them as text, which the

@@ -15,7 +15,6 @@ import pandas as pd
 
 from lowrank_study.answers.controls import RANKS, SIMILARITIES
 from lowrank_study.answers.rows import extreme_of, groups, median_of, records
-from lowrank_study.reporting.columns import columns
 from lowrank_study.reporting.display import NARROW_SPACE, Column, Table, enumeration, written
 from lowrank_study.reporting.section import Finding, Section
 from lowrank_study.reporting.setting import SettingData
@@ -46,7 +45,6 @@ def section(data: SettingData) -> Section | None:
     return Section(
         name=f"controls{data.suffix}",
         title="What do the measures show without learning?",
-        figures=[],
         findings=[*_rank_findings(data, ranks), *_overlap_findings(data, overlap)],
         reading=[
             "If a measure is as low for a control as for a trained update, it does not show that "
@@ -189,7 +187,7 @@ def _rank_tables(data: SettingData, ranks: pd.DataFrame) -> list[Table]:
                 "norms; weight_decay: −c·W0, the update from weight decay alone."
             ),
             frame=ranks,
-            columns=columns(data.metric, WHAT, "role", *RANK_COLUMNS),
+            columns=data.columns(WHAT, "role", *RANK_COLUMNS),
         )
     ]
 
@@ -217,8 +215,7 @@ def _overlap_tables(data: SettingData, overlap: pd.DataFrame) -> list[Table]:
                 "noise_pair: two independent Gaussian matrices of the same shapes."
             ),
             frame=overlap,
-            columns=columns(
-                data.metric,
+            columns=data.columns(
                 WHAT,
                 "role",
                 Column("directions", "k", "rank", "directions of each update"),

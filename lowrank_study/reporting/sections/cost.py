@@ -14,7 +14,6 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from lowrank_study.answers.rows import CONFIGURATION, extreme_of, groups, median_of, over_full
 from lowrank_study.answers.scores import chosen_runs
-from lowrank_study.reporting.columns import CONFIGURATION_COLUMNS, columns
 from lowrank_study.reporting.display import (
     Column,
     Table,
@@ -25,13 +24,7 @@ from lowrank_study.reporting.display import (
     written,
 )
 from lowrank_study.reporting.drawing.figure import FAINT, INK, Figure, Paper, draw_figure, line
-from lowrank_study.reporting.drawing.rank_axis import (
-    RankAxis,
-    Series,
-    draw_marks,
-    offsets,
-    series_of,
-)
+from lowrank_study.reporting.drawing.rank_axis import RankAxis, Series, offsets, series_of
 from lowrank_study.reporting.section import Finding, Section
 from lowrank_study.reporting.setting import SettingData
 
@@ -106,21 +99,17 @@ def _table(data: SettingData, table: pd.DataFrame) -> Table:
             "median of full fine-tuning in this study."
         ),
         frame=table,
-        columns=columns(
-            data.metric,
-            *CONFIGURATION_COLUMNS,
+        columns=data.columns(
+            "method target adapter_rank",
             Column("n", "n", "count", "done runs"),
             "trainable_parameters",
             Column("trainable_share", "of all", "percent", "trainable over all parameters"),
-            "checkpoint_bytes",
-            "train_seconds",
-            "train_seconds_ratio",
+            "checkpoint_bytes train_seconds train_seconds_ratio",
             Column("min_train_seconds", "shortest", "seconds", "shortest run"),
             Column("max_train_seconds", "longest", "seconds", "longest run"),
             "peak_memory_bytes",
             Column("pack_size", "runs at once", "count", "runs trained together in one process"),
-            "peak_memory_bytes_ratio",
-            "steps",
+            "peak_memory_bytes_ratio steps",
         ),
     )
 
@@ -133,12 +122,8 @@ def _findings(data: SettingData, table: pd.DataFrame) -> list[Finding]:
     if not len(ranked) or not (table["method"] == "full").any():
         return []
     parts, unknown = [], []
-    for measure, what in (
-        ("trainable_parameters", "parameters"),
-        ("checkpoint_bytes", "checkpoint size"),
-        ("train_seconds", "training time"),
-        ("peak_memory_bytes", "peak memory"),
-    ):
+    for measure, title, _ in MEASURES:
+        what = title.removeprefix("trainable ")
         known = ranked[f"{measure}_ratio"].dropna()
         if len(known):
             shares = span(percent(float(known.min())), percent(float(known.max())))
@@ -199,13 +184,11 @@ class _Drawing:
         if as_ratio:
             panel.axhline(1.0, color=INK, lw=0.9)
         for method, target in self.axis.others:
-            mine = (self.table["method"] == method) & (self.table["target"] == target)
             colour = INK if method == "full" else FAINT
-            self._draw_runs(panel, self.table[mine], column, colour, "o")
+            self._draw_runs(panel, Series(method, target, "", colour, "o"), column)
         for position, one in enumerate(self.series, start=len(self.axis.others)):
-            rows = one.rows(self.table)
-            self._draw_runs(panel, rows, column, one.colour, one.marker)
-            medians = rows.groupby("adapter_rank")[column].median()
+            self._draw_runs(panel, one, column)
+            medians = one.rows(self.table).groupby("adapter_rank")[column].median()
             octaves = [math.log2(int(str(rank))) for rank in medians.index]
             order = 1 + position / 9
             panel.plot(octaves, medians.to_numpy(), color=one.colour, lw=1.4, zorder=order)
@@ -217,11 +200,10 @@ class _Drawing:
             panel.yaxis.set_major_locator(MaxNLocator(5))
         panel.yaxis.set_major_formatter(FuncFormatter(_format(column)))
 
-    def _draw_runs(
-        self, panel: Axes, rows: pd.DataFrame, column: str, colour: str, marker: str
-    ) -> None:
+    def _draw_runs(self, panel: Axes, one: Series, column: str) -> None:
+        rows = one.rows(self.table)
         places = self.axis.places(rows) + offsets(rows["seed"], 0.1)
-        draw_marks(panel, places, rows[column], marker=marker, colour=colour, ms=3.6, mew=0.8)
+        one.draw_runs(panel, places, rows[column], ms=3.6, mew=0.8)
 
 
 def _figure(data: SettingData) -> Figure:
@@ -247,16 +229,9 @@ def _figure(data: SettingData) -> Figure:
         ),
         note="One row per done run at its configuration’s chosen learning rate.",
         frame=table,
-        columns=columns(
-            data.metric,
-            *CONFIGURATION_COLUMNS,
-            "seed",
-            "trainable_parameters",
-            "checkpoint_bytes",
-            "train_seconds",
-            "train_seconds_ratio",
-            "peak_memory_bytes",
-            "peak_memory_bytes_ratio",
+        columns=data.columns(
+            "method target adapter_rank seed trainable_parameters checkpoint_bytes train_seconds "
+            "train_seconds_ratio peak_memory_bytes peak_memory_bytes_ratio"
         ),
     )
 

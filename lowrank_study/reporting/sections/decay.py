@@ -16,16 +16,8 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from lowrank_study.answers.roles import roles_inside
 from lowrank_study.answers.rows import groups
-from lowrank_study.reporting.columns import CONFIGURATION_COLUMNS, columns
 from lowrank_study.reporting.display import Column, adapter_name, counted, method_name, printable
-from lowrank_study.reporting.drawing.figure import (
-    FAINT,
-    Entry,
-    Figure,
-    Paper,
-    draw_figure,
-    line,
-)
+from lowrank_study.reporting.drawing.figure import FAINT, Entry, Figure, Paper, draw_figure, line
 from lowrank_study.reporting.drawing.rank_axis import series_colour
 from lowrank_study.reporting.drawing.svg import LIGHT
 from lowrank_study.reporting.section import Section
@@ -51,9 +43,7 @@ def section(data: SettingData) -> Section | None:
         name=f"decay{data.suffix}",
         title="How fast do the singular values fall?",
         figures=[_figure(data, decay)],
-        findings=[],
         reading=_reading(decay),
-        tables=[],
     )
 
 
@@ -191,11 +181,8 @@ def _floors(values: pd.DataFrame, spectra: pd.DataFrame) -> pd.DataFrame:
 
 
 def _figure(data: SettingData, decay: _Decay) -> Figure:
-    shown = columns(
-        data.metric,
-        *CONFIGURATION_COLUMNS,
-        "layer",
-        "role",
+    shown = data.columns(
+        "method target adapter_rank layer role",
         Column("index", "i", "rank", "index of the singular value; 1 is the largest"),
         Column("relative", "σᵢ/σ₁", "rate", "median over seeds"),
     )

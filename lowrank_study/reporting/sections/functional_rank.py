@@ -13,12 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator
 
 from lowrank_study.answers.functional_rank import score_by_kept_rank
 from lowrank_study.answers.rows import records
-from lowrank_study.reporting.columns import CONFIGURATION_COLUMNS, columns
 from lowrank_study.reporting.display import (
     NARROW_SPACE,
     Column,
@@ -33,13 +31,14 @@ from lowrank_study.reporting.display import (
     written,
 )
 from lowrank_study.reporting.drawing.figure import (
-    BAND,
     DOTTED,
     FAINT,
     INK,
     Entry,
     Figure,
     Paper,
+    baseline_entries,
+    draw_baseline,
     draw_figure,
     line,
 )
@@ -61,9 +60,7 @@ KEPT_COLUMNS = (
     Column("kept_rank", "k", "rank", "directions kept of every matrix’s ΔW"),
 )
 SCORE_COLUMNS = (
-    "mean_test_score",
-    "test_low_95",
-    "test_high_95",
+    "mean_test_score test_low_95 test_high_95",
     Column("n", "n", "count", "seeds"),
 )
 LOSS_COLUMNS = (
@@ -77,6 +74,7 @@ LOSS_COLUMNS = (
     Column("energy_kept", "energy kept", "percent", "share of Σ‖ΔW‖²_F over all matrices"),
     Column("kept_directions", "directions kept", "rank", "over all matrices, mean over seeds"),
 )
+TRUNCATION_COLUMNS = (*KEPT_COLUMNS, *SCORE_COLUMNS, *LOSS_COLUMNS)
 
 
 def section(data: SettingData) -> Section | None:
@@ -110,7 +108,7 @@ def _table(data: SettingData, table: pd.DataFrame) -> Table:
             "intervals of the mean over seeds."
         ),
         frame=table,
-        columns=columns(data.metric, *KEPT_COLUMNS, *SCORE_COLUMNS, *LOSS_COLUMNS),
+        columns=data.columns(*TRUNCATION_COLUMNS),
     )
 
 
@@ -225,8 +223,8 @@ class _Drawing:
     series: Sequence[Series]
 
     @property
-    def whole(self) -> "pd.Series[Any]":
-        return self.kept.iloc[-1]
+    def whole(self) -> dict[str, Any]:
+        return records(self.kept)[-1]
 
     @property
     def nothing(self) -> pd.DataFrame:
@@ -234,10 +232,7 @@ class _Drawing:
 
     def draw(self, on: Paper) -> None:
         panel = on.panels(1, across=(1, 1), height=(3.9, 4.2))[0]
-        whole = self.whole
-        if whole["n"] > 1:
-            panel.axhspan(whole["test_low_95"], whole["test_high_95"], color=BAND, lw=0, zorder=0)
-        panel.axhline(whole["mean_test_score"], color=INK, lw=1.1, zorder=1)
+        draw_baseline(panel, self.whole)
         for level in self.nothing["mean_test_score"]:
             panel.axhline(level, color=FAINT, lw=1, ls=DOTTED)
         for index, one in enumerate(self.series):
@@ -270,10 +265,8 @@ class _Drawing:
         entries: list[Entry] = [
             line("full fine-tuning, ΔW truncated to rank k", INK, marker="o", ms=5),
             *(one.entry(f"{adapter_name(one.method, one.target)}, trained") for one in self.series),
-            line("full fine-tuning: mean", INK, lw=1.1),
+            *baseline_entries(self.whole),
         ]
-        if self.whole["n"] > 1:
-            entries.append(Patch(color=BAND, label="full fine-tuning: 95 % interval"))
         if len(self.nothing):
             entries.append(line("k = 0: only head, biases and norms", FAINT, lw=1, ls=DOTTED))
         return entries
@@ -291,7 +284,8 @@ def _figure(data: SettingData, table: pd.DataFrame) -> Figure:
         series=series_of(trained),
     )
     own = pd.concat([kept, above_noise]).assign(method="full", target="", adapter_rank=None)
-    names = [*CONFIGURATION_COLUMNS, "mean_test_score", "test_low_95", "test_high_95", "n"]
+    names = ["method", "target", "adapter_rank"]
+    names += ["mean_test_score", "test_low_95", "test_high_95", "n"]
     frame = pd.concat([own.astype({"adapter_rank": "Int64"}), trained[names]], ignore_index=True)
     others = [column.name for column in (*KEPT_COLUMNS, *LOSS_COLUMNS)]
     return draw_figure(
@@ -306,8 +300,8 @@ def _figure(data: SettingData, table: pd.DataFrame) -> Figure:
         ),
         note="One row per truncation of full fine-tuning’s update, or per trained rank.",
         frame=frame[[*names, *others]],
-        columns=columns(
-            data.metric, *CONFIGURATION_COLUMNS, *KEPT_COLUMNS, *SCORE_COLUMNS, *LOSS_COLUMNS
+        columns=data.columns(
+            "method target adapter_rank", *KEPT_COLUMNS, *SCORE_COLUMNS, *LOSS_COLUMNS
         ),
     )
 

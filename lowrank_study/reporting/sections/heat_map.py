@@ -15,7 +15,6 @@ from matplotlib.patches import Patch, Rectangle
 
 from lowrank_study.answers.roles import roles_inside
 from lowrank_study.answers.rows import records
-from lowrank_study.reporting.columns import CONFIGURATION_COLUMNS, columns
 from lowrank_study.reporting.display import (
     MISSING,
     NARROW_SPACE,
@@ -53,7 +52,6 @@ def section(data: SettingData) -> Section | None:
             "A dash means that the matrix has no update: the adapter does not change it, or the "
             "layer has no such matrix.",
         ],
-        tables=[],
     )
 
 
@@ -111,7 +109,7 @@ def _figure(data: SettingData, maps: list[tuple[str, pd.DataFrame]]) -> Figure:
         ),
         note="One row per cell.",
         frame=cells,
-        columns=columns(data.metric, *CONFIGURATION_COLUMNS, "layer", "role", *MODULE_RANK_COLUMNS),
+        columns=data.columns("method target adapter_rank layer role", *MODULE_RANK_COLUMNS),
     )
 
 

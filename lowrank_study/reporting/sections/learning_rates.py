@@ -16,7 +16,6 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from lowrank_study.answers.learning_rates import best_rates
 from lowrank_study.answers.rows import CONFIGURATION, groups, records
-from lowrank_study.reporting.columns import CONFIGURATION_COLUMNS, columns
 from lowrank_study.reporting.display import (
     NARROW_SPACE,
     Column,
@@ -62,11 +61,8 @@ def _table(data: SettingData) -> Table:
         title="Learning rates chosen on validation",
         note="One row per configuration. Ratios are to full fine-tuning’s rate.",
         frame=best_rates(data.rates),
-        columns=columns(
-            data.metric,
-            *CONFIGURATION_COLUMNS,
-            "rule",
-            "learning_rate",
+        columns=data.columns(
+            "method target adapter_rank rule learning_rate",
             Column("ratio_to_full", "of full’s", "ratio", "rate over full fine-tuning’s"),
             "validation_score",
             Column("rates_tried", "tried", "count", "rates tried"),
@@ -238,12 +234,8 @@ def _figure(data: SettingData) -> Figure:
         ),
         note="One row per configuration and rate that was tried.",
         frame=rates,
-        columns=columns(
-            data.metric,
-            *CONFIGURATION_COLUMNS,
-            "rule",
-            "learning_rate",
-            "validation_score",
+        columns=data.columns(
+            "method target adapter_rank rule learning_rate validation_score",
             Column("runs", "runs", "count", "runs at this rate: more for the two best rates"),
             Column("lost", "lost", "count", "runs that are not done"),
             Column("behind", "behind", "decimal", "worse than the chosen rate, over shared seeds"),

@@ -12,7 +12,6 @@ from typing import Any
 import pandas as pd
 
 from lowrank_study.answers.rows import groups, records
-from lowrank_study.reporting.columns import CONFIGURATION_COLUMNS, columns
 from lowrank_study.reporting.display import (
     NARROW_SPACE,
     Column,
@@ -253,18 +252,15 @@ def _table(data: SettingData) -> Table:
             "one."
         ),
         frame=data.scores,
-        columns=columns(
-            metric,
-            *CONFIGURATION_COLUMNS,
-            "learning_rate",
+        columns=data.columns(
+            "method target adapter_rank learning_rate",
             Column("chosen", "chosen", "text", "used in figures and sentences"),
             Column("n", "n", "count", "done runs with a test {score}"),
             Column("diverged", "diverged", "count", "runs that diverged"),
             Column("failed", "failed", "count", "runs that failed"),
             "mean_test_score",
             Column("sd_test_score", "sd", "decimal", "standard deviation over seeds, n − 1"),
-            "test_low_95",
-            "test_high_95",
+            "test_low_95 test_high_95",
             Column("mean_validation_score", "validation", "decimal", "mean validation {score}"),
             Column("mean_train_score", "train", "decimal", "mean {score} on training data"),
             *([chance] if metric.chance_name is not None else []),

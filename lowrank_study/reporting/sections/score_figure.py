@@ -12,14 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.patches import Patch
 
 from lowrank_study.answers.rows import CONFIGURATION
 from lowrank_study.answers.scores import at_several_scalings
-from lowrank_study.reporting.columns import CONFIGURATION_COLUMNS, columns
 from lowrank_study.reporting.display import Column, method_label, printable
 from lowrank_study.reporting.drawing.figure import (
-    BAND,
     DOTTED,
     FAINT,
     INK,
@@ -27,16 +24,12 @@ from lowrank_study.reporting.drawing.figure import (
     Entry,
     Figure,
     Paper,
+    baseline_entries,
+    draw_baseline,
     draw_figure,
     line,
 )
-from lowrank_study.reporting.drawing.rank_axis import (
-    RankAxis,
-    Series,
-    draw_marks,
-    offsets,
-    series_of,
-)
+from lowrank_study.reporting.drawing.rank_axis import RankAxis, Series, offsets, series_of
 from lowrank_study.reporting.setting import SettingData, full_row
 
 
@@ -64,16 +57,10 @@ def score_against_rank(data: SettingData) -> Figure:
         caption=f"{caption} The vertical axis does not start at zero.",
         note="One row per run at its configuration’s chosen learning rate.",
         frame=_numbers(drawing.runs, drawing.chosen),
-        columns=columns(
-            data.metric,
-            *CONFIGURATION_COLUMNS,
-            "learning_rate",
-            "seed",
-            "status",
-            "test_score",
+        columns=data.columns(
+            "method target adapter_rank learning_rate seed status test_score",
             Column("mean_test_score", "mean", "decimal", "over n seeds"),
-            "test_low_95",
-            "test_high_95",
+            "test_low_95 test_high_95",
             Column("n", "n", "count", "done runs"),
         ),
     )
@@ -130,58 +117,48 @@ class _Drawing:
         panel.set_title(printable(target) or method_label("full"))
         panel.set_ylim(*self.limits)
         self.axis.dress(panel)
-        if (full := self.full) is not None:
-            if full["n"] > 1:
-                panel.axhspan(full["test_low_95"], full["test_high_95"], color=BAND, lw=0, zorder=0)
-            panel.axhline(full["mean_test_score"], color=INK, lw=1.1, zorder=1)
+        if self.full is not None:
+            draw_baseline(panel, self.full)
         if self.shows_chance:
             panel.axhline(self.chance, color=FAINT, lw=1, ls=DOTTED)
         for method, other in self.axis.others:
             if method == "full" or other in {"", target}:
-                rows = self.runs[(self.runs["method"] == method) & (self.runs["target"] == other)]
-                self._draw_seeds(panel, rows, INK if method == "full" else FAINT, "o", 0.0)
+                one = Series(method, other, "", INK if method == "full" else FAINT, "o")
+                self._draw_seeds(panel, one, 0.0)
                 if method != "full":
-                    self._draw_means(panel, method, other, FAINT, "o", 0.0)
+                    self._draw_means(panel, one, 0.0)
         shown = [one for one in self.series if one.target == target]
         for position, one in enumerate(shown):
             shift = (position - (len(shown) - 1) / 2) * 0.3
-            self._draw_seeds(panel, one.rows(self.runs), one.colour, one.marker, shift)
-            self._draw_means(panel, one.method, target, one.colour, one.marker, shift)
+            self._draw_seeds(panel, one, shift)
+            self._draw_means(panel, one, shift)
 
-    def _draw_seeds(
-        self, panel: Axes, rows: pd.DataFrame, colour: str, marker: str, shift: float
-    ) -> None:
-        low, high = self.limits
+    def _draw_seeds(self, panel: Axes, one: Series, shift: float) -> None:
+        rows, (low, high) = one.rows(self.runs), self.limits
         places = self.axis.places(rows) + shift + offsets(rows["seed"], 0.13)
         lost = (rows["status"] != "done").to_numpy()
         good = rows["test_score"].notna().to_numpy() & ~lost
         values = rows["test_score"].to_numpy()[good]
-        draw_marks(
-            panel, places[good], values, marker=marker, colour=colour, ms=4.2, mew=0.9, zorder=3
-        )
+        one.draw_runs(panel, places[good], values, ms=4.2, mew=0.9, zorder=3)
         if lost.any():
             foot = np.full(int(lost.sum()), low + 0.035 * (high - low))
             panel.plot(places[lost], foot, ls="none", marker="x", ms=5.5, color=LOST, mew=1.6)
 
-    def _draw_means(
-        self, panel: Axes, method: str, target: str, colour: str, marker: str, shift: float
-    ) -> None:
-        means = self.chosen[(self.chosen["method"] == method) & (self.chosen["target"] == target)]
+    def _draw_means(self, panel: Axes, one: Series, shift: float) -> None:
+        means = one.rows(self.chosen)
         if not len(means):
             return
         places = self.axis.places(means) + shift
         mean = means["mean_test_score"].to_numpy()
         half = np.nan_to_num(means["test_high_95"].to_numpy() - mean)
-        panel.errorbar(places, mean, yerr=half, fmt="none", ecolor=colour, elinewidth=0.9)
-        panel.plot(places, mean, color=colour, marker=marker, ms=5, lw=1.6, zorder=2)
+        panel.errorbar(places, mean, yerr=half, fmt="none", ecolor=one.colour, elinewidth=0.9)
+        panel.plot(places, mean, **one.style, ms=5, lw=1.6, zorder=2)
 
     def _legend(self) -> list[Entry]:
         entries: list[Entry] = [one.entry(f"{one.label}: mean") for one in self.series]
         entries.append(line("one seed", FAINT, marker="o", mfc="none", ms=4.2, ls="none"))
         if self.full is not None:
-            entries.append(line("full fine-tuning: mean", INK, lw=1.1))
-            if self.full["n"] > 1:
-                entries.append(Patch(color=BAND, label="full fine-tuning: 95 % interval"))
+            entries += baseline_entries(self.full)
         if (self.runs["status"] != "done").any():
             entries.append(line("diverged or failed", LOST, marker="x", mew=1.6, ls="none"))
         if self.shows_chance:

@@ -10,7 +10,6 @@ from typing import Any
 
 from lowrank_study.answers.paired_scores import TRUNCATED
 from lowrank_study.answers.rows import groups, records
-from lowrank_study.reporting.columns import CONFIGURATION_COLUMNS, columns
 from lowrank_study.reporting.display import (
     NARROW_SPACE,
     Column,
@@ -38,7 +37,6 @@ def section(data: SettingData) -> Section | None:
     return Section(
         name=f"sufficient{data.suffix}",
         title="Which rank suffices?",
-        figures=[],
         findings=[verdict.finding for verdict in verdicts(data)],
         reading=[
             f"A rank is sufficient if its {data.metric.label} is shown to be less than {margin} "
@@ -282,9 +280,8 @@ def _table(data: SettingData, margin: str) -> Table:
             f"−{margin} and inferior if high is below it." + (_RETENTION_NOTE if has_chance else "")
         ),
         frame=data.comparison,
-        columns=columns(
-            data.metric,
-            *CONFIGURATION_COLUMNS,
+        columns=data.columns(
+            "method target adapter_rank",
             Column("seeds", "pairs", "count", "seeds with both runs done and predictions kept"),
             Column("lost", "lost", "count", "runs that diverged or failed"),
             Column("difference", "difference", "points", f"mean, in {data.metric.points}"),

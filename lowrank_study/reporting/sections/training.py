@@ -5,7 +5,6 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from lowrank_study.answers.roles import in_order
 from lowrank_study.answers.rows import records
-from lowrank_study.reporting.columns import columns
 from lowrank_study.reporting.display import NARROW_SPACE, Column, printable, written
 from lowrank_study.reporting.drawing.figure import Entry, Figure, Paper, draw_figure, line
 from lowrank_study.reporting.drawing.rank_axis import series_style
@@ -30,7 +29,6 @@ def section(data: SettingData) -> Section | None:
             "Adam’s first step moves every weight by about the learning rate, however small its "
             "gradient.",
         ],
-        tables=[],
     )
 
 
@@ -61,11 +59,8 @@ def _figure(data: SettingData, table: pd.DataFrame) -> Figure:
             "resolvable matrices inside the layers."
         ),
         frame=table,
-        columns=columns(
-            data.metric,
-            Column("step", "step", "rank", "optimizer steps taken"),
-            "role",
-            *RANK_COLUMNS,
+        columns=data.columns(
+            Column("step", "step", "rank", "optimizer steps taken"), "role", *RANK_COLUMNS
         ),
     )
 

@@ -12,7 +12,6 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from lowrank_study.answers.roles import in_order
 from lowrank_study.answers.rows import groups, records
-from lowrank_study.reporting.columns import CONFIGURATION_COLUMNS, columns
 from lowrank_study.reporting.display import (
     NARROW_SPACE,
     Column,
@@ -42,34 +41,18 @@ from lowrank_study.reporting.update_ranks import MEDIANS, rank_by_layer
 from lowrank_study.spectra.noise import noise_energy_rank
 
 COUNTS = ("resolvable", Column("n", "n", "count", "matrices (seeds × modules)"))
-OTHER_MEDIANS = tuple(name for name in MEDIANS if name != "median_energy_rank_90")
+OTHER_MEDIANS = " ".join(name for name in MEDIANS if name != "median_energy_rank_90")
 CONFIGURATION_RANK_COLUMNS: tuple[str | Column, ...] = (
-    "median_energy_rank_90",
-    Column("energy_rank_90_decile_1", "10 % below", "rank", "a tenth of the matrices lie below"),
-    Column("energy_rank_90_decile_9", "90 % below", "rank", "nine tenths lie below"),
-    "largest_possible_rank",
-    Column(
-        "median_share_of_possible",
-        "share of possible",
-        "percent",
-        "energy rank over largest possible rank, median",
-    ),
-    *OTHER_MEDIANS,
+    "median_energy_rank_90 energy_rank_90_decile_1 energy_rank_90_decile_9",
+    "largest_possible_rank median_share_of_possible",
+    OTHER_MEDIANS,
     *COUNTS,
     Column("seeds", "seeds", "count", "seeds"),
 )
 MODULE_RANK_COLUMNS: tuple[str | Column, ...] = (
-    "median_energy_rank_90",
-    Column("min_energy_rank_90", "least", "rank", "lowest of the matrices"),
-    Column("max_energy_rank_90", "most", "rank", "highest of the matrices"),
-    "largest_possible_rank",
-    Column(
-        "noise_energy_rank_90",
-        "pure noise",
-        "count",
-        "90 % energy rank of independent Gaussian noise of this shape (computed)",
-    ),
-    *OTHER_MEDIANS,
+    "median_energy_rank_90 min_energy_rank_90 max_energy_rank_90",
+    "largest_possible_rank noise_energy_rank_90",
+    OTHER_MEDIANS,
     *COUNTS,
 )
 DASHED = (0, (4, 2))
@@ -99,7 +82,6 @@ def section(data: SettingData) -> Section:
 
 
 def _tables(data: SettingData) -> list[Table]:
-    metric = data.metric
     return [
         Table(
             name=f"rank_by_configuration{data.suffix}",
@@ -109,14 +91,14 @@ def _tables(data: SettingData) -> list[Table]:
                 "layers, over all seeds."
             ),
             frame=data.configurations,
-            columns=columns(metric, *CONFIGURATION_COLUMNS, *CONFIGURATION_RANK_COLUMNS),
+            columns=data.columns("method target adapter_rank", *CONFIGURATION_RANK_COLUMNS),
         ),
         Table(
             name=f"rank_by_layer{data.suffix}",
             title="Rank of the updates by layer",
             note="One row per configuration and layer: medians over its resolvable matrices.",
             frame=rank_by_layer(data.spectra),
-            columns=columns(metric, *CONFIGURATION_COLUMNS, "layer", *CONFIGURATION_RANK_COLUMNS),
+            columns=data.columns("method target adapter_rank layer", *CONFIGURATION_RANK_COLUMNS),
         ),
         Table(
             name=f"rank_by_module{data.suffix}",
@@ -128,7 +110,7 @@ def _tables(data: SettingData) -> list[Table]:
                 "Marchenko–Pastur law. It does not apply to adapters, whose rank is fixed."
             ),
             frame=data.modules,
-            columns=columns(metric, *CONFIGURATION_COLUMNS, "layer", "role", *MODULE_RANK_COLUMNS),
+            columns=data.columns("method target adapter_rank layer role", *MODULE_RANK_COLUMNS),
         ),
     ]
 
@@ -241,7 +223,7 @@ def _figure(data: SettingData) -> Figure | None:
         ),
         note="One row per configuration; only matrices inside the layers.",
         frame=pd.concat([full, ranked]),
-        columns=columns(data.metric, *CONFIGURATION_COLUMNS, *CONFIGURATION_RANK_COLUMNS),
+        columns=data.columns("method target adapter_rank", *CONFIGURATION_RANK_COLUMNS),
     )
 
 

@@ -6,11 +6,9 @@ The page contains the plotting library and the data. Names reach the script as J
 `<`, and the script escapes them again for the plots, which render some HTML.
 """
 
-from typing import Any
-
 from markupsafe import Markup
 
-from lowrank_study.measurement.records import Measurement
+from lowrank_study.measurement.records import MeasuredMatrix, Measurement
 from lowrank_study.measurement.subjects import AdapterOnBase, Subject
 from lowrank_study.provenance import provenance
 from lowrank_study.reporting.display import counted, in_bytes, printable
@@ -30,7 +28,6 @@ from lowrank_study.reporting.spectra_report.tables import (
 from lowrank_study.reporting.web_page import packaged, web_page
 from lowrank_study.spectra.measures import Measure
 from lowrank_study.spectra.noise import noise_energy_rank
-from lowrank_study.spectra.readings import Reading
 
 ROWS_SHOWN = 2000
 """Rows of a table on the page. More are slow to open; the CSV files hold all."""
@@ -45,9 +42,7 @@ def page_of(found: Measurement) -> str:
         packaged("script.html.j2"),
         packaged("spectra_script.html.j2"),
     ]
-    measures = measures_in(found)
-    settings = found.settings
-    vectors = vectors_table(found)
+    measures, matrices, vectors = measures_in(found), matrices_of(found), vectors_table(found)
     return web_page(
         "spectra.html.j2",
         scripts=scripts,
@@ -61,25 +56,23 @@ def page_of(found: Measurement) -> str:
         details=details_of(found),
         flags=[printable(flag) for flag in found.flags],
         measures=measures,
-        settings=settings,
+        settings=found.settings,
         two=bool(found.other_matrices),
         similar=any(matrix.similarity is not None for matrix in found.matrices),
-        rows=_rows(found, measures)[:ROWS_SHOWN],
-        rows_all=len(found.matrices) + len(found.other_matrices),
-        vectors=[_vector_row(row) for row in vectors.head(ROWS_SHOWN).to_dict("records")],
+        matrices=matrices[:ROWS_SHOWN],
+        matrices_all=len(matrices),
+        cell=_cell,
+        noise_rank=noise_energy_rank,
+        vectors=vectors.head(ROWS_SHOWN).to_dict("records"),
         vectors_all=len(vectors),
+        value_text=value_text,
+        counted=counted,
         skipped=skipped_table(found).to_dict("records"),
-        files=[row | {"size": in_bytes(row["bytes"])} for row in _records(found)],
+        files=files_table(found).to_dict("records"),
+        in_bytes=in_bytes,
         provenance=provenance(),
         data=Markup(embedded(explorer_data(found, measures))),
     )
-
-
-def _records(found: Measurement) -> list[dict[str, Any]]:
-    return [
-        {str(key): value for key, value in row.items()}
-        for row in files_table(found).to_dict("records")
-    ]
 
 
 def _title(subject: Subject) -> str:
@@ -110,55 +103,16 @@ def _facts(found: Measurement) -> list[tuple[str, str]]:
     ]
 
 
-def _rows(found: Measurement, measures: tuple[Measure, ...]) -> list[dict[str, Any]]:
-    rows = []
-    for update, matrix in matrices_of(found):
-        spectrum = matrix.spectrum
-        cells = []
-        for measure in measures:
-            reading = matrix.readings.get(measure.name, NOT_MEASURED)
-            cells.append(
-                {
-                    "text": reading_text(reading, measure),
-                    # Cells without a number sort last.
-                    "order": "Infinity" if reading.value is None else repr(reading.value),
-                    "status": reading.status,
-                    "hint": _hint(reading, measure),
-                }
-            )
-        noise = noise_energy_rank(*spectrum.shape)
-        rows.append(
-            {
-                "update": update,
-                "module": printable(spectrum.module),
-                "layer": "–" if spectrum.layer is None else spectrum.layer,
-                "shape": f"{spectrum.shape[0]}×{spectrum.shape[1]}",
-                "size": spectrum.shape[0] * spectrum.shape[1],
-                "dtype": printable(spectrum.storage_dtype),
-                "state": matrix.state,
-                "noise": f"{noise:.0f}",
-                "cells": cells,
-            }
-        )
-    return rows
-
-
-def _hint(reading: Reading, measure: Measure) -> str:
-    if reading.value is not None or reading.as_read is None:
-        return ""
-    text = value_text(reading.as_read, measure.kind)
-    return f"{reading.status}: rounding decides it (the formula gives {text})"
-
-
-def _vector_row(row: dict[Any, Any]) -> dict[str, str]:
+def _cell(matrix: MeasuredMatrix, measure: Measure) -> dict[str, str]:
+    """Return a reading's text, sort key, status and hint; cells without a number sort last."""
+    reading = matrix.readings.get(measure.name, NOT_MEASURED)
+    hint = ""
+    if reading.value is None and reading.as_read is not None:
+        text = value_text(reading.as_read, measure.kind)
+        hint = f"{reading.status}: rounding decides it (the formula gives {text})"
     return {
-        "name": row["name"],
-        "length": counted(row["length"], "entry", "entries"),
-        "dtype": printable(row["storage_dtype"]),
-        "before": value_text(row["norm_before"], "number"),
-        "change": value_text(row["norm_of_change"], "number"),
-        "relative": value_text(row["relative_change"], "percent"),
-        "largest": value_text(row["largest_change"], "number"),
-        "rounding": value_text(row["rounding_norm"], "number"),
-        "status": row["status"],
+        "text": reading_text(reading, measure),
+        "order": "Infinity" if reading.value is None else repr(reading.value),
+        "status": reading.status,
+        "hint": hint,
     }

@@ -43,22 +43,12 @@ def tell_left_out(sentences: list[str]) -> None:
 
 
 def seconds_left(step: Step, seconds: float) -> float | None:
-    """Return the time left if the rest is as fast; None at the start and at the end.
-
-    Args:
-        step: The progress.
-        seconds: Time since the beginning.
-    """
+    """Return the time left if the rest is as fast; None at the start and at the end."""
     return seconds * (1.0 - step.share) / step.share if 0.0 < step.share < 1.0 else None
 
 
 def line_of(step: Step, seconds: float) -> str:
-    """Return a line on one step, with the time left.
-
-    Args:
-        step: The progress.
-        seconds: Time since the beginning.
-    """
+    """Return a line on one step, with the time left."""
     text = f"[{_count(step)}] {printable(step.name)}: {step.outcome}"
     left = seconds_left(step, seconds)
     return text if left is None else f"{text} ({clock(left)} left)"
