@@ -54,17 +54,19 @@ class Report:
     """only CSV files, because they are long"""
 
     @property
+    def sections(self) -> list[Section]:
+        """Return the sections of all parts."""
+        return [section for part in self.parts for section in part.sections]
+
+    @property
     def figures(self) -> list[Figure]:
         """Return every figure."""
-        return [
-            figure for part in self.parts for section in part.sections for figure in section.figures
-        ]
+        return [figure for section in self.sections for figure in section.figures]
 
     @property
     def shown_tables(self) -> list[Table]:
         """Return every table that is shown."""
-        sections = [section for part in self.parts for section in part.sections]
-        return [*self.tables, *(table for section in sections for table in section.all_tables)]
+        return [*self.tables, *(table for section in self.sections for table in section.all_tables)]
 
     @property
     def gaps_first(self) -> list[str]:

@@ -65,6 +65,11 @@ class Table:
     columns: tuple[Column, ...]
     """the columns that are shown, in order"""
 
+    def rows(self, most: int) -> list[tuple[object, ...]]:
+        """Return the first rows, at most this many, with the shown columns."""
+        shown = self.frame[[column.name for column in self.columns]].head(most)
+        return list(shown.itertuples(index=False, name=None))
+
 
 def printable(text: object) -> str:
     r"""Return a name as one visible line.

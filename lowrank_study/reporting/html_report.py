@@ -27,7 +27,7 @@ def html_of(report: Report) -> str:
         scripts=[packaged("script.html.j2")],
         title=report.study.title,
         report=report,
-        cell=_cell,
+        cell=written,
         order=_order,
         drawing=_drawing,
         rows_of=_rows_of,
@@ -41,19 +41,12 @@ def _drawing(figure: Figure, width: str) -> Markup:
     return Markup(inline_svg(svg, name=name, label=f"{figure.title}. {figure.caption}"))
 
 
-def _rows_of(table: Table) -> list[tuple[bool, list[object]]]:
+def _rows_of(table: Table) -> list[tuple[bool, tuple[object, ...]]]:
     """Return the shown rows, each with whether it is a run that is not done."""
     names = [column.name for column in table.columns]
-    shown = table.frame[names].head(ROWS_SHOWN)
-    rows = [list(row) for row in shown.itertuples(index=False, name=None)]
-    if "status" not in names:
-        return [(False, row) for row in rows]
-    place = names.index("status")
-    return [(row[place] != "done", row) for row in rows]
-
-
-def _cell(value: object, kind: str) -> str:
-    return written(value, kind)  # type: ignore[arg-type]  # a template has no types
+    place = names.index("status") if "status" in names else None
+    rows = table.rows(ROWS_SHOWN)
+    return [(place is not None and row[place] != "done", row) for row in rows]
 
 
 def _order(value: object) -> str:

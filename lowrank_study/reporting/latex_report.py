@@ -9,57 +9,23 @@ It uses only packages of a basic TeX distribution: booktabs, longtable, graphicx
 import re
 
 from lowrank_study.reporting.composition import Report
-from lowrank_study.reporting.display import MISSING, Table, printable, written
+from lowrank_study.reporting.display import MISSING, Kind, Table, printable, written
 from lowrank_study.reporting.section import Section
 
 ROWS_SET = 400
 """Longer tables are shortened and say so; the CSV files have all rows."""
 
 _ESCAPES = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\$",
-    "&": r"\&",
-    "#": r"\#",
-    "%": r"\%",
-    "_": r"\_\allowbreak{}",
-    "^": r"\textasciicircum{}",
-    "~": r"\textasciitilde{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
-    "'": r"\textquotesingle{}",
-    "`": r"\textasciigrave{}",
-    "–": "--",
-    "−": "$-$",
-    "×": r"$\times$",
-    "±": r"$\pm$",
-    "·": r"$\cdot$",
-    "√": r"$\surd$",
-    "‖": r"$\|$",
-    "≈": r"$\approx$",
-    "∞": r"$\infty$",
-    "²": r"\textsuperscript{2}",
-    "⁴": r"\textsuperscript{4}",
-    "α": r"$\alpha$",
-    "φ": r"$\varphi$",
-    "σ": r"$\sigma$",
-    "Σ": r"$\Sigma$",
-    "Δ": r"$\Delta$",
-    "β": r"$\beta$",
-    "₀": r"$_0$",
-    "₁": r"$_1$",
-    "ᵀ": r"\textsuperscript{T}",
-    "ᵢ": r"$_i$",
-    "“": "``",
-    "”": "''",
-    "’": "'",
-    "…": r"\ldots{}",
-    "\u202f": r"\,",
-    "\u00a0": "~",
-}
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
+    "%": r"\%", "_": r"\_\allowbreak{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}",
+    "'": r"\textquotesingle{}", "`": r"\textasciigrave{}", "–": "--", "−": "$-$", "×": r"$\times$",
+    "±": r"$\pm$", "·": r"$\cdot$", "√": r"$\surd$", "‖": r"$\|$", "≈": r"$\approx$",
+    "∞": r"$\infty$", "²": r"\textsuperscript{2}", "⁴": r"\textsuperscript{4}", "α": r"$\alpha$",
+    "φ": r"$\varphi$", "σ": r"$\sigma$", "Σ": r"$\Sigma$", "Δ": r"$\Delta$", "β": r"$\beta$",
+    "₀": r"$_0$", "₁": r"$_1$", "ᵀ": r"\textsuperscript{T}", "ᵢ": r"$_i$", "“": "``", "”": "''",
+    "’": "'", "…": r"\ldots{}", "\u202f": r"\,", "\u00a0": "~",
+}  # fmt: skip
 
 
 def escaped(text: object) -> str:
@@ -77,17 +43,11 @@ def latex_table(table: Table) -> str:
     """Return a table as a booktabs longtable with its shown columns."""
     alignment = "".join("l" if column.kind == "text" else "r" for column in table.columns)
     heading = " & ".join(escaped(column.label) for column in table.columns)
-    names = [column.name for column in table.columns]
-    shown = table.frame[names].head(ROWS_SET)
-    rows = [
-        " & ".join(
-            _cell(value, column.kind) for value, column in zip(row, table.columns, strict=True)
-        )
-        for row in shown.itertuples(index=False, name=None)
-    ]
+    kinds = [column.kind for column in table.columns]
+    rows = [" & ".join(map(_cell, row, kinds)) for row in table.rows(ROWS_SET)]
     note = table.note
-    if len(table.frame) > len(shown):
-        note += f" The first {len(shown)} of {len(table.frame)} rows are shown."
+    if len(table.frame) > len(rows):
+        note += f" The first {len(rows)} of {len(table.frame)} rows are shown."
     return "\n".join(
         [
             f"% {_comment(table.name)}.csv has every column, exact.",
@@ -111,8 +71,8 @@ def latex_table(table: Table) -> str:
     )
 
 
-def _cell(value: object, kind: str) -> str:
-    text = written(value, kind)  # type: ignore[arg-type]  # zip has lost the literal
+def _cell(value: object, kind: Kind) -> str:
+    text = written(value, kind)
     return "--" if text == MISSING else escaped(text)
 
 
@@ -150,7 +110,7 @@ def latex_of(report: Report) -> str:
     if report.is_complete:
         lines += [r"\section*{Provenance}", escaped(report.completeness.text)]
     lines += [r"\clearpage", r"\begin{landscape}", r"\scriptsize", r"\setlength{\tabcolsep}{3pt}"]
-    tables = [t for part in report.parts for section in part.sections for t in section.tables]
+    tables = [table for section in report.sections for table in section.tables]
     lines += [
         rf"\input{{tables/{table.name}.tex}}"
         for table in [*tables, *report.tables]

@@ -117,14 +117,7 @@ def draw_figure(
 ) -> Figure:
     """Draw at both widths and return the figure with its table.
 
-    Args:
-        draw: Draws on a paper and sets its height.
-        name: Stem of the files.
-        title: Heading.
-        caption: What is shown.
-        note: What a row of the figure's table is.
-        frame: The numbers that are drawn.
-        columns: The columns that the table shows.
+    `draw` draws on a paper and sets its height. `note` says what a row of `frame` is.
     """
     with drawing_style(9.0, f"{name}-wide"):
         canvas = drawn(lambda canvas: draw(Paper(canvas, True)), width=WIDE)

@@ -39,7 +39,7 @@ _EXTREMES = ("min_energy_rank_90", "max_energy_rank_90")
 def section(data: SettingData) -> Section | None:
     """Show the measures of the controls; nothing if none were measured."""
     ranks, overlap = control_ranks(data), control_overlap(data)
-    tables = [*_rank_tables(data, ranks), *_overlap_tables(data, overlap)]
+    tables = _tables(data, ranks, overlap)
     if not tables:
         return None
     return Section(
@@ -173,10 +173,18 @@ def _overlap_findings(data: SettingData, table: pd.DataFrame) -> list[Finding]:
 WHAT = Column("control", "control", "text", "what was measured")
 
 
-def _rank_tables(data: SettingData, ranks: pd.DataFrame) -> list[Table]:
-    if not len(ranks):
-        return []
-    return [
+def _tables(data: SettingData, ranks: pd.DataFrame, overlap: pd.DataFrame) -> list[Table]:
+    similarities = [
+        Column(
+            f"median_similarity_{side}{end}",
+            f"{label}{', chance' if end else ''}",
+            "decimal",
+            "expected for random directions" if end else "median φ",
+        )
+        for side, label in (("right", "inputs"), ("left", "outputs"))
+        for end in ("", "_chance")
+    ]
+    tables = [
         Table(
             name=f"control_ranks{data.suffix}",
             title="Ranks of controls",
@@ -188,24 +196,7 @@ def _rank_tables(data: SettingData, ranks: pd.DataFrame) -> list[Table]:
             ),
             frame=ranks,
             columns=data.columns(WHAT, "role", *RANK_COLUMNS),
-        )
-    ]
-
-
-def _overlap_tables(data: SettingData, overlap: pd.DataFrame) -> list[Table]:
-    if not len(overlap):
-        return []
-    similarities = [
-        Column(
-            f"median_similarity_{side}{end}",
-            f"{label}{', chance' if end else ''}",
-            "decimal",
-            "expected for random directions" if end else "median φ",
-        )
-        for side, label in (("right", "inputs"), ("left", "outputs"))
-        for end in ("", "_chance")
-    ]
-    return [
+        ),
         Table(
             name=f"control_overlap{data.suffix}",
             title="Overlap of updates across seeds",
@@ -222,5 +213,6 @@ def _overlap_tables(data: SettingData, overlap: pd.DataFrame) -> list[Table]:
                 *similarities,
                 Column("n", "n", "count", "pairs of matrices"),
             ),
-        )
+        ),
     ]
+    return [table for table in tables if len(table.frame)]
