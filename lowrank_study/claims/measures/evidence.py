@@ -28,6 +28,13 @@ from lowrank_study.tasks.metric import ACCURACY
 CONFIGURATION = ["setting", "method", "target", "adapter_rank"]
 TUNED = ["scaling", "learning_rate"]
 """Columns in which the runs of one configuration may differ."""
+_EARLIER_COLUMNS = {
+    "validation_accuracy": "validation_score",
+    "test_accuracy": "test_score",
+    "train_accuracy": "train_score",
+    "majority_accuracy": "chance",
+}
+"""Column in records of earlier versions → its name now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -134,7 +141,7 @@ def _of_record(record: Path, names: dict[tuple[object, ...], str]) -> Evidence:
 
 def _kept(record: Path, name: str) -> pd.DataFrame | None:
     path = record / "tables" / f"{name}.csv"
-    return pd.read_csv(path) if path.is_file() else None
+    return pd.read_csv(path).rename(columns=_EARLIER_COLUMNS) if path.is_file() else None
 
 
 def _papers(folder: Path) -> dict[str, pd.DataFrame]:

@@ -97,6 +97,23 @@ def test_tasks_of_a_record_that_does_not_say_how_it_was_made_stay_apart(tmp_path
     assert set(found.runs["setting"]) == {"reviews, tiny, old", "news, tiny, old"}
 
 
+def test_columns_of_earlier_records_get_their_names_of_now(tmp_path: Path) -> None:
+    tables = tmp_path / "records" / "old" / "tables"
+    tables.mkdir(parents=True)
+    (tables.parent / "README.md").write_text("# Old")
+    earlier = {
+        "validation_score": "validation_accuracy",
+        "test_score": "test_accuracy",
+        "train_score": "train_accuracy",
+        "chance": "majority_accuracy",
+    }
+    runs_of().rename(columns=earlier).to_csv(tables / "runs.csv", index=False)
+    found = load_evidence(tmp_path, sweeps=[], records=["old"], serving=None)
+    assert found.runs is not None
+    assert set(found.runs) == set(runs_of())
+    assert found.runs["test_score"].tolist() == runs_of()["test_score"].tolist()
+
+
 def test_records_that_were_trained_alike_are_one_setting() -> None:
     names = ["2026-11-26_flagship_rotten_tomatoes", "2026-11-26_paper_lora_table5"]
     found = load_evidence(RESULTS, sweeps=[], records=names, serving=None)
