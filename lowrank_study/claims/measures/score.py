@@ -12,6 +12,7 @@ from lowrank_study.answers.statistics import retention_over_seeds
 from lowrank_study.claims.measures.evidence import Evidence, part, tuned_runs
 from lowrank_study.claims.measures.intervals import FEWEST_SEEDS, over_seeds, over_settings
 from lowrank_study.claims.measures.outcome import Interval, Lacking, Outcome, measure
+from lowrank_study.errors import InputError
 
 Side = Literal["full"] | Mapping[str, Any]
 """Full fine-tuning, or LoRA on a `target` at the best of some `ranks` on validation."""
@@ -69,6 +70,8 @@ def score_difference(
     evidence: Evidence, first: Side, second: Side, of: str = "test_score", task: str | None = None
 ) -> Outcome:
     """Return one side's score minus another's, on all tasks or on one."""
+    if of not in COLUMNS:
+        raise InputError(f"of={of!r}: valid are {', '.join(COLUMNS)}")
     runs = _runs(evidence)
     if task is not None:
         runs = part(runs[runs["task"] == task], f"trained runs on {task}")
@@ -180,6 +183,12 @@ def truncated_update(
     evidence: Evidence, kept_rank: int, of: Literal["test_score", "energy_kept"]
 ) -> Outcome:
     """Return the loss of test score, or the share of energy, of a truncated full update."""
+    how = {
+        "test_score": f"test accuracy of ΔW truncated to rank {kept_rank} minus the highest rank",
+        "energy_kept": f"energy of ΔW truncated to rank {kept_rank} over that of the whole ΔW",
+    }
+    if of not in how:
+        raise InputError(f"of={of!r}: valid are {', '.join(how)}")
     needs = "full updates truncated in every matrix: experiments/truncate.py"
     table = part(evidence.truncation, needs)
     runs = part(evidence.runs, "trained runs: sweep=NAME")[["run_id", "seed", "setting"]]
@@ -196,8 +205,4 @@ def truncated_update(
             raise Lacking(f"updates truncated to rank {kept_rank} and to a higher rank")
         return by_rank[kept_rank] - by_rank[whole]
 
-    how = {
-        "test_score": f"test accuracy of ΔW truncated to rank {kept_rank} minus the highest rank",
-        "energy_kept": f"energy of ΔW truncated to rank {kept_rank} over that of the whole ΔW",
-    }
     return over_seeds(truncated, quantity, how=how[of])

@@ -15,6 +15,7 @@ from lowrank_study.claims.measures.score import (
     target_difference,
     truncated_update,
 )
+from lowrank_study.errors import InputError
 from tests.claims.measures.synthetic import evidence, lacking, only, run, runs_of
 
 QV = {"target": "attention_qv"}
@@ -134,3 +135,9 @@ def test_truncated_updates() -> None:
     assert "to rank 8" in lacking(truncated_update(found, 8, "energy_kept"))
     of_layers = evidence(runs=runs, truncation=table.assign(scope="layer"))
     assert "truncated in every matrix" in lacking(truncated_update(of_layers, 6, "energy_kept"))
+
+
+def test_a_column_that_does_not_exist_is_named() -> None:
+    for measure, arguments in ((score_difference, ("full", "full")), (truncated_update, (8,))):
+        with pytest.raises(InputError, match="of='speed': valid are test_score"):
+            measure(evidence(runs=runs_of()), *arguments, of="speed")
