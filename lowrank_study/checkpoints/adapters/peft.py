@@ -15,7 +15,7 @@ from typing import Any
 
 from lowrank_study.checkpoints.adapters.content import Content, Sorter
 from lowrank_study.checkpoints.adapters.kinds import KINDS
-from lowrank_study.checkpoints.adapters.peft_settings import Settings, read_settings
+from lowrank_study.checkpoints.adapters.peft_settings import PeftSettings, read_settings
 from lowrank_study.checkpoints.formats import CONFIG_NAME, shown
 from lowrank_study.checkpoints.weights import Weights
 from lowrank_study.errors import InputError
@@ -84,7 +84,7 @@ def read_peft(weights: Weights, config: Mapping[str, Any], where: str) -> Conten
 class _Names:
     """Sorts the names of one adapter."""
 
-    def __init__(self, weights: Weights, settings: Settings, where: str) -> None:
+    def __init__(self, weights: Weights, settings: PeftSettings, where: str) -> None:
         self._weights, self._where, self._kind = weights, where, settings.kind
         kind = KINDS[settings.kind]
         stems = _LORA if kind.has_factors else dict.fromkeys(kind.parts, "")

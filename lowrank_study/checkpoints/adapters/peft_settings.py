@@ -75,7 +75,7 @@ _MAX_PATTERNS = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class PeftSettings:
     """The settings of one adapter, checked."""
 
     kind: str
@@ -124,7 +124,7 @@ class Settings:
         return given
 
 
-def read_settings(config: Mapping[str, Any], where: str) -> Settings:
+def read_settings(config: Mapping[str, Any], where: str) -> PeftSettings:
     """Check a PEFT config and name the kind of adapter it describes."""
     peft_type = config.get("peft_type")
     if peft_type not in PEFT_TYPES:
@@ -137,7 +137,7 @@ def read_settings(config: Mapping[str, Any], where: str) -> Settings:
     flags: tuple[str, ...] = ()
     if kind in _TAKES_FROM_BASE:
         flags = (f"{kind}: the part taken out of the base weight is computed again in float64",)
-    return Settings(kind=kind, config=config, flags=flags)
+    return PeftSettings(kind=kind, config=config, flags=flags)
 
 
 def _unread_method(peft_type: Any, where: str) -> InputError:
