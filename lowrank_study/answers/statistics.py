@@ -70,7 +70,7 @@ class MeanEstimate:
     standard_error: float
     """From both sources of variance; NaN with fewer than two seeds or examples."""
     degrees_of_freedom: float
-    """Of the standard error."""
+    """Degrees of freedom with which the standard error was estimated."""
 
     def interval(self, confidence: float = CONFIDENCE) -> tuple[float, float]:
         """Return the two-sided Student t interval, or (NaN, NaN) without a standard error.

@@ -41,6 +41,21 @@ def write_raw(tmp_path: Path) -> WriteRaw:
 
 
 @pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    """Write a model of three tensors in two shards, with their index."""
+    folder = tmp_path / "sharded"
+    folder.mkdir()
+    weight_map = {}
+    for number, names in enumerate((["a", "b"], ["c"]), start=1):
+        shard = f"model-{number:05d}-of-00002.safetensors"
+        save_file({name: torch.full((2, 2), ord(name)) * 1.0 for name in names}, folder / shard)
+        weight_map.update(dict.fromkeys(names, shard))
+    index = {"metadata": {"total_size": 48}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.fixture
 def entry() -> Callable[..., dict[str, Any]]:
     """Describe one tensor of a safetensors header."""
 

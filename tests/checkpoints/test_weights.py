@@ -1,30 +1,14 @@
 """A model is opened, its tensors are named, and rows are read alone."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from lowrank_study.checkpoints import open_adapter, open_weights
 from lowrank_study.errors import InputError
-
-
-@pytest.fixture
-def sharded(tmp_path: Path) -> Path:
-    folder = tmp_path / "sharded"
-    folder.mkdir()
-    weight_map = {}
-    for number, names in enumerate((["a", "b"], ["c"]), start=1):
-        shard = f"model-{number:05d}-of-00002.safetensors"
-        save_file({name: torch.full((2, 2), ord(name)) * 1.0 for name in names}, folder / shard)
-        weight_map.update(dict.fromkeys(names, shard))
-    index = {"metadata": {"total_size": 48}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return folder
 
 
 def test_several_unrelated_files_are_refused(write_model: Any) -> None:

@@ -17,11 +17,9 @@ import pytest
 from lowrank_study.answers.scores import score_by_rank
 from lowrank_study.errors import InputError
 from lowrank_study.reporting.drawing import figure
-from lowrank_study.reporting.latex_report import escaped
 from lowrank_study.reporting.report import write_report
 from lowrank_study.reporting.study import StudyTables
 from lowrank_study.tasks.metric import ACCURACY
-from tests.reporting.conftest import compared
 
 MakeStudy = Callable[..., StudyTables]
 EVIL = '=1+1</script><img src=x onerror="alert(1)">&\u202e'
@@ -271,15 +269,6 @@ def test_hostile_names_stay_out_of_paths_and_formulas(evil_folder: Path) -> None
                 assert not cell.startswith("-") or numbers.fullmatch(cell), cell
 
 
-def test_latex_takes_every_character_as_it_stands() -> None:
-    assert escaped(r"a_b\c{d}$&#%^~") == (
-        r"a\_\allowbreak{}b\textbackslash{}c\{d\}\$\&\#\%\textasciicircum{}\textasciitilde{}"
-    )
-    assert escaped("α=2r, φ, Σσ⁴") == r"$\alpha$=2r, $\varphi$, $\Sigma$$\sigma$\textsuperscript{4}"
-    assert escaped("中\u202e") == r"[U+4E2D]\textbackslash{}u202e"
-    assert escaped("90\u202f% of ΔW") == r"90\,\% of $\Delta$W"
-
-
 def test_latex_includes_files_that_are_there(folder: Path, evil_folder: Path) -> None:
     for report in (folder, evil_folder):
         text = (report / "report.tex").read_text(encoding="utf-8")
@@ -352,19 +341,6 @@ def test_files_of_an_earlier_report_go_and_others_stay(
     assert not (tmp_path / "tables" / "stale.csv").exists()
     assert (tmp_path / "tables" / "mine.csv").read_text() == "mine"
     assert (tmp_path / "precious").read_text() == "mine"
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_the_page_says_whether_anything_was_tested(thin_study: StudyTables, tmp_path: Path) -> None:
-    page = write_report(compared(thin_study, {1: "i", 4: "s"}), tmp_path).read_text()
-    assert "contains no significance test" not in page
-    assert "-1.94" in page
-    table = pd.read_csv(tmp_path / "tables" / "sufficient_rank.csv")
-    assert list(table["decision"]) == ["inferior", "sufficient"]
-    assert list(table["lower_limit"]) == [-0.0194] * 2
-    assert "sufficient" in (tmp_path / "tables" / "sufficient_rank.tex").read_text()
-    assert "contains no significance test" in write_report(thin_study, tmp_path).read_text()
-    assert not (tmp_path / "tables" / "sufficient_rank.csv").exists()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What is measured of a claim, by name; see `outcome.py` for what a measure is."""
+"""The measures that claims call by name; `outcome.py` says what a measure is."""
 
 import importlib
 import pkgutil

@@ -37,20 +37,6 @@ def test_a_huge_index_is_refused_in_time(tmp_path: Path, refused_in_budget: Any)
     assert "more than any real checkpoint" in message or "too large" in message
 
 
-@pytest.fixture
-def sharded(tmp_path: Path) -> Path:
-    folder = tmp_path / "sharded"
-    folder.mkdir()
-    weight_map = {}
-    for number, names in enumerate((["a", "b"], ["c"]), start=1):
-        shard = f"model-{number:05d}-of-00002.safetensors"
-        save_file({name: torch.full((2, 2), ord(name)) * 1.0 for name in names}, folder / shard)
-        weight_map.update(dict.fromkeys(names, shard))
-    index = {"metadata": {"total_size": 48}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return folder
-
-
 def test_shards_are_read_as_one_model(sharded: Path) -> None:
     for path in (sharded, sharded / "model.safetensors.index.json"):
         with open_weights(path) as weights:

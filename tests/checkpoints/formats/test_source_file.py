@@ -1,7 +1,6 @@
 """Links, pipes, devices and files that change while read are refused."""
 
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from lowrank_study.checkpoints import open_weights
 from lowrank_study.errors import InputError
@@ -82,20 +80,6 @@ def test_a_pipe_as_config_is_refused_without_waiting(
 def test_a_device_is_refused(path: str) -> None:
     with pytest.raises(InputError, match=r"not a regular file|leaves its folder"):
         open_weights(path)
-
-
-@pytest.fixture
-def sharded(tmp_path: Path) -> Path:
-    folder = tmp_path / "sharded"
-    folder.mkdir()
-    weight_map = {}
-    for number, names in enumerate((["a", "b"], ["c"]), start=1):
-        shard = f"model-{number:05d}-of-00002.safetensors"
-        save_file({name: torch.full((2, 2), ord(name)) * 1.0 for name in names}, folder / shard)
-        weight_map.update(dict.fromkeys(names, shard))
-    index = {"metadata": {"total_size": 48}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return folder
 
 
 def test_every_file_has_its_sha256(sharded: Path) -> None:

@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from lowrank_study.reporting.report import write_report
 from lowrank_study.reporting.sections import sufficient_rank
 from lowrank_study.reporting.sections.noise import noise
 from lowrank_study.reporting.study import StudyTables
@@ -119,3 +121,16 @@ def test_ranks_that_could_not_be_tested_are_named(small_study: StudyTables) -> N
 
 def test_without_a_comparison_there_is_no_section(small_study: StudyTables) -> None:
     assert sufficient_rank.section(data_of(compared(small_study, {}))) is None
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_page_says_whether_anything_was_tested(thin_study: StudyTables, tmp_path: Path) -> None:
+    page = write_report(compared(thin_study, {1: "i", 4: "s"}), tmp_path).read_text()
+    assert "contains no significance test" not in page
+    assert "-1.94" in page
+    table = pd.read_csv(tmp_path / "tables" / "sufficient_rank.csv")
+    assert list(table["decision"]) == ["inferior", "sufficient"]
+    assert list(table["lower_limit"]) == [-0.0194] * 2
+    assert "sufficient" in (tmp_path / "tables" / "sufficient_rank.tex").read_text()
+    assert "contains no significance test" in write_report(thin_study, tmp_path).read_text()
+    assert not (tmp_path / "tables" / "sufficient_rank.csv").exists()
