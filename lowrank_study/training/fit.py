@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lowrank_study.data.splits import with_shuffled_labels
 from lowrank_study.data.tokenizer import padding_id
@@ -73,16 +73,17 @@ def fit_together(jobs: Sequence[Job], *, device: str) -> list[FitResult | Except
     """
     place = torch_device(device)
     reset_peak_memory(place)
-    session = _Session(jobs, place)
+    session = Session(jobs, place)
     seconds = session.train()
     session.finish(seconds)
     return [session.outcomes[number] for number in range(len(jobs))]
 
 
-class _Session:
+class Session:
     """Runs that train together; an exception in one of them ends only that one."""
 
     def __init__(self, jobs: Sequence[Job], device: torch.device) -> None:
+        """Load the models and data of all runs, and check the computation."""
         self.outcomes: dict[int, FitResult | Exception] = {}
         self._jobs, self._device = jobs, device
         self._spec = spec = jobs[0].spec
@@ -123,20 +124,11 @@ class _Session:
     def train(self) -> float:
         """Train until the last step or until no run is left; return the seconds of training."""
         spec, pack = self._spec, self._pack
-        batches = training_batches(
-            self._splits.train,
-            batch_size=spec.train.batch_size,
-            epochs=spec.train.epochs,
-            seed=spec.data_seed,
-        )
         torch.manual_seed(spec.data_seed)  # for dropout
         training = Stopwatch()
-        for step, batch in enumerate(batches, start=1):
+        for step, batch in enumerate(self.batches(), start=1):
             with training:
-                losses = backward(pack, batch, spec, self._device)
-                for number, loss in zip(list(pack.active), losses, strict=True):
-                    with self._member(number) as member:
-                        member.update(loss)
+                self.step(batch)
             for number in list(pack.active):
                 with self._member(number) as member:
                     self._jobs[number].watch(step, member.model)
@@ -146,6 +138,27 @@ class _Session:
             if not pack.active:
                 break
         return training.seconds
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield the training batches of all epochs."""
+        return training_batches(
+            self._splits.train,
+            batch_size=self._spec.train.batch_size,
+            epochs=self._spec.train.epochs,
+            seed=self._spec.data_seed,
+        )
+
+    def step(self, batch: Batch) -> None:
+        """Take one optimizer step of every active run."""
+        numbers = list(self._pack.active)
+        losses_R = backward(self._pack, batch, self._spec, self._device)
+        norms_R = torch.stack([self._members[number].clip_gradients() for number in numbers])
+        # Reading both at once waits for a GPU only once a step.
+        for number, loss, norm in zip(
+            numbers, *torch.stack([losses_R, norms_R]).tolist(), strict=True
+        ):
+            with self._member(number) as member:
+                member.update(loss, norm)
 
     def finish(self, seconds: float) -> None:
         """Evaluate and save every run that is left."""
@@ -180,17 +193,17 @@ class _Session:
         }
 
 
-def backward(pack: Pack, batch: Batch, spec: RunSpec, device: torch.device) -> list[float]:
-    """Add the gradients of a batch's mean loss, and return the loss of each active run."""
-    losses_R = torch.zeros(len(pack.active))
+def backward(pack: Pack, batch: Batch, spec: RunSpec, device: torch.device) -> Tensor:
+    """Add the gradients of a batch's mean loss, and return the loss of each active run, (R,)."""
+    losses_R = torch.zeros(len(pack.active), device=device)
     for part in pack.parts(batch):
         with autocast(device, spec.train.precision):
             scores_RNC = pack.scores(part)
         losses = [spec.task.loss(scores, part, reduction="sum") for scores in scores_RNC]
         part_R = torch.stack(losses) / spec.task.loss_terms(batch)
         part_R.sum().backward()  # type: ignore[no-untyped-call]
-        losses_R += part_R.detach().cpu()
-    return losses_R.tolist()
+        losses_R += part_R.detach()
+    return losses_R
 
 
 def torch_device(name: str) -> torch.device:

@@ -85,13 +85,16 @@ class Member:
         self._best = _Best()
         self._evaluating = Stopwatch()
 
-    def update(self, loss: float) -> None:
+    def clip_gradients(self) -> Tensor:
+        """Scale the gradients down to the largest norm, and return their norm before."""
+        return nn.utils.clip_grad_norm_(self._trained, self._spec.train.max_grad_norm)
+
+    def update(self, loss: float, norm: float) -> None:
         """Take an optimizer step with the current gradients."""
-        norm = nn.utils.clip_grad_norm_(self._trained, self._spec.train.max_grad_norm)
         self._losses.append(loss)
-        if not (math.isfinite(loss) and math.isfinite(norm.item())):
+        if not (math.isfinite(loss) and math.isfinite(norm)):
             raise Diverged(
-                f"the loss was {loss:g} and the gradient's norm {norm.item():g} at step "
+                f"the loss was {loss:g} and the gradient's norm {norm:g} at step "
                 f"{len(self._losses)} of {self._steps}, at learning rate "
                 f"{self._spec.method.learning_rate:g}"
             )
