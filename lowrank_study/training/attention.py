@@ -17,6 +17,7 @@ Letters: R runs, T tokens of all texts, L tokens of one text, H heads, K feature
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
@@ -127,27 +128,22 @@ def attend(
         if attention_mask.dtype != torch.bool or attention_mask.shape[-2:] != (longest, longest):
             raise _refusal(module, "a mask of its own")
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    attended = [
-        _attend_one(
-            query,
-            key,
-            value,
-            mask=None if attention_mask is None else attention_mask[..., :length, :length],
-            causal=bool(causal) and not narrowed,
-            scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-            dropout=dropout,
-            softcap=softcap,
-            sinks=s_aux,
-        )
-        for length, query, key, value in zip(
-            lengths,
-            torch.split(query_RHTK, [1] * len(lengths) if narrowed else list(lengths), dim=2),
-            torch.split(key_RHTK, list(lengths), dim=2),
-            torch.split(value_RHTK, list(lengths), dim=2),
-            strict=True,
-        )
-    ]
-    return torch.cat([text.transpose(1, 2) for text in attended], dim=1), None
+    attend_row = partial(
+        _attend_texts,
+        lengths=lengths,
+        mask=attention_mask,
+        causal=bool(causal) and not narrowed,
+        scaling=query_RHTK.shape[-1] ** -0.5 if scaling is None else scaling,
+        dropout=dropout,
+        softcap=softcap,
+        sinks=s_aux,
+    )
+    if query_RHTK.is_cpu and query_RHTK.dtype == torch.bfloat16:
+        # torch's CPU kernel takes three to five times as long in bf16, above all backward.
+        with torch.autocast("cpu", enabled=False):
+            attended = attend_row(query_RHTK.float(), key_RHTK.float(), value_RHTK.float())
+        return attended.to(torch.bfloat16), None
+    return attend_row(query_RHTK, key_RHTK, value_RHTK), None
 
 
 def _refusal(module: nn.Module, what: str) -> InputError:
@@ -155,6 +151,33 @@ def _refusal(module: nn.Module, what: str) -> InputError:
         f"{type(module).__name__} passes {what} to its attention function, which can't be applied "
         "to concatenated texts: train it with trainer=reference, which pads texts"
     )
+
+
+def _attend_texts(
+    query_RHTK: Tensor,
+    key_RHTK: Tensor,
+    value_RHTK: Tensor,
+    *,
+    lengths: tuple[int, ...],
+    mask: Tensor | None,
+    **arguments: Any,
+) -> Tensor:
+    """Attend within each text of the row, and return (R, T, H, K)."""
+    narrowed = query_RHTK.shape[2] != key_RHTK.shape[2]
+    texts = zip(
+        lengths,
+        torch.split(query_RHTK, [1] * len(lengths) if narrowed else list(lengths), dim=2),
+        torch.split(key_RHTK, list(lengths), dim=2),
+        torch.split(value_RHTK, list(lengths), dim=2),
+        strict=True,
+    )
+    attended = [
+        _attend_one(
+            query, key, value, mask=None if mask is None else mask[..., :n, :n], **arguments
+        )
+        for n, query, key, value in texts
+    ]
+    return torch.cat([text.transpose(1, 2) for text in attended], dim=1)
 
 
 def _attend_one(
