@@ -145,7 +145,7 @@ def test_sources_are_in_the_package():
     import tomllib
 
     packed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert packed["package-data"]["lowrank_study.native"] == ["*.c"]
+    assert packed["package-data"]["lowrank_study.native"] == ["*.c", "*.h"]
     assert list((ROOT / "lowrank_study" / "native").glob("*.c"))
 
 

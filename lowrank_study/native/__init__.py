@@ -2,12 +2,13 @@
 
     code = native.library("tridiagonal.c")
     if code is None:
-        ...  # the same in NumPy, slower
+        ...  # the same in NumPy or PyTorch, slower
 
-The sources are in this folder. `cc` compiles them for this machine's processor into the cache
-folder. A library's name holds a hash of source, flags and processor, so that it is never stale, and
-a hash of its content, so that a damaged one is compiled again. Without a compiler, or with
-LOWRANK_STUDY_NATIVE=0, there is no library. Calls through `ctypes` release the GIL.
+The sources are in this folder; each may include `threads.h`. `cc` compiles them for this machine's
+processor into the cache folder. A library's name holds a hash of source, flags and processor, so
+that it is never stale, and a hash of its content, so that a damaged one is compiled again. Without
+a compiler, or with LOWRANK_STUDY_NATIVE=0, there is no library. Calls through `ctypes` release the
+GIL.
 """
 
 import ctypes
@@ -30,6 +31,7 @@ FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-shared", "-fPIC")
 TARGETS = (("-march=native",), ())
 """Flags for the processor, tried in turn, since not every compiler knows the first."""
 LIBRARIES = ("-lm", "-lpthread")
+HEADER = "threads.h"
 COMPILE_SECONDS = 120
 
 _log = logging.getLogger(__name__)
@@ -50,24 +52,33 @@ def _load(source: str, folder: Path) -> ctypes.CDLL | None:
     compiler = shutil.which("cc")
     if compiler is None:
         return None
-    code = resources.files(__package__).joinpath(source).read_bytes()
+    codes = {"source.c": _read(source), HEADER: _read(HEADER)}
     parts = (*FLAGS, *TARGETS[0], *LIBRARIES, platform.platform(), *_instruction_sets())
-    key = hashlib.sha256(b"\0".join([code, *(part.encode() for part in parts)])).hexdigest()[:16]
+    key = hashlib.sha256("\0".join([*codes.values(), *parts]).encode()).hexdigest()[:16]
     stem = f"{Path(source).stem}-{key}"
     try:
         made = find_named(folder, stem=stem, suffix=".so")
-        return ctypes.CDLL(str(made or _compile(compiler, code, folder, stem)))
+        return ctypes.CDLL(str(made or _compile(compiler, codes, folder, stem)))
     except (OSError, subprocess.SubprocessError) as error:
-        _log.warning("can't compile %s, using NumPy, which is slower: %s", source, _reason(error))
+        _log.warning(
+            "can't compile %s, using Python's libraries, which are slower: %s",
+            source,
+            _reason(error),
+        )
         return None
 
 
-def _compile(compiler: str, code: bytes, target: Path, stem: str) -> Path:
+def _read(source: str) -> str:
+    return resources.files(__package__).joinpath(source).read_text()
+
+
+def _compile(compiler: str, codes: dict[str, str], target: Path, stem: str) -> Path:
     """Compile the library and move it to its name, so that other processes never see a part."""
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target) as folder:
         source, made = Path(folder) / "source.c", Path(folder) / "made.so"
-        source.write_bytes(code)
+        for name, code in codes.items():
+            (Path(folder) / name).write_text(code)
         for number, processor in enumerate(TARGETS, start=1):
             command = [compiler, *FLAGS, *processor, "-o", str(made), str(source), *LIBRARIES]
             done = subprocess.run(

@@ -17,14 +17,13 @@
    tridiagonal). */
 
 #include <math.h>
-#include <pthread.h>
 #include <sched.h>
-#include <stdatomic.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { B = 48, TILE = B * B, MAX_THREADS = 64 };
+#include "threads.h"
+
+enum { B = 48, TILE = B * B };
 
 #if defined(__AVX512F__)
 enum { LANES = 8 };
@@ -37,36 +36,6 @@ typedef double vector __attribute__((vector_size(8 * LANES), aligned(8)));
 enum { PIECES = B / LANES, WIDTH = 2 * LANES };
 
 #define ALIGNED __attribute__((aligned(64)))
-#define INLINED static inline __attribute__((always_inline))
-
-/* ---- threads ---------------------------------------------------------------------------- */
-
-struct team {
-  void (*task)(void *work, int64_t number);
-  void *work;
-  int64_t count;
-  _Atomic int64_t next;
-};
-
-static void *take_tasks(void *argument) {
-  struct team *team = argument;
-  int64_t number;
-  while ((number = atomic_fetch_add(&team->next, 1)) < team->count) team->task(team->work, number);
-  return NULL;
-}
-
-/* Does tasks 0 .. count - 1, started in this order. Threads that can't be had are done without. */
-static void in_parallel(void (*task)(void *, int64_t), void *work, int64_t count, int threads) {
-  struct team team = {task, work, count, 0};
-  pthread_t others[MAX_THREADS];
-  int started = 0;
-  if (threads > MAX_THREADS) threads = MAX_THREADS;
-  if (threads > count) threads = (int)count;
-  while (started < threads - 1 && !pthread_create(&others[started], NULL, take_tasks, &team))
-    started++;
-  take_tasks(&team);
-  for (int i = 0; i < started; i++) pthread_join(others[i], NULL);
-}
 
 /* ---- tiles ------------------------------------------------------------------------------ */
 

@@ -17,7 +17,6 @@ Letters: R runs, T tokens of all texts, L tokens of one text, H heads, K feature
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from lowrank_study.errors import InputError
+from lowrank_study.training import kernels
 
 _NAME = "text_by_text"
 _WITHOUT_EFFECT = {"sliding_window", "position_ids", "deterministic", "output_attentions"}
@@ -128,22 +128,23 @@ def attend(
         if attention_mask.dtype != torch.bool or attention_mask.shape[-2:] != (longest, longest):
             raise _refusal(module, "a mask of its own")
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    attend_row = partial(
-        _attend_texts,
-        lengths=lengths,
-        mask=attention_mask,
-        causal=bool(causal) and not narrowed,
-        scaling=query_RHTK.shape[-1] ** -0.5 if scaling is None else scaling,
-        dropout=dropout,
-        softcap=softcap,
-        sinks=s_aux,
-    )
+    common: dict[str, Any] = {
+        "lengths": lengths,
+        "mask": attention_mask,
+        "causal": bool(causal) and not narrowed,
+        "scaling": query_RHTK.shape[-1] ** -0.5 if scaling is None else scaling,
+    }
+    if dropout == 0.0 and softcap is None and s_aux is None:
+        native = kernels.attention(query_RHTK, key_RHTK, value_RHTK, **common)
+        if native is not None:
+            return native, None
+    others = {**common, "dropout": dropout, "softcap": softcap, "sinks": s_aux}
     if query_RHTK.is_cpu and query_RHTK.dtype == torch.bfloat16:
         # torch's CPU kernel takes three to five times as long in bf16, above all backward.
         with torch.autocast("cpu", enabled=False):
-            attended = attend_row(query_RHTK.float(), key_RHTK.float(), value_RHTK.float())
-        return attended.to(torch.bfloat16), None
-    return attend_row(query_RHTK, key_RHTK, value_RHTK), None
+            inputs = (x.float() for x in (query_RHTK, key_RHTK, value_RHTK))
+            return _attend_texts(*inputs, **others).to(torch.bfloat16), None
+    return _attend_texts(query_RHTK, key_RHTK, value_RHTK, **others), None
 
 
 def _refusal(module: nn.Module, what: str) -> InputError:

@@ -23,6 +23,7 @@ from lowrank_study.loaded import model_folder, splits_of, weights_sha256
 from lowrank_study.methods.layers.linear import round_frozen
 from lowrank_study.provenance import provenance
 from lowrank_study.spec import RunSpec
+from lowrank_study.training import kernels
 from lowrank_study.training.batches import Batch, extreme_texts, steps_of, training_batches
 from lowrank_study.training.evaluate import autocast
 from lowrank_study.training.member import FitResult, Member, Stopwatch, is_evaluated
@@ -189,6 +190,7 @@ class Session:
                 "precision": self._spec.train.precision,
                 "device": self._device.type,
                 "threads": str(torch.get_num_threads()),
+                "kernels": kernels.in_use(self._device),
             },
         }
 
