@@ -1,11 +1,12 @@
 """Train a sweep as a user would write it: with transformers' Trainer and PEFT, run after run.
 
-    python benchmarks/peft_loop.py runs.json out.json [--tuned] [--same-start]
+    python benchmarks/peft_loop.py runs.json out.json [--same-precision] [--tuned] [--same-start]
 
 `runs.json` is a list of run specifications (`spec.to_mapping`). Data, splits, steps, batch size,
 rates, schedule and epochs come from the specifications. Everything else is the Trainer's default.
-`--tuned` follows its documentation's advice for speed: bf16 if the processor has it, batches of
-texts of similar length, and larger batches for evaluation. As in the suite, each run is evaluated
+`--same-precision` takes the precision from them too; the Trainer's default is fp32. `--tuned` also
+follows its documentation's advice for speed: batches of texts of similar length, and larger
+batches for evaluation. As in the suite, each run is evaluated
 on validation and test and saved, and the singular values of its updates are computed. `out.json`
 gets each run's test accuracy, seconds and memory.
 
@@ -31,7 +32,6 @@ from transformers import (
     set_seed,
 )
 
-from lowrank_study.config.run import fast_precision
 from lowrank_study.data.splits import Split, load_splits
 from lowrank_study.data.tokenizer import load_tokenizer
 from lowrank_study.loaded import model_folder
@@ -97,7 +97,13 @@ def start_alike(model: Any, spec: RunSpec, base_folder: Path, *, labels: int) ->
 
 
 def train(
-    spec: RunSpec, folder: Path, *, tuned: bool = False, same_start: bool = False
+    spec: RunSpec,
+    folder: Path,
+    *,
+    same_precision: bool = False,
+    tuned: bool = False,
+    same_start: bool = False,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Train, evaluate, save and measure one run; `same_start` is for LoRA and one epoch."""
     interpreter = status_bytes("VmRSS")
@@ -119,12 +125,13 @@ def train(
         model = peft.get_peft_model(model, config)
         if same_start:
             start_alike(model, spec, base_folder, labels=len(splits.labels))
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"bf16": False}
+    if same_precision or tuned:
+        options["bf16"] = spec.train.precision == "bf16"
     if tuned:
-        options = {
+        options |= {
             "train_sampling_strategy": "group_by_length",
             "per_device_eval_batch_size": 64,
-            "bf16": fast_precision() == "bf16",
         }
     tokenizer = load_tokenizer(base_folder)
     trainer = (InOurOrder if same_start else Trainer)(
@@ -138,7 +145,7 @@ def train(
             warmup_steps=spec.train.warmup_fraction,
             max_grad_norm=spec.train.max_grad_norm,
             seed=spec.seed,
-            use_cpu=True,
+            use_cpu=device == "cpu",
             save_strategy="no",
             report_to=[],
             disable_tqdm=True,
@@ -199,15 +206,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--same-precision", action="store_true")
     parser.add_argument("--tuned", action="store_true")
     parser.add_argument("--same-start", action="store_true")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     arguments = parser.parse_args()
     specs = [from_mapping(mapping) for mapping in json.loads(arguments.runs.read_text())]
+    options = {
+        name: value for name, value in vars(arguments).items() if name not in ("runs", "out")
+    }
     results = []
     for spec in specs:
         with tempfile.TemporaryDirectory() as folder:
-            run = train(spec, Path(folder), tuned=arguments.tuned, same_start=arguments.same_start)
-            results.append(run)
+            results.append(train(spec, Path(folder), **options))
         print(json.dumps(results[-1]), flush=True)
     arguments.out.write_text(json.dumps(results, indent=1))
 

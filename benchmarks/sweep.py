@@ -13,7 +13,8 @@ import argparse
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,12 @@ import timing
 from agreement import agreement
 from growth import growth
 from processes import peft_loop, train_here, written
-from steps import least_seconds, steps
+from steps import SMOLLM2, hardware, least_seconds, precisions, steps
 
-from lowrank_study.config.run import compose, fast_precision
+from lowrank_study.config.run import compose
+from lowrank_study.machine import free_cores
 from lowrank_study.results import runs_folder
-from lowrank_study.runs.store import RunStore
+from lowrank_study.runs.store import RunStore, TrainedRun
 from lowrank_study.spec import RunSpec
 
 HERE = Path(__file__).parent
@@ -38,9 +40,16 @@ OURS = (
 FEW_TEXTS = ("task.train_size=128", "task.validation_size=64", "task.test_size=64")
 
 
-def specs_of(*, quick: bool) -> list[RunSpec]:
+WHOLE_TARGETS = {"AMX": (10.0, 4.0), "AVX512-BF16": (4.0, 2.4)}
+"""Hardware to the targets against the Trainer's defaults, and against it tuned."""
+WHOLE_TARGETS_FP32 = 2.4, None
+SMOLLM2_TARGETS = {"fp32": 2.5, "bf16": 1.8}
+SHARE_OF_FLOOR = 0.6
+
+
+def specs_of(*, quick: bool, precision: str = "auto") -> list[RunSpec]:
     """Return nine runs of `rank_sweep`: full fine-tuning, and four ranks of both targets."""
-    base = ["model.dropout=0.0", *(FEW_TEXTS if quick else [])]
+    base = ["model.dropout=0.0", f"trainer.precision={precision}", *(FEW_TEXTS if quick else [])]
     lora = [
         compose(*base, f"method={method}", f"method.rank={rank}")
         for method in ("lora", "lora_all_linear")
@@ -50,99 +59,110 @@ def specs_of(*, quick: bool) -> list[RunSpec]:
 
 
 def whole(rounds: int, *, quick: bool) -> list[timing.Figure]:
-    """Time the same runs by the suite and by the Trainer, as processes."""
-    specs = specs_of(quick=quick)
+    """Time the same runs by the suite and by the Trainer in each precision, as processes."""
+    sweeps = {name: specs_of(quick=quick, precision=name) for name in precisions()}
     accuracies: dict[str, list[float]] = {}
+    contestants: dict[str, Callable[[], object]] = {}
 
-    def ours() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            runs, results = written(specs, Path(folder)), Path(folder) / "results"
-            command = [sys.executable, "-c", OURS, str(runs), str(results)]
-            subprocess.run(command, check=True)
-            ended = RunStore(runs_folder(results)).ended([spec.run_id for spec in specs])
-            accuracies["ours"] = [run.record["test"]["accuracy"] for run in ended]
+    def ours(name: str, specs: Sequence[RunSpec]) -> None:
+        accuracies[name] = [run.record["test"]["accuracy"] for run in trained(specs)]
 
-    def trainer(*options: str) -> None:
-        name = " ".join(["Trainer", *options])
+    def trainer(name: str, specs: Sequence[RunSpec], *options: str) -> None:
         accuracies[name] = [run["test_score"] for run in peft_loop(specs, *options)]
 
-    times = timing.interleaved(
-        {"ours": ours, "Trainer": trainer, "Trainer --tuned": lambda: trainer("--tuned")},
-        rounds=rounds,
-        warm_up=lambda: None,
-    )
-
-    def against(name: str, what: str, at_least: float) -> timing.Figure:
-        return timing.ratio(f"whole sweep, {what}", times[name], times["ours"], at_least=at_least)
-
-    # The suite trains in plain PyTorch: there is no other path to time. Without bf16
-    # hardware both sides compute in fp32, which has its own target and limit.
+    defaults = "Trainer's defaults"
+    contestants[defaults] = partial(trainer, defaults, sweeps["fp32"])
+    for precision, specs in sweeps.items():
+        name, tuned = f"ours in {precision}", f"Trainer tuned in {precision}"
+        contestants[name] = partial(ours, name, specs)
+        contestants[tuned] = partial(trainer, tuned, specs, "--tuned")
+    times = timing.interleaved(contestants, rounds=rounds, warm_up=lambda: None)
     figures = []
-    if specs[0].train.precision == "fp32":
-        limit = "in fp32, upper bound for any program on this machine"
-        least = [least_seconds(specs)] * rounds
-        figures += [
-            against("Trainer", "both in fp32, against Trainer's defaults", 3),
-            timing.ratio(f"whole sweep, {limit}", times["Trainer"], least),
-        ]
-    return [
-        *figures,
-        against("Trainer", "against Trainer's defaults", 10),
-        against("Trainer --tuned", "against Trainer tuned", 4),
-        *(
-            timing.figure(
-                f"test accuracy, mean of {len(found)} runs, {name}", [np.mean(found)], unit=""
+    for precision, specs in sweeps.items():
+        took, machine = times[f"ours in {precision}"], hardware(precision)
+        title = f"whole sweep, {precision} ({machine})"
+        targets = WHOLE_TARGETS.get(machine, WHOLE_TARGETS_FP32)
+        least = least_seconds(specs)
+        shares = [least / seconds for seconds in took]
+        figures.append(
+            timing.figure(f"{title}: floor / ours", shares, unit="", at_least=SHARE_OF_FLOOR)
+        )
+        for name, at_least in zip(
+            (defaults, f"Trainer tuned in {precision}"), targets, strict=True
+        ):
+            what = f"{title}, against {name}"
+            figures.append(timing.ratio(what, times[name], took, at_least=at_least))
+        figures.append(
+            timing.ratio(
+                f"{title}: upper bound for any program, against {defaults}",
+                times[defaults],
+                [least] * rounds,
             )
-            for name, found in accuracies.items()
-        ),
+        )
+    return figures + [
+        timing.figure(
+            f"test accuracy, mean of {len(found)} runs, {name}", [np.mean(found)], unit=""
+        )
+        for name, found in accuracies.items()
     ]
 
 
-def smollm2(rounds: int, *, quick: bool) -> list[timing.Figure]:
-    """Compare LoRA on a language model's query and value with the Hugging Face loop."""
-    size = FEW_TEXTS if quick else ("task.train_size=192", *FEW_TEXTS[1:])
-    spec = compose("model=smollm2", "model.dropout=0.0", "method.rank=8", *size)
-    ours, theirs = [], []
-    for _ in range(rounds):
-        theirs.append(peft_loop([spec])[0])
-        ours.append(train_here([spec], threads=2))
+def trained(specs: Sequence[RunSpec]) -> list[TrainedRun]:
+    """Train a sweep in a process of its own, with all that a sweep does."""
+    with tempfile.TemporaryDirectory() as folder:
+        runs, results = written(specs, Path(folder)), Path(folder) / "results"
+        subprocess.run([sys.executable, "-c", OURS, str(runs), str(results)], check=True)
+        return RunStore(runs_folder(results)).ended([spec.run_id for spec in specs])
 
-    limits = []
-    if spec.train.precision == "fp32":
-        examples = spec.train.epochs * float(spec.task.train_size or 0)
-        most = [examples / least_seconds([spec], training_alone=True)] * rounds
-        limits.append(
-            timing.ratio(
-                "SmolLM2-135M, in fp32: the most that any program could reach here",
-                most,
-                [run["examples_per_second"] for run in theirs],
-            )
-        )
+
+def smollm2(rounds: int, *, quick: bool) -> list[timing.Figure]:
+    """Compare LoRA on a language model with the Trainer, at the same precision."""
+    size = FEW_TEXTS if quick else ("task.train_size=192", *FEW_TEXTS[1:])
+    figures = []
+    for precision in precisions():
+        spec = compose(*SMOLLM2, *size, f"trainer.precision={precision}")
+        ours, theirs = [], []
+        for _ in range(rounds):
+            theirs.append(peft_loop([spec], "--same-precision")[0])
+            ours.append(train_here([spec], threads=len(free_cores())))
+        figures += _compared(spec, ours, theirs)
+    return figures
+
+
+def _compared(
+    spec: RunSpec, ours: Sequence[dict[str, float]], theirs: Sequence[dict[str, float]]
+) -> list[timing.Figure]:
+    precision = spec.train.precision
+    title = f"SmolLM2-135M, {precision} ({hardware(precision)})"
+    examples = spec.train.epochs * float(spec.task.train_size or 0)
+    most = examples / least_seconds([spec], training_alone=True)
+    speeds = [[run["examples_per_second"] for run in runs] for runs in (ours, theirs)]
 
     def memory(found: Sequence[dict[str, float]], *, alone: bool) -> list[float]:
         return [run["peak_bytes"] - alone * run["interpreter_bytes"] for run in found]
 
     return [
         timing.ratio(
-            "SmolLM2-135M, examples per second, ours / Trainer",
-            [run["examples_per_second"] for run in ours],
-            [run["examples_per_second"] for run in theirs],
-            at_least=2.5,
+            f"{title}: examples per second, ours / Trainer",
+            *speeds,
+            at_least=SMOLLM2_TARGETS[precision],
         ),
-        *limits,
         timing.ratio(
-            "SmolLM2-135M, peak memory minus the libraries', Trainer / ours",
+            f"{title}: upper bound for any program / Trainer", [most] * len(theirs), speeds[1]
+        ),
+        timing.ratio(
+            f"{title}: peak memory minus the libraries', Trainer / ours",
             memory(theirs, alone=True),
             memory(ours, alone=True),
             at_least=2.0,
         ),
         timing.ratio(
-            "SmolLM2-135M, peak memory of the process, Trainer / ours",
+            f"{title}: peak memory of the process, Trainer / ours",
             memory(theirs, alone=False),
             memory(ours, alone=False),
         ),
         timing.figure(
-            "SmolLM2-135M, our peak", [r / 1e6 for r in memory(ours, alone=False)], unit="MB"
+            f"{title}: our peak", [r / 1e6 for r in memory(ours, alone=False)], unit="MB"
         ),
     ]
 
@@ -165,13 +185,13 @@ def run_cases(names: Sequence[str], *, rounds: int, quick: bool, out: Path) -> N
     """Run some cases, write each as soon as it is done, and print its figures."""
     cases = {
         "whole": lambda: whole(rounds, quick=quick),
-        "step": lambda: steps(rounds),
+        "step": lambda: steps(rounds, quick=quick),
         "smollm2": lambda: smollm2(rounds, quick=quick),
         "agreement": lambda: agreement(out, quick=quick),
         "growth": lambda: growth(out, quick=quick),
     }
     for name in names:
-        provenance = timing.facts(precision=fast_precision(), rounds=str(rounds))
+        provenance = timing.facts(precisions=", ".join(precisions()), rounds=str(rounds))
         found = {name: cases[name]()}
         timing.write_results(out, "sweep", found, provenance=provenance)
         for row in timing.table(found):
