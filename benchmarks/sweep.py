@@ -1,12 +1,13 @@
 """Measure the speed of a sweep, against PEFT in transformers' Trainer and the machine's limit.
 
-    python benchmarks/sweep.py [--only whole,step,smollm2,agreement,growth] [--rounds 3] [--quick]
+    python benchmarks/sweep.py [--only whole,step] [--rounds 3] [--quick]
 
 `whole` times whole processes, from `python` to the last singular value: imports, training,
 evaluation, saving and spectra of the same runs, by this suite and by `peft_loop.py`.
 `step` compares one training step with its floor. `smollm2` compares speed and memory on a language
 model of 135M parameters, `agreement` the accuracies of the suite and of the Trainer from the same
-initial weights, and `growth` draws how time and memory grow.
+initial weights, and `growth` draws how time and memory grow. `forecast` compares the time that is
+predicted for a sweep with the time that it takes.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import timing
 from agreement import agreement
+from forecasts import forecast_errors
 from growth import growth
 from processes import peft_loop, train_here, written
 from steps import SMOLLM2, hardware, least_seconds, precisions, steps
@@ -40,6 +42,7 @@ OURS = (
 FEW_TEXTS = ("task.train_size=128", "task.validation_size=64", "task.test_size=64")
 
 
+CASES = ("whole", "step", "smollm2", "agreement", "growth", "forecast")
 WHOLE_TARGETS = {"AMX": (10.0, 4.0), "AVX512-BF16": (4.0, 2.4)}
 """Hardware to the targets against the Trainer's defaults, and against it tuned."""
 WHOLE_TARGETS_FP32 = 2.4, None
@@ -48,12 +51,12 @@ SHARE_OF_FLOOR = 0.6
 
 
 def specs_of(*, quick: bool, precision: str = "auto") -> list[RunSpec]:
-    """Return nine runs of `rank_sweep`: full fine-tuning, and four ranks of both targets."""
+    """Return nine runs of `rank_sweep` (three if quick): full, and ranks of two targets."""
     base = ["model.dropout=0.0", f"trainer.precision={precision}", *(FEW_TEXTS if quick else [])]
     lora = [
         compose(*base, f"method={method}", f"method.rank={rank}")
         for method in ("lora", "lora_all_linear")
-        for rank in (1, 4, 16, 64)
+        for rank in ((1,) if quick else (1, 4, 16, 64))
     ]
     return [compose(*base, "method=full"), *lora]
 
@@ -170,7 +173,7 @@ def _compared(
 def main() -> None:
     """Run the benchmark and write its figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="whole,step,smollm2,agreement,growth")
+    parser.add_argument("--only", default=",".join(CASES))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="few texts; writes only to --out")
     parser.add_argument("--out", type=Path, help="folder of the results")
@@ -189,6 +192,7 @@ def run_cases(names: Sequence[str], *, rounds: int, quick: bool, out: Path) -> N
         "smollm2": lambda: smollm2(rounds, quick=quick),
         "agreement": lambda: agreement(out, quick=quick),
         "growth": lambda: growth(out, quick=quick),
+        "forecast": lambda: forecast_errors(rounds, quick=quick, train=trained),
     }
     for name in names:
         provenance = timing.facts(precisions=", ".join(precisions()), rounds=str(rounds))

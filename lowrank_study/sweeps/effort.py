@@ -16,20 +16,31 @@ class Effort:
     _maps: dict[tuple[Asset, str, str | None], tuple[int, int]] = field(default_factory=dict)
 
     def of(self, spec: RunSpec) -> float:
-        """Return a run's multiplications and additions.
+        """Return a run's multiplications and additions."""
+        return self.training(spec) + self.evaluation(spec)
+
+    def training(self, spec: RunSpec) -> float:
+        """Return the operations of all training steps."""
+        trained, _ = self.a_token(spec)
+        return float(trained * spec.train.epochs * splits_of(spec).train.lengths.sum())
+
+    def evaluation(self, spec: RunSpec) -> float:
+        """Return the operations of all evaluations."""
+        splits, (_, evaluated) = splits_of(spec), self.a_token(spec)
+        tokens = spec.train.evaluations * splits.validation.lengths.sum()
+        if spec.train.read_test:
+            seen = splits.train.first(len(splits.validation))
+            tokens += splits.test.lengths.sum() + seen.lengths.sum()
+        return float(evaluated * tokens)
+
+    def a_token(self, spec: RunSpec) -> tuple[int, int]:
+        """Return the operations of training and of evaluation for one token.
 
         Each weight costs two operations per token and pass. The passes are forward, back to the
         activations (not for a linear probe), and back to the weights (only of trained ones).
         """
-        splits = splits_of(spec)
         weights, widths = self._shapes(spec)
-        trained = spec.method.multiplications(weights, widths)
-        evaluated = spec.train.evaluations * splits.validation.lengths.sum()
-        if spec.train.read_test:
-            seen = splits.train.first(len(splits.validation))
-            evaluated += splits.test.lengths.sum() + seen.lengths.sum()
-        tokens = spec.train.epochs * splits.train.lengths.sum()
-        return float(2 * (trained * tokens + weights * evaluated))
+        return 2 * spec.method.multiplications(weights, widths), 2 * weights
 
     def _shapes(self, spec: RunSpec) -> tuple[int, int]:
         """Return the number of weights, and the sum of (in + out) over the adapted maps."""

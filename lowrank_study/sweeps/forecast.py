@@ -1,11 +1,10 @@
-"""Predict how long runs will take.
+"""Predict how long runs will take: pack them as a sweep does, and time a few steps of each kind.
 
-The prediction divides a run's operations (`effort.py`) by the speed of a matrix product, which is
-measured on this machine, times the share of that speed that whole runs reach.
+`speeds.py` takes the time. Measuring a kind of runs takes a second or two.
 """
 
+import functools
 import math
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,13 +15,15 @@ from lowrank_study.machine import free_cores
 from lowrank_study.results import runs_folder
 from lowrank_study.runs.store import RunStore, TrainedRun
 from lowrank_study.spec import RunSpec
-from lowrank_study.sweeps.effort import Effort
+from lowrank_study.sweeps.launch import launcher_of
+from lowrank_study.sweeps.packs import finished, packs
+from lowrank_study.sweeps.plan import most_packed
+from lowrank_study.sweeps.speeds import Speeds
 from lowrank_study.sweeps.tuning import at_any_rate, tuned
+from lowrank_study.training.fit import torch_device
 
-_SHARE_OF_SPEED = 0.69
-"""Speed of whole runs relative to a matrix product; measured on 236 runs of R52 in fp32."""
-_SECONDS_A_RUN = 2.0
-"""Time to build the model, save it and measure its spectra, in the same runs."""
+_SECONDS_TO_START = 5.0
+"""Time until a worker takes its first step, and until the command ends after the last one."""
 
 
 def runs_of(configs: Sequence[RunConfig]) -> list[RunSpec]:
@@ -72,47 +73,56 @@ def _stand_in(trial: RunSpec, middle: float, other_seed: TrainedRun | None) -> T
 def forecasts(planned: Mapping[str, Sequence[RunConfig]]) -> dict[str, float]:
     """Return the seconds that each of several sweeps will take, in this order.
 
-    A run that several sweeps share counts for the first. The speed is that of this machine's
-    processor, so with a GPU the sweeps take less time.
+    A run that several sweeps share counts for the first.
     """
     seconds, counted = {}, set[str]()
     for name, configs in planned.items():
         runs = [run for run in runs_of(configs) if run.run_id not in counted]
         counted |= {run.run_id for run in runs}
-        workers = configs[0].workers or len(free_cores())
-        seconds[name] = forecast(runs, results=configs[0].results, workers=workers)
+        first = configs[0]
+        seconds[name] = forecast(
+            runs,
+            results=first.results,
+            device=first.device,
+            launcher=first.launcher,
+            workers=first.workers,
+            pack=first.pack,
+        )
     return seconds
 
 
-def forecast(specs: Sequence[RunSpec], *, results: Path, workers: int) -> float:
-    """Return the seconds that the runs will take that have not ended or have failed."""
+def forecast(
+    specs: Sequence[RunSpec],
+    *,
+    results: Path,
+    device: str = "auto",
+    launcher: str = "local",
+    workers: int | None = None,
+    pack: int | None = None,
+) -> float:
+    """Return the seconds that the runs will take that have not ended or have failed.
+
+    For arguments, see `sweeps.sweep.sweep`.
+    """
     left = RunStore(runs_folder(results)).left(specs)
     if not left:
         return 0.0
-    precisions = {spec.train.precision for spec in left}
-    speeds = {precision: _SHARE_OF_SPEED * measured_speed(precision) for precision in precisions}
-    effort = Effort()
-    training = sum(effort.of(spec) / speeds[spec.train.precision] for spec in left)
-    return (training + _SECONDS_A_RUN * len(left)) / workers
+    places = launcher_of(launcher).places(workers, device, len(left))
+    threads = max(1, len(free_cores()) // len(places))
+    speeds = _speeds(torch_device(places[0].device), threads)
+    planned = packs(
+        left,
+        limit=lambda spec: most_packed(spec, places, pack),
+        workers=len(places),
+        cost=speeds.effort.of,
+    )
+    return _SECONDS_TO_START + finished([speeds.seconds(each) for each in planned], len(places))
 
 
-def measured_speed(precision: str, *, seconds: float = 0.5) -> float:
-    """Return this machine's operations per second in a matrix product on one thread.
-
-    In bf16, training reaches a smaller share of it, because only matrix products become faster.
-    """
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    size, threads = 512, torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        left, right = (torch.randn(size, n * size, dtype=dtype) for n in (1, 4))
-        best, until = float("inf"), time.perf_counter() + seconds
-        while (start := time.perf_counter()) < until:
-            left @ right
-            best = min(best, time.perf_counter() - start)
-    finally:
-        torch.set_num_threads(threads)
-    return 2.0 * size * size * 4 * size / best
+@functools.cache
+def _speeds(device: torch.device, threads: int) -> Speeds:
+    """Return the speeds of a device, which several sweeps share."""
+    return Speeds(device=device, threads=threads)
 
 
 def in_words(seconds: float) -> str:

@@ -55,10 +55,10 @@ def packs(
             bounds = [len(group) * k // count for k in range(count + 1)]
             made += [group[start:end] for start, end in pairwise(bounds)]
         tried.append(sorted(made, key=pack_cost, reverse=True))
-    return min(tried, key=lambda made: _finished(list(map(pack_cost, made)), workers))
+    return min(tried, key=lambda made: finished(list(map(pack_cost, made)), workers))
 
 
-def _finished(costs: Sequence[float], workers: int) -> float:
+def finished(costs: Sequence[float], workers: int) -> float:
     """Return when the last worker finishes, if each takes the next pack as soon as it is free."""
     busy_until = [0.0] * workers
     for cost in costs:

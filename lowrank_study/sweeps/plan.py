@@ -70,7 +70,7 @@ def plan_sweep(
     costs = {spec.run_id: effort.of(spec) for spec in unique}
     planned = packs(
         unique,
-        limit=lambda spec: _most_packed(spec, places, pack),
+        limit=lambda spec: most_packed(spec, places, pack),
         workers=len(places),
         cost=lambda spec: costs[spec.run_id],
     )
@@ -126,7 +126,7 @@ def _checkpoint_bytes(spec: RunSpec) -> int:
     return spec.method.checkpoint_bytes(weights)
 
 
-def _most_packed(spec: RunSpec, places: Sequence[Place], most: int | None) -> int:
+def most_packed(spec: RunSpec, places: Sequence[Place], most: int | None) -> int:
     """Return how many runs like this one fit into a process's share of the memory, up to `most`."""
     if spec.method.pack_key is None:
         return 1

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank_study.data.splits import with_shuffled_labels
+from lowrank_study.data.splits import Split, with_shuffled_labels
 from lowrank_study.data.tokenizer import padding_id
 from lowrank_study.errors import InputError
 from lowrank_study.left_out import in_words
@@ -23,6 +23,7 @@ from lowrank_study.loaded import model_folder, splits_of, weights_sha256
 from lowrank_study.methods.layers.linear import round_frozen
 from lowrank_study.provenance import provenance
 from lowrank_study.spec import RunSpec
+from lowrank_study.tasks import Predictions
 from lowrank_study.training import kernels
 from lowrank_study.training.batches import Batch, extreme_texts, steps_of, training_batches
 from lowrank_study.training.evaluate import autocast
@@ -160,6 +161,10 @@ class Session:
         ):
             with self._member(number) as member:
                 member.update(loss, norm)
+
+    def read(self, split: Split) -> Predictions:
+        """Return the predictions of the first run on a split."""
+        return self._members[0].read(partial(self._pack.scores_of, 0), split)
 
     def finish(self, seconds: float) -> None:
         """Evaluate and save every run that is left."""

@@ -106,7 +106,7 @@ class Member:
         """Evaluate on validation, and keep the weights if they are the best so far."""
         step = len(self._losses)
         with self._evaluating:
-            validation = self._read(scores, self._splits.validation).metrics()
+            validation = self.read(scores, self._splits.validation).metrics()
         self._tracker.log(
             step=step,
             metrics={
@@ -130,10 +130,10 @@ class Member:
         test, train = None, {}
         if self._spec.train.read_test:
             with self._evaluating:
-                test = self._read(scores, self._splits.test)
+                test = self.read(scores, self._splits.test)
                 # As many training rows as in validation show the gap to unseen texts.
                 seen = self._splits.train.first(len(self._splits.validation))
-                train = self._read(scores, seen).metrics()
+                train = self.read(scores, seen).metrics()
             self._spec.method.save(self.model, checkpoint_folder, spec=self._spec, base=base)
         files = checkpoint_folder.rglob("*.safetensors")
         record = {
@@ -149,7 +149,8 @@ class Member:
         }
         return FitResult(record=record, test=test)
 
-    def _read(self, scores: Scores, split: Split) -> Predictions:
+    def read(self, scores: Scores, split: Split) -> Predictions:
+        """Return the predictions on a split."""
         # Merged weights are faster, but in bf16 they would lose most of the update.
         precision = self._spec.train.precision
         with merged(self.model) if precision == "fp32" else nullcontext():

@@ -10,7 +10,8 @@ from lowrank_study.config.run import compose
 from lowrank_study.runs.store import RunStore
 from lowrank_study.spec import RunSpec
 from lowrank_study.sweeps import forecast as module
-from lowrank_study.sweeps.forecast import forecast, forecasts, in_words, measured_speed, runs_of
+from lowrank_study.sweeps.forecast import forecast, forecasts, in_words, runs_of
+from lowrank_study.sweeps.speeds import Speed, Speeds
 
 TINY_TUNED = (
     "tuning=grid",
@@ -34,7 +35,9 @@ def end(specs: Sequence[RunSpec], results: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def _speed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "measured_speed", lambda precision: 1e9)
+    same = Speed(building=0.0, training=1e9, evaluation=1e9)
+    monkeypatch.setattr(Speeds, "_measured", lambda self, pack: same)
+    monkeypatch.setattr(module, "_SECONDS_TO_START", 0.0)
 
 
 def test_more_texts_and_higher_ranks_take_longer(tiny_overrides: list[str], tmp_path: Path) -> None:
@@ -47,7 +50,13 @@ def test_more_texts_and_higher_ranks_take_longer(tiny_overrides: list[str], tmp_
     assert seconds("method.rank=2", "method.target=all_linear") > lora
     assert seconds("method.rank=2", "trainer.epochs=9") > lora
     assert seconds("method.rank=2", "trainer.read_test=false") < lora
-    assert seconds("method.rank=2", workers=2) == pytest.approx(lora / 2)
+
+
+def test_workers_share_the_packs(tiny_overrides: list[str], tmp_path: Path) -> None:
+    specs = [compose(*tiny_overrides, "method.rank=2", f"seed={seed}") for seed in range(3)]
+    alone = forecast(specs[:1], results=tmp_path, workers=1)
+    for workers, turns in ((1, 3), (2, 2), (3, 1)):
+        assert forecast(specs, results=tmp_path, workers=workers) == pytest.approx(turns * alone)
 
 
 def test_ended_runs_take_no_time(tiny_overrides: list[str], tmp_path: Path) -> None:
@@ -105,8 +114,3 @@ def test_durations_have_readable_units() -> None:
     assert [in_words(seconds) for seconds in (0.2, 75, 600, 15000)] == [
         *("about 1 s", "about 75 s", "about 10 min", "about 4.2 h"),
     ]
-
-
-def test_the_speed_is_that_of_a_processor() -> None:
-    for precision in ("fp32", "bf16"):
-        assert 1e8 < measured_speed(precision, seconds=0.05) < 1e13

@@ -195,11 +195,11 @@ def test_pack_size_is_limited_and_is_one_for_padded_texts(
 ) -> None:
     [spec] = specs_of(tiny_overrides, LORA)
     places = [Place(cores="0", device="cpu")]
-    assert plan._most_packed(spec, places, None) == 4
-    assert plan._most_packed(spec, places, 2) == 2
-    assert plan._most_packed(spec, places, 7) == 7
+    assert plan.most_packed(spec, places, None) == 4
+    assert plan.most_packed(spec, places, 2) == 2
+    assert plan.most_packed(spec, places, 7) == 7
     monkeypatch.setattr(plan, "can_unpad", lambda _: False)
-    assert plan._most_packed(spec, places, 2) == 1
+    assert plan.most_packed(spec, places, 2) == 1
 
 
 def test_a_full_disk_is_refused_before_training(
