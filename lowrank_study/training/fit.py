@@ -20,6 +20,7 @@ from lowrank_study.data.tokenizer import padding_id
 from lowrank_study.errors import InputError
 from lowrank_study.left_out import in_words
 from lowrank_study.loaded import model_folder, splits_of, weights_sha256
+from lowrank_study.machine import keep_freed_memory
 from lowrank_study.methods.layers.linear import round_frozen
 from lowrank_study.provenance import provenance
 from lowrank_study.spec import RunSpec
@@ -74,6 +75,7 @@ def fit_together(jobs: Sequence[Job], *, device: str) -> list[FitResult | Except
         For each job its result, or the exception that ended only this run.
     """
     place = torch_device(device)
+    keep_freed_memory()
     reset_peak_memory(place)
     session = Session(jobs, place)
     seconds = session.train()
