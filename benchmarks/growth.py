@@ -34,6 +34,8 @@ AXES = {
     "model": "million parameters",
     "examples": "training examples",
 }
+LINEAR = ("runs at once", "examples")
+"""Axes that aren't logarithmic, so that growth in proportion is a straight line."""
 
 
 def growth(folder: Path, *, quick: bool) -> list[timing.Figure]:
@@ -122,15 +124,19 @@ def _drawn(frame: pd.DataFrame) -> str:
             rows = frame[frame["axis"] == name].sort_values("at")
             time, memory = panels[number], panels[number + len(names)]
             time.set_title(name)
-            time.plot(rows["at"], rows["seconds"], marker="o", ms=4, color=series_colour(0))
-            memory.plot(rows["at"], rows["peak_bytes"] / 1e6, marker="o", ms=4, color=INK)
+            time.plot(
+                rows["at"], rows["seconds"], marker="o", ms=4, clip_on=False, color=series_colour(0)
+            )
+            memory.plot(
+                rows["at"], rows["peak_bytes"] / 1e6, marker="o", ms=4, clip_on=False, color=INK
+            )
             memory.plot(
                 *(rows["at"], rows["predicted_bytes"] / 1e6),
-                **{"marker": "x", "ms": 5, "ls": ":", "color": series_colour(1)},
+                **{"marker": "x", "ms": 5, "ls": ":", "clip_on": False, "color": series_colour(1)},
             )
             memory.set_xlabel(AXES[name])
             for panel in (time, memory):
-                _dress(panel, linear=name in ("runs at once", "examples"))
+                _dress(panel, name, list(rows["at"]))
         panels[0].set_ylabel("training, s")
         panels[len(names)].set_ylabel("peak memory, MB")
         on.legend(
@@ -148,9 +154,15 @@ def _drawn(frame: pd.DataFrame) -> str:
     return file_svg(figure.wide, LIGHT)
 
 
-def _dress(panel: Axes, *, linear: bool) -> None:
+def _dress(panel: Axes, name: str, measured: list[float]) -> None:
+    """Start at zero, and label measured values, as many as there is room for."""
     panel.set_ylim(bottom=0)
-    if not linear:
+    if name in LINEAR:
+        panel.set_xlim(left=0)
+        ticks = [0, *(at for at in measured if at >= max(measured) / 2)]
+    else:
         panel.set_xscale("log", base=2)
-        panel.xaxis.set_major_formatter(lambda at, _: f"{at:g}")
+        ticks = measured[:: 2 if len(measured) > 4 else 1]
+    panel.set_xticks(ticks, [f"{at:.0f}" for at in ticks])
+    panel.minorticks_off()
     panel.locator_params(axis="y", nbins=4)

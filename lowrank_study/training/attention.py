@@ -11,9 +11,11 @@ what theirs returns for that text alone. It applies or refuses every argument th
 transformers makes the mask (causal, sliding window, chunks) for the longest text. The tokens that a
 token sees depend on its position in its own text, so a shorter text uses a corner of that mask.
 
-Letters: R runs, T tokens of all texts, L tokens of one text, H heads, K features of a head.
+Letters: R runs, N texts, T tokens of all texts, L tokens of one text, H heads, K features of a
+head.
 """
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -135,6 +137,8 @@ def attend(
         "scaling": query_RHTK.shape[-1] ** -0.5 if scaling is None else scaling,
     }
     if dropout == 0.0 and softcap is None and s_aux is None:
+        if query_RHTK.is_cuda:
+            return _attend_padded(query_RHTK, key_RHTK, value_RHTK, **common), None
         native = kernels.attention(query_RHTK, key_RHTK, value_RHTK, **common)
         if native is not None:
             return native, None
@@ -179,6 +183,64 @@ def _attend_texts(
         for n, query, key, value in texts
     ]
     return torch.cat([text.transpose(1, 2) for text in attended], dim=1)
+
+
+def _attend_padded(
+    query_RHTK: Tensor,
+    key_RHTK: Tensor,
+    value_RHTK: Tensor,
+    *,
+    lengths: tuple[int, ...],
+    mask: Tensor | None,
+    causal: bool,
+    scaling: float,
+) -> Tensor:
+    """Attend within texts that are padded to the longest, and return (R, T, H, K).
+
+    One call for all texts suits a GPU, which would wait for the launch of each text's.
+    """
+    places_T, is_token_NL = _places(lengths, query_RHTK.device)
+    runs, heads, queries, _ = query_RHTK.shape
+    texts, longest = is_token_NL.shape
+    narrowed = queries != key_RHTK.shape[2]
+
+    def by_text(x_RHTK: Tensor) -> Tensor:
+        """Return (N, R H, L, K), with zeros for padding."""
+        *outer, _, features = x_RHTK.shape
+        padded = x_RHTK.new_zeros(*outer, texts * longest, features)
+        padded = padded.index_copy(2, places_T, x_RHTK)
+        by_place = padded.view(*outer, texts, longest, features)
+        return by_place.permute(2, 0, 1, 3, 4).flatten(1, 2)
+
+    seen = is_token_NL[:, None, None, :]
+    if mask is not None or causal:
+        square = (longest, longest)
+        if mask is None:
+            mask = torch.ones(square, dtype=torch.bool, device=query_RHTK.device).tril()
+        # A padded query sees all tokens, because a softmax over none would be NaN.
+        seen = seen & mask.expand(1, 1, *square) | ~is_token_NL[:, None, :, None]
+    attended = functional.scaled_dot_product_attention(
+        query_RHTK.permute(2, 0, 1, 3).flatten(1, 2)[:, :, None]
+        if narrowed
+        else by_text(query_RHTK),
+        by_text(key_RHTK),
+        by_text(value_RHTK),
+        attn_mask=seen,
+        scale=scaling,
+        enable_gqa=heads > key_RHTK.shape[1],
+    )
+    of_runs = attended.reshape(texts, runs, heads, -1, attended.shape[-1])
+    rows = of_runs.permute(1, 0, 3, 2, 4).flatten(1, 2)
+    return rows if narrowed else rows.index_select(1, places_T)
+
+
+@functools.lru_cache(maxsize=8)
+def _places(lengths: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the tokens' places among padded texts, (T,), and which places are tokens, (N, L)."""
+    with torch.inference_mode(False):  # training may use the places of an evaluation
+        is_token_NL = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+        places_T = is_token_NL.flatten().nonzero()[:, 0]
+        return places_T.to(device, non_blocking=True), is_token_NL.to(device, non_blocking=True)
 
 
 def _attend_one(

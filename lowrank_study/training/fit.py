@@ -152,17 +152,17 @@ class Session:
             seed=self._spec.data_seed,
         )
 
-    def step(self, batch: Batch) -> None:
-        """Take one optimizer step of every active run."""
+    def step(self, batch: Batch) -> list[float]:
+        """Take one optimizer step of every active run, and return their losses before it."""
         numbers = list(self._pack.active)
         losses_R = backward(self._pack, batch, self._spec, self._device)
         norms_R = torch.stack([self._members[number].clip_gradients() for number in numbers])
         # Reading both at once waits for a GPU only once a step.
-        for number, loss, norm in zip(
-            numbers, *torch.stack([losses_R, norms_R]).tolist(), strict=True
-        ):
+        losses, norms = torch.stack([losses_R, norms_R]).tolist()
+        for number, loss, norm in zip(numbers, losses, norms, strict=True):
             with self._member(number) as member:
                 member.update(loss, norm)
+        return list(losses)
 
     def read(self, split: Split) -> Predictions:
         """Return the predictions of the first run on a split."""
@@ -208,6 +208,7 @@ def backward(pack: Pack, batch: Batch, spec: RunSpec, device: torch.device) -> T
     for part in pack.parts(batch):
         with autocast(device, spec.train.precision):
             scores_RNC = pack.scores(part)
+        part = replace(part, labels_N=part.labels_N.to(device, non_blocking=True))
         losses = [spec.task.loss(scores, part, reduction="sum") for scores in scores_RNC]
         part_R = torch.stack(losses) / spec.task.loss_terms(batch)
         part_R.sum().backward()  # type: ignore[no-untyped-call]

@@ -107,8 +107,12 @@ def unpadded_scores(model: nn.Module, batch: Batch, device: torch.device, runs: 
     reads_all = task_of(model).scores_tokens
     read = None if reads_all else _read_tokens(model, batch)
     reading = _Reading(
-        inputs={name: values.to(device).expand(runs, -1) for name, values in row.items()},
-        read_N=None if read is None else read.to(device),
+        # A GPU is not waited for.
+        inputs={
+            name: values.to(device, non_blocking=True).expand(runs, -1)
+            for name, values in row.items()
+        },
+        read_N=None if read is None else read.to(device, non_blocking=True),
         reads_all=reads_all,
         lengths=batch.lengths,
     )

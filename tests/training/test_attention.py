@@ -1,5 +1,7 @@
 """Every argument that a model passes to its attention function is applied or refused."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_study.errors import InputError
-from lowrank_study.training.attention import attend, texts_of
+from lowrank_study.training.attention import _attend_padded, _attend_texts, attend, texts_of
 from lowrank_study.training.probe import _WithoutDropout
 
 LENGTHS = (5, 1, 7)
@@ -82,6 +84,32 @@ def test_attention_follows_the_formula_within_each_text(
             s_aux=asked["sinks"],
         )
     torch.testing.assert_close(found, by_the_formula(**asked), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("causal", "window", "narrowed"),
+    [(False, None, False), (False, None, True), (True, None, False), (False, 2, False)],
+    ids=["all", "narrowed", "causal", "window"],
+)
+def test_padded_attention_of_a_gpu_equals_that_of_each_text(
+    causal: bool, window: int | None, narrowed: bool
+) -> None:
+    def found(attend_texts: Callable[..., Tensor]) -> list[Tensor]:
+        query, key, value = (x.requires_grad_() for x in handed())
+        queries = query[:, :, : len(LENGTHS)] if narrowed else query
+        attended = attend_texts(
+            *(queries, key, value),
+            lengths=LENGTHS,
+            mask=mask_of(window),
+            causal=causal,
+            scaling=0.7,
+        )
+        attended.pow(3).sum().backward()
+        return [attended, *(x.grad for x in (query, key, value) if x.grad is not None)]
+
+    by_text = partial(_attend_texts, dropout=0.0, softcap=None, sinks=None)
+    for mine, other in zip(found(_attend_padded), found(by_text), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(
