@@ -31,6 +31,7 @@ from transformers.modeling_outputs import (
     BaseModelOutputWithPoolingAndCrossAttentions as BackboneOutput,
 )
 
+from lowrank_study.methods.layers.linear import share_casts
 from lowrank_study.methods.layers.modules import task_of
 from lowrank_study.training.attention import attend, register, texts_of
 from lowrank_study.training.batches import Batch, padded
@@ -75,6 +76,7 @@ def can_unpad(model: nn.Module) -> bool:
 def unpad(model: nn.Module) -> None:
     """Prepare a stock model, in place, for `unpadded_scores`."""
     backbone = _backbone(model)
+    share_casts(model)
     model.set_attn_implementation(register())  # type: ignore[operator]
     backbone.forward = types.MethodType(_read_of_each_text, backbone)
     config: Any = model.config

@@ -3,12 +3,14 @@
 Letters: O out_features, I in_features.
 """
 
+import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from lowrank_study.errors import InputError
@@ -126,6 +128,32 @@ def merged(model: nn.Module) -> Iterator[None]:
         for module, original in originals:
             module.weight.data = original
             module.merged = False
+
+
+def cast_once(x: Tensor) -> Tensor:
+    """Return an fp32 activation in autocast's type; the maps that read it share the result.
+
+    Autocast alone casts an activation again for each map that reads it: query, key and value.
+    """
+    if x.is_meta or x.dtype != torch.float32 or not torch.is_autocast_enabled(x.device.type):
+        return x
+    version = None if x.is_inference() else x._version
+    known, cast = getattr(x, "cast_at", (-1, x))
+    if known != version:
+        cast = x.to(torch.get_autocast_dtype(x.device.type))
+        x.cast_at = version, cast  # type: ignore[attr-defined]
+    return cast
+
+
+def share_casts(model: nn.Module) -> None:
+    """Let all linear maps of a model cast their inputs by `cast_once`."""
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.forward = types.MethodType(_cast_and_multiply, module)  # type: ignore[method-assign]
+
+
+def _cast_and_multiply(self: Any, x: Tensor) -> Tensor:
+    return functional.linear(cast_once(x), self.weight, self.bias)
 
 
 def round_frozen(model: nn.Module) -> None:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from lowrank_study.checkpoints import save_adapter
 from lowrank_study.hashing import sha256_of_file
 from lowrank_study.methods.layers.linear import (
     AdaptedLinear,
+    cast_once,
     check_rank,
     linear_shape,
     replace_maps,
@@ -41,15 +42,42 @@ class PackedLora(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (R, ..., in) to (R, ..., out), or (R N, ..., in) to (R N, ..., out)."""
         loras: list[LoraLinear] = [self.loras[number] for number in self._active]  # type: ignore[misc]
-        y: Tensor = loras[0].base(x)
+        x = cast_once(x)
+        y: Tensor = loras[0].base(x.flatten(0, -2))
         rank = max(lora.A_RI.shape[0] for lora in loras)
         # Smaller ranks are filled up with zeros, whose gradients are zero.
         A_RKI = torch.stack([_filled(lora.A_RI, rank) for lora in loras])
-        B_ROK = torch.stack([_filled(lora.B_OR.T * lora.scaling, rank).T for lora in loras])
+        B_RKO = torch.stack([_filled(lora.B_OR.T * lora.scaling, rank) for lora in loras])
         dropped = functional.dropout(x, loras[0].dropout, self.training)
-        low_RTK = dropped.reshape(len(loras), -1, x.shape[-1]) @ A_RKI.mT
-        of_runs = y.reshape(len(loras), -1, y.shape[-1])
-        return torch.baddbmm(of_runs.to(low_RTK.dtype), low_RTK, B_ROK.mT).view_as(y)
+        of_runs = dropped.reshape(len(loras), -1, x.shape[-1])
+        factors = A_RKI.to(y.dtype), B_RKO.to(y.dtype)
+        y = _AddLowRank.apply(y, of_runs, *factors)  # type: ignore[no-untyped-call]
+        return y.view(*x.shape[:-1], -1)
+
+
+class _AddLowRank(torch.autograd.Function):
+    """y_r ← y_r + (x_r A_rᵀ) B_r for each run r, in place: one pass over y.
+
+    y is (R T, out), x (R, T, in), A (R, K, in) and B (R, K, out).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
+        """Return y, changed in place."""
+        low_RTK = x @ A.mT
+        y.view(*x.shape[:2], -1).baddbmm_(low_RTK, B)
+        ctx.mark_dirty(y)
+        ctx.save_for_backward(x, low_RTK, A, B)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """Return the gradients of y, x, A and B."""
+        x, low_RTK, A, B = ctx.saved_tensors
+        of_runs = grad_y.view(*x.shape[:2], -1)
+        grad_low = of_runs @ B.mT
+        grad_x = grad_low @ A if ctx.needs_input_grad[1] else None
+        return grad_y, grad_x, grad_low.mT @ x, low_RTK.mT @ of_runs
 
 
 def _filled(factor: Tensor, rank: int) -> Tensor:
