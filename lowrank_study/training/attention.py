@@ -136,19 +136,25 @@ def attend(
         "causal": bool(causal) and not narrowed,
         "scaling": query_RHTK.shape[-1] ** -0.5 if scaling is None else scaling,
     }
+    inputs = [_as_autocast(x) for x in (query_RHTK, key_RHTK, value_RHTK)]
     if dropout == 0.0 and softcap is None and s_aux is None:
-        if query_RHTK.is_cuda:
-            return _attend_padded(query_RHTK, key_RHTK, value_RHTK, **common), None
-        native = kernels.attention(query_RHTK, key_RHTK, value_RHTK, **common)
-        if native is not None:
-            return native, None
-    others = {**common, "dropout": dropout, "softcap": softcap, "sinks": s_aux}
-    if query_RHTK.is_cpu and query_RHTK.dtype == torch.bfloat16:
+        faster = _attend_padded if query_RHTK.is_cuda else kernels.attention
+        attended = faster(*inputs, **common)
+        if attended is not None:
+            return attended, None
+    arguments = {**common, "dropout": dropout, "softcap": softcap, "sinks": s_aux}
+    if query_RHTK.is_cpu and inputs[0].dtype == torch.bfloat16:
         # torch's CPU kernel takes three to five times as long in bf16, above all backward.
         with torch.autocast("cpu", enabled=False):
-            inputs = (x.float() for x in (query_RHTK, key_RHTK, value_RHTK))
-            return _attend_texts(*inputs, **others).to(torch.bfloat16), None
-    return _attend_texts(query_RHTK, key_RHTK, value_RHTK, **others), None
+            attended = _attend_texts(*(x.float() for x in inputs), **arguments)
+            return attended.to(torch.bfloat16), None
+    return _attend_texts(*inputs, **arguments), None
+
+
+def _as_autocast(x: Tensor) -> Tensor:
+    """Cast as autocast does: rotary embeddings give fp32 queries and keys beside bf16 values."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 def _refusal(module: nn.Module, what: str) -> InputError:

@@ -75,7 +75,6 @@ def fit_together(jobs: Sequence[Job], *, device: str) -> list[FitResult | Except
         For each job its result, or the exception that ended only this run.
     """
     place = torch_device(device)
-    keep_freed_memory()
     reset_peak_memory(place)
     session = Session(jobs, place)
     seconds = session.train()
@@ -88,6 +87,7 @@ class Session:
 
     def __init__(self, jobs: Sequence[Job], device: torch.device) -> None:
         """Load the models and data of all runs, and check the computation."""
+        keep_freed_memory()
         self.outcomes: dict[int, FitResult | Exception] = {}
         self._jobs, self._device = jobs, device
         self._spec = spec = jobs[0].spec

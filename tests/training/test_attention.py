@@ -136,3 +136,13 @@ def test_arguments_that_stock_functions_ignore_are_accepted() -> None:
             nn.Identity(), *handed(), None, sliding_window=2, position_ids=plain, indices=None
         )
     assert torch.equal(plain, more)
+
+
+def test_autocast_casts_what_rotary_embeddings_leave_in_fp32() -> None:
+    query, key, value = (x.float() for x in handed())
+    rounded = [x.bfloat16() for x in (query, key, value)]
+    with texts_of(LENGTHS, 2), torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed, _ = attend(nn.Identity(), query, key, rounded[2], None)
+        alike, _ = attend(nn.Identity(), *rounded, None)
+    assert mixed.dtype == torch.bfloat16
+    assert torch.equal(mixed, alike)
