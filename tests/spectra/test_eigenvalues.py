@@ -161,6 +161,26 @@ def test_without_native_code_the_numbers_are_the_same(monkeypatch):
     assert (with_it != without).any()  # else one of the two was not what it says
 
 
+@pytest.mark.parametrize("n", SIDES)
+def test_eigenvalues_of_a_gpu_are_those_of_numpy(n):
+    for name, X in matrices(np.random.default_rng(n), n):
+        on_gpu = eigenvalues._OnGpu(n, torch.device("cpu"))
+        for block in (X[:1], X[1:]):
+            on_gpu.add(block)
+        expected = np.linalg.eigvalsh(X.T @ X)
+        error = np.abs(on_gpu.eigenvalues() - expected).max()
+        assert error <= 1e-15 * max(8.0, 2 * np.sqrt(n)) * expected[-1], name
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_gpu_is_used_for_large_matrices(monkeypatch, is_there):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: is_there)
+    monkeypatch.setattr(eigenvalues, "_OnGpu", lambda side, device: (side, str(device)))
+    large, small = eigenvalues.GPU_FROM, eigenvalues.GPU_FROM - 1
+    assert (GramMatrix(large)._sum == (large, "cuda")) == is_there
+    assert isinstance(GramMatrix(small)._sum, eigenvalues._Dense)
+
+
 def test_a_large_matrix_of_low_rank_has_few_values():
     """At the size where the native code is used: rounding must not look like rank."""
     rng = np.random.default_rng(8)
