@@ -81,13 +81,14 @@ class Steps:
         self.session = Session(jobs, device)
         self.batches: list[Batch] = list(islice(self.session.batches(), batches))
 
-    def take(self, batch: Batch) -> None:
-        """Take one step, and wait for the device."""
-        self.session.step(batch)
+    def take(self, batch: Batch) -> list[float]:
+        """Take one step, wait for the device, and return the runs' losses."""
+        losses = self.session.step(batch)
         wait_for(self.device)
         for failed in self.session.outcomes.values():
             assert isinstance(failed, Exception)
             raise failed
+        return losses
 
     def operations(self) -> list[int]:
         """Return the necessary multiplications and additions of each batch's step.
@@ -165,17 +166,25 @@ def least_seconds(specs: Sequence[RunSpec], *, training_alone: bool = False) -> 
 def peak_speed(model: BaseModel, tokens: int, *, precision: str, device: torch.device) -> float:
     """Return the best operations per second of the product of the model's largest shape."""
     config = AutoConfig.from_pretrained(model_folder(model))
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     width, inner = config.hidden_size, getattr(config, "intermediate_size", 4 * config.hidden_size)
-    x_TI = torch.randn(tokens, width, dtype=dtype, device=device)
-    weight_OI = torch.randn(inner, width, dtype=dtype, device=device)
+    return fastest_product(tokens, width, inner, precision=precision, device=device)
+
+
+def fastest_product(
+    rows: int, inner: int, columns: int, *, precision: str, device: torch.device
+) -> float:
+    """Return the best operations per second of (rows, inner) times (inner, columns)."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    x = torch.randn(rows, inner, dtype=dtype, device=device)
+    weight = torch.randn(columns, inner, dtype=dtype, device=device)
     seconds = []
     for _ in range(PRODUCTS):
+        wait_for(device)
         start = time.perf_counter()
-        functional.linear(x_TI, weight_OI)
+        functional.linear(x, weight)
         wait_for(device)
         seconds.append(time.perf_counter() - start)
-    return 2.0 * tokens * width * inner / min(seconds)
+    return 2.0 * rows * inner * columns / min(seconds)
 
 
 def precisions() -> list[str]:

@@ -168,6 +168,7 @@ def write_results(
     cases: Mapping[str, Sequence[Figure]],
     *,
     provenance: Mapping[str, str],
+    failed: Mapping[str, str] = {},
 ) -> None:
     """Write `<name>.json` and `<name>.md`, and keep cases that did not run now.
 
@@ -176,6 +177,7 @@ def write_results(
         name: Of the benchmark.
         cases: Case to figures.
         provenance: Of these figures, as `facts` gives it.
+        failed: Case to the reason why it has no figures; an empty reason counts for nothing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
@@ -185,6 +187,8 @@ def write_results(
             "figures": [asdict(each) | {"verdict": each.verdict} for each in figures],
             "provenance": dict(provenance),
         }
+        if failed.get(case):
+            content[case]["failed"] = failed[case]
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     (folder / f"{name}.md").write_text(_markdown(content))
 
@@ -205,7 +209,13 @@ def _markdown(content: Mapping[str, Any]) -> str:
         }
         lines += ["| " + " | ".join(HEADINGS) + " |", "| --- | ---: | ---: | ---: | --- |"]
         lines += ["| " + " | ".join(row) + " |" for row in table(cases)]
-        lines += ["", "; ".join(f"{key} {value}" for key, value in json.loads(run).items()), ""]
+        failed = [
+            f"- {case} failed: {content[case]['failed']}"
+            for case in names
+            if "failed" in content[case]
+        ]
+        lines += ["", *failed, *([""] if failed else [])]
+        lines += ["; ".join(f"{key} {value}" for key, value in json.loads(run).items()), ""]
     return "\n".join(lines)
 
 
