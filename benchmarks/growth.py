@@ -12,6 +12,7 @@ import pandas as pd
 import timing
 from matplotlib.axes import Axes
 from processes import train_here
+from steps import hardware
 
 from lowrank_study.config.run import compose
 from lowrank_study.loaded import model_folder
@@ -49,10 +50,12 @@ def growth(folder: Path, *, quick: bool) -> list[timing.Figure]:
     folder.mkdir(parents=True, exist_ok=True)
     frame.to_csv(folder / "growth.csv", index=False)
     (folder / "growth.svg").write_text(_drawn(frame))
+    precision = compose().train.precision
+    title = f"{precision} ({hardware(precision)})"
     off = (frame["predicted_bytes"] / frame["peak_bytes"] - 1.0).abs()
     figures = [
         timing.figure(
-            f"predicted memory, largest error of {len(off)} points",
+            f"{title}: predicted memory, largest error of {len(off)} points",
             [100 * float(off.max())],
             unit="%",
             at_most=15.0,
@@ -61,7 +64,7 @@ def growth(folder: Path, *, quick: bool) -> list[timing.Figure]:
     for axis, rows in frame.groupby("axis", sort=False):
         first, last = rows.iloc[0], rows.iloc[-1]
         for column, what in (("seconds", "time"), ("peak_bytes", "memory")):
-            label = f"{axis} from {first['at']:g} to {last['at']:g}: growth of {what}"
+            label = f"{title}: {axis} from {first['at']:g} to {last['at']:g}: growth of {what}"
             figures.append(timing.figure(label, [last[column] / first[column]], unit="×"))
     return figures
 

@@ -81,7 +81,8 @@ class _AddLowRank(torch.autograd.Function):
 
 
 def _filled(factor: Tensor, rank: int) -> Tensor:
-    return functional.pad(factor, (0, 0, 0, rank - factor.shape[0]))
+    missing = rank - factor.shape[0]
+    return functional.pad(factor, (0, 0, 0, missing)) if missing else factor
 
 
 class LoraLinear(AdaptedLinear):
