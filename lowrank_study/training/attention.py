@@ -154,7 +154,9 @@ def attend(
 def _as_autocast(x: Tensor) -> Tensor:
     """Cast as autocast does: rotary embeddings give fp32 queries and keys beside bf16 values."""
     device = x.device.type
-    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+    if x.is_meta or not torch.is_autocast_enabled(device):  # autocast knows no meta device
+        return x
+    return x.to(torch.get_autocast_dtype(device))
 
 
 def _refusal(module: nn.Module, what: str) -> InputError:
