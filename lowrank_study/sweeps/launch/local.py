@@ -8,10 +8,6 @@ from lowrank_study.machine import cores_of_workers, free_cores
 from lowrank_study.sweeps.jobs import Work
 from lowrank_study.sweeps.launch import Place
 
-_HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-"""Lets glibc ask Linux for huge pages. Full fine-tuning has a quarter shorter steps with them,
-because the gradient of the embedding is new memory in every step."""
-
 
 class LocalProcess:
     """A worker process of this machine."""
@@ -63,7 +59,7 @@ def places(workers: int | None, device: str, jobs: int) -> list[Place]:
 def start(work: Work, place: Place, name: str) -> LocalProcess:
     """Start a worker process."""
     command = [*work.command(place.device, name), "--parent", str(os.getpid())]
-    environment = {**_HUGE_PAGES, **os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     if place.cores:
         command += ["--cores", place.cores]
         for library in ("OMP", "MKL", "OPENBLAS"):
