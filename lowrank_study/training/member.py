@@ -18,6 +18,7 @@ from lowrank_study.methods.layers.modules import head_parameters
 from lowrank_study.spec import RunSpec
 from lowrank_study.tasks import Predictions
 from lowrank_study.training.batches import Batch
+from lowrank_study.training.embeddings import clear_gradients
 from lowrank_study.training.evaluate import predict
 from lowrank_study.training.models import build_model
 from lowrank_study.training.optim import make_optimizer, make_schedule
@@ -100,7 +101,7 @@ class Member:
             )
         self._optimizer.step()
         self._schedule.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        clear_gradients(self._trained)
 
     def validate(self, scores: Scores) -> None:
         """Evaluate on validation, and keep the weights if they are the best so far."""

@@ -35,6 +35,7 @@ from lowrank_study.methods.layers.linear import share_casts
 from lowrank_study.methods.layers.modules import task_of
 from lowrank_study.training.attention import attend, register, texts_of
 from lowrank_study.training.batches import Batch, padded
+from lowrank_study.training.embeddings import keep_gradients
 
 _PART_PRODUCT, _LEAST_TOKENS = 512 * 384 * 384, 128
 _NARROWED = ("bert", "roberta", "xlm-roberta")
@@ -77,6 +78,7 @@ def unpad(model: nn.Module) -> None:
     """Prepare a stock model, in place, for `unpadded_scores`."""
     backbone = _backbone(model)
     share_casts(model)
+    keep_gradients(model)
     model.set_attn_implementation(register())  # type: ignore[operator]
     backbone.forward = types.MethodType(_read_of_each_text, backbone)
     config: Any = model.config
