@@ -29,6 +29,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from lowrank_study.errors import InputError
+from lowrank_study.methods.layers.linear import cast_once
 from lowrank_study.training import kernels
 
 _NAME = "text_by_text"
@@ -136,7 +137,8 @@ def attend(
         "causal": bool(causal) and not narrowed,
         "scaling": query_RHTK.shape[-1] ** -0.5 if scaling is None else scaling,
     }
-    inputs = [_as_autocast(x) for x in (query_RHTK, key_RHTK, value_RHTK)]
+    # Rotary embeddings give fp32 queries and keys beside bf16 values.
+    inputs = [cast_once(x) for x in (query_RHTK, key_RHTK, value_RHTK)]
     if dropout == 0.0 and softcap is None and s_aux is None:
         faster = _attend_padded if query_RHTK.is_cuda else kernels.attention
         attended = faster(*inputs, **common)
@@ -149,14 +151,6 @@ def attend(
             attended = _attend_texts(*(x.float() for x in inputs), **arguments)
             return attended.to(torch.bfloat16), None
     return _attend_texts(*inputs, **arguments), None
-
-
-def _as_autocast(x: Tensor) -> Tensor:
-    """Cast as autocast does: rotary embeddings give fp32 queries and keys beside bf16 values."""
-    device = x.device.type
-    if x.is_meta or not torch.is_autocast_enabled(device):  # autocast knows no meta device
-        return x
-    return x.to(torch.get_autocast_dtype(device))
 
 
 def _refusal(module: nn.Module, what: str) -> InputError:
