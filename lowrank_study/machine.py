@@ -16,6 +16,8 @@ _PROCESSOR = Path("/proc/cpuinfo")
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_GPU_DRIVERS = tuple(Path("/dev", name) for name in ("nvidiactl", "kfd", "dxg"))
+"""Device files of the drivers of Nvidia and AMD, and of both under Windows' Linux."""
 
 
 def free_cores() -> list[int]:
@@ -40,6 +42,11 @@ def processor() -> tuple[str, frozenset[str]]:
             fields.setdefault(name.strip(), value.strip())
     sets = fields.get("flags") or fields.get("Features") or ""  # x86, Arm
     return fields.get("model name") or platform.processor() or "unknown", frozenset(sets.split())
+
+
+def may_have_gpu() -> bool:
+    """Return False if there surely is no GPU that torch supports. This is fast, unlike torch."""
+    return sys.platform != "linux" or any(driver.exists() for driver in _GPU_DRIVERS)
 
 
 def has_status() -> bool:

@@ -65,17 +65,35 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert not results.exists()
 
 
-def test_a_typo_costs_no_import_of_torch() -> None:
+SLOW = ("torch", "transformers", "scipy", "matplotlib", "pyarrow", "datasets", "peft")
+
+
+@pytest.mark.parametrize(
+    ("script", "argument", "code", "loaded"),
+    [
+        ("experiments/train.py", "zzz=1", 2, []),
+        ("experiments/train.py", "method.rank=0", 2, []),
+        ("experiments/train.py", "task.label_column=stars", 2, ["pandas", "pyarrow"]),
+        ("experiments/train.py", "--help", 0, []),
+        ("analysis/measure_spectra.py", "zzz=1", 2, []),
+        ("analysis/report.py", "zzz=1", 2, []),
+        ("analysis/report.py", "sweep=absent", 2, []),
+    ],
+)
+def test_help_and_bad_input_load_no_slow_library(
+    script: str, argument: str, code: int, loaded: list[str], tiny_overrides: list[str]
+) -> None:
     """Use a fresh process, because this one has already imported torch and other slow modules."""
-    for script in ("experiments/train.py", "analysis/measure_spectra.py", "analysis/report.py"):
-        code = (
-            "import runpy, sys; sys.argv = ['it', 'zzz=1']\n"
-            f"try: runpy.run_path({str(ROOT / script)!r}, run_name='__main__')\n"
-            "except SystemExit as end: print(end.code, sorted({'torch', 'pandas', 'transformers', "
-            "'matplotlib', 'scipy'} & set(sys.modules)))"
-        )
-        done = run("-c", code)
-        assert done.stdout == "2 []\n", done.stderr
+    arguments = [*tiny_overrides, argument] if argument.startswith("task") else [argument]
+    program = (
+        f"import runpy, sys; sys.argv = ['it', *{arguments}]\n"
+        f"try: runpy.run_path({str(ROOT / script)!r}, run_name='__main__')\n"
+        "except SystemExit as end: code = end.code\n"
+        "else: code = 0\n"
+        f"print(code, sorted({{'pandas', *{SLOW}}} & set(sys.modules)))"
+    )
+    done = run("-c", program)
+    assert done.stdout.splitlines()[-1] == f"{code} {loaded}", done.stderr
 
 
 def test_a_sweep_in_a_file_is_refused_before_anything_is_read(

@@ -19,7 +19,7 @@ from lowrank_study.config.fields import Fields
 from lowrank_study.config.sources import read_source
 from lowrank_study.config.task import read_task
 from lowrank_study.errors import InputError
-from lowrank_study.machine import processor
+from lowrank_study.machine import may_have_gpu, processor
 from lowrank_study.methods import method_named, method_names
 from lowrank_study.spec import BaseModel, RunSpec, TrainSpec
 
@@ -128,7 +128,7 @@ def read_config(config: Mapping[str, Any]) -> RunConfig:
             ),
             model=_model(top.part("model")),
             task=read_task(top.part("task")),
-            train=_train(trainer, device),  # last: `precision: auto` imports torch
+            train=_train(trainer, device),  # last: with a GPU, `precision: auto` imports torch
         ),
     )
 
@@ -237,9 +237,10 @@ def fast_precision(device: str = "auto") -> str:
 
     `device` is `auto` (a GPU if there is one), or torch's name of a device.
     """
-    import torch
+    if device != "cpu" and may_have_gpu():
+        import torch
 
-    if device != "cpu" and torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        if torch.cuda.is_available():
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     _, instruction_sets = processor()
     return "bf16" if instruction_sets & {"amx_bf16", "avx512_bf16"} else "fp32"

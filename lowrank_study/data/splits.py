@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from lowrank_study import assets
 from lowrank_study.data.tokenizer import load_tokenizer, tokenizer_sha256
@@ -32,6 +31,8 @@ from lowrank_study.left_out import LeftOut, in_words
 from lowrank_study.spec import HubRepo, to_mapping
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from lowrank_study.tasks import Task
 
 _FORMAT = 2
@@ -115,7 +116,7 @@ class Splits:
 class SplitRows:
     """The rows of the three splits, as text."""
 
-    frames: Mapping[str, pd.DataFrame]
+    frames: "Mapping[str, pd.DataFrame]"
     """Columns are `text`, `text_pair` (pairs only), `label` (a class number) and `group`."""
     labels: tuple[str, ...]
     account: Account

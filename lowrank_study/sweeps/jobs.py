@@ -56,10 +56,13 @@ class Work:
 
     def command(self, device: str, name: str) -> list[str]:
         """Return the command that starts a worker of that name in the store."""
-        command = [sys.executable, "-m", "lowrank_study.sweeps.worker"]
+        return [sys.executable, "-m", "lowrank_study.sweeps.worker", *self.arguments(device, name)]
+
+    def arguments(self, device: str, name: str) -> list[str]:
+        """Return the arguments of that command."""
         where = str(self.results.absolute())  # a relative path may begin with a dash
-        command += ["--results", where, "--sweep", self.sweep, "--device", device, "--name", name]
-        return [*command, "--job", self.job, "--settings", json.dumps(self.settings)]
+        found = ["--results", where, "--sweep", self.sweep, "--device", device, "--name", name]
+        return [*found, "--job", self.job, "--settings", json.dumps(self.settings)]
 
 
 def end_each(leases: Sequence[Lease], work: Work, do: Callable[[Lease], object]) -> None:

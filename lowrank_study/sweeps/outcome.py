@@ -12,7 +12,6 @@ from lowrank_study.errors import InputError, Unfinished
 from lowrank_study.methods import Method
 from lowrank_study.results import runs_folder
 from lowrank_study.runs.store import RunStore, TrainedRun
-from lowrank_study.sweeps.measured_spectra import without_spectra
 
 
 def in_words(runs: Sequence[TrainedRun], *, sweep: str, results: Path) -> str:
@@ -47,6 +46,8 @@ def incomplete(
         lines.append(f"sweep {sweep}: {len(lost)} of {planned} runs failed or diverged")
     if waiting := planned - len(runs):
         lines.append(f"sweep {sweep}: {waiting} of {planned} runs have not ended")
+    from lowrank_study.sweeps.measured_spectra import without_spectra  # it loads slow libraries
+
     unmeasured = without_spectra(runs, results, is_readable=True)
     lines += [f"no spectra: {run_id}: {reason}" for run_id, reason in unmeasured.items()]
     parts = [part for run in runs for part in run.record.get("left_out", [])]

@@ -1,4 +1,8 @@
-"""Plan a sweep: check all runs, fetch what they need, group them into packs. Nothing is written."""
+"""Plan a sweep: check all runs, fetch what they need, group them into packs. Nothing is written.
+
+Workers load their libraries meanwhile. The data are checked before torch is imported here, so that
+a mistake in them is reported at once.
+"""
 
 import math
 from collections.abc import Sequence
@@ -11,14 +15,9 @@ from lowrank_study.loaded import model_folder, splits_of
 from lowrank_study.results import runs_folder
 from lowrank_study.runs.store import RunStore, TrainedRun
 from lowrank_study.spec import RunSpec
-from lowrank_study.sweeps.effort import Effort
 from lowrank_study.sweeps.launch import Place, launcher_of
 from lowrank_study.sweeps.packs import packs
 from lowrank_study.sweeps.settings import check_same_rows, rows_key
-from lowrank_study.training.fit import torch_device
-from lowrank_study.training.memory import free_memory_bytes, predict_peak
-from lowrank_study.training.models import check_fits, model_without_weights
-from lowrank_study.training.unpadded import can_unpad
 
 _MOST_PACKED = {"cpu": 4, "cuda": 32}
 """Most runs in a pack: a processor's caches hold no more; a GPU is busier with more."""
@@ -58,14 +57,18 @@ def plan_sweep(
 ) -> PlannedSweep:
     """Plan the runs of a sweep; see `sweep` for the arguments."""
     unique = list({spec.run_id: spec for spec in specs}.values())
-    store = RunStore(runs_folder(results))
+    store, chosen = RunStore(runs_folder(results)), launcher_of(launcher)
+    if left := store.left(unique):
+        chosen.prepare()
     lines = check_specs(
-        store.left(unique),
+        left,
         results,
         ended=store.ended([spec.run_id for spec in unique]),
         allow_partial=allow_partial,
     )
-    places = launcher_of(launcher).places(workers, device, len(unique))
+    places = chosen.places(workers, device, len(unique))
+    from lowrank_study.sweeps.effort import Effort
+
     effort = Effort()
     costs = {spec.run_id: effort.of(spec) for spec in unique}
     planned = packs(
@@ -111,6 +114,8 @@ def check_specs(
     lines |= dict.fromkeys(in_words(left_out))
     lines |= dict.fromkeys(line for made in splits.values() for line in made.account.lines)
     check_same_rows(ended, {key: made.sha256 for key, made in splits.items()})
+    from lowrank_study.training.models import check_fits
+
     needed = 0
     for spec in specs:
         check_fits(spec)
@@ -130,6 +135,11 @@ def most_packed(spec: RunSpec, places: Sequence[Place], most: int | None) -> int
     """Return how many runs like this one fit into a process's share of the memory, up to `most`."""
     if spec.method.pack_key is None:
         return 1
+    from lowrank_study.training.fit import torch_device
+    from lowrank_study.training.memory import free_memory_bytes, predict_peak
+    from lowrank_study.training.models import model_without_weights
+    from lowrank_study.training.unpadded import can_unpad
+
     device = torch_device(places[0].device)
     if not can_unpad(model_without_weights(spec)):
         return 1

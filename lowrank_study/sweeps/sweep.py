@@ -17,7 +17,6 @@ from lowrank_study.sweeps.jobs import TRAINING, Work
 from lowrank_study.sweeps.plan import PlannedSweep, plan_sweep
 from lowrank_study.sweeps.progress import Display
 from lowrank_study.sweeps.tuning import tuned
-from lowrank_study.sweeps.updates import measure_run
 
 
 def sweep_of(configs: Sequence[RunConfig]) -> list[TrainedRun]:
@@ -124,6 +123,8 @@ def _carry_out(planned: PlannedSweep, tracker: str, display: Display) -> list[Tr
             work, planned.costs, launcher=planned.launcher, places=planned.places, display=display
         )
     runs = store.ended(list(planned.costs))
+    from lowrank_study.sweeps.updates import measure_run  # workers need not wait for it to load
+
     for run in runs:
         measure_run(run, planned.results)
         if run.status != "done" and not reported:  # the caller reports other runs

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -57,8 +57,8 @@ def do_work(work: Work, *, device: str, name: str | None = None, parent: int | N
             return
 
 
-def main() -> None:
-    """Run one worker."""
+def main(arguments_given: Sequence[str] | None = None) -> None:
+    """Run one worker, by the command line or other arguments."""
     parser = argparse.ArgumentParser(description="Do a job for the free runs of a planned sweep.")
     parser.add_argument("--results", type=Path, required=True)
     parser.add_argument("--sweep", required=True)
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--parent", type=int, help="the process to end with")
     parser.add_argument("--name", help="unique name of the worker in the store")
     parser.add_argument("--cores", help="the cores to stay on, such as 0 or 2,3")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments_given)
     with _errors_in_one_line():
         signal.signal(signal.SIGTERM, _end)
         if arguments.parent is not None:

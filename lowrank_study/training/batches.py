@@ -14,6 +14,8 @@ import torch
 from lowrank_study.data.splits import Split
 
 _EVALUATION_TOKENS = 1024  # larger batches don't fit into the processor's caches
+_MOST_EXTREME = 8
+"""Texts with which a model is checked; each is also computed alone, which is slow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,14 +85,14 @@ def steps_of(split: Split, *, batch_size: int, epochs: int) -> int:
 
 
 def extreme_texts(splits: Sequence[Split], count: int) -> Batch:
-    """Return a batch that alternates the longest and the shortest texts of some splits.
+    """Return a batch of at most `count` texts, alternately the longest and the shortest ones.
 
     A model whose output depends on padding or on other texts fails on such a batch.
     """
     order = np.argsort(np.concatenate([split.lengths for split in splits]), kind="stable")
     owners = np.repeat(np.arange(len(splits)), [len(split) for split in splits])
     rows = np.concatenate([np.arange(len(split)) for split in splits])
-    count = min(count, len(order))
+    count = min(count, len(order), _MOST_EXTREME)
     alternating = [place for step in range(count) for place in (-1 - step, step)][:count]
     chosen = [(splits[owners[n]], rows[n]) for n in order[alternating]]
     ids = [split.tokens(row) for split, row in chosen]

@@ -6,6 +6,7 @@ a run's peak is its own.
 """
 
 import ctypes
+import functools
 import gc
 import resource
 import sys
@@ -104,16 +105,21 @@ def predict_peak(spec: RunSpec) -> PeakPrediction | None:
     model = model_without_weights(spec)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    _free_unused()
-    libraries = status_bytes("VmRSS") if has_status() else _LIBRARIES
     longest = _longest_part(spec, splits_of(spec).train, part_tokens(model))
     try:
         kept = _kept_for_backward(model, longest)
     except RuntimeError:
         return None
     return PeakPrediction(
-        shared=libraries + _FLOAT * frozen, trained=4 * _FLOAT * trained, kept=kept
+        shared=_libraries() + _FLOAT * frozen, trained=4 * _FLOAT * trained, kept=kept
     )
+
+
+@functools.cache
+def _libraries() -> int:
+    """Return the memory of this process, once: finding unused memory takes a while."""
+    _free_unused()
+    return status_bytes("VmRSS") if has_status() else _LIBRARIES
 
 
 class _FusedAttention(TorchFunctionMode):

@@ -109,6 +109,7 @@ def test_precision_is_that_of_the_device_in_use(monkeypatch: pytest.MonkeyPatch)
     import torch
 
     here = compose("device=cpu").train.precision
+    monkeypatch.setattr("lowrank_study.config.run.may_have_gpu", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for has_bf16, precision in ((True, "bf16"), (False, "fp32")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda answer=has_bf16, **_: answer)

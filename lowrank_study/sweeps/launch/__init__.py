@@ -1,7 +1,8 @@
 """Launchers: ways to start workers. Each is one file here, chosen by `launcher=NAME`.
 
-A launcher is a module with two functions (`Launcher`):
+A launcher is a module with three functions (`Launcher`):
 
+    def prepare(): ...                        # use the time while runs are planned
     def places(workers, device, jobs): ...    # where to run workers, at most one per job
     def start(work, place, name): ...         # start one worker, and return its `Process`
 
@@ -43,6 +44,9 @@ class Process(Protocol):
 
 class Launcher(Protocol):
     """A module of this package."""
+
+    def prepare(self) -> None:
+        """Use the time while the command plans its runs; this may do nothing."""
 
     def places(self, workers: int | None, device: str, jobs: int) -> list[Place]:
         """Return the places of the workers; None takes as many workers as the device can use."""

@@ -17,6 +17,10 @@ class EndedWork:
         """Do nothing: it has ended."""
 
 
+def prepare() -> None:
+    """Do nothing: this process loads its libraries when it needs them."""
+
+
 def places(workers: int | None, device: str, jobs: int) -> list[Place]:
     """Return one place."""
     return [Place(cores="", device=device)]

@@ -1,20 +1,54 @@
-"""Run each worker as a process of this machine, pinned to its cores, which ends with this one."""
+"""Run each worker as a process of this machine, pinned to its cores, which ends with this one.
 
+On Linux, workers that compute on the processor are forks of one process (`sweeps/fork_server.py`).
+"""
+
+import atexit
 import os
 import subprocess
+import sys
 import time
 
-from lowrank_study.machine import cores_of_workers, free_cores
+from lowrank_study.machine import cores_of_workers, free_cores, may_have_gpu
+from lowrank_study.sweeps.fork_server import (
+    ForkedWorker,
+    ForkServer,
+    environment,
+    thread_variables,
+)
 from lowrank_study.sweeps.jobs import Work
 from lowrank_study.sweeps.launch import Place
+
+_servers: list[ForkServer] = []
+"""The server of this process, if it has been started."""
+
+
+def prepare() -> None:
+    """Start to load the workers' libraries, while the command plans its runs."""
+    if sys.platform == "linux" and not may_have_gpu():
+        _fork_server()
+
+
+@atexit.register
+def _close() -> None:
+    while _servers:
+        _servers.pop().close()
+
+
+def _fork_server() -> ForkServer:
+    if not (_servers and _servers[0].is_usable):
+        _close()
+        _servers.append(ForkServer())
+    return _servers[0]
 
 
 class LocalProcess:
     """A worker process of this machine."""
 
-    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+    def __init__(self, command: list[str], variables: dict[str, str]) -> None:
+        command += ["--parent", str(os.getpid())]
         # Ctrl-C does not reach its own process group: the crew ends it in order.
-        self._process = subprocess.Popen(command, env=environment, process_group=0)
+        self._process = subprocess.Popen(command, env=environment(variables), process_group=0)
 
     @property
     def exit_code(self) -> int | None:
@@ -56,12 +90,13 @@ def places(workers: int | None, device: str, jobs: int) -> list[Place]:
     ]
 
 
-def start(work: Work, place: Place, name: str) -> LocalProcess:
+def start(work: Work, place: Place, name: str) -> LocalProcess | ForkedWorker:
     """Start a worker process."""
-    command = [*work.command(place.device, name), "--parent", str(os.getpid())]
-    environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    if place.cores:
-        command += ["--cores", place.cores]
-        for library in ("OMP", "MKL", "OPENBLAS"):
-            environment[f"{library}_NUM_THREADS"] = str(len(place.cores.split(",")))
-    return LocalProcess(command, environment)
+    if not place.cores:  # a fork can't use a GPU that a library has looked for
+        return LocalProcess(work.command(place.device, name), {})
+    pinned, threads = ["--cores", place.cores], len(place.cores.split(","))
+    if sys.platform == "linux":
+        arguments = work.arguments(place.device, name)
+        return _fork_server().start([*arguments, *pinned], threads=threads)
+    command = work.command(place.device, name)
+    return LocalProcess([*command, *pinned], thread_variables(threads))
