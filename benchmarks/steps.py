@@ -15,7 +15,6 @@ from pathlib import Path
 
 import timing
 import torch
-from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
@@ -24,6 +23,7 @@ from lowrank_study.config.run import compose, fast_precision
 from lowrank_study.loaded import model_folder, splits_of
 from lowrank_study.machine import free_cores, processor
 from lowrank_study.methods.head import HeadOnly
+from lowrank_study.methods.layers.products import linear
 from lowrank_study.spec import BaseModel, RunSpec
 from lowrank_study.training.batches import Batch
 from lowrank_study.training.fit import Job, Session
@@ -181,7 +181,7 @@ def fastest_product(
     for _ in range(PRODUCTS):
         wait_for(device)
         start = time.perf_counter()
-        functional.linear(x, weight)
+        linear(x, weight, None)
         wait_for(device)
         seconds.append(time.perf_counter() - start)
     return 2.0 * rows * inner * columns / min(seconds)

@@ -42,9 +42,12 @@ def library(source: str) -> ctypes.CDLL | None:
 
     If there is a compiler, the reason is logged once.
     """
-    if os.environ.get("LOWRANK_STUDY_NATIVE") == "0":
-        return None
-    return _load(source, cache_folder() / "native")
+    return _load(source, cache_folder() / "native") if is_wanted() else None
+
+
+def is_wanted() -> bool:
+    """Return whether native code and libraries replace PyTorch's plain path."""
+    return os.environ.get("LOWRANK_STUDY_NATIVE") != "0"
 
 
 @functools.cache

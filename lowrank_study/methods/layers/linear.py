@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from lowrank_study.errors import InputError
+from lowrank_study.methods.layers.products import linear
 
 
 class AdaptedLinear(nn.Module):
@@ -153,7 +153,7 @@ def share_casts(model: nn.Module) -> None:
 
 
 def _cast_and_multiply(self: Any, x: Tensor) -> Tensor:
-    return functional.linear(cast_once(x), self.weight, self.bias)
+    return linear(cast_once(x), self.weight, self.bias)
 
 
 def round_frozen(model: nn.Module) -> None:
