@@ -24,7 +24,6 @@ import numpy.typing as npt
 import pandas as pd
 from torch import nn
 
-from lowrank_study.answers.truncation import threads_of, tuned_matrices
 from lowrank_study.errors import InputError
 from lowrank_study.runs.store import TrainedRun
 from lowrank_study.spec import RunSpec
@@ -36,9 +35,6 @@ from lowrank_study.spectra.tables import row
 from lowrank_study.spectra.updates import DenseUpdate, Update, update_of_match
 from lowrank_study.sweeps.measured_spectra import read_spectra
 from lowrank_study.sweeps.updates import updates_of_run
-from lowrank_study.training.fit import Job, fit_together
-from lowrank_study.training.optim import rate_share
-from lowrank_study.training.tracking import Tracker
 
 RANKS = tuple(measure.name for measure in shown_in("controls"))
 SIMILARITIES = (
@@ -125,6 +121,8 @@ def decayed_share(run: TrainedRun) -> float:
 
     Source: Loshchilov & Hutter, "Decoupled weight decay regularization", 2019, algorithm 2.
     """
+    from lowrank_study.training.optim import rate_share
+
     train, steps = run.spec.train, run.record["steps"]
     left = 0.0
     for step in range(run.record["best_step"]):
@@ -196,6 +194,10 @@ def rank_along_training(
     The steps and weights are those of the run; only its evaluations are left out. W0 and the names
     of the matrices come from the run's checkpoint.
     """
+    from lowrank_study.answers.truncation import threads_of, tuned_matrices
+    from lowrank_study.training.fit import Job, fit_together
+    from lowrank_study.training.tracking import Tracker
+
     last = int(run.record["steps"])
     watched = {2**octave for octave in range(last.bit_length())} | {last}
     roles = run.spec.model.roles_by_path
