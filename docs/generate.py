@@ -33,6 +33,7 @@ GROUPS = {
     "method": ("full", "lora", "peft"),
     "trainer": ("one_epoch",),
     "tuning": ("grid",),
+    "stopping": ("sequential",),
 }
 """Files that show most settings of a group. Settings that only others have are added after them."""
 INTRODUCTION = """# Settings

@@ -26,9 +26,10 @@ def train(configs: "Sequence[RunConfig]") -> None:
     require_folder(results)
     if differing := difference(config.spec for config in configs):
         print(f"sweep={name} will have no report: {differing}", file=sys.stderr)
+    from lowrank_study.answers.stopping import rule_of
     from lowrank_study.sweeps.sweep import sweep_of
 
-    runs = sweep_of(configs)
+    runs = sweep_of(configs, rule=rule_of(configs))
     print(in_words(runs, sweep=name, results=results), flush=True)
     check_complete(runs, configs[0])
 

@@ -6,7 +6,7 @@ Both have the same data order and test examples. Shape suffixes: S seeds, E test
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +15,19 @@ import pandas as pd
 
 from lowrank_study.answers.full_runs import chosen_full_runs
 from lowrank_study.answers.functional_rank import scores_by_kept_rank
-from lowrank_study.answers.statistics import Retention, retention
+from lowrank_study.answers.statistics import CONFIDENCE, Retention, retention
 from lowrank_study.answers.tables import read_table
 from lowrank_study.errors import InputError
 from lowrank_study.results import truncation_file
 from lowrank_study.runs.store import TrainedRun
+from lowrank_study.spec import RunSpec
 from lowrank_study.tasks.metric import Metric
 
 TRUNCATED = "truncation"
 """The method of updates that were truncated to a rank instead of trained at it."""
 
+Configuration = tuple[str, str, str, str, int]
+"""Task, model, method, target and rank; 0 is the rank of the linear probe."""
 Predictions = dict[int, tuple[TrainedRun, pd.DataFrame]]
 """Seed → run and its predictions."""
 
@@ -37,7 +40,9 @@ class PairedRuns:
     """Task, model, method and target."""
     adapter_rank: int
     seeds: tuple[int, ...]
-    """Seeds of the pairs. Both runs of a pair are done and have predictions."""
+    """Seeds of the pairs, rising. Both runs of a pair are done and have predictions."""
+    trained: int
+    """Number of the adapter's runs, whatever their status."""
     lost: int
     """Number of the adapter's runs that diverged or failed."""
     metric: Metric
@@ -53,15 +58,24 @@ class PairedRuns:
         """How much better the adapter's scores are than those of full fine-tuning."""
         return self._sign * (self.adapter_SE - self.full_SE)
 
-    @property
-    def retention(self) -> Retention:
-        """The share of full fine-tuning's gain over chance that the adapter keeps."""
+    def first(self, count: int) -> "PairedRuns":
+        """Return the first pairs only."""
+        return replace(
+            self,
+            seeds=self.seeds[:count],
+            adapter_SE=self.adapter_SE[:count],
+            full_SE=self.full_SE[:count],
+        )
+
+    def retention(self, confidence: float = CONFIDENCE) -> Retention:
+        """Return the share of full fine-tuning's gain over chance that the adapter keeps."""
         sign = self._sign
         return retention(
             sign * self.adapter_SE,
             sign * self.full_SE,
             chance=sign * self.chance,
             width=self.metric.width,
+            confidence=confidence,
         )
 
     @property
@@ -82,15 +96,12 @@ def paired_with_full(runs: Sequence[TrainedRun]) -> list[PairedRuns]:
         InputError: Predictions can't be read, or paired runs have different test examples.
     """
     full: dict[tuple[str, str], list[TrainedRun]] = {}
-    adapters: dict[tuple[str, str, str, str, int], list[TrainedRun]] = {}
+    adapters: dict[Configuration, list[TrainedRun]] = {}
     for run in runs:
-        spec, method = run.spec, run.spec.method
-        setting = (spec.task.name, spec.model.name)
-        if method.label == "full":
-            full.setdefault(setting, []).append(run)
-        elif method.is_baseline or method.adapter_rank is not None:
-            key = (*setting, method.label, method.target_label or "", method.adapter_rank or 0)
-            adapters.setdefault(key, []).append(run)
+        if is_reference(run.spec):
+            full.setdefault(configuration_of(run.spec)[:2], []).append(run)
+        elif is_compared(run.spec):
+            adapters.setdefault(configuration_of(run.spec), []).append(run)
     # Read predictions of full fine-tuning once for all configurations.
     read = {setting: _predictions(mine) for setting, mine in full.items()}
     return [
@@ -98,12 +109,33 @@ def paired_with_full(runs: Sequence[TrainedRun]) -> list[PairedRuns]:
             key,
             _predictions(adapters[key]),
             read[key[:2]],
+            trained=len(adapters[key]),
             lost=sum(run.status != "done" for run in adapters[key]),
             metric=adapters[key][0].spec.task.metric,
         )
         for key in sorted(adapters)
         if key[:2] in read
     ]
+
+
+def is_reference(spec: RunSpec) -> bool:
+    """Tell whether a run is one of full fine-tuning."""
+    return spec.method.label == "full"
+
+
+def is_compared(spec: RunSpec) -> bool:
+    """Tell whether a run is compared with full fine-tuning."""
+    method = spec.method
+    return not is_reference(spec) and (method.is_baseline or method.adapter_rank is not None)
+
+
+def configuration_of(spec: RunSpec) -> Configuration:
+    """Return what the runs share that are one side of the pairs."""
+    method = spec.method
+    return (
+        *(spec.task.name, spec.model.name),
+        *(method.label, method.target_label or "", method.adapter_rank or 0),
+    )
 
 
 def truncated_with_full(runs: Sequence[TrainedRun], results: Path) -> list[PairedRuns]:
@@ -121,6 +153,7 @@ def truncated_with_full(runs: Sequence[TrainedRun], results: Path) -> list[Paire
                     target=(there[0].spec.task.name, there[0].spec.model.name, TRUNCATED, ""),
                     adapter_rank=rank,
                     seeds=tuple(run.spec.seed for run in there),
+                    trained=len(there),
                     lost=0,
                     metric=metric,
                     adapter_SE=by_rank[rank],
@@ -146,10 +179,11 @@ def _predictions(runs: Sequence[TrainedRun]) -> Predictions:
 
 
 def _pair(
-    key: tuple[str, str, str, str, int],
+    key: Configuration,
     adapter: Predictions,
     full: Predictions,
     *,
+    trained: int,
     lost: int,
     metric: Metric,
 ) -> PairedRuns:
@@ -169,6 +203,7 @@ def _pair(
         target=key[:4],
         adapter_rank=key[4],
         seeds=seeds,
+        trained=trained,
         lost=lost,
         metric=metric,
         adapter_SE=adapter_SE.reshape(len(seeds), len(labels)),

@@ -166,7 +166,12 @@ _NO_RETENTION = Retention(ratio=math.nan, low=math.nan, high=math.nan)
 
 
 def retention(
-    adapter_SE: Matrix, full_SE: Matrix, *, chance: float, width: float = 1.0
+    adapter_SE: Matrix,
+    full_SE: Matrix,
+    *,
+    chance: float,
+    width: float = 1.0,
+    confidence: float = CONFIDENCE,
 ) -> Retention:
     """Return the retention corrected for chance, with its interval over seeds and test examples.
 
@@ -190,7 +195,7 @@ def retention(
     return _fieller(
         (u.mean, v.mean),
         (s_uu, (s_uu + s_vv - s_dd) / 2, s_vv),
-        quantile=_quantile(free, (1 + CONFIDENCE) / 2),
+        quantile=_quantile(free, (1 + confidence) / 2),
     )
 
 

@@ -5,17 +5,24 @@ sufficient.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 
-from lowrank_study.answers.paired_scores import PairedRuns, paired_with_full, truncated_with_full
+from lowrank_study.answers.looks import Looks
+from lowrank_study.answers.paired_scores import (
+    TRUNCATED,
+    PairedRuns,
+    paired_with_full,
+    truncated_with_full,
+)
 from lowrank_study.answers.rows import CONFIGURATION
 from lowrank_study.answers.statistics import (
+    CONFIDENCE,
     ERROR,
     Matrix,
     MeanEstimate,
@@ -27,6 +34,10 @@ from lowrank_study.runs.store import TrainedRun
 from lowrank_study.tasks.metric import ACCURACY, Metric
 
 Decision = Literal["sufficient", "inferior", "open"]
+Stop = Literal["decided", "unlikely to be decided", "out of reach", "no seeds left", ""]
+
+FUTILE = 0.1
+"""A rank gets no further seeds if its chance to be decided is lower."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +45,12 @@ class RankTest:
     """The test of one rank against the reference."""
 
     rank: int
+    trained: int
+    """Seeds that were trained, with those that have no pair."""
     seeds: int
-    """Pairs of runs."""
+    """Pairs of runs; with looks, those of the last look."""
+    looks: int
+    """Tests so far; 1 if seeds are not added."""
     difference: MeanEstimate
     """How much better the score is than that of the reference."""
     low: float
@@ -44,6 +59,12 @@ class RankTest:
     """Upper one-sided 95 % limit; both limits together are the two-sided 90 % interval."""
     decision: Decision
     """`open` if the sequences of tests show neither of the other two."""
+    stop: Stop
+    """Why the rank needs no further seeds; empty while it does, and if seeds are not added.
+
+    `decided`: its own limits lie on one side of the margin. `unlikely to be decided`: see
+    `Looks.chance`. `out of reach`: neither sequence of tests can get to it any more.
+    """
 
 
 def rank_tests(
@@ -52,6 +73,8 @@ def rank_tests(
     margin: float,
     lost: Collection[int] = (),
     metric: Metric = ACCURACY,
+    looks: Looks | None = None,
+    trained: Mapping[int, int] | None = None,
 ) -> list[RankTest]:
     """Test which ranks are non-inferior to the reference, in increasing order of rank.
 
@@ -65,6 +88,10 @@ def rank_tests(
     A rank with fewer than two seeds fails both tests. A rank with lost runs is never sufficient,
     because the remaining seeds are a biased sample.
 
+    With looks, each limit is the tightest of all looks so far, which hold together at 95 %. A rank
+    that passes its test waits for the ranks before it. A false claim needs the first false rank of
+    a sequence to pass at some look, so the error rates stay the same.
+
     Args:
         differences: Rank → how much better the scores are than those of the reference, (seeds,
             examples), paired by both. The reference is full fine-tuning, or the update without
@@ -72,9 +99,14 @@ def rank_tests(
         margin: Largest acceptable loss of score; set before the data are seen.
         lost: Ranks with diverged or failed runs.
         metric: What the scores are.
+        looks: When a rank is tested, if seeds are added; None tests once, with all seeds.
+        trained: Rank → trained seeds, with those that have no pair; None if all have one.
 
     Source: W. Maurer, L. A. Hothorn and W. Lehmacher, "Multiple comparisons in drug clinical
-    trials and preclinical assays: a-priori ordered hypotheses" (1995).
+    trials and preclinical assays: a-priori ordered hypotheses" (1995); C. Jennison and B. W.
+    Turnbull, "Interim analyses: the repeated confidence interval approach", Journal of the Royal
+    Statistical Society B 51 (1989); E. Glimm, W. Maurer and F. Bretz, "Hierarchical testing of
+    multiple endpoints in group-sequential trials", Statistics in Medicine 29 (2010).
     """
     if not 0 < margin < metric.width:
         raise InputError(
@@ -83,22 +115,69 @@ def rank_tests(
             else f"margin={margin!r}: give a number of {metric.points} above 0"
         )
     ranks = sorted(differences)
-    estimates = [paired_difference(differences[rank], width=metric.width) for rank in ranks]
-    limits = [estimate.interval(1 - 2 * ERROR) for estimate in estimates]
-    inferior = _passed_in_sequence([high < -margin for _, high in limits])
-    passed = [low > -margin and r not in lost for r, (low, _) in zip(ranks, limits, strict=True)]
+    counts = trained or {rank: len(differences[rank]) for rank in ranks}
+    tests = [_alone(rank, differences[rank], counts[rank], looks, metric.width) for rank in ranks]
+    inferior = _passed_in_sequence([test.high < -margin for test in tests])
+    passed = [test.low > -margin and test.rank not in lost for test in tests]
     first_sufficient = len(ranks) - _passed_in_sequence(passed[::-1])
+    stops: list[Stop] = [""] * len(ranks)
+    if looks is not None:
+        stops = _stops(tests, looks, margin=margin, lost=lost)
     return [
-        RankTest(
-            rank=rank,
-            seeds=len(differences[rank]),
-            difference=estimates[place],
-            low=limits[place][0],
-            high=limits[place][1],
-            decision=_decision(place, inferior, first_sufficient),
-        )
-        for place, rank in enumerate(ranks)
+        replace(test, decision=_decision(place, inferior, first_sufficient), stop=stops[place])
+        for place, test in enumerate(tests)
     ]
+
+
+def _alone(
+    rank: int, difference_SE: Matrix, trained: int, looks: Looks | None, width: float
+) -> RankTest:
+    """Return the test of a rank by itself, with the tightest limits of all looks so far."""
+    seeds = (len(difference_SE),) if looks is None else looks.made(len(difference_SE))
+    levels = (ERROR,) if looks is None else looks.levels(ERROR)[: len(seeds)]
+    estimates = [paired_difference(difference_SE[:count], width=width) for count in seeds or (0,)]
+    ends = [
+        estimate.interval(1 - 2 * level) for estimate, level in zip(estimates, levels, strict=False)
+    ]
+    return RankTest(
+        rank=rank,
+        trained=trained,
+        seeds=seeds[-1] if seeds else 0,
+        looks=len(seeds),
+        difference=estimates[-1],
+        low=max((low for low, _ in ends), default=math.nan),
+        high=min((high for _, high in ends), default=math.nan),
+        decision="open",
+        stop="",
+    )
+
+
+def _stops(
+    tests: Sequence[RankTest], looks: Looks, *, margin: float, lost: Collection[int]
+) -> list[Stop]:
+    """Return why each rank, in increasing order, needs no further seeds; see `RankTest.stop`."""
+    stops = [_stop(test, looks, margin) for test in tests]
+    may_suffice, may_be_inferior = [], []
+    for test, stop in zip(tests, stops, strict=True):
+        may_suffice.append((test.low > -margin or not stop) and test.rank not in lost)
+        may_be_inferior.append(test.high < -margin or not stop)
+    return [
+        stop
+        if stop or all(may_suffice[place:]) or all(may_be_inferior[: place + 1])
+        else "out of reach"
+        for place, stop in enumerate(stops)
+    ]
+
+
+def _stop(test: RankTest, looks: Looks, margin: float) -> Stop:
+    if test.low > -margin or test.high < -margin:
+        return "decided"
+    if test.trained >= looks.seeds[-1]:
+        return "no seeds left"
+    distance = abs(test.difference.mean + margin) / test.difference.standard_error
+    if looks.chance(distance, test.seeds, ERROR) < FUTILE:
+        return "unlikely to be decided"
+    return ""
 
 
 def _passed_in_sequence(passed: Sequence[bool]) -> int:
@@ -114,11 +193,11 @@ def _decision(place: int, inferior: int, first_sufficient: int) -> Decision:
 
 COMPARISON_COLUMNS = {
     **dict.fromkeys(["task", "model", "method", "target"], "text"),
-    **dict.fromkeys(["adapter_rank", "seeds", "lost", "examples"], "whole"),
+    **dict.fromkeys(["adapter_rank", "seeds", "lost", "examples", "looks", "most_seeds"], "whole"),
     **dict.fromkeys(["score", "score_low_95", "score_high_95"], "score"),
     **dict.fromkeys(["margin", "difference", "standard_error", "degrees_of_freedom"], "real"),
     **dict.fromkeys(["low_95", "high_95", "lower_limit", "upper_limit"], "real"),
-    "decision": "text",
+    **dict.fromkeys(["decision", "stop"], "text"),
     "chance": "score",
     **dict.fromkeys(["retention", "retention_low_95", "retention_high_95"], "real"),
     "retention_bounded": "flag",
@@ -126,7 +205,11 @@ COMPARISON_COLUMNS = {
 
 
 def against_full(
-    runs: Sequence[TrainedRun], *, margin: float, results: Path | None = None
+    runs: Sequence[TrainedRun],
+    *,
+    margin: float,
+    results: Path | None = None,
+    looks: Looks | None = None,
 ) -> pd.DataFrame:
     """Test every rank of every target for non-inferiority to full fine-tuning.
 
@@ -136,11 +219,13 @@ def against_full(
     Args:
         runs: Runs at each configuration's chosen learning rate, whatever their status.
         results: Folder with the evaluations of truncated updates; `None` tests none of them.
+        looks: When seeds were added; None if all seeds were planned at once.
 
     Returns:
         The columns `COMPARISON_COLUMNS`. `score` is the adapter's; differences and limits are in
         its unit, and positive where the adapter is better. Intervals are over seeds and test
-        examples; an unbounded interval of the retention is NaN. The linear probe has rank 0.
+        examples; an unbounded interval of the retention is NaN. The linear probe has rank 0. With
+        looks, all intervals hold at the last look, whatever made the seeds stop.
 
     Raises:
         InputError: The margin is invalid (see `rank_tests`), predictions can't be read, or the test
@@ -148,27 +233,44 @@ def against_full(
     """
     rows = []
     truncated = [] if results is None else truncated_with_full(runs, results)
-    for _, group in groupby([*paired_with_full(runs), *truncated], key=lambda pairs: pairs.target):
-        by_rank = {pairs.adapter_rank: pairs for pairs in group}
-        tests = rank_tests(
-            {rank: pairs.difference_SE for rank, pairs in by_rank.items()},
-            margin=margin,
-            lost=[rank for rank, pairs in by_rank.items() if pairs.lost],
-            metric=next(iter(by_rank.values())).metric,
-        )
-        rows += [_row(by_rank[test.rank], test, margin) for test in tests]
+    for pairs, test in tests_of([*paired_with_full(runs), *truncated], margin=margin, looks=looks):
+        rows.append(_row(pairs.first(test.seeds), test, margin, looks))
     return pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS))
 
 
-def _row(pairs: PairedRuns, test: RankTest, margin: float) -> dict[str, object]:
-    low, high = test.difference.interval()
+def tests_of(
+    pairs: Sequence[PairedRuns], *, margin: float, looks: Looks | None
+) -> Iterator[tuple[PairedRuns, RankTest]]:
+    """Yield the test of each configuration; those of one target must follow one another."""
+    for _, group in groupby(pairs, key=lambda each: each.target):
+        by_rank = {each.adapter_rank: each for each in group}
+        tests = rank_tests(
+            {rank: each.difference_SE for rank, each in by_rank.items()},
+            margin=margin,
+            lost=[rank for rank, each in by_rank.items() if each.lost],
+            metric=next(iter(by_rank.values())).metric,
+            looks=looks,
+            trained={rank: each.trained for rank, each in by_rank.items()},
+        )
+        yield from ((by_rank[test.rank], test) for test in tests)
+
+
+def _row(
+    pairs: PairedRuns, test: RankTest, margin: float, looks: Looks | None
+) -> dict[str, object]:
+    confidence = CONFIDENCE
+    if looks is not None and test.looks:
+        confidence = 1 - 2 * looks.levels((1 - CONFIDENCE) / 2)[test.looks - 1]
+    low, high = test.difference.interval(confidence)
     metric = pairs.metric
     score = mean_score(pairs.adapter_SE, ends=(metric.lowest, metric.highest))
-    score_low, score_high = score.interval()
-    kept = pairs.retention
+    score_low, score_high = score.interval(confidence)
+    kept = pairs.retention(confidence)
     return {
         **dict(zip(CONFIGURATION, (*pairs.target, pairs.adapter_rank), strict=True)),
         "seeds": test.seeds,
+        "looks": test.looks,
+        "most_seeds": None if looks is None else looks.seeds[-1],
         "lost": pairs.lost,
         "examples": pairs.adapter_SE.shape[1],
         "score": score.mean,
@@ -183,6 +285,7 @@ def _row(pairs: PairedRuns, test: RankTest, margin: float) -> dict[str, object]:
         "lower_limit": test.low,
         "upper_limit": test.high,
         "decision": test.decision,
+        "stop": test.stop if pairs.target[2] != TRUNCATED else "",
         "chance": pairs.chance,
         "retention": kept.ratio,
         "retention_low_95": kept.low if kept.is_bounded else math.nan,

@@ -25,6 +25,7 @@ from lowrank_study.spec import BaseModel, RunSpec, TrainSpec
 
 PRECISIONS = ("auto", "fp32", "bf16")
 TRACKERS = ("none", "jsonl", "wandb")
+SPENDING = ("obrien_fleming", "pocock")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,18 @@ class Tuning:
     """Further seeds for the final comparison of the two best rates."""
     most: int
     """Largest number of rates; the grid grows while the best rate is at an end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stopping:
+    """When seeds are added to a sweep, up to all of its seeds (`answers/sequential.py`)."""
+
+    first: int
+    """Seeds of every configuration before the first look."""
+    step: int
+    """Seeds that are added between two looks."""
+    spending: str
+    """One of `SPENDING`: how much of the error rate is spent by each look."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +83,8 @@ class RunConfig:
     """Whether to continue when more than 5 % of an input is left out (`left_out.py`)."""
     tuning: Tuning | None
     """How to choose each configuration's learning rate; None takes the configured one."""
+    stopping: Stopping | None
+    """When to add seeds where the answer is open; None trains all seeds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +135,7 @@ def read_config(config: Mapping[str, Any]) -> RunConfig:
         pack=top.optional_integer("pack", at_least=1),
         allow_partial=top.flag("allow_partial"),
         tuning=_tuning(top.part("tuning")) if "tuning" in top.settings else None,
+        stopping=_stopping(top.part("stopping")) if "stopping" in top.settings else None,
         spec=RunSpec(
             seed=top.integer("seed", at_least=0),
             data_seed=top.integer("data_seed", at_least=0),
@@ -165,6 +181,14 @@ def _tuning(fields: Fields) -> Tuning:
         seeds=seeds,
         final_seeds=final,
         most=fields.integer("most", at_least=rates),
+    )
+
+
+def _stopping(fields: Fields) -> Stopping:
+    return Stopping(
+        first=fields.integer("first", at_least=2),
+        step=fields.integer("step", at_least=1),
+        spending=fields.one_of("spending", SPENDING),
     )
 
 

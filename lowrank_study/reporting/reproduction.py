@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lowrank_study.answers import measured_controls, truncated_runs
 from lowrank_study.answers.measured_controls import measure_controls
+from lowrank_study.answers.stopping import fewest, rule_of
 from lowrank_study.answers.truncated_runs import truncate_sweep
 from lowrank_study.config.arguments import quoted
 from lowrank_study.config.grids import planned_configs
@@ -44,8 +45,10 @@ class Plan:
     def in_words(self) -> str:
         """Return how long each experiment will take on this machine; ended runs take no time."""
         seconds = forecasts(self.sweeps)
-        lines = [f"{name}: {in_words(duration)}" for name, duration in seconds.items()]
-        total = in_words(sum(seconds.values()))
+        fewer = {name: list(fewest(configs)) for name, configs in self.sweeps.items()}
+        least = seconds if fewer == self.sweeps else forecasts(fewer)
+        lines = [f"{name}: {_between(least[name], most)}" for name, most in seconds.items()]
+        total = _between(sum(least.values()), sum(seconds.values()))
         lines.append(f"total: {total}; runs that have ended are not trained again")
         if studied := [name for name in self.sweeps if name in self.updates]:
             lines.append(f"truncated updates and controls take more time: {', '.join(studied)}")
@@ -63,7 +66,7 @@ class Plan:
         """
         missing: list[str] = []
         for name, configs in self.sweeps.items():
-            runs = sweep_of(configs)
+            runs = sweep_of(configs, rule=rule_of(configs))
             missing += incomplete(
                 runs,
                 planned=len(runs),
@@ -130,6 +133,13 @@ def plan_of(
         papers=[paper.at_scale(scale) for paper in papers],
         results=results,
     )
+
+
+def _between(least: float, most: float) -> str:
+    """Write how long a sweep takes if its first seeds decide, and if it needs all of them."""
+    if least == most:
+        return in_words(most)
+    return f"{in_words(least)} to {in_words(most).removeprefix('about ')}"
 
 
 def _results(folder: Path) -> str:

@@ -11,8 +11,10 @@ import pandas as pd
 
 from lowrank_study.answers.full_runs import chosen_full_runs
 from lowrank_study.answers.functional_rank import truncation_table
+from lowrank_study.answers.looks import Looks
 from lowrank_study.answers.measured_controls import read_controls
 from lowrank_study.answers.scores import chosen_runs, score_by_rank
+from lowrank_study.answers.sequential import looks_of
 from lowrank_study.answers.sufficient_rank import COMPARISON_COLUMNS, against_full
 from lowrank_study.answers.tables import runs_table, spectra_tables, without_folders
 from lowrank_study.errors import InputError
@@ -60,7 +62,7 @@ def study_tables(sweep: str, *, results: Path, margin: float | None = None) -> S
         runs=table,
         spectra=spectra,
         singular_values=singular_values,
-        comparison=_comparison(runs, table, margin, results),
+        comparison=_comparison(runs, table, margin, results, looks_of(store, sweep)),
         planned=len(run_ids) - (len(ended) - len(runs)),
         provenance=shared_provenance(runs),
         rates=_rates(store, sweep, runs),
@@ -146,11 +148,15 @@ def report_sweep(
 
 
 def _comparison(
-    runs: list[TrainedRun], table: pd.DataFrame, margin: float | None, results: Path
+    runs: list[TrainedRun],
+    table: pd.DataFrame,
+    margin: float | None,
+    results: Path,
+    looks: Looks | None,
 ) -> pd.DataFrame:
     """Compare every rank with full fine-tuning, at each configuration's chosen learning rate."""
     if margin is None:
         return pd.DataFrame(columns=list(COMPARISON_COLUMNS))
     chosen = set(chosen_runs(table, score_by_rank(table, runs[0].spec.task.metric))["run_id"])
     compared = [run for run in runs if run.spec.run_id in chosen]
-    return against_full(compared, margin=margin, results=results)
+    return against_full(compared, margin=margin, results=results, looks=looks)

@@ -7,6 +7,7 @@ Under the store's folder:
     .planned/<run_id>.alone  train it by itself, because a worker died while training its pack
     .running/                the runs that workers have leased (`leases.py`)
     .sweeps/<name>.json      which run ids a sweep consists of, and how they are packed
+    .sweeps/<name>.looks     when its ranks are tested, if seeds are added to it
     .aside/                  damaged runs, moved out of the way of a new attempt
 
 An ended run appears by one rename of a complete folder, so a killed process leaves nothing that
@@ -21,7 +22,7 @@ looks finished. A path is never deleted by name if another process may have repl
 import os
 import sys
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,45 @@ class RunStore:
     def earlier(self, name: str) -> list[str]:
         """Return the runs that were planned under a sweep's name and are no longer part of it."""
         return [str(run_id) for run_id in self._read_sweep(name).get("earlier", [])]
+
+    def fix_looks(
+        self, sweep: str, looks: Mapping[str, Any] | None, run_ids: Collection[str]
+    ) -> None:
+        """Write when the ranks of a sweep are tested, before these runs have scores.
+
+        Args:
+            sweep: Name of the sweep.
+            looks: The plan, of JSON's types; None if all seeds are planned at once.
+            run_ids: All runs that the sweep may have.
+
+        Raises:
+            InputError: Some of the runs were scored in this sweep under another plan.
+        """
+        path = self._sweeps / f"{sweep}.looks"
+        if (earlier := self.looks(sweep)) == looks:
+            return
+        mine = [run_id for run_id in self._ever_planned(sweep) if run_id in run_ids]
+        if scored := sum(run.status == "done" for run in self.ended(mine)):
+            raise InputError(
+                f"sweep={sweep} has {scored} run(s) with scores, and was planned with "
+                f"{_in_words(earlier)}, not {_in_words(looks)}: a plan that changes after scores "
+                "were seen has a higher error rate; keep the plan, or give another sweep=NAME and "
+                "seeds without scores"
+            )
+        if looks is None:
+            path.unlink(missing_ok=True)
+        else:
+            write_json(path, looks)
+
+    def looks(self, name: str) -> dict[str, Any] | None:
+        """Return when the ranks of a sweep are tested; None if all seeds are planned at once."""
+        path = self._sweeps / f"{name}.looks"
+        if not path.is_file():
+            return None
+        looks = json_in(path)
+        if not isinstance(looks, dict) or not {"seeds", "spending"} <= looks.keys():
+            raise InputError(f"{path} is damaged: restore it, or train under another sweep=NAME")
+        return looks
 
     def has_plan(self, name: str) -> bool:
         """Return whether the sweep is planned; false if the folder was removed while it ran."""
@@ -302,3 +342,9 @@ class RunStore:
         if message not in self._printed:
             self._printed.add(message)
             print(message, file=sys.stderr)
+
+
+def _in_words(looks: Mapping[str, Any] | None) -> str:
+    if looks is None:
+        return "all seeds at once"
+    return f"stopping={{{', '.join(f'{name}: {value}' for name, value in looks.items())}}}"

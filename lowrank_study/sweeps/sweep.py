@@ -4,9 +4,10 @@
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, Protocol
 
 from lowrank_study.config.run import RunConfig, Tuning
 from lowrank_study.results import runs_folder
@@ -18,13 +19,29 @@ from lowrank_study.sweeps.plan import PlannedSweep, plan_sweep
 from lowrank_study.sweeps.progress import Display
 from lowrank_study.sweeps.tuning import tuned
 
+RATES = "Which learning rate is best on validation?"
+"""The question of a sweep that chooses rates."""
+Train = Callable[[Sequence[RunSpec]], list[TrainedRun]]
 
-def sweep_of(configs: Sequence[RunConfig]) -> list[TrainedRun]:
+
+class Rule(Protocol):
+    """Which runs of a sweep are trained, given the scores so far (`answers/sequential.py`)."""
+
+    @property
+    def looks(self) -> Mapping[str, Any]:
+        """When the rule looks at scores, of JSON's types; it is fixed before the first score."""
+
+    def wanted(self, specs: Sequence[RunSpec], runs: Sequence[TrainedRun]) -> list[RunSpec]:
+        """Return the runs that the sweep needs: those that have ended, and further ones."""
+
+
+def sweep_of(configs: Sequence[RunConfig], *, rule: Rule | None = None) -> list[TrainedRun]:
     """Run the sweep of several configurations; sweep-level settings come from the first one.
 
-    For exceptions, see `sweep`.
+    For the rule and for exceptions, see `sweep`.
     """
     first = configs[0]
+    assert (rule is None) == (first.stopping is None), "answers.stopping.rule_of gives the rule"
     return sweep(
         [config.spec for config in configs],
         name=first.sweep,
@@ -37,6 +54,7 @@ def sweep_of(configs: Sequence[RunConfig]) -> list[TrainedRun]:
         pack=first.pack,
         allow_partial=first.allow_partial,
         tuning=first.tuning,
+        rule=rule,
     )
 
 
@@ -53,6 +71,7 @@ def sweep(
     pack: int | None = None,
     allow_partial: bool = False,
     tuning: Tuning | None = None,
+    rule: Rule | None = None,
 ) -> list[TrainedRun]:
     """Train every run that has not ended, measure all spectra, and return the runs in order.
 
@@ -67,6 +86,7 @@ def sweep(
         pack: Most runs that one process trains together; None is the device's own limit.
         tuning: How to choose learning rates first, by runs of the sweep `<name>_rates`; None
             takes the rates of the specifications.
+        rule: Which of the runs are trained, look by look; None trains all.
 
     Raises:
         InputError: One of the runs can't be trained; then none is planned.
@@ -90,14 +110,36 @@ def sweep(
                 if line not in printed:  # each round of tuning reads the same data
                     printed.add(line)
                     print(line, flush=True)
-            return _carry_out(planned, tracker, display)
+            return _carry_out(planned, tracker, display, rule)
 
         if tuning is not None:
-            rates = "Which learning rate is best on validation?"
-            specs = tuned(
-                specs, tuning, train=lambda trials: train(trials, rates_sweep(name), rates)
-            )
-        return train(specs, name, question)
+            rates = partial(train, name=rates_sweep(name), question=RATES)
+            specs = tuned(specs, tuning, train=rates)
+        reported = partial(train, name=name, question=question)
+        return _grown(specs, rule, RunStore(runs_folder(results)), train=reported)
+
+
+def _grown(
+    specs: Sequence[RunSpec], rule: Rule | None, store: RunStore, *, train: Train
+) -> list[TrainedRun]:
+    """Train the runs that a rule wants until it wants no more, and return them; None wants all.
+
+    Looks that were made before an interruption are repeated on the ended runs, with equal results.
+    """
+    if rule is None:
+        return train(specs)
+    wanted = rule.wanted(specs, [])
+    while True:
+        is_new = bool(store.left(wanted))
+        runs = train(wanted) if is_new else store.ended([spec.run_id for spec in wanted])
+        more = rule.wanted(specs, runs)
+        if more == wanted:
+            most = len({spec.run_id for spec in specs})
+            print(f"seeds were added where the answer was open: {len(runs)} of {most} runs")
+            return runs if is_new else train(wanted)
+        if is_new:
+            print(f"the answer is open: {len(more) - len(wanted)} runs more", flush=True)
+        wanted = more
 
 
 def rates_sweep(name: str) -> str:
@@ -105,11 +147,16 @@ def rates_sweep(name: str) -> str:
     return f"{name}_rates"
 
 
-def _carry_out(planned: PlannedSweep, tracker: str, display: Display) -> list[TrainedRun]:
+def _carry_out(
+    planned: PlannedSweep, tracker: str, display: Display, rule: Rule | None
+) -> list[TrainedRun]:
     """Write a plan into the store, let workers carry it out, and return the runs in order."""
     store = RunStore(runs_folder(planned.results))
-    run_ids = store.plan(planned.name, planned.packs, question=planned.question)
     reported = planned.packs[0][0].train.read_test  # else the runs choose a rate, a few at a time
+    if reported:
+        looks = None if rule is None else rule.looks
+        store.fix_looks(planned.name, looks, planned.costs.keys())
+    run_ids = store.plan(planned.name, planned.packs, question=planned.question)
     if reported and (earlier := store.earlier(planned.name)):
         print(
             f"sweep={planned.name} now consists of {len(run_ids)} run(s); {len(earlier)} planned "

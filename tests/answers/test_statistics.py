@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks.simulation import simulated
 from lowrank_study.answers.statistics import (
     MeanEstimate,
     Retention,
@@ -17,7 +18,6 @@ from lowrank_study.answers.statistics import (
     retention,
     retention_over_seeds,
 )
-from tests.answers.simulation import simulated
 
 
 def coverage(

@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from benchmarks.simulation import EXAMPLES, simulated
+from lowrank_study.answers.looks import Looks
 from lowrank_study.answers.paired_scores import TRUNCATED, paired_with_full
 from lowrank_study.answers.statistics import ERROR, mean_score, paired_difference
 from lowrank_study.answers.sufficient_rank import (
@@ -25,7 +27,6 @@ from lowrank_study.methods.lora import Lora
 from lowrank_study.results import truncation_file
 from lowrank_study.runs.store import TrainedRun
 from lowrank_study.spec import RunSpec
-from tests.answers.simulation import EXAMPLES, simulated
 
 LABELS = np.array([0, 1, 1, 0, 1] * 40)
 
@@ -119,7 +120,7 @@ def test_a_lower_score_can_be_better(runs: Runs) -> None:
         chance=1 - pairs.chance,
     )
     np.testing.assert_allclose(error.difference_SE, pairs.difference_SE)
-    assert error.retention.ratio == pytest.approx(pairs.retention.ratio)
+    assert error.retention().ratio == pytest.approx(pairs.retention().ratio)
 
 
 def test_other_test_examples_are_refused(runs: Runs) -> None:
@@ -297,6 +298,59 @@ def test_a_rank_that_lost_runs_does_not_suffice() -> None:
     found = rank_tests(differences, margin=0.02, lost=[4])
     assert decisions(found) == {1: "inferior", 4: "open", 8: "sufficient", 16: "sufficient"}
     assert rank_tests(differences, margin=0.02, lost=[16])[-1].decision == "open"
+
+
+# ---------------------------------------------------------------- looks
+
+LOOKS = Looks(seeds=(4, 6, 12), spending="obrien_fleming")
+
+
+def stops(differences: dict[int, np.ndarray], lost: Sequence[int] = ()) -> dict[int, str]:
+    tests = rank_tests(differences, margin=0.02, looks=LOOKS, lost=lost)
+    return {test.rank: test.stop for test in tests}
+
+
+def test_the_limits_are_the_tightest_of_all_looks() -> None:
+    x_SE = made_differences({8: -0.015}, seeds=7)[8]
+    [found] = rank_tests({8: x_SE}, margin=0.02, looks=LOOKS)
+    estimates = [paired_difference(x_SE[:count]) for count in (4, 6)]
+    ends = [
+        estimate.interval(1 - 2 * level)
+        for estimate, level in zip(estimates, LOOKS.levels(ERROR), strict=False)
+    ]
+    assert (found.low, found.high) == (max(low for low, _ in ends), min(high for _, high in ends))
+    assert (found.seeds, found.looks, found.difference) == (6, 2, estimates[1])
+
+
+def test_a_rank_passes_at_an_earlier_look_and_keeps_its_bound() -> None:
+    x_SE = made_differences({8: 0.0}, seeds=12)[8]
+    x_SE[4:, :28] = -1
+    [early] = rank_tests({8: x_SE[:4]}, margin=0.02, looks=LOOKS)
+    [late] = rank_tests({8: x_SE}, margin=0.02, looks=LOOKS)
+    assert early.decision == late.decision == "sufficient"
+    assert late.difference.interval(1 - 2 * LOOKS.levels(ERROR)[-1])[0] < -0.02
+
+
+def test_seeds_stop_at_a_decided_rank_and_after_the_last_look() -> None:
+    first = made_differences({1: -0.3, 2: -0.025, 4: -0.012, 8: 0.0}, seeds=4)
+    assert stops(first) == {1: "decided", 2: "", 4: "", 8: "decided"}
+    last = {**first, **made_differences({2: -0.0205, 4: -0.0195}, seeds=12)}
+    assert stops(last) == {1: "decided", 2: "no seeds left", 4: "no seeds left", 8: "decided"}
+
+
+def test_seeds_stop_if_all_of_them_are_unlikely_to_decide() -> None:
+    at_half = made_differences({4: -0.0195, 8: -0.014}, seeds=6)
+    assert stops(at_half) == {4: "unlikely to be decided", 8: ""}
+    assert stops({4: at_half[4][:4]}) == {4: ""}  # too early to tell
+
+
+def test_seeds_stop_at_a_rank_that_neither_sequence_reaches() -> None:
+    open_between = made_differences({1: 0.0, 2: -0.02, 4: -0.3}, seeds=4)
+    assert stops(open_between) == {1: "decided", 2: "out of reach", 4: "decided"}
+    assert stops(made_differences({1: -0.3, 2: -0.02, 4: -0.3}, seeds=4))[2] == ""
+    below_lost = made_differences({1: 0.0, 2: -0.02, 4: 0.0}, seeds=4)
+    assert stops(below_lost)[2] == ""
+    assert stops(below_lost, lost=[4])[2] == "out of reach"
 
 
 @pytest.mark.slow

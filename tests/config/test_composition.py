@@ -69,7 +69,7 @@ def test_the_settings_of_another_choice_are_named() -> None:
         ("trainer.max_steps=5", ["valid are", "trainer.epochs"]),
         ("~method.rank", ["can't be left out", "tuning"]),
         ("~seed", ["can't be left out"]),
-        ("~task", ["can't be left out", "tuning, experiment, scale"]),
+        ("~task", ["can't be left out", "tuning, stopping, experiment, scale"]),
         ("method.rank=[4", ["bracket"]),
         ("method.rank=4)", ["bracket"]),
         ("device=${oc.env:NO_SUCH_VARIABLE}", ["device", "NO_SUCH_VARIABLE"]),

@@ -1,11 +1,12 @@
 """Experiments are forecast, trained, studied, reported and recorded in their order."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lowrank_study.config.run import RunConfig, compose
+from lowrank_study.config.run import RunConfig, Stopping, compose
 from lowrank_study.errors import InputError, Unfinished
 from lowrank_study.papers.tables import load_paper
 from lowrank_study.reporting import papers as papers_module
@@ -13,7 +14,7 @@ from lowrank_study.reporting import reproduction
 from lowrank_study.reporting.papers import record_papers, write_paper
 from lowrank_study.reporting.reproduction import plan_of
 from lowrank_study.runs.store import TrainedRun
-from lowrank_study.sweeps import outcome
+from lowrank_study.sweeps import measured_spectra
 
 
 def ended(configs: Sequence[RunConfig], *statuses: str) -> list[TrainedRun]:
@@ -29,7 +30,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was called, in order; nothing is trained."""
     calls: list[str] = []
 
-    def train(configs: Sequence[RunConfig]) -> list[TrainedRun]:
+    def train(configs: Sequence[RunConfig], *, rule: None) -> list[TrainedRun]:
         calls.append(f"train {configs[0].sweep}")
         return ended(configs, "done")
 
@@ -44,7 +45,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         calls.append(f"record {name}")
         return Path(name)
 
-    monkeypatch.setattr(outcome, "without_spectra", unmeasured)
+    monkeypatch.setattr(measured_spectra, "without_spectra", unmeasured)
     monkeypatch.setattr(reproduction, "sweep_of", train)
     monkeypatch.setattr(reproduction, "report_sweep", report)
     monkeypatch.setattr(reproduction, "record_sweep", record)
@@ -91,7 +92,9 @@ def test_an_experiment_of_a_paper_is_trained_and_not_reported(
 def test_lost_runs_are_reported_last(
     done: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reproduction, "sweep_of", lambda configs: ended(configs, "done", "failed"))
+    monkeypatch.setattr(
+        reproduction, "sweep_of", lambda configs, rule: ended(configs, "done", "failed")
+    )
     with pytest.raises(Unfinished, match=r"failed: .*: why\nsweep rank_sweep: 1 of 2 runs"):
         list(plan_of(["rank_sweep"], [], results=tmp_path).carry_out(record="day"))
     assert done[-1] == "record day_rank_sweep"
@@ -100,7 +103,7 @@ def test_lost_runs_are_reported_last(
 def test_an_experiment_without_a_done_run_ends_the_plan(
     done: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reproduction, "sweep_of", lambda configs: ended(configs, "failed"))
+    monkeypatch.setattr(reproduction, "sweep_of", lambda configs, rule: ended(configs, "failed"))
     with pytest.raises(Unfinished, match="1 of 1 runs failed"):
         list(plan_of(["rank_sweep"], [], results=tmp_path).carry_out(record="day"))
     assert done == []
@@ -166,6 +169,19 @@ def test_the_forecast_lists_each_experiment_and_the_total(
         "total: about 21 min; runs that have ended are not trained again",
         "truncated updates and controls take more time: rank_sweep",
     ]
+
+
+def test_the_forecast_of_a_sequential_sweep_is_a_range(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(
+        reproduction, "forecasts", lambda planned: {n: 60.0 * len(of) for n, of in planned.items()}
+    )
+    plan = plan_of(["rank_sweep"], [], results=tmp_path)
+    stopping = Stopping(first=2, step=1, spending="pocock")
+    configs = [replace(config, stopping=stopping) for config in plan.sweeps["rank_sweep"]]
+    lines = replace(plan, sweeps={"rank_sweep": configs}).in_words().splitlines()
+    assert lines[0] == "rank_sweep: about 42 min to 63 min"
 
 
 def test_a_paper_without_runs_is_refused(done: list[str], tmp_path: Path) -> None:

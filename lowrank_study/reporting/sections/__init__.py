@@ -14,6 +14,7 @@ from lowrank_study.reporting.sections import (
     heat_map,
     learning_rates,
     score,
+    seeds,
     sufficient_rank,
     training,
     update_rank,
@@ -22,6 +23,7 @@ from lowrank_study.reporting.sections import (
 SECTIONS = (
     score.section,
     sufficient_rank.section,
+    seeds.section,
     functional_rank.section,
     learning_rates.section,
     update_rank.section,

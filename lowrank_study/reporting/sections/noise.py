@@ -2,6 +2,7 @@
 
 from lowrank_study.answers.statistics import ERROR
 from lowrank_study.reporting.display import NARROW_SPACE, counted, points, span
+from lowrank_study.reporting.sections.seeds import is_sequential
 from lowrank_study.reporting.sections.sufficient_rank import sequences, was_tested
 from lowrank_study.reporting.setting import SettingData
 from lowrank_study.tasks.metric import Metric
@@ -53,6 +54,8 @@ def _intervals(data: SettingData, most: int) -> list[str]:
     if not was_tested(data):
         return [f"{intervals}: this report contains no significance test."]
     ends = 2 * sequences(data)
+    if is_sequential(data):
+        intervals += "; they take no account of the seeds that were added while tests were open"
     return [
         f"{intervals}. There is no correction for comparing many configurations.",
         "Only sufficient and functional ranks and the linear probe are tested. These tests treat "

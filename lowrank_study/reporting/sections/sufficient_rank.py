@@ -276,8 +276,9 @@ def _table(data: SettingData, margin: str) -> Table:
             f"One row per target and rank. The difference is {_difference(data.metric)}, in "
             f"{data.metric.points}, over runs paired by seed and test example. Low and high are "
             "one-sided 95 % limits over seeds and test examples (crossed random effects, "
-            "Satterthwaite’s degrees of freedom). A rank is sufficient if low is above "
-            f"−{margin} and inferior if high is below it." + (_RETENTION_NOTE if has_chance else "")
+            "Satterthwaite’s degrees of freedom), at all looks together if seeds were added. A "
+            f"rank is sufficient if low is above −{margin} and inferior if high is below it."
+            + (_RETENTION_NOTE if has_chance else "")
         ),
         frame=data.comparison,
         columns=data.columns(

@@ -13,13 +13,22 @@ EXAMPLES = 1000
 
 
 def simulated(
-    *, sweeps: int, seeds: int, accuracies: Sequence[float], seed_sd: float, start: int = 0
+    *,
+    sweeps: int,
+    seeds: int,
+    accuracies: Sequence[float],
+    seed_sd: float,
+    collapsing: Sequence[float] = (),
+    start: int = 0,
 ) -> Iterator[npt.NDArray[np.bool_]]:
     """Yield the correctness (runs, seeds, examples) of sweeps of paired runs.
 
     A run is right on an example if m + a_s + d_e + noise_se > 0. Seeds, examples and noise are
     normal, and each correlates with that of the first run. The true accuracy is exactly the
     given one; its standard deviation over seeds is approximately `seed_sd`.
+
+    A collapsed run gives one answer, which is right on half of the examples. `collapsing` is the
+    probability of that for each run; the accuracies are those of the other seeds.
     """
     rng = np.random.default_rng(start)
     runs = len(accuracies)
@@ -38,4 +47,8 @@ def simulated(
         score = correlated(SHARED_NOISE, seeds, EXAMPLES)
         score += np.float32(DIFFICULTY_SD) * correlated(SHARED_DIFFICULTY, 1, EXAMPLES)
         score += (means + seed_sds * correlated(SHARED_SEED, seeds, 1).T).T.astype(np.float32)
-        yield score > 0
+        correct = score > 0
+        if collapsing:
+            has_collapsed = rng.random((runs, seeds)) < np.array(collapsing)[:, None]
+            correct[has_collapsed] = np.arange(EXAMPLES) < EXAMPLES / 2
+        yield correct
