@@ -34,13 +34,18 @@ PRODUCTS = 20
 """Matrix products that are timed for the peak speed."""
 SMOLLM2 = ("model=smollm2", "model.dropout=0.0", "method.rank=8")
 KINDS = {
-    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"),
-    "attention": ("scaled_dot_product",),
+    "matrix products": (
+        "_linear_pointwise",
+        "aten::mm",
+        "aten::addmm",
+        "aten::bmm",
+        "aten::baddbmm",
+    ),
+    "attention": ("scaled_dot_product", "_Attention"),
     "GELU": ("gelu",),
     "LayerNorm": ("layer_norm",),
     "optimizer": ("_fused_adamw", "_foreach", "clip"),
     "copies": ("copy_", "cat", "index_select", "index_add", "contiguous"),
-    "native operators": ("lowrank_study::",),
 }
 
 
