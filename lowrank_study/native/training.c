@@ -1,13 +1,12 @@
 /* Loops of a training step on a processor, in fp32 arithmetic on fp32 or bf16 tensors.
 
-     attend, attend_backward   attention within each text of a row of concatenated texts
-     gelu, gelu_backward       the activation of BERT and GPT-2
+     attend     attention within each text of a row of concatenated texts
+     rms_norm   x / root mean square(x) * weight, as in Llama
 
    Results depend on the numbers and the processor's vectors only: neither on how many threads
    there are nor on the other runs of a pack.
 
-   Sources: Dao et al., "FlashAttention", 2022 (the backward pass computes the weights again);
-   erf as in Eigen and XLA, a rational function with an error of a few 1e-7 of its value. */
+   Source: Dao et al., "FlashAttention", 2022 (the backward pass computes the weights again). */
 
 #include <math.h>
 #include <stdlib.h>
@@ -16,6 +15,7 @@
 #include "threads.h"
 
 #if defined(__AVX512F__)
+#include <immintrin.h>
 enum { LANES = 16, ROWS = 8 };
 #define LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
 #define HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
@@ -47,17 +47,21 @@ INLINED vector choose(integers where, vector yes, vector no) {
 /* ---- fp32 and bf16 ---------------------------------------------------------------------- */
 
 enum type { FP32, BF16 };
+#if defined(__AVX512F__) /* one instruction, which compilers don't find */
+INLINED integers lengthened(halves x) { return (integers)_mm512_cvtepu16_epi32((__m256i)x); }
+INLINED halves shortened(integers x) { return (halves)_mm512_cvtepi32_epi16((__m512i)x); }
+#else
+INLINED integers lengthened(halves x) { return __builtin_convertvector(x, integers); }
+INLINED halves shortened(integers x) { return __builtin_convertvector(x, halves); }
+#endif
 
-INLINED vector widened(halves x) {
-  return (vector)(__builtin_convertvector(x, integers) << 16);
-}
+INLINED vector widened(halves x) { return (vector)(lengthened(x) << 16); }
 
 /* Rounds to nearest, ties to even; NaN stays NaN. */
 INLINED halves narrowed(vector x) {
   integers bits = (integers)x;
   integers rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  integers is_nan = x != x;
-  return __builtin_convertvector((is_nan & 0x7fc0) | (~is_nan & rounded), halves);
+  return shortened((integers)choose(x != x, (vector)((integers){0} + 0x7fc0), (vector)rounded));
 }
 
 INLINED vector load(const void *in, int64_t i, enum type type) {
@@ -103,6 +107,18 @@ INLINED void store_row(void *out, int64_t at, enum type type, int64_t n, const f
 }
 
 /* ---- functions of vectors --------------------------------------------------------------- */
+
+INLINED float sum_of(vector x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)x);
+#else
+  float sums[LANES];
+  *(vector *)sums = x;
+  for (int half = LANES / 2; half; half /= 2)
+    for (int i = 0; i < half; i++) sums[i] += sums[i + half];
+  return sums[0];
+#endif
+}
 
 /* exp(x) for x <= 0, or NaN; 0 where it is below 1e-37. */
 INLINED vector exponential(vector x) {
@@ -185,9 +201,8 @@ static void product(float *c, int64_t width, struct matrix a, const float *b, in
   }
 }
 
-/* out (columns, rows) = in (rows, columns)', both counts multiples of LANES. */
-static void transpose(float *restrict out, const float *restrict in, int64_t rows,
-                      int64_t columns) {
+/* out = in', which is (rows, columns); both counts are multiples of LANES. */
+static void transpose(float *restrict out, const float *in, int64_t rows, int64_t columns) {
   for (int64_t row = 0; row < rows; row += LANES)
     for (int64_t column = 0; column < columns; column += LANES) {
       vector x[LANES], y[LANES];
@@ -257,11 +272,11 @@ static void lay_out(struct text *t, float *memory) {
 
 /* Some queries of a text. */
 struct block {
-  int64_t from, rows, width, seen; /* width: rows rounded up; seen: the keys that any of them sees */
+  int64_t from, rows, width, seen; /* width: rows rounded up; seen: keys that any of them sees */
   float inverse[BLOCK];
 };
 
-/* Loads rows of one head, and asks for those of the next head. */
+/* Loads rows of one head, and prefetches those of the next. */
 INLINED void load_rows(float *rows, const struct text *t, const void *in, int64_t at,
                        int64_t by_token, int64_t count, enum type type, float factor) {
   for (int64_t i = 0; i < count; i++) {
@@ -395,9 +410,8 @@ struct attending {
   _Atomic int failed;
 };
 
-/* Takes texts until none is left; the number of the thread is of no interest. */
-static void attend_texts(void *work, int64_t thread) {
-  (void)thread;
+/* Takes texts until none is left. */
+static void attend_texts(void *work, __attribute__((unused)) int64_t thread) {
   struct attending *w = work;
   const struct attention *a = w->of;
   /* Zeros, because entries that only fill up a vector must be finite. */
@@ -412,10 +426,10 @@ static void attend_texts(void *work, int64_t thread) {
     t.features = round_up(a->features);
     lay_out(&t, memory);
     for (int64_t head = 0; head < a->key_heads; head++) {
-      if (w->backward)
-        a->type == FP32 ? attend_text_backward(&t, head, FP32) : attend_text_backward(&t, head, BF16);
+      if (a->type == FP32)
+        w->backward ? attend_text_backward(&t, head, FP32) : attend_text(&t, head, FP32);
       else
-        a->type == FP32 ? attend_text(&t, head, FP32) : attend_text(&t, head, BF16);
+        w->backward ? attend_text_backward(&t, head, BF16) : attend_text(&t, head, BF16);
     }
   }
   free(memory);
@@ -427,3 +441,60 @@ int attend(const struct attention *a, int backward, int threads) {
   in_parallel(attend_texts, &work, threads, threads);
   return work.failed;
 }
+
+/* ---- RMSNorm ---------------------------------------------------------------------------- */
+
+/* Rows a task; the gradient of the weight is summed within one. */
+enum { NORM_ROWS = 32 };
+
+/* Mirrors `_RmsNorm` of training/kernels.py. All is fp32 and (rows, width), contiguous. */
+struct rms_norm {
+  const float *x, *weight;
+  float *out;                /* or the gradient of x, where there is one of the result */
+  const float *out_gradient; /* NULL in the forward pass */
+  float *weight_gradient;    /* (tasks, width), or NULL */
+  int64_t rows, width;       /* width is a multiple of LANES */
+  double epsilon;
+};
+
+/* Mean of x * y; four sums, because each addition waits for the one before it. */
+INLINED float mean_product(const float *x, const float *y, int64_t width) {
+  vector sums[4] = {0};
+  for (int64_t i = 0; i < width; i += 4 * LANES)
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; k++)
+      if (i + k * LANES < width)
+        sums[k] += *(const vector *)(x + i + k * LANES) * *(const vector *)(y + i + k * LANES);
+  return sum_of((sums[0] + sums[1]) + (sums[2] + sums[3])) / width;
+}
+
+static void normalise_rows(void *work, int64_t number) {
+  const struct rms_norm *n = work;
+  int64_t width = n->width, end = least((number + 1) * NORM_ROWS, n->rows);
+  float *of_weight = n->weight_gradient ? n->weight_gradient + number * width : NULL;
+  if (of_weight) memset(of_weight, 0, width * sizeof(float));
+  for (int64_t row = number * NORM_ROWS; row < end; row++) {
+    const float *x = n->x + row * width;
+    const float *gradient = n->out_gradient ? n->out_gradient + row * width : NULL;
+    float *out = n->out + row * width;
+    float scale = 1.0f / sqrtf(mean_product(x, x, width) + (float)n->epsilon);
+    for (int64_t i = 0; i < width; i += LANES) {
+      vector scaled = *(const vector *)(x + i) * scale;
+      if (of_weight) *(vector *)(of_weight + i) += scaled * *(const vector *)(gradient + i);
+      if (gradient) scaled = *(const vector *)(gradient + i);
+      *(vector *)(out + i) = scaled * *(const vector *)(n->weight + i);
+    }
+    if (!gradient) continue;
+    float along = mean_product(out, x, width) * scale * scale;
+    for (int64_t i = 0; i < width; i += LANES) {
+      vector *of_x = (vector *)(out + i);
+      *of_x = (*of_x - *(const vector *)(x + i) * along) * scale;
+    }
+  }
+}
+
+void rms_norm(const struct rms_norm *n, int threads) {
+  in_parallel(normalise_rows, (void *)n, (n->rows + NORM_ROWS - 1) / NORM_ROWS, threads);
+}
+
+int lanes(void) { return LANES; }

@@ -36,6 +36,7 @@ from lowrank_study.methods.layers.modules import task_of
 from lowrank_study.training.attention import attend, register, texts_of
 from lowrank_study.training.batches import Batch, padded
 from lowrank_study.training.embeddings import keep_gradients
+from lowrank_study.training.kernels import use_rms_norm
 
 _PART_PRODUCT, _LEAST_TOKENS = 512 * 384 * 384, 128
 _NARROWED = ("bert", "roberta", "xlm-roberta")
@@ -79,6 +80,7 @@ def unpad(model: nn.Module) -> None:
     backbone = _backbone(model)
     share_casts(model)
     keep_gradients(model)
+    use_rms_norm(model)
     model.set_attn_implementation(register())  # type: ignore[operator]
     backbone.forward = types.MethodType(_read_of_each_text, backbone)
     config: Any = model.config
