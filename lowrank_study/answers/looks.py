@@ -1,7 +1,7 @@
 """Looks: tests that are repeated while seeds are added, with one error rate for all of them.
 
     >>> Looks(seeds=(4, 6, 8), spending="pocock").levels(0.05)
-    (0.030, 0.021, 0.019)
+    (0.031, 0.020, 0.019)
 
 An ordinary test at every look errs too often, because chance may cross its bound at any of them.
 Error spending gives each look a share of the error rate. Because the number of seeds at each look
