@@ -58,7 +58,7 @@ def make_fragile(rng: random.Random, share: float) -> None:
     for module, names in {
         os: ("rename", "replace", "mkdir", "rmdir"),
         leases: ("write_json", "flush_to_disk", "sha256_of_results", "take_away", "entries"),
-        runs: ("write_json", "read_run", "status_in"),
+        runs: ("write_json", "read_run", "state_in"),
     }.items():
         for name in names:
             setattr(module, name, fragile(getattr(module, name)))

@@ -32,7 +32,7 @@ GROUPS = {
     "model": ("bert",),
     "method": ("full", "lora", "peft"),
     "trainer": ("one_epoch",),
-    "tuning": ("grid",),
+    "tuning": ("grid", "race"),
     "stopping": ("sequential",),
 }
 """Files that show most settings of a group. Settings that only others have are added after them."""

@@ -130,6 +130,10 @@ class TrainSpec:
     shuffle_labels: bool
     """Whether the training labels are shuffled: a control without anything that generalises."""
 
+    def evaluated_steps(self, steps: int) -> set[int]:
+        """Return after which of the steps, counted from 1, validation is read."""
+        return {max(1, round(steps * k / self.evaluations)) for k in range(1, self.evaluations + 1)}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSpec:

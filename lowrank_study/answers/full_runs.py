@@ -8,7 +8,7 @@ from lowrank_study.errors import InputError
 from lowrank_study.results import runs_folder
 from lowrank_study.runs.store import RunStore, TrainedRun
 from lowrank_study.sweeps.settings import check_alike
-from lowrank_study.sweeps.tuning import configuration, worth
+from lowrank_study.sweeps.trials import configuration, worth
 
 
 def chosen_of_sweep(sweep: str, results: Path) -> list[list[TrainedRun]]:
@@ -33,7 +33,7 @@ def chosen_of_sweep(sweep: str, results: Path) -> list[list[TrainedRun]]:
 def chosen_full_runs(runs: Sequence[TrainedRun]) -> list[list[TrainedRun]]:
     """Return the runs of full fine-tuning of each task and model, in order of their seeds.
 
-    Validation chooses their rate (`sweeps.tuning.preference`). Runs that did not read the test
+    Validation chooses their rate (`sweeps.trials.preference`). Runs that did not read the test
     split and runs on shuffled labels are left out.
     """
     settings: dict[tuple[str, str], dict[str, list[TrainedRun]]] = defaultdict(dict)

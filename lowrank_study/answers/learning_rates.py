@@ -10,12 +10,12 @@ import pandas as pd
 
 from lowrank_study.answers.rows import CONFIGURATION, groups, mean_of, over_full
 from lowrank_study.answers.statistics import interval_of_mean
-from lowrank_study.sweeps.tuning import preference
+from lowrank_study.sweeps.trials import preference
 from lowrank_study.tasks.metric import Metric
 
 BEHIND = ["behind", "behind_low_95", "behind_high_95"]
 RATE_COLUMNS = [
-    *("rule", "learning_rate", "runs", "lost"),
+    *("rule", "learning_rate", "runs", "lost", "stopped"),
     *("validation_score", "validation_loss", "chosen"),
     *BEHIND,
 ]
@@ -24,9 +24,11 @@ RATE_COLUMNS = [
 def rates_by_configuration(rates: pd.DataFrame, metric: Metric) -> pd.DataFrame:
     """Return the mean validation score of each configuration and learning rate.
 
-    `rule` gives α and the scaling as a function of the rank. `chosen` marks the rate that
-    `sweeps.tuning.preference` prefers; a rate that lost a run is never chosen. `behind` is how far
-    a rate's score is worse than that of the chosen rate, over common seeds, with its t interval.
+    `rule` gives α and the scaling as a function of the rank. `chosen` marks the rate of the
+    reported runs. If `rates` lacks the column `reported`, as older records do, it is the rate that
+    `sweeps.trials.preference` prefers. `behind` is how far a rate's score is worse than that of the
+    chosen rate, over common seeds, with its t interval. `lost` counts the runs that are not done,
+    and `stopped` those of them that a race stopped.
     """
     if not len(rates):
         return pd.DataFrame(columns=[*CONFIGURATION, *RATE_COLUMNS])
@@ -38,14 +40,17 @@ def rates_by_configuration(rates: pd.DataFrame, metric: Metric) -> pd.DataFrame:
                 **key,
                 "runs": len(group),
                 "lost": len(group) - len(done),
+                "stopped": int((group["status"] == "stopped").sum()),
+                "chosen": bool(group["reported"].any()) if "reported" in group else False,
                 "validation_score": mean_of(done["validation_score"]),
                 "validation_loss": mean_of(done["validation_loss"]),
             }
         )
     table = pd.DataFrame(rows)
     table["adapter_rank"] = table["adapter_rank"].astype("Int64")
-    best = preferred(table, [*CONFIGURATION, "rule"], metric)
-    table["chosen"] = table.index.isin(best) & (table["lost"] == 0)
+    if "reported" not in runs:
+        best = preferred(table, [*CONFIGURATION, "rule"], metric)
+        table["chosen"] = table.index.isin(best) & (table["lost"] == 0)
     return table.join(_behind(table, runs, metric))
 
 

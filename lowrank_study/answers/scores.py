@@ -1,7 +1,7 @@
 """Test scores over seeds, and the chosen learning rate of each configuration.
 
 If a configuration was run with several learning rates (or values of α), validation chooses one
-(`sweeps.tuning.preference`). The test score never chooses.
+(`sweeps.trials.preference`). The test score never chooses.
 """
 
 import math

@@ -18,6 +18,7 @@ from lowrank_study.config.composition import composer_of, plain
 from lowrank_study.config.fields import Fields
 from lowrank_study.config.sources import read_source
 from lowrank_study.config.task import read_task
+from lowrank_study.config.tuning import Tuning, read_tuning
 from lowrank_study.errors import InputError
 from lowrank_study.machine import may_have_gpu, processor
 from lowrank_study.methods import method_named, method_names
@@ -26,22 +27,6 @@ from lowrank_study.spec import BaseModel, RunSpec, TrainSpec
 PRECISIONS = ("auto", "fp32", "bf16")
 TRACKERS = ("none", "jsonl", "wandb")
 SPENDING = ("obrien_fleming", "pocock")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tuning:
-    """How to choose learning rates (`sweeps/tuning.py`)."""
-
-    rates: int
-    """Number of rates in the first grid, around the configured one."""
-    factor: float
-    """Ratio of neighbouring rates."""
-    seeds: tuple[int, ...]
-    """Seeds of the trials."""
-    final_seeds: tuple[int, ...]
-    """Further seeds for the final comparison of the two best rates."""
-    most: int
-    """Largest number of rates; the grid grows while the best rate is at an end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +119,7 @@ def read_config(config: Mapping[str, Any]) -> RunConfig:
         workers=top.optional_integer("workers", at_least=1),
         pack=top.optional_integer("pack", at_least=1),
         allow_partial=top.flag("allow_partial"),
-        tuning=_tuning(top.part("tuning")) if "tuning" in top.settings else None,
+        tuning=read_tuning(top.part("tuning")) if "tuning" in top.settings else None,
         stopping=_stopping(top.part("stopping")) if "stopping" in top.settings else None,
         spec=RunSpec(
             seed=top.integer("seed", at_least=0),
@@ -165,23 +150,6 @@ def sweep_name(fields: Fields) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
         raise InputError(f"sweep={name!r}: give one name of letters, digits and ._-")
     return name
-
-
-def _tuning(fields: Fields) -> Tuning:
-    rates = fields.integer("rates", at_least=3)
-    seeds, final = fields.integers("seeds"), fields.integers("final_seeds")
-    if not seeds or len({*seeds, *final}) < len(seeds) + len(final):
-        raise InputError(
-            f"tuning.seeds={list(seeds)}, final_seeds={list(final)}: at least one seed is "
-            "needed, and no seed may occur twice"
-        )
-    return Tuning(
-        rates=rates,
-        factor=fields.number("factor", above=1.0),
-        seeds=seeds,
-        final_seeds=final,
-        most=fields.integer("most", at_least=rates),
-    )
 
 
 def _stopping(fields: Fields) -> Stopping:

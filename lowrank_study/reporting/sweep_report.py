@@ -28,7 +28,7 @@ from lowrank_study.runs.store import RunStore, TrainedRun
 from lowrank_study.sweeps.measured_spectra import without_spectra
 from lowrank_study.sweeps.settings import check_alike
 from lowrank_study.sweeps.sweep import rates_sweep
-from lowrank_study.sweeps.tuning import at_any_rate
+from lowrank_study.sweeps.trials import at_any_rate
 
 
 def study_tables(sweep: str, *, results: Path, margin: float | None = None) -> StudyTables:
@@ -113,10 +113,16 @@ def _rates(store: RunStore, sweep: str, runs: list[TrainedRun]) -> pd.DataFrame 
     name = rates_sweep(sweep)
     if name not in store.sweeps():
         return None
-    reported = {at_any_rate(run.spec).run_id for run in runs}
-    trials = store.ended(store.sweep(name))
-    mine = [trial for trial in trials if at_any_rate(trial.spec).run_id in reported]
-    return runs_table(mine) if mine else None
+    reported: dict[str, set[float]] = {}
+    for run in runs:
+        reported.setdefault(at_any_rate(run.spec).run_id, set()).add(run.spec.method.learning_rate)
+    keys = {t.spec.run_id: at_any_rate(t.spec).run_id for t in store.ended(store.sweep(name))}
+    trials = [t for t in store.ended([*keys]) if keys[t.spec.run_id] in reported]
+    if not trials:
+        return None
+    return runs_table(trials).assign(
+        reported=[t.spec.method.learning_rate in reported[keys[t.spec.run_id]] for t in trials]
+    )
 
 
 def _controls(sweep: str, results: Path, runs: pd.DataFrame) -> pd.DataFrame | None:

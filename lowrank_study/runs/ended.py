@@ -9,9 +9,10 @@ from typing import Any
 
 from lowrank_study.errors import InputError
 from lowrank_study.hashing import sha256_of_file
+from lowrank_study.runs.limits import Limits, first_above
 from lowrank_study.spec import RunSpec, from_mapping
 
-STATUSES = ("done", "diverged", "failed")
+STATUSES = ("done", "diverged", "stopped", "failed")
 
 
 class DamagedRun(InputError):
@@ -24,10 +25,19 @@ class TrainedRun:
 
     spec: RunSpec
     status: str
-    """`done`, `diverged` or `failed`."""
+    """`done`, `diverged`, `stopped` early (a trial that was clearly behind) or `failed`."""
     record: Mapping[str, Any]
     """Metrics, parameters, seconds, memory and provenance; or the reason, if it is not done."""
     folder: Path
+
+    def is_final(self, limits: Limits) -> bool:
+        """Return whether the same specification and limits would end in the same way.
+
+        A failed run is tried again. So is a trial that other limits stopped.
+        """
+        if self.status == "stopped":
+            return first_above(self.record["curve"], limits) is not None
+        return self.status != "failed"
 
     @property
     def checkpoint(self) -> Path:
@@ -96,13 +106,15 @@ def read_run(folder: Path, run_id: str) -> TrainedRun | None:
     return TrainedRun(spec=spec, status=record["status"], record=record, folder=folder)
 
 
-def status_in(folder: Path, run_id: str) -> str:
-    """Return the status of the run in a folder, or `damaged` if it holds no whole run."""
+def state_in(folder: Path, run_id: str, limits: Limits) -> str:
+    """Return whether the run in a folder is `final`, is to be trained `again`, or is `damaged`."""
     try:
         run = read_run(folder, run_id)
     except DamagedRun:
         return "damaged"
-    return "damaged" if run is None else run.status
+    if run is None:
+        return "damaged"
+    return "final" if run.is_final(limits) else "again"
 
 
 def spec_in(path: Path, run_id: str, *, remedy: str) -> RunSpec:

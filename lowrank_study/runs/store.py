@@ -6,7 +6,7 @@ Under the store's folder:
     .planned/<run_id>.json   its specification, for the workers
     .planned/<run_id>.alone  train it by itself, because a worker died while training its pack
     .running/                the runs that workers have leased (`leases.py`)
-    .sweeps/<name>.json      which run ids a sweep consists of, and how they are packed
+    .sweeps/<name>.json      which runs a sweep consists of, how they are packed, their limits
     .sweeps/<name>.looks     when its ranks are tested, if seeds are added to it
     .aside/                  damaged runs, moved out of the way of a new attempt
 
@@ -36,9 +36,10 @@ from lowrank_study.runs.ended import (
     json_in,
     read_run,
     spec_in,
-    status_in,
+    state_in,
 )
 from lowrank_study.runs.leases import Lease, LeaseLost, Leases, entries, take_away
+from lowrank_study.runs.limits import Limits
 from lowrank_study.spec import RunSpec, to_mapping
 
 __all__ = ["STATUSES", "DamagedRun", "RunStore", "TrainedRun"]
@@ -55,7 +56,14 @@ class RunStore:
         self._leases = Leases(folder, worker=worker or uuid.uuid4().hex)
         self._printed: set[str] = set()
 
-    def plan(self, sweep: str, packs: Iterable[Sequence[RunSpec]], *, question: str) -> list[str]:
+    def plan(
+        self,
+        sweep: str,
+        packs: Iterable[Sequence[RunSpec]],
+        *,
+        question: str,
+        limits: Mapping[str, Limits] = {},
+    ) -> list[str]:
         """Plan the runs of a sweep that have not ended yet, and return all its run ids.
 
         The same specification twice is one run. A failed run is planned again; a diverged one
@@ -65,6 +73,8 @@ class RunStore:
         Args:
             sweep: Name of the sweep. Other runs that were planned under this name before are no
                 longer part of it.
+            limits: Run id → limits above which the run is stopped. A run that other limits stopped
+                is planned again.
         """
         packs = [list(pack) for pack in packs]
         by_id = {spec.run_id: spec for pack in packs for spec in pack}
@@ -72,14 +82,14 @@ class RunStore:
             folder.mkdir(parents=True, exist_ok=True)
         self._leases.prepare()
         for run_id, spec in by_id.items():
-            self._put_back(run_id)
+            self._put_back(run_id, limits.get(run_id, {}))
             write_json(self._planned / f"{run_id}.json", to_mapping(spec))
-            self._clear(run_id)
+            self._clear(run_id, limits.get(run_id, {}))
         packed = [[spec.run_id for spec in pack] for pack in packs]
         earlier = [run_id for run_id in self._ever_planned(sweep) if run_id not in by_id]
         write_json(
             self._sweeps / f"{sweep}.json",
-            {"question": question, "packs": packed, "earlier": earlier},
+            {"question": question, "packs": packed, "earlier": earlier, "limits": limits},
         )
         return list(by_id)
 
@@ -99,6 +109,14 @@ class RunStore:
         """Return the run ids of a sweep by pack, as it was last planned."""
         packs: list[list[str]] = self._read_sweep(name)["packs"]
         return packs
+
+    def limits(self, name: str) -> dict[str, Limits]:
+        """Return the limits above which runs of a sweep are stopped, by run id."""
+        found = self._read_sweep(name).get("limits", {})
+        return {
+            run_id: {int(step): loss for step, loss in limits.items()}
+            for run_id, limits in found.items()
+        }
 
     def earlier(self, name: str) -> list[str]:
         """Return the runs that were planned under a sweep's name and are no longer part of it."""
@@ -174,7 +192,7 @@ class RunStore:
             if self._is_over(run_id):  # it ended between the first look and the lease
                 lease.release()
                 continue
-            self._clear(run_id)
+            self._clear(run_id, {})
             return lease
         return None
 
@@ -220,11 +238,12 @@ class RunStore:
                 found.append(run)
         return found
 
-    def left(self, specs: Iterable[RunSpec]) -> list[RunSpec]:
-        """Return the runs that a sweep would train: not ended, or failed. Each is returned once."""
+    def left(self, specs: Iterable[RunSpec], limits: Mapping[str, Limits] = {}) -> list[RunSpec]:
+        """Return the runs that `plan` would plan, each once."""
         unique = {spec.run_id: spec for spec in specs}
-        over = {run.spec.run_id for run in self.ended(list(unique)) if run.status != "failed"}
-        return [spec for run_id, spec in unique.items() if run_id not in over]
+        ended = {run.spec.run_id: run for run in self.ended(list(unique))}
+        final = {name for name, run in ended.items() if run.is_final(limits.get(name, {}))}
+        return [spec for run_id, spec in unique.items() if run_id not in final]
 
     def free(self, run_ids: Iterable[str]) -> list[str]:
         """Return the runs that have not ended and that no living worker has."""
@@ -305,36 +324,35 @@ class RunStore:
         except DamagedRun:
             return False
 
-    def _clear(self, run_id: str) -> None:
-        """Make way for a new attempt: delete a failed run, move a damaged one aside.
+    def _clear(self, run_id: str, limits: Limits) -> None:
+        """Make way for a new attempt: delete a run that is not final, move a damaged one aside.
 
         The folder is renamed before it is read; a run that another process has ended meanwhile goes
         back to its place.
         """
         folder = self.folder / run_id
-        status = status_in(folder, run_id)
-        if status in ("done", "diverged") or not entries(folder):
+        if state_in(folder, run_id, limits) == "final" or not entries(folder):
             return
         aside = self._aside / f"{run_id}.{uuid.uuid4().hex[:8]}"
         try:
             os.rename(folder, aside)
         except FileNotFoundError:  # another planner was first
             return
-        match status_in(aside, run_id):
-            case "failed":
+        match state_in(aside, run_id, limits):
+            case "again":
                 take_away(aside, self._gone)
             case "damaged" if aside.exists():  # another planner may have handled it
                 self._tell(f"{folder} is damaged: moved to {aside}; the run is planned again")
             case _:
-                self._put_back(run_id)
+                self._put_back(run_id, limits)
 
-    def _put_back(self, run_id: str) -> None:
-        """Finish what a killed planner left: restore ended runs, delete failed ones."""
+    def _put_back(self, run_id: str, limits: Limits) -> None:
+        """Finish what a killed planner left: restore final runs, delete those to train again."""
         for aside in self._aside.glob(f"{run_id}.*"):
-            match status_in(aside, run_id):
-                case "failed":
+            match state_in(aside, run_id, limits):
+                case "again":
                     take_away(aside, self._gone)
-                case "done" | "diverged":
+                case "final":
                     with suppress(OSError):  # another one is in its place by now
                         os.rename(aside, self.folder / run_id)
 

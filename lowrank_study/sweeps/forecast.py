@@ -13,25 +13,30 @@ import torch
 from lowrank_study.config.run import RunConfig
 from lowrank_study.machine import free_cores
 from lowrank_study.results import runs_folder
+from lowrank_study.runs.limits import Limits
 from lowrank_study.runs.store import RunStore, TrainedRun
 from lowrank_study.spec import RunSpec
 from lowrank_study.sweeps.launch import launcher_of
 from lowrank_study.sweeps.packs import finished, packs
 from lowrank_study.sweeps.plan import most_packed
 from lowrank_study.sweeps.speeds import Speeds
-from lowrank_study.sweeps.tuning import at_any_rate, tuned
+from lowrank_study.sweeps.trials import at_any_rate
+from lowrank_study.sweeps.tuning import tuned
 from lowrank_study.training.fit import torch_device
 
 _SECONDS_TO_START = 5.0
 """Time until a worker takes its first step, and until the command ends after the last one."""
+_ASSUMED_LOSS = 1e3
+"""Assumed loss of the configured rate; larger than that of any trial that has ended."""
 
 
 def runs_of(configs: Sequence[RunConfig]) -> list[RunSpec]:
     """Return the runs of a sweep, after the trials that choose its rates.
 
-    Trials that have not ended get assumed scores, which fall with the distance from the middle of
-    the grid. So the grid does not grow, and the final comparison is between the middle rate and a
-    neighbour.
+    Trials that have not ended get assumed scores, which fall with the distance from the configured
+    rate. So a grid does not grow, and its final comparison is between the middle rate and a
+    neighbour. In a race the configured rate keeps the lead. No trial is assumed to be stopped, so
+    the time of a race is an upper bound if the configured rate is best.
     """
     specs, tuning = [config.spec for config in configs], configs[0].tuning
     if tuning is None:
@@ -40,9 +45,11 @@ def runs_of(configs: Sequence[RunConfig]) -> list[RunSpec]:
     middles = {at_any_rate(spec).run_id: spec.method.learning_rate for spec in specs}
     tried: dict[str, RunSpec] = {}
 
-    def ended_or_assumed(trials: Sequence[RunSpec]) -> Sequence[TrainedRun]:
+    def ended_or_assumed(
+        trials: Sequence[RunSpec], limits: Mapping[str, Limits]
+    ) -> Sequence[TrainedRun]:
         tried.update((trial.run_id, trial) for trial in trials)
-        left = {trial.run_id for trial in store.left(trials)}
+        left = {trial.run_id for trial in store.left(trials, limits)}
         ended = store.ended([trial.run_id for trial in trials if trial.run_id not in left])
         by_name = {run.spec.run_id: run for run in ended}
         known = {_rate_of(run.spec): run for run in ended if run.status == "done"}
@@ -65,7 +72,11 @@ def _stand_in(trial: RunSpec, middle: float, other_seed: TrainedRun | None) -> T
     """Return a stand-in for a trial: copied from another seed at its rate, or assumed."""
     steps = abs(math.log(trial.method.learning_rate / middle))
     metric = trial.task.metric
-    assumed = {"validation": {metric.name: metric.worth(-steps), "loss": steps}}
+    loss = _ASSUMED_LOSS * (1.0 + steps)
+    assumed = {
+        "validation": {metric.name: metric.worth(-steps), "loss": loss},
+        "curve": [{"step": 1, "loss": loss}],
+    }
     record = assumed if other_seed is None else other_seed.record
     return TrainedRun(spec=trial, status="done", record=record, folder=Path())
 
@@ -104,7 +115,10 @@ def forecast(
 
     For arguments, see `sweeps.sweep.sweep`.
     """
-    left = RunStore(runs_folder(results)).left(specs)
+    unique = {spec.run_id: spec for spec in specs}
+    ended = RunStore(runs_folder(results)).ended(list(unique))
+    over = {run.spec.run_id for run in ended if run.status != "failed"}
+    left = [spec for run_id, spec in unique.items() if run_id not in over]
     if not left:
         return 0.0
     places = launcher_of(launcher).places(workers, device, len(left))

@@ -5,7 +5,7 @@ a mistake in them is reported at once.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from lowrank_study import assets
 from lowrank_study.left_out import check_left_out, in_words
 from lowrank_study.loaded import model_folder, splits_of
 from lowrank_study.results import runs_folder
+from lowrank_study.runs.limits import Limits
 from lowrank_study.runs.store import RunStore, TrainedRun
 from lowrank_study.spec import RunSpec
 from lowrank_study.sweeps.launch import Place, launcher_of
@@ -39,6 +40,8 @@ class PlannedSweep:
     launcher: str
     places: list[Place]
     """Where the workers run."""
+    limits: Mapping[str, Limits]
+    """Run id → limits above which the run is stopped."""
     lines: list[str]
     """What was read of the data, for users; left-out parts come first."""
 
@@ -54,11 +57,12 @@ def plan_sweep(
     workers: int | None,
     pack: int | None,
     allow_partial: bool,
+    limits: Mapping[str, Limits],
 ) -> PlannedSweep:
     """Plan the runs of a sweep; see `sweep` for the arguments."""
     unique = list({spec.run_id: spec for spec in specs}.values())
     store, chosen = RunStore(runs_folder(results)), launcher_of(launcher)
-    if left := store.left(unique):
+    if left := store.left(unique, limits):
         chosen.prepare()
     lines = check_specs(
         left,
@@ -85,6 +89,7 @@ def plan_sweep(
         costs=costs,
         launcher=launcher,
         places=places[: len(planned)],
+        limits=limits,
         lines=lines,
     )
 

@@ -9,8 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from lowrank_study.config.run import RunConfig, Tuning
+from lowrank_study.config.run import RunConfig
+from lowrank_study.config.tuning import Tuning
 from lowrank_study.results import runs_folder
+from lowrank_study.runs.limits import Limits
 from lowrank_study.runs.store import RunStore, TrainedRun
 from lowrank_study.spec import RunSpec
 from lowrank_study.sweeps.crew import run_workers
@@ -104,19 +106,26 @@ def sweep(
     printed: set[str] = set()
     with Display() as display:
 
-        def train(specs: Sequence[RunSpec], name: str, question: str) -> list[TrainedRun]:
-            planned = plan(specs, name=name, question=question)
-            for line in planned.lines:
-                if line not in printed:  # each round of tuning reads the same data
-                    printed.add(line)
-                    print(line, flush=True)
-            return _carry_out(planned, tracker, display, rule)
+        def train(
+            specs: Sequence[RunSpec], limits: Mapping[str, Limits], name: str, question: str
+        ) -> list[TrainedRun]:
+            planned = plan(specs, name=name, question=question, limits=limits)
+            _print_new(planned.lines, printed)
+            return carry_out(planned, tracker, display, rule)
 
         if tuning is not None:
             rates = partial(train, name=rates_sweep(name), question=RATES)
             specs = tuned(specs, tuning, train=rates)
-        reported = partial(train, name=name, question=question)
+        reported = partial(train, limits={}, name=name, question=question)
         return _grown(specs, rule, RunStore(runs_folder(results)), train=reported)
+
+
+def _print_new(lines: Sequence[str], printed: set[str]) -> None:
+    """Print the lines that were not printed before; each round of tuning reads the same data."""
+    for line in lines:
+        if line not in printed:
+            printed.add(line)
+            print(line, flush=True)
 
 
 def _grown(
@@ -147,7 +156,7 @@ def rates_sweep(name: str) -> str:
     return f"{name}_rates"
 
 
-def _carry_out(
+def carry_out(
     planned: PlannedSweep, tracker: str, display: Display, rule: Rule | None
 ) -> list[TrainedRun]:
     """Write a plan into the store, let workers carry it out, and return the runs in order."""
@@ -156,7 +165,9 @@ def _carry_out(
     if reported:
         looks = None if rule is None else rule.looks
         store.fix_looks(planned.name, looks, planned.costs.keys())
-    run_ids = store.plan(planned.name, planned.packs, question=planned.question)
+    run_ids = store.plan(
+        planned.name, planned.packs, question=planned.question, limits=planned.limits
+    )
     if reported and (earlier := store.earlier(planned.name)):
         print(
             f"sweep={planned.name} now consists of {len(run_ids)} run(s); {len(earlier)} planned "
@@ -174,6 +185,6 @@ def _carry_out(
 
     for run in runs:
         measure_run(run, planned.results)
-        if run.status != "done" and not reported:  # the caller reports other runs
+        if run.status in ("diverged", "failed") and not reported:  # the caller reports others
             print(f"{run.status}: {run.spec.run_id}: {run.record['message']}", file=sys.stderr)
     return runs

@@ -13,13 +13,14 @@ from lowrank_study.runs.store import RunStore
 from lowrank_study.sweeps.jobs import Advance, Work, end
 from lowrank_study.sweeps.updates import measure_run
 from lowrank_study.training import fit
-from lowrank_study.training.member import Diverged, FitResult
+from lowrank_study.training.member import Diverged, FitResult, Stopped
 from lowrank_study.training.tracking import make_tracker
 
 
 def run(leases: Sequence[Lease], work: Work, *, device: str, advance: Advance) -> None:
-    """Train runs together and commit each: done, diverged, or failed with the reason."""
+    """Train runs together and commit each: done, diverged, stopped, or failed with the reason."""
     name = work.settings.get("tracker", "none")
+    limits = RunStore(work.folder).limits(work.sweep)
     with ExitStack() as trackers:
         jobs = [
             fit.Job(
@@ -28,6 +29,7 @@ def run(leases: Sequence[Lease], work: Work, *, device: str, advance: Advance) -
                 tracker=trackers.enter_context(
                     make_tracker(name, lease.spec, lease.folder, work.sweep)
                 ),
+                limits=limits.get(lease.run_id, {}),
                 on_progress=partial(advance, lease),
             )
             for lease in leases
@@ -45,6 +47,8 @@ def run(leases: Sequence[Lease], work: Work, *, device: str, advance: Advance) -
     for lease, outcome in zip(leases, outcomes, strict=True):
         if isinstance(outcome, Diverged):
             end(lease, {"message": str(outcome)}, status="diverged")
+        elif isinstance(outcome, Stopped):
+            end(lease, outcome.record, status="stopped")
         else:
             end(lease, _saved(lease.folder, outcome))
     for ended in RunStore(work.folder).ended([lease.run_id for lease in leases]):

@@ -7,7 +7,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,13 @@ from lowrank_study.loaded import model_folder, splits_of, weights_sha256
 from lowrank_study.machine import keep_freed_memory
 from lowrank_study.methods.layers.linear import round_frozen
 from lowrank_study.provenance import provenance
+from lowrank_study.runs.limits import Limits
 from lowrank_study.spec import RunSpec
 from lowrank_study.tasks import Predictions
 from lowrank_study.training import kernels
 from lowrank_study.training.batches import Batch, extreme_texts, steps_of, training_batches
 from lowrank_study.training.evaluate import autocast
-from lowrank_study.training.member import FitResult, Member, Stopwatch, is_evaluated
+from lowrank_study.training.member import FitResult, Member, Stopped, Stopwatch
 from lowrank_study.training.memory import peak_memory_bytes, reset_peak_memory
 from lowrank_study.training.packing import Pack, share_frozen
 from lowrank_study.training.tracking import Tracker
@@ -43,6 +44,8 @@ class Job:
     """Folder to which the trained model or adapter is saved."""
     tracker: Tracker
     """Stores the learning curve."""
+    limits: Limits = field(default_factory=dict)
+    """Limits of the validation loss, above which the run is stopped."""
     on_progress: Callable[[float], None] = lambda share: None
     """Called after every step with the finished share of the run, in [0, 1]."""
     watch: Callable[[int, nn.Module], None] = lambda step, model: None
@@ -101,7 +104,9 @@ class Session:
         )
         self._members: list[Member] = []
         for job in jobs:
-            member = Member(job.spec, job.tracker, splits, self._folder, self._steps, device)
+            member = Member(
+                job.spec, job.tracker, splits, self._folder, self._steps, device, job.limits
+            )
             self._members.append(member)
             share_frozen(self._members[0].model, member.model)
         model_folder(spec.model)  # again, to notice a file that was edited during loading
@@ -128,6 +133,7 @@ class Session:
     def train(self) -> float:
         """Train until the last step or until no run is left; return the seconds of training."""
         spec, pack = self._spec, self._pack
+        evaluated = spec.train.evaluated_steps(self._steps)
         torch.manual_seed(spec.data_seed)  # for dropout
         training = Stopwatch()
         for step, batch in enumerate(self.batches(), start=1):
@@ -136,7 +142,7 @@ class Session:
             for number in list(pack.active):
                 with self._member(number) as member:
                     self._jobs[number].watch(step, member.model)
-                    if is_evaluated(step, self._steps, spec.train.evaluations):
+                    if step in evaluated:
                         member.validate(partial(pack.scores_of, number))
                     self._jobs[number].on_progress(0.9 * step / self._steps)
             if not pack.active:
@@ -171,6 +177,9 @@ class Session:
     def finish(self, seconds: float) -> None:
         """Evaluate and save every run that is left."""
         facts = self._shared_facts(seconds)
+        for outcome in self.outcomes.values():
+            if isinstance(outcome, Stopped):
+                outcome.record |= facts
         for number in list(self._pack.active):
             with self._member(number) as member:
                 job, scores = self._jobs[number], partial(self._pack.scores_of, number)

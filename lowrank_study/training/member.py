@@ -15,6 +15,7 @@ from lowrank_study.data.splits import Split, Splits
 from lowrank_study.methods import Method
 from lowrank_study.methods.layers.linear import adapted_modules, merged
 from lowrank_study.methods.layers.modules import head_parameters
+from lowrank_study.runs.limits import Limits, first_above
 from lowrank_study.spec import RunSpec
 from lowrank_study.tasks import Predictions
 from lowrank_study.training.batches import Batch
@@ -29,6 +30,14 @@ Scores = Callable[[Batch], Tensor]
 
 class Diverged(ArithmeticError):
     """Training reached a loss or a gradient that is not finite."""
+
+
+class Stopped(Exception):
+    """The validation loss of a trial was above its limit; `record` says where."""
+
+    def __init__(self, record: dict[str, Any]) -> None:
+        super().__init__(record["message"])
+        self.record = record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,15 +83,17 @@ class Member:
         folder: Path,
         steps: int,
         device: torch.device,
+        limits: Limits,
     ) -> None:
         self.model = build_model(spec, folder, number_of_labels=len(splits.labels)).to(device)
         spec.task.name_outputs(self.model.config, splits.labels)
         self._spec, self._tracker, self._splits = spec, tracker, splits
-        self._steps, self._device = steps, device
+        self._steps, self._device, self._limits = steps, device, limits
         self._trained = [p for p in self.model.parameters() if p.requires_grad]
         self._optimizer = make_optimizer(self.model, spec)
         self._schedule = make_schedule(self._optimizer, steps, spec.train)
         self._losses: list[float] = []
+        self._curve: list[dict[str, float]] = []
         self._best = _Best()
         self._evaluating = Stopwatch()
 
@@ -104,10 +115,15 @@ class Member:
         clear_gradients(self._trained)
 
     def validate(self, scores: Scores) -> None:
-        """Evaluate on validation, and keep the weights if they are the best so far."""
+        """Evaluate on validation, and keep the weights if they are the best so far.
+
+        Raises:
+            Stopped: The loss is above the limit of this step.
+        """
         step = len(self._losses)
         with self._evaluating:
             validation = self.read(scores, self._splits.validation).metrics()
+        self._curve.append({"step": step, "train_loss": self._recent_loss(), **validation})
         self._tracker.log(
             step=step,
             metrics={
@@ -115,6 +131,16 @@ class Member:
                 **{f"validation_{name}": value for name, value in validation.items()},
             },
         )
+        if above := first_above(self._curve, self._limits):
+            raise Stopped(
+                {
+                    "message": f"stopped at step {step} of {self._steps}: the validation loss "
+                    f"{above['loss']:.4g} is above the limit {self._limits[step]:.4g}",
+                    "curve": self._curve,
+                    "steps": step,
+                    "evaluate_seconds": self._evaluating.seconds,
+                }
+            )
         metric = self._spec.task.metric
         key = (metric.worth(validation[metric.name]), -validation["loss"])
         if key > self._best.key:
@@ -140,6 +166,7 @@ class Member:
         record = {
             "test": test.metrics() if test else {},
             "validation": self._best.validation,
+            "curve": self._curve,
             "train": {"running_loss": self._recent_loss(), **train},
             "best_step": self._best.step,
             "steps": self._steps,
@@ -161,11 +188,6 @@ class Member:
     def _recent_loss(self) -> float:
         recent = self._losses[-20:]
         return sum(recent) / len(recent)
-
-
-def is_evaluated(step: int, steps: int, evaluations: int) -> bool:
-    """Return whether to evaluate after a step: evenly spaced, and after the last step."""
-    return step in {max(1, round(steps * k / evaluations)) for k in range(1, evaluations + 1)}
 
 
 def _trained_state(model: nn.Module) -> dict[str, Tensor]:

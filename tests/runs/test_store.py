@@ -54,6 +54,26 @@ def test_only_one_worker_gets_a_run(store: RunStore, specs: list[RunSpec]) -> No
     again.release()
 
 
+def test_a_stopped_run_is_planned_again_if_the_new_limits_would_not_stop_it(
+    store: RunStore, specs: list[RunSpec]
+) -> None:
+    packs, run_id = [specs[:1]], specs[0].run_id
+    limits = {run_id: {10: 0.6}}
+    store.plan("s", packs, question="", limits=limits)
+    assert store.limits("s") == limits
+    lease = store.lease([run_id])
+    assert lease is not None
+    lease.commit(status="stopped", record={"curve": [{"step": 10, "loss": 0.7}]})
+    assert store.left(specs[:1], limits) == []
+    assert store.left(specs[:1], {run_id: {10: 0.8}}) == store.left(specs[:1]) == specs[:1]
+    store.plan("s", packs, question="", limits=limits)
+    assert [run.status for run in store.ended([run_id])] == ["stopped"]
+    store.plan("other", packs, question="")
+    assert store.ended([run_id]) == []
+    assert store.free([run_id]) == [run_id]
+    assert store.limits("other") == {}
+
+
 def lease_all(folder: str, gate: "multiprocessing.synchronize.Event") -> list[str]:
     store, won = RunStore(Path(folder)), []
     gate.wait()

@@ -7,16 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from lowrank_study.config.run import Tuning, compose
+from lowrank_study.config.run import compose
+from lowrank_study.config.tuning import Grid
 from lowrank_study.errors import InputError
 from lowrank_study.runs.store import RunStore, TrainedRun
 from lowrank_study.spec import RunSpec
 from lowrank_study.sweeps.sweep import rates_sweep, sweep
-from lowrank_study.sweeps.tuning import Train, configuration, tuned
+from lowrank_study.sweeps.trials import Train, configuration
+from lowrank_study.sweeps.tuning import tuned
 
 Accuracies = dict[tuple[float, int], float]
 
-TUNING = Tuning(rates=3, factor=10.0, seeds=(1000,), final_seeds=(), most=7)
+TUNING = Grid(rates=3, factor=10.0, seeds=(1000,), final_seeds=(), most=7)
 
 
 def run_of(spec: RunSpec, accuracy: float, loss: float = 0.5, status: str = "done") -> TrainedRun:
@@ -31,7 +33,7 @@ class Oracle:
         self.best = best
         self.asked: dict[str, RunSpec] = {}
 
-    def __call__(self, specs: Sequence[RunSpec]) -> list[TrainedRun]:
+    def __call__(self, specs: Sequence[RunSpec], limits: object) -> list[TrainedRun]:
         self.asked |= {spec.run_id: spec for spec in specs}
         return [run_of(spec, self.accuracy(spec)) for spec in specs]
 
@@ -72,7 +74,7 @@ def test_runs_that_choose_have_their_own_seeds_and_do_not_read_the_test_split() 
 def trained(accuracies: Accuracies, asked: set[tuple[float, int]]) -> Train:
     """Return a `train` that only looks up accuracies by rate and seed; unknown ones are poor."""
 
-    def train(specs: Sequence[RunSpec]) -> list[TrainedRun]:
+    def train(specs: Sequence[RunSpec], limits: object) -> list[TrainedRun]:
         pairs = [(spec.method.learning_rate, spec.seed) for spec in specs]
         asked.update(pairs)
         return [run_of(s, accuracies.get(p, 0.1)) for s, p in zip(specs, pairs, strict=True)]
@@ -111,7 +113,7 @@ def test_the_grid_stops_growing_at_its_limit() -> None:
 
 
 def test_a_failed_trial_stops_tuning() -> None:
-    def fail(specs: Sequence[RunSpec]) -> list[TrainedRun]:
+    def fail(specs: Sequence[RunSpec], limits: object) -> list[TrainedRun]:
         return [run_of(spec, 0.8, status="failed") for spec in specs]
 
     with pytest.raises(InputError, match=r"a trial of a learning rate, failed \(no memory\)"):
@@ -125,7 +127,7 @@ def test_a_sweep_over_rates_is_not_tuned() -> None:
 
 
 def test_a_rate_that_lost_a_run_is_not_chosen_and_losses_break_ties() -> None:
-    def train(specs: Sequence[RunSpec]) -> list[TrainedRun]:
+    def train(specs: Sequence[RunSpec], limits: object) -> list[TrainedRun]:
         found = []
         for spec in specs:
             status = "diverged" if spec.method.learning_rate > 5e-3 else "done"
@@ -135,7 +137,7 @@ def test_a_rate_that_lost_a_run_is_not_chosen_and_losses_break_ties() -> None:
     [spec] = tuned(specs_at(1e-3, [2])[:1], dataclasses.replace(TUNING, most=3), train=train)
     assert spec.method.learning_rate == 1e-4
 
-    def lose_all(specs: Sequence[RunSpec]) -> list[TrainedRun]:
+    def lose_all(specs: Sequence[RunSpec], limits: object) -> list[TrainedRun]:
         return [run_of(spec, 0.0, status="diverged") for spec in specs]
 
     with pytest.raises(InputError, match=r"a run diverged at every rate"):
@@ -152,7 +154,7 @@ def test_a_tuned_sweep_keeps_its_trials_in_a_sweep_of_their_own(
     tiny_overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     specs = [compose(*tiny_overrides, "method.rank=2", f"seed={seed}") for seed in range(2)]
-    tuning = Tuning(rates=3, factor=3.0, seeds=(7,), final_seeds=(), most=3)
+    tuning = Grid(rates=3, factor=3.0, seeds=(7,), final_seeds=(), most=3)
     runs = sweep(specs, name="mine", results=tmp_path, tuning=tuning, launcher="inline")
     lines = capsys.readouterr().out.splitlines()
     assert "reviews.csv: 240 rows read, UTF-8, separated by commas" in lines

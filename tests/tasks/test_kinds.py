@@ -14,7 +14,7 @@ from lowrank_study.answers.tables import runs_table
 from lowrank_study.config.run import compose
 from lowrank_study.runs.store import TrainedRun
 from lowrank_study.spec import RunSpec, from_mapping, to_mapping
-from lowrank_study.sweeps.tuning import worth
+from lowrank_study.sweeps.trials import worth
 from lowrank_study.tasks import task_named, task_names
 from lowrank_study.training.fit import fit
 from lowrank_study.training.tracking import Tracker

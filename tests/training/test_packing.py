@@ -17,10 +17,10 @@ from lowrank_study.spec import RunSpec
 from lowrank_study.training import packing
 from lowrank_study.training.batches import extreme_texts
 from lowrank_study.training.fit import Job, fit_together
-from lowrank_study.training.member import Diverged, FitResult
+from lowrank_study.training.member import Diverged, FitResult, Stopped
 from lowrank_study.training.models import build_model
 from lowrank_study.training.packing import Pack, share_frozen
-from lowrank_study.training.tracking import JsonLinesTracker
+from lowrank_study.training.tracking import JsonLinesTracker, Tracker
 from lowrank_study.training.unpadded import unpadded_scores
 
 CPU = torch.device("cpu")
@@ -160,6 +160,34 @@ def test_a_diverged_or_failed_run_does_not_affect_the_others(
         assert isinstance(outcome, FitResult)
         assert isinstance(alone, FitResult)
         np.testing.assert_allclose(outcome.test.losses, alone.test.losses, rtol=0, atol=1e-5)
+
+
+def test_a_run_above_its_limit_is_stopped_and_the_others_go_on(
+    tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    specs = specs_of(tiny_overrides)[:2]
+    limits = [{3: 9.0, 4: 0.01}, {4: 9.0}]
+    jobs = [
+        Job(spec=spec, checkpoint_folder=tmp_path / str(n), tracker=Tracker(), limits=limits[n])
+        for n, spec in enumerate(specs)
+    ]
+    stopped, done = fit_together(jobs, device="cpu")
+    assert isinstance(stopped, Stopped)
+    assert [point["step"] for point in stopped.record["curve"]] == [1, 2, 3, 4]
+    assert stopped.record["steps"] == 4
+    assert "above the limit 0.01" in str(stopped)
+    assert stopped.record["provenance"]
+    assert not (tmp_path / "0").exists()
+    assert isinstance(done, FitResult)
+    assert len(done.record["curve"]) == done.record["steps"]
+    [(alone, _)] = trained(specs[1:], tmp_path / "alone")
+    assert isinstance(alone, FitResult)
+    np.testing.assert_allclose(done.test.losses, alone.test.losses, rtol=0, atol=1e-5)
+    for mine, its in zip(done.record["curve"], alone.record["curve"], strict=True):
+        np.testing.assert_allclose(mine["loss"], its["loss"], rtol=0, atol=1e-5)
+    assert done.record["validation"]["loss"] == min(
+        point["loss"] for point in done.record["curve"] if point["step"] == done.record["best_step"]
+    )
 
 
 def test_a_pack_holds_the_frozen_weights_once(

@@ -22,7 +22,7 @@ from lowrank_study.runs.store import RunStore, TrainedRun
 from lowrank_study.spec import RunSpec
 from lowrank_study.sweeps.settings import shared_settings
 from lowrank_study.sweeps.sweep import rates_sweep
-from lowrank_study.sweeps.tuning import Preference, preference
+from lowrank_study.sweeps.trials import Preference, preference
 from lowrank_study.tasks.metric import ACCURACY
 
 CONFIGURATION = ["setting", "method", "target", "adapter_rank"]
@@ -224,7 +224,7 @@ def tuned_runs(evidence: Evidence) -> pd.DataFrame:
     """Return the completed runs of each configuration at its best rate and scaling on validation.
 
     A configuration is a method, target and rank in a setting. Only rates and scalings with the
-    most seeds compete, in the order of `sweeps.tuning.preference`.
+    most seeds compete, in the order of `sweeps.trials.preference`.
     """
     runs = part(evidence.runs, "trained runs: sweep=NAME or record=NAME")
     if not (runs["status"] == "done").any():

@@ -45,11 +45,16 @@ def section(data: SettingData) -> Section | None:
         figures=[_figure(data)] if ranked else [],
         findings=[_finding(data)],
         reading=[
-            "The runs that choose a rate have their own seeds. The two best rates are run with "
-            "more seeds.",
+            "The runs that choose a rate have their own seeds. "
+            + (
+                "They were raced: a run that fell behind was stopped and has no score here, and "
+                "ranks of one target share their runs."
+                if data.rates["stopped"].any()
+                else "The two best rates are run with more seeds."
+            ),
             "Only the marked rates were tried, so the best rate is known only to one step of the "
-            "grid. A grid grows until its best rate has neighbours on both sides, or until it "
-            "reaches its limit.",
+            "grid. A search continues until its best rate has neighbours on both sides, or until "
+            "it reaches its limit.",
         ],
         tables=[_table(data)],
     )
@@ -238,6 +243,7 @@ def _figure(data: SettingData) -> Figure:
             "method target adapter_rank rule learning_rate validation_score",
             Column("runs", "runs", "count", "runs at this rate: more for the two best rates"),
             Column("lost", "lost", "count", "runs that are not done"),
+            Column("stopped", "stopped", "count", "of these, runs that a race stopped"),
             Column("behind", "behind", "decimal", "worse than the chosen rate, over shared seeds"),
             Column("behind_low_95", "95 % low", "decimal", "95 % interval of that, lower end"),
             Column("behind_high_95", "95 % high", "decimal", "95 % interval of that, upper end"),
