@@ -18,6 +18,10 @@ from pathlib import Path
 
 from timing import Figure, facts, figure, table, write_results
 
+from lowrank_study.config.grids import planned_configs
+from lowrank_study.results import runs_folder
+from lowrank_study.runs.store import RunStore
+
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 STUDY = ("experiment=first_study", "task.validation_size=60", "trainer.evaluations=63")
@@ -30,7 +34,7 @@ SHORT = {
         *("experiments/train.py", "task=file", "task.source={folder}/reviews.csv"),
         "task.label_column=stars",
     ),
-    "report.py of a sweep that does not exist": ("analysis/report.py", "sweep=absent"),
+    "show_progress.py": ("analysis/show_progress.py", "sweep=planned", "results={folder}/planned"),
 }
 """What is measured → script and arguments."""
 FIRST_STEP, SHORT_ANSWER = 6.0, 1.5
@@ -70,6 +74,9 @@ def seconds_of(*arguments: str) -> float:
 def measured(rounds: int, folder: Path) -> dict[str, list[Figure]]:
     """Return the figures of all cases, measured in turn."""
     (folder / "reviews.csv").write_text("text,rating\ngood,1\nbad,0\n")
+    specs = [config.spec for config in planned_configs("experiment=first_study")]
+    store = RunStore(runs_folder(folder / "planned"))
+    store.plan("planned", [[spec] for spec in specs], question="")
     seconds: dict[str, list[float]] = {}
     for _ in range(rounds + 1):
         found = {"the first training step of `make study`": seconds_to_first_step(folder / "r")}

@@ -21,6 +21,7 @@ COMMANDS = {
     "config": "experiments/train.py",
     "truncate": "experiments/truncate.py",
     "reproduce": "experiments/reproduce.py",
+    "show_progress": "analysis/show_progress.py",
     "report": "analysis/report.py",
     "record": "analysis/record.py",
     "measure_spectra": "analysis/measure_spectra.py",

@@ -76,6 +76,7 @@ SLOW = ("torch", "transformers", "scipy", "matplotlib", "pyarrow", "datasets", "
         ("experiments/train.py", "task.label_column=stars", 2, ["pandas", "pyarrow"]),
         ("experiments/train.py", "--help", 0, []),
         ("analysis/measure_spectra.py", "zzz=1", 2, []),
+        ("analysis/show_progress.py", "sweep=absent", 2, []),
         ("analysis/report.py", "zzz=1", 2, []),
         ("analysis/report.py", "sweep=absent", 2, []),
     ],

@@ -36,14 +36,34 @@ def report_command(sweep: str, results: Path) -> str:
     return f"python analysis/report.py sweep={sweep}{where}"
 
 
+def progress_in_words(sweep: str, results: Path) -> str:
+    """Return how many runs of a sweep are in each state, then a line for each lost run."""
+    store = RunStore(runs_folder(results))
+    run_ids = store.sweep(sweep)
+    ended = store.ended(run_ids)
+    counts = Counter(run.status for run in ended)
+    counts["running"] = sum(share < 1.0 for share in store.progress(run_ids).values())
+    counts["planned"] = len(run_ids) - counts.total()
+    listed = [f"{count} {state}" for state, count in counts.items() if count > 0]
+    return "\n".join([f"{sweep}: {len(run_ids)} runs: {', '.join(listed)}", *_lost(ended)])
+
+
+def _lost(runs: Sequence[TrainedRun]) -> list[str]:
+    """Return a line for each run that failed or diverged, with the reason."""
+    return [
+        f"{run.status}: {run.spec.run_id}: {run.record['message']}"
+        for run in runs
+        if run.status != "done"
+    ]
+
+
 def incomplete(
     runs: Sequence[TrainedRun], *, planned: int, sweep: str, results: Path, allow_partial: bool
 ) -> list[str]:
     """Return one line per run that failed, diverged or has no spectra, and per left-out part."""
-    lost = [run for run in runs if run.status != "done"]
-    lines = [f"{run.status}: {run.spec.run_id}: {run.record['message']}" for run in lost]
-    if lost:
-        lines.append(f"sweep {sweep}: {len(lost)} of {planned} runs failed or diverged")
+    lines = _lost(runs)
+    if lost := len(lines):
+        lines.append(f"sweep {sweep}: {lost} of {planned} runs failed or diverged")
     if waiting := planned - len(runs):
         lines.append(f"sweep {sweep}: {waiting} of {planned} runs have not ended")
     from lowrank_study.sweeps.measured_spectra import without_spectra  # it loads slow libraries

@@ -6,7 +6,7 @@ from lowrank_study.config.composition import composer_of, plain
 from lowrank_study.errors import InputError
 
 COMMANDS = ("config", "report", "record", "truncate", "measure_controls", "measure_spectra")
-COMMANDS += ("check_claims", "reproduce")
+COMMANDS += ("check_claims", "reproduce", "show_progress")
 
 
 def refusal(name: str, *overrides: str) -> str:

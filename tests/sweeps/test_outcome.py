@@ -53,6 +53,23 @@ def test_each_lost_run_is_listed_with_its_reason(tmp_path: Path) -> None:
     check_sweeps(settings(tmp_path), method=FullFineTuning)  # it reads none of them
 
 
+def test_progress_counts_runs_by_state_and_names_lost_ones(
+    tmp_path: Path, run_command: RunCommand
+) -> None:
+    plan(tmp_path, "done", "done", "failed", "diverged", "", "")
+    store = RunStore(tmp_path / "runs")
+    lease = store.lease(store.sweep("mine"))
+    assert lease is not None
+    with lease:
+        code, out, _ = run_command("analysis/show_progress.py", "sweep=mine", f"results={tmp_path}")
+    counts, failed, diverged = out.splitlines()
+    assert code == 0
+    assert counts == "mine: 6 runs: 2 done, 1 failed, 1 diverged, 1 running, 1 planned"
+    assert failed.startswith("failed: rotten_tomatoes-minilm-lora")
+    assert failed.endswith(": no memory")
+    assert diverged.startswith("diverged: ")
+
+
 def test_runs_of_one_method_that_have_not_ended_are_counted(tmp_path: Path) -> None:
     specs = [compose(f"method={name}", "trainer.precision=fp32") for name in ("full", "lora")]
     RunStore(tmp_path / "runs").plan("mine", [[spec] for spec in specs], question="Why?")
