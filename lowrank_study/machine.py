@@ -1,6 +1,7 @@
 """Facts on the machine and its processes: cores, memory, process ids."""
 
 import ctypes
+import gc
 import os
 import platform
 import signal
@@ -95,6 +96,18 @@ def is_alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+@contextmanager
+def garbage_kept() -> Iterator[None]:
+    """Switch garbage collection off: it takes a fifth of the time of large imports."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lowrank_study.machine import end_with_parent
+from lowrank_study.machine import end_with_parent, garbage_kept
 
 _PRELOADED = ("lowrank_study.sweeps.training_job", "threadpoolctl")
 _POLL_SECONDS = 0.02
@@ -122,8 +122,9 @@ def _surroundings() -> tuple[dict[str, str], str]:
 def main() -> None:
     """Import the libraries, and fork workers until the command ends; run the worker in a fork."""
     end_with_parent(int(sys.argv[1]))
-    for name in _PRELOADED:
-        importlib.import_module(name)
+    with garbage_kept():
+        for name in _PRELOADED:
+            importlib.import_module(name)
     gc.collect()
     gc.freeze()  # a collection in a worker need not visit what was imported
     arguments, threads = _next_worker()

@@ -12,6 +12,7 @@ from pathlib import Path
 from lowrank_study import assets
 from lowrank_study.left_out import check_left_out, in_words
 from lowrank_study.loaded import model_folder, splits_of
+from lowrank_study.machine import garbage_kept
 from lowrank_study.results import runs_folder
 from lowrank_study.runs.limits import Limits
 from lowrank_study.runs.store import RunStore, TrainedRun
@@ -119,7 +120,8 @@ def check_specs(
     lines |= dict.fromkeys(in_words(left_out))
     lines |= dict.fromkeys(line for made in splits.values() for line in made.account.lines)
     check_same_rows(ended, {key: made.sha256 for key, made in splits.items()})
-    from lowrank_study.training.models import check_fits
+    with garbage_kept():
+        from lowrank_study.training.models import check_fits
 
     needed = 0
     for spec in specs:
