@@ -228,3 +228,11 @@ def test_only_layers_with_that_formula_use_native_rms_norm() -> None:
         expected = norm(x)
         kernels.use_rms_norm(norm)
         assert torch.equal(norm(x), expected)
+
+
+@NEEDS_NATIVE
+def test_provenance_names_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kernels.in_use(torch.device("cpu")) == "native"
+    assert kernels.in_use(torch.device("cuda")) == "torch"
+    monkeypatch.setenv("LOWRANK_STUDY_NATIVE", "0")
+    assert kernels.in_use(torch.device("cpu")) == "torch"
