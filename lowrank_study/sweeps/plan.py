@@ -47,6 +47,7 @@ class PlannedSweep:
     """What was read of the data, for users; left-out parts come first."""
 
 
+@garbage_kept()
 def plan_sweep(
     specs: Sequence[RunSpec],
     *,
@@ -120,8 +121,7 @@ def check_specs(
     lines |= dict.fromkeys(in_words(left_out))
     lines |= dict.fromkeys(line for made in splits.values() for line in made.account.lines)
     check_same_rows(ended, {key: made.sha256 for key, made in splits.items()})
-    with garbage_kept():
-        from lowrank_study.training.models import check_fits
+    from lowrank_study.training.models import check_fits
 
     needed = 0
     for spec in specs:
