@@ -8,10 +8,9 @@ show how many steps stopping saves, and what it changes.
 """
 
 import argparse
-import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +138,13 @@ class Races:
         self._to_train -= 1
         return choice(members, race, self._train)
 
+    def curves(self) -> Iterator[dict[str, Any]]:
+        """Yield the evaluations of all trials that were trained."""
+        names = sorted(path.parent.name for path in self._store.folder.glob("*/record.json"))
+        for run in self._store.ended(names):
+            for point in run.record["curve"]:
+                yield {"run_id": run.spec.run_id, "status": run.status, **point}
+
     def _ended(self, trials: Sequence[RunSpec], limits: Mapping[str, Limits]) -> list[TrainedRun]:
         return [self._store.load(trial.run_id) for trial in trials]
 
@@ -253,10 +259,9 @@ def main() -> None:
         for name in [file.parents[1].name.partition("_")[2]]
         for each in cases(Recorded(name, file), grid, race, races if name in TRAINED else None)
     ]
-    with (arguments.out / "racing.csv").open("w", newline="") as table:
-        writer = csv.DictWriter(table, [field.name for field in fields(Case)])
-        writer.writeheader()
-        writer.writerows(asdict(each) for each in found)
+    pd.DataFrame(found).to_csv(arguments.out / "racing.csv", index=False)
+    if curves := [*races.curves()]:
+        pd.DataFrame(curves).to_csv(arguments.out / "racing_curves.csv", index=False)
     groups = {how: [each for each in found if each.how == how] for how in ("replayed", "trained")}
     timing.write_results(
         arguments.out,
