@@ -47,6 +47,23 @@ class Batch:
                 labels_N=self.labels_N[start:end],
             )
 
+    def filled(self, multiple: int) -> "Batch":
+        """Return the batch with one more text, so that its tokens are a multiple of a number.
+
+        That text repeats the first tokens. It is left out if it would be longer than all others,
+        because the model may have no positions for it.
+        """
+        more = -len(self.ids_T) % multiple
+        if not 0 < more <= max(self.lengths):
+            return self
+        return Batch(
+            rows=np.append(self.rows, self.rows[:1]),
+            lengths=(*self.lengths, more),
+            ids_T=torch.cat([self.ids_T, self.ids_T[:more]]),
+            types_T=torch.cat([self.types_T, self.types_T[:more]]),
+            labels_N=torch.cat([self.labels_N, self.labels_N[:1]]),
+        )
+
 
 def training_batches(split: Split, *, batch_size: int, epochs: int, seed: int) -> Iterator[Batch]:
     """Yield the batches of every epoch; they are the same for all runs with this data seed."""

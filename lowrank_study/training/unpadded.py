@@ -33,12 +33,15 @@ from transformers.modeling_outputs import (
 
 from lowrank_study.methods.layers.linear import share_casts
 from lowrank_study.methods.layers.modules import task_of
+from lowrank_study.methods.layers.products import is_prepared_by_shape
 from lowrank_study.training.attention import attend, register, texts_of
 from lowrank_study.training.batches import Batch, padded
 from lowrank_study.training.embeddings import keep_gradients
 from lowrank_study.training.kernels import use_rms_norm
 
 _PART_PRODUCT, _LEAST_TOKENS = 512 * 384 * 384, 128
+_MULTIPLE = 32
+"""Tokens in a row are a multiple of it where a product's first use of a shape is slow."""
 _NARROWED = ("bert", "roberta", "xlm-roberta")
 """Model types whose last layer has the modules that `_narrow_last_layer` replaces."""
 _READ_AT_THE_END = ("modernbert-decoder", "ctrl")
@@ -102,6 +105,9 @@ def part_tokens(model: nn.Module) -> int:
 
 def unpadded_scores(model: nn.Module, batch: Batch, device: torch.device, runs: int = 1) -> Tensor:
     """Return the class scores of concatenated texts, (R, N, C)."""
+    scores = len(batch.ids_T if task_of(model).scores_tokens else batch.lengths)
+    if device.type == "cpu" and is_prepared_by_shape():
+        batch = batch.filled(_MULTIPLE)
     row = {
         "input_ids": batch.ids_T,
         "position_ids": _positions(_backbone(model), batch),
@@ -131,7 +137,7 @@ def unpadded_scores(model: nn.Module, batch: Batch, device: torch.device, runs: 
             logits: Tensor = model(input_ids=one_token_each).logits
     finally:
         _reading.reset(token)
-    return logits.view(runs, len(batch.ids_T) if reads_all else texts, -1)
+    return logits.view(runs, len(batch.ids_T) if reads_all else texts, -1)[:, :scores]
 
 
 def padded_scores(model: nn.Module, batch: Batch, device: torch.device, pad_id: int) -> Tensor:

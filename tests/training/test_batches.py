@@ -8,7 +8,13 @@ import torch
 
 from lowrank_study.data.splits import Split
 from lowrank_study.training import batches
-from lowrank_study.training.batches import batch_of, evaluation_batches, steps_of, training_batches
+from lowrank_study.training.batches import (
+    Batch,
+    batch_of,
+    evaluation_batches,
+    steps_of,
+    training_batches,
+)
 
 
 def split_of(lengths: list[int]) -> Split:
@@ -66,3 +72,20 @@ def test_parts_are_whole_texts_and_nothing_is_lost(tokens: int) -> None:
     assert sum((part.lengths for part in parts), ()) == batch.lengths
     assert all(len(part.ids_T) <= tokens or len(part.lengths) == 1 for part in parts)
     assert list(np.concatenate([part.rows for part in parts])) == list(range(6))
+
+
+def test_a_filled_batch_repeats_its_first_tokens_as_one_more_text() -> None:
+    batch = Batch(
+        rows=np.array([4, 2]),
+        lengths=(3, 4),
+        ids_T=torch.arange(7),
+        types_T=torch.zeros(7, dtype=torch.long),
+        labels_N=torch.tensor([1, 0]),
+    )
+    filled = batch.filled(10)
+    assert filled.lengths == (3, 4, 3)
+    assert filled.ids_T.tolist() == [*range(7), 0, 1, 2]
+    assert len(filled.types_T) == 10
+    assert len(filled.rows) == len(filled.labels_N) == 3
+    assert batch.filled(7) is batch
+    assert batch.filled(32) is batch, "25 tokens would be longer than the longest text"
