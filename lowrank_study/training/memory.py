@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from lowrank_study.data.splits import Split
 from lowrank_study.loaded import splits_of
 from lowrank_study.machine import has_status, status_bytes
+from lowrank_study.methods.layers.products import uses_onednn
 from lowrank_study.spec import RunSpec
 from lowrank_study.training.batches import Batch, training_batches
 from lowrank_study.training.models import model_without_weights
@@ -29,11 +30,12 @@ from lowrank_study.training.unpadded import part_tokens, unpad, unpadded_scores
 _FLOAT = 4
 _LIBRARIES = 600_000_000
 """Memory of torch and transformers, for systems that don't report the process's memory."""
-_FIRST_USE = 110_000_000
-"""Memory of training besides tensors: code and buffers of kernels, and freed blocks that the C
-library keeps. Measured: 40 MB after few steps, 190 MB after many."""
-_TEMPORARY = 1.25
-"""Memory of all activations, as a multiple of those that autograd keeps."""
+_FIRST_USE = 170_000_000
+"""Memory of training besides tensors: libraries that it loads first, code and buffers of kernels,
+and freed blocks that the C library keeps. Measured: 140 to 220 MB."""
+_TEMPORARY, _TEMPORARY_ONEDNN_FP32 = 1.25, 1.9
+"""Memory of all activations, as a multiple of those that autograd keeps. oneDNN keeps buffers for
+every number of tokens. In bf16 the activations, counted in fp32, leave room for them."""
 _C_LIBRARY = ctypes.CDLL(None) if sys.platform == "linux" else None
 _RESET = Path("/proc/self/clear_refs")
 _MEMINFO = Path("/proc/meminfo")
@@ -86,13 +88,12 @@ class PeakPrediction:
     """Libraries and frozen weights."""
     trained: int
     """For each run: trained parameters, their gradients and Adam's two moments."""
-    kept: int
-    """For each run: activations that autograd keeps for the longest part of any batch."""
+    activations: int
+    """For each run: activations of the longest part of any batch, and products' buffers."""
 
     def peak(self, pack_size: int) -> int:
         """Return the predicted peak for a number of runs."""
-        each = self.trained + int(_TEMPORARY * self.kept)
-        return self.shared + _FIRST_USE + pack_size * each
+        return self.shared + _FIRST_USE + pack_size * (self.trained + self.activations)
 
 
 def predict_peak(spec: RunSpec) -> PeakPrediction | None:
@@ -110,8 +111,12 @@ def predict_peak(spec: RunSpec) -> PeakPrediction | None:
         kept = _kept_for_backward(model, longest)
     except RuntimeError:
         return None
+    fp32_by_onednn = spec.train.precision == "fp32" and uses_onednn(torch.float32)
+    factor = _TEMPORARY_ONEDNN_FP32 if fp32_by_onednn else _TEMPORARY
     return PeakPrediction(
-        shared=_libraries() + _FLOAT * frozen, trained=4 * _FLOAT * trained, kept=kept
+        shared=_libraries() + _FLOAT * frozen,
+        trained=4 * _FLOAT * trained,
+        activations=int(factor * kept),
     )
 
 

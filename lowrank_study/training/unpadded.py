@@ -33,7 +33,7 @@ from transformers.modeling_outputs import (
 
 from lowrank_study.methods.layers.linear import share_casts
 from lowrank_study.methods.layers.modules import task_of
-from lowrank_study.methods.layers.products import is_prepared_by_shape
+from lowrank_study.methods.layers.products import uses_onednn
 from lowrank_study.training.attention import attend, register, texts_of
 from lowrank_study.training.batches import Batch, padded
 from lowrank_study.training.embeddings import keep_gradients
@@ -106,7 +106,7 @@ def part_tokens(model: nn.Module) -> int:
 def unpadded_scores(model: nn.Module, batch: Batch, device: torch.device, runs: int = 1) -> Tensor:
     """Return the class scores of concatenated texts, (R, N, C)."""
     scores = len(batch.ids_T if task_of(model).scores_tokens else batch.lengths)
-    if device.type == "cpu" and is_prepared_by_shape():
+    if device.type == "cpu" and uses_onednn(torch.float32, torch.bfloat16):
         batch = batch.filled(_MULTIPLE)
     row = {
         "input_ids": batch.ids_T,

@@ -59,7 +59,7 @@ def test_every_family_is_predicted_without_its_weights(
     spec = compose(*tiny_overrides, f"model={family}", f"model.source={source}", "method.rank=2")
     predicted = predict_peak(spec)
     assert predicted is not None
-    assert predicted.kept > 0
+    assert predicted.activations > 0
     assert predicted.peak(2) > predicted.peak(1) > predicted.shared > 0
 
 
@@ -74,8 +74,8 @@ def test_experts_are_not_predicted(
 
 
 def test_a_pack_shares_libraries_and_frozen_weights() -> None:
-    predicted = PeakPrediction(shared=1000, trained=10, kept=100)
-    assert predicted.peak(4) - predicted.peak(1) == 3 * (10 + 125)
+    predicted = PeakPrediction(shared=1000, trained=10, activations=100)
+    assert predicted.peak(4) - predicted.peak(1) == 3 * (10 + 100)
 
 
 def test_dropout_and_attention_weights_are_counted_where_they_are_kept(
@@ -88,6 +88,6 @@ def test_dropout_and_attention_weights_are_counted_where_they_are_kept(
         spec = compose(*overrides, "method.rank=2")
         predicted = predict_peak(spec)
         assert predicted is not None
-        return predicted.kept
+        return predicted.activations
 
     assert kept(0.1) > 1.2 * kept(0.0)

@@ -23,19 +23,20 @@ from lowrank_study.machine import processor
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
     """Return x Wᵀ + b for x of shape (..., I), as `torch.nn.functional.linear` does."""
-    if not (x.is_cpu and x.dtype in _dtypes() and is_prepared_by_shape()):
+    if not (x.is_cpu and uses_onednn(x.dtype)):
         return functional.linear(x, weight_OI, bias_O)
     bias = None if bias_O is None else bias_O.to(x.dtype)
     y: Tensor = _Linear.apply(x, weight_OI.to(x.dtype), bias)  # type: ignore[no-untyped-call]
     return y
 
 
-def is_prepared_by_shape() -> bool:
-    """Return whether `linear` uses oneDNN, which generates and keeps code for every shape.
+def uses_onednn(*dtypes: torch.dtype) -> bool:
+    """Return whether `linear` uses oneDNN on this processor for any of some dtypes.
 
-    The first product of a shape takes 0.5 to 1 ms longer, and its code a megabyte.
+    oneDNN generates code for every shape and keeps it with its buffers: the first product of a
+    shape takes 0.5 to 1 ms longer, and leaves a few megabytes.
     """
-    return bool(_dtypes()) and native.is_wanted()
+    return native.is_wanted() and not _dtypes().isdisjoint(dtypes)
 
 
 @functools.cache
