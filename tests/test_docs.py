@@ -202,13 +202,15 @@ def recipe(target: str) -> list[str]:
 
 
 def with_tiny(arguments: list[str], tiny: list[str]) -> list[str]:
-    """Return a training command with the tiny model and data, and two seeds, instead of its own."""
+    """Return a training command with the tiny model and data, and few seeds, instead of its own."""
     experiment = any(each.startswith("experiment=") for each in arguments)
     given = [each for each in arguments if not each.startswith(("task.train_size=", "seed="))]
     left_out = "method." if experiment else "-"  # its cases set the rates
     tuned = ["tuning.most=3"] if "tuning=grid" in arguments else []
+    tuned += ["stopping.first=2"] if "stopping=sequential" in arguments else []
+    seeds = "seed=0,1,2" if "stopping=sequential" in arguments else "seed=0,1"
     added = [each for each in [*tiny, *SIZES] if not each.startswith(left_out)]
-    return [*given, *added, *tuned, "seed=0,1"]
+    return [*given, *added, *tuned, seeds]
 
 
 def placeholder_filled(argument: str, model: Path, folder: Path) -> str:

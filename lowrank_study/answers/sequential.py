@@ -89,7 +89,7 @@ def planned_looks(specs: Sequence[RunSpec], stopping: Stopping) -> Looks:
         if mine.setdefault(spec.seed, spec.run_id) != spec.run_id:
             raise InputError(
                 f"stopping=sequential: {mine[spec.seed]} and {spec.run_id} are two runs of one "
-                "configuration and seed: give one value of each other setting, and tuning=grid to "
+                "configuration and seed: give one value of each other setting, and tuning=race to "
                 "choose the learning rate"
             )
     first, *others = (sorted(each) for each in seeds.values())

@@ -139,9 +139,8 @@ def _check_runs(runs: pd.DataFrame, metric: Metric) -> None:
             )
     done = runs[runs["status"] == "done"]
     if not len(done):
-        counts = ", ".join(
-            f"{(runs['status'] == status).sum()} {status}" for status in STATUSES[1:]
-        )
+        ended = runs["status"].value_counts()
+        counts = ", ".join(f"{ended[each]} {each}" for each in STATUSES if each in ended)
         raise InputError(
             f"none of the {len(runs)} runs is done ({counts}): a report needs at least one "
             "done run; read the messages of the runs and rerun the sweep"

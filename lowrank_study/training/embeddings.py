@@ -59,8 +59,7 @@ class _Embedding(torch.autograd.Function):
         weight, [ids] = ctx.weight, ctx.saved_tensors
         rows, grad = ids.flatten(), grad.flatten(0, -2)
         if ctx.padding is not None:
-            is_text = rows != ctx.padding
-            rows, grad = rows[is_text], grad[is_text]
+            grad = grad * (rows != ctx.padding)[:, None]
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
             weight.rows_with_gradient = []
