@@ -8,6 +8,7 @@ a run's peak is its own.
 import ctypes
 import functools
 import gc
+import logging
 import resource
 import sys
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from lowrank_study.spec import RunSpec
 from lowrank_study.training.batches import Batch, training_batches
 from lowrank_study.training.models import model_without_weights
 from lowrank_study.training.unpadded import part_tokens, unpad, unpadded_scores
+
+_log = logging.getLogger(__name__)
 
 _FLOAT = 4
 _LIBRARIES = 600_000_000
@@ -101,7 +104,7 @@ def predict_peak(spec: RunSpec) -> PeakPrediction | None:
 
     `spec` is the run with the largest rank, and `can_unpad` must hold for its model. The model runs
     on the meta device, which computes only shapes, and the tensors that autograd keeps are counted.
-    None if a shape depends on values, as in a mixture of experts.
+    None, with a warning, if a shape depends on values, as in a mixture of experts.
     """
     model = model_without_weights(spec)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -109,7 +112,10 @@ def predict_peak(spec: RunSpec) -> PeakPrediction | None:
     longest = _longest_part(spec, splits_of(spec).train, part_tokens(model))
     try:
         kept = _kept_for_backward(model, longest)
-    except RuntimeError:
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0][:200]
+        name = spec.model.name
+        _log.warning("%s: memory can't be predicted, so runs train alone: %s", name, reason)
         return None
     fp32_by_onednn = spec.train.precision == "fp32" and uses_onednn(torch.float32)
     factor = _TEMPORARY_ONEDNN_FP32 if fp32_by_onednn else _TEMPORARY

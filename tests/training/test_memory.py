@@ -64,13 +64,14 @@ def test_every_family_is_predicted_without_its_weights(
 
 
 def test_experts_are_not_predicted(
-    tiny_overrides: list[str], sized_model: Callable[..., Path]
+    tiny_overrides: list[str], sized_model: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 4}
     source = sized_model("gpt_oss", **sizes, num_key_value_heads=2, num_local_experts=2)
     overrides = (*tiny_overrides, "model=llama", f"model.source={source}", "method.rank=2")
     spec = compose(*overrides)
     assert predict_peak(spec) is None
+    assert "runs train alone" in caplog.text
 
 
 def test_a_pack_shares_libraries_and_frozen_weights() -> None:
