@@ -18,14 +18,16 @@ growing function of the size (4e-15 measured at 1024 columns on processors).
 """
 
 import ctypes
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import scipy.linalg
-import torch
 
 from lowrank_study import native
+
+if TYPE_CHECKING:
+    import torch
 
 Array = npt.NDArray[np.float64]
 
@@ -43,7 +45,7 @@ CACHE_LINE = 64
 class GramMatrix:
     """X^T X of a matrix whose rows arrive in blocks."""
 
-    def __init__(self, side: int, device: torch.device | None = None) -> None:
+    def __init__(self, side: int, device: "torch.device | None" = None) -> None:
         """Start without rows.
 
         Args:
@@ -52,9 +54,8 @@ class GramMatrix:
         """
         self._side = side
         self._sum: _OnGpu | _Tiles | _Dense
-        if device is None:
-            device = _device_for(side)
-        if device.type != "cpu":
+        device = device or _gpu_for(side)
+        if device is not None and device.type != "cpu":
             self._sum = _OnGpu(side, device)
             return
         code = native.library("tridiagonal.c") if side >= NATIVE_FROM else None
@@ -90,21 +91,31 @@ class GramMatrix:
         return values
 
 
-def _device_for(side: int) -> torch.device:
-    return torch.device("cuda" if side >= GPU_FROM and torch.cuda.is_available() else "cpu")
+def _gpu_for(side: int) -> "torch.device | None":
+    if side < GPU_FROM:
+        return None
+    import torch  # takes seconds, and smaller matrices need none of it
+
+    return torch.device("cuda") if torch.cuda.is_available() else None
 
 
 class _OnGpu:
     """The Gram matrix in a GPU's memory; it moves to the processor's if that is too small."""
 
-    def __init__(self, side: int, device: torch.device) -> None:
+    def __init__(self, side: int, device: "torch.device") -> None:
+        import torch
+
         self._gram_SS = torch.zeros(side, side, dtype=torch.float64, device=device)
 
     def add(self, block_RS: Array) -> None:
+        import torch
+
         block = torch.from_numpy(np.ascontiguousarray(block_RS)).to(self._gram_SS.device)
         self._gram_SS.addmm_(block.T, block)
 
     def eigenvalues(self) -> Array:
+        import torch
+
         try:
             values = torch.linalg.eigvalsh(self._gram_SS)
         except torch.OutOfMemoryError:
@@ -130,6 +141,8 @@ class _Dense:
         if self._gram_SS is None:
             return np.zeros(self._side)
         if self._side >= LARGE_GRAM:
+            import torch
+
             return np.asarray(torch.linalg.eigvalsh(torch.from_numpy(self._gram_SS)))
         return np.asarray(np.linalg.eigvalsh(self._gram_SS), dtype=np.float64)
 
@@ -160,6 +173,8 @@ class _Tiles:
         return np.asarray(values, dtype=np.float64)
 
     def _call(self, name: str, *arguments: Any) -> None:
+        import torch
+
         threads = ctypes.c_int(torch.get_num_threads())
         if getattr(self._code, name)(*arguments, threads) != 0:
             raise MemoryError(f"no memory for the eigenvalues of {self._side} columns")

@@ -1,29 +1,33 @@
 """A process that imports torch and transformers once, and forks workers that need no time to start.
 
     server = ForkServer()                            # returns at once; the imports take seconds
+    server.call(checked, specs)                      # a function that needs these libraries
     worker = server.start(arguments, threads=1)      # arguments of `sweeps/worker.py`
     worker.exit_code
 
-A fork copies neither threads nor the state of a GPU, so the server has a single thread and computes
-nothing. Requests and replies are lines of JSON on a socket, which is its standard input.
+A fork copies neither threads nor the state of a GPU, so the server has a single thread and never
+uses a GPU. Requests and replies are pickled on a socket, which is its standard input.
 """
 
 import gc
 import importlib
-import json
 import os
+import pickle
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 from lowrank_study.machine import end_with_parent, garbage_kept
 
 _PRELOADED = ("lowrank_study.sweeps.training_job", "threadpoolctl")
 _POLL_SECONDS = 0.02
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 
 
 class ForkServer:
@@ -38,7 +42,7 @@ class ForkServer:
             self._process = subprocess.Popen(
                 command, stdin=theirs.fileno(), env=variables, process_group=0
             )
-        self._answers = self._socket.makefile()
+        self._answers = self._socket.makefile("rb")
 
     @property
     def is_usable(self) -> bool:
@@ -57,16 +61,36 @@ class ForkServer:
             return ForkedWorker(self, 0, self._process.wait())
         return ForkedWorker(self, pid, None)
 
+    def call(
+        self,
+        function: Callable[_Arguments, _Result],
+        *arguments: _Arguments.args,
+        **named: _Arguments.kwargs,
+    ) -> _Result:
+        """Return what a function of a module returns in the server; raise what it raises there.
+
+        Workers that are forked later have all that it imports and caches.
+
+        Raises:
+            OSError: The server has ended.
+        """
+        result, error = self.ask(call=(function, arguments, named))
+        if error is not None:
+            raise error
+        found: _Result = result
+        return found
+
     def ask(self, **request: Any) -> Any:
         """Return the server's answer.
 
         Raises:
             OSError: The server has ended.
         """
-        self._socket.sendall(f"{json.dumps(request)}\n".encode())
-        if not (answer := self._answers.readline()):
-            raise ConnectionResetError("the process that forks workers has ended")
-        return json.loads(answer)
+        self._socket.sendall(pickle.dumps(request))
+        try:
+            return pickle.load(self._answers)
+        except EOFError as error:
+            raise ConnectionResetError("the process that forks workers has ended") from error
 
     def close(self) -> None:
         """End the server, which also ends its workers."""
@@ -88,7 +112,7 @@ class ForkedWorker:
         if self._exit_code is None:
             try:
                 self._exit_code = self._server.ask(poll=self._pid)
-            except (OSError, ValueError):  # the system ends the workers of a server that has ended
+            except OSError:  # the system ends the workers of a server that has ended
                 self._exit_code = -signal.SIGTERM
         return self._exit_code
 
@@ -125,8 +149,7 @@ def main() -> None:
     with garbage_kept():
         for name in _PRELOADED:
             importlib.import_module(name)
-    gc.collect()
-    gc.freeze()  # a collection in a worker need not visit what was imported
+    gc.freeze()  # a collection need not visit what was imported
     arguments, threads = _next_worker()
     _use_threads(threads)
     from lowrank_study.sweeps import worker
@@ -136,9 +159,12 @@ def main() -> None:
 
 def _next_worker() -> tuple[list[str], int]:
     """Answer requests; return in a fork, with the request that it was forked for."""
-    with socket.socket(fileno=os.dup(0)) as server, server.makefile("rw") as lines:
-        for line in lines:
-            match json.loads(line):
+    with socket.socket(fileno=os.dup(0)) as server, server.makefile("rwb") as file:
+        answer: Any
+        while file.peek(1):
+            match pickle.load(file):
+                case {"call": (function, given, named)}:
+                    answer = _called(function, given, named)
                 case {"poll": pid}:
                     ended, status = os.waitpid(pid, os.WNOHANG)
                     answer = os.waitstatus_to_exitcode(status) if ended else None
@@ -146,12 +172,22 @@ def _next_worker() -> tuple[list[str], int]:
                     answer = os.fork()
                     if answer == 0:
                         break
-            print(json.dumps(answer), file=lines, flush=True)
+            pickle.dump(answer, file)
+            file.flush()
         else:
             sys.exit(0)
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
     return arguments, threads
+
+
+def _called(function: Callable[..., Any], given: Any, named: Any) -> tuple[Any, Exception | None]:
+    """Return the result of a function and None, or None and its exception."""
+    try:
+        return function(*given, **named), None
+    except Exception as error:
+        error.add_note(traceback.format_exc())
+        return None, error
 
 
 def _use_threads(count: int) -> None:

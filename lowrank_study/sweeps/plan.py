@@ -1,7 +1,8 @@
 """Plan a sweep: check all runs, fetch what they need, group them into packs. Nothing is written.
 
-Workers load their libraries meanwhile. The data are checked before torch is imported here, so that
-a mistake in them is reported at once.
+The workers' libraries are loaded meanwhile. The data are checked here, without torch, so that a
+mistake in them is reported at once. The launcher then lets a process that has torch check models
+and group the runs.
 """
 
 import math
@@ -66,13 +67,46 @@ def plan_sweep(
     store, chosen = RunStore(runs_folder(results)), launcher_of(launcher)
     if left := store.left(unique, limits):
         chosen.prepare()
-    lines = check_specs(
-        left,
-        results,
-        ended=store.ended([spec.run_id for spec in unique]),
-        allow_partial=allow_partial,
+    lines = check_data(
+        left, ended=store.ended([spec.run_id for spec in unique]), allow_partial=allow_partial
     )
-    places = chosen.places(workers, device, len(unique))
+    planned, costs, places = chosen.call(
+        _grouped,
+        left,
+        unique,
+        results,
+        device=device,
+        launcher=launcher,
+        workers=workers,
+        pack=pack,
+    )
+    return PlannedSweep(
+        name=name,
+        results=results,
+        question=question,
+        packs=planned,
+        costs=costs,
+        launcher=launcher,
+        places=places,
+        limits=limits,
+        lines=lines,
+    )
+
+
+@garbage_kept()
+def _grouped(
+    left: Sequence[RunSpec],
+    unique: Sequence[RunSpec],
+    results: Path,
+    *,
+    device: str,
+    launcher: str,
+    workers: int | None,
+    pack: int | None,
+) -> tuple[list[list[RunSpec]], dict[str, float], list[Place]]:
+    """Check the models of the runs that are left; return all packs, costs and workers' places."""
+    check_models(left, results)
+    places = launcher_of(launcher).places(workers, device, len(unique))
     from lowrank_study.sweeps.effort import Effort
 
     effort = Effort()
@@ -83,44 +117,40 @@ def plan_sweep(
         workers=len(places),
         cost=lambda spec: costs[spec.run_id],
     )
-    return PlannedSweep(
-        name=name,
-        results=results,
-        question=question,
-        packs=planned,
-        costs=costs,
-        launcher=launcher,
-        places=places[: len(planned)],
-        limits=limits,
-        lines=lines,
-    )
+    return planned, costs, places[: len(planned)]
 
 
-def check_specs(
+def check_data(
     specs: Sequence[RunSpec],
-    results: Path,
     *,
     ended: Sequence[TrainedRun] = (),
     allow_partial: bool = False,
 ) -> list[str]:
-    """Fetch what runs need, refuse what can't be trained, and return what was read of their data.
+    """Fetch what runs need, refuse bad data, and return what was read of them.
 
     The parts that are left out come first.
 
     Raises:
-        InputError: A source can't be reached, data are bad, a text, target or rank does not fit,
-            or the disk is too small.
+        InputError: A source can't be reached, or data are bad.
     """
     lines = dict.fromkeys(line for run in ended for line in run.record.get("left_out", ()))
-    if not specs:
-        return list(lines)
     splits = {rows_key(spec): splits_of(spec) for spec in specs}
     for made in splits.values():  # one by one: files of two tasks may share a name
         check_left_out(made.account.left_out, allow_partial=allow_partial)
     left_out = dict.fromkeys(part for made in splits.values() for part in made.account.left_out)
     lines |= dict.fromkeys(in_words(left_out))
     lines |= dict.fromkeys(line for made in splits.values() for line in made.account.lines)
-    check_same_rows(ended, {key: made.sha256 for key, made in splits.items()})
+    if specs:
+        check_same_rows(ended, {key: made.sha256 for key, made in splits.items()})
+    return list(lines)
+
+
+def check_models(specs: Sequence[RunSpec], results: Path) -> None:
+    """Refuse what can't be trained.
+
+    Raises:
+        InputError: A text, target or rank does not fit, or the disk is too small.
+    """
     from lowrank_study.training.models import check_fits
 
     needed = 0
@@ -128,7 +158,6 @@ def check_specs(
         check_fits(spec)
         needed += _checkpoint_bytes(spec)
     assets.require_free_space(results, needed)
-    return list(lines)
 
 
 def _checkpoint_bytes(spec: RunSpec) -> int:

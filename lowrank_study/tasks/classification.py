@@ -187,12 +187,10 @@ class Classification(Task):
     @staticmethod
     def metrics(predictions: Predictions) -> dict[str, float]:
         """Return accuracy, macro-averaged F1, mean loss, and the commonest class's share."""
-        from sklearn.metrics import f1_score
-
         labels, predicted = predictions.labels, predictions.predicted
         return {
             "accuracy": float((labels == predicted).mean()),
-            "macro_f1": float(f1_score(labels, predicted, average="macro")),
+            "macro_f1": _macro_f1(labels, predicted),
             "loss": float(predictions.losses.mean()),
             "majority_accuracy": Classification.chance(labels),
         }
@@ -211,6 +209,22 @@ class Classification(Task):
 
         numbers = np.asarray(labels)
         return float(np.bincount(numbers).max() / len(numbers))
+
+
+def _macro_f1(labels: np.ndarray, predicted: np.ndarray) -> float:
+    """Return the mean F1 score of the classes that occur, 2 · hits / (true + predicted).
+
+    This is scikit-learn's `f1_score(average="macro")`, whose import takes half a second.
+    """
+    import numpy as np
+
+    classes = max(labels.max(), predicted.max()) + 1
+    hits, true, found = (
+        np.bincount(numbers, minlength=classes)
+        for numbers in (labels[labels == predicted], labels, predicted)
+    )
+    occurs = true + found > 0
+    return float((2.0 * hits[occurs] / (true + found)[occurs]).mean())
 
 
 def _check_known(names: Sequence[str], whole: Mapping[str, pd.DataFrame]) -> None:

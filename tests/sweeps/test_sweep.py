@@ -25,7 +25,7 @@ from lowrank_study.spec import RunSpec
 from lowrank_study.spectra.spectra_file import load_spectra
 from lowrank_study.sweeps import plan
 from lowrank_study.sweeps.launch import Place, local
-from lowrank_study.sweeps.plan import check_specs
+from lowrank_study.sweeps.plan import check_models
 from lowrank_study.sweeps.sweep import sweep
 from lowrank_study.sweeps.updates import updates_of_run
 from lowrank_study.training.models import build_model
@@ -136,7 +136,7 @@ def test_texts_longer_than_the_models_positions_are_refused(
     bad = [f"task.source={long}", "task.max_length=70"]
     with pytest.raises(InputError, match=r"task.max_length=70: .* has positions for 64"):
         sweep(specs_of(tiny_overrides, FULL, bad), name="x", results=tmp_path / "results")
-    check_specs(specs_of(tiny_overrides, FULL, [bad[0], "task.max_length=64"]), tmp_path)
+    check_models(specs_of(tiny_overrides, FULL, [bad[0], "task.max_length=64"]), tmp_path)
 
 
 @pytest.mark.slow
@@ -209,7 +209,7 @@ def test_a_full_disk_is_refused_before_training(
 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(InputError, match="not enough disk space"):
-        check_specs(specs_of(tiny_overrides, FULL), tmp_path)
+        check_models(specs_of(tiny_overrides, FULL), tmp_path)
 
 
 @pytest.mark.slow

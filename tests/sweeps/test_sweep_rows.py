@@ -11,7 +11,7 @@ from lowrank_study.errors import InputError
 from lowrank_study.loaded import model_folder
 from lowrank_study.runs.store import RunStore
 from lowrank_study.spec import RunSpec
-from lowrank_study.sweeps.plan import check_specs
+from lowrank_study.sweeps.plan import check_data
 from lowrank_study.sweeps.sweep import sweep
 from lowrank_study.training.fit import fit
 from lowrank_study.training.tracking import Tracker
@@ -35,7 +35,7 @@ def test_left_out_parts_are_printed_first_with_and_without_a_cache(
     specs: Callable[..., RunSpec], tmp_path: Path
 ) -> None:
     for _ in range(2):
-        lines = check_specs([specs(6), specs(6, "seed=1")], tmp_path)
+        lines = check_data([specs(6), specs(6, "seed=1")])
         assert lines[0] == FIRST
         assert lines[1] == "holes.csv: 246 rows read, UTF-8, separated by commas"
         assert [line.split(":")[0] for line in lines[2:5]] == ["train", "validation", "test"]
@@ -46,8 +46,8 @@ def test_more_than_five_percent_left_out_is_refused_unless_allowed(
     specs: Callable[..., RunSpec], tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=r"left out: 20 of 260 rows .*allow_partial=true"):
-        check_specs([specs(20)], tmp_path)
-    first, *_ = check_specs([specs(20)], tmp_path, allow_partial=True)
+        check_data([specs(20)])
+    first, *_ = check_data([specs(20)], allow_partial=True)
     assert first.startswith("left out: 20 of 260 rows of holes.csv (7.7 %)")
 
 
@@ -60,7 +60,7 @@ def test_files_of_equal_names_are_counted_separately(
         specs(holes)
         (tmp_path / "holes.csv").rename(folder / "holes.csv")
     asked = [f"task.source={folder / 'holes.csv'}" for folder in (one, other)]
-    check_specs([specs(0, asked[0]), specs(0, asked[1], "task.name=other")], tmp_path)
+    check_data([specs(0, asked[0]), specs(0, asked[1], "task.name=other")])
 
 
 def test_a_run_keeps_what_was_left_out_and_refuses_an_edited_file(
@@ -119,4 +119,4 @@ def test_new_runs_do_not_join_runs_with_other_splits(
     now = load_splits(new.task, model_folder(new.model)).sha256
     others = tmp_path / "others"
     ended(old, others, now)
-    check_specs([new], others, ended=RunStore(others / "runs").ended([old.run_id]))
+    check_data([new], ended=RunStore(others / "runs").ended([old.run_id]))

@@ -1,8 +1,9 @@
 """Launchers: ways to start workers. Each is one file here, chosen by `launcher=NAME`.
 
-A launcher is a module with three functions (`Launcher`):
+A launcher is a module with four functions (`Launcher`):
 
-    def prepare(): ...                        # use the time while runs are planned
+    def prepare(): ...                        # use the time while data are checked
+    def call(function, *arguments): ...       # call a function where torch is loaded
     def places(workers, device, jobs): ...    # where to run workers, at most one per job
     def start(work, place, name): ...         # start one worker, and return its `Process`
 
@@ -10,12 +11,16 @@ The crew (`sweeps/crew.py`) watches the workers, replaces crashed ones and ends 
 """
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import ParamSpec, Protocol, TypeVar, cast
 
 from lowrank_study.errors import InputError
 from lowrank_study.sweeps.jobs import Work
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +51,15 @@ class Launcher(Protocol):
     """A module of this package."""
 
     def prepare(self) -> None:
-        """Use the time while the command plans its runs; this may do nothing."""
+        """Use the time while the command checks its data; this may do nothing."""
+
+    def call(
+        self,
+        function: Callable[Arguments, Result],
+        *arguments: Arguments.args,
+        **named: Arguments.kwargs,
+    ) -> Result:
+        """Return the result of a module's function that needs torch; raise its exception."""
 
     def places(self, workers: int | None, device: str, jobs: int) -> list[Place]:
         """Return the places of the workers; None takes as many workers as the device can use."""

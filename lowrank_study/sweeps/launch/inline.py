@@ -1,7 +1,9 @@
 """Run the work in this process, in one worker: for debuggers, profilers and tests."""
 
+from collections.abc import Callable
+
 from lowrank_study.sweeps.jobs import Work
-from lowrank_study.sweeps.launch import Place
+from lowrank_study.sweeps.launch import Arguments, Place, Result
 from lowrank_study.sweeps.worker import do_work
 
 
@@ -19,6 +21,13 @@ class EndedWork:
 
 def prepare() -> None:
     """Do nothing: this process loads its libraries when it needs them."""
+
+
+def call(
+    function: Callable[Arguments, Result], *arguments: Arguments.args, **named: Arguments.kwargs
+) -> Result:
+    """Call a function here."""
+    return function(*arguments, **named)
 
 
 def places(workers: int | None, device: str, jobs: int) -> list[Place]:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 from lowrank_study.machine import cores_of_workers, free_cores, may_have_gpu
 from lowrank_study.sweeps.fork_server import (
@@ -17,16 +18,25 @@ from lowrank_study.sweeps.fork_server import (
     thread_variables,
 )
 from lowrank_study.sweeps.jobs import Work
-from lowrank_study.sweeps.launch import Place
+from lowrank_study.sweeps.launch import Arguments, Place, Result
 
 _servers: list[ForkServer] = []
 """The server of this process, if it has been started."""
 
 
 def prepare() -> None:
-    """Start to load the workers' libraries, while the command plans its runs."""
+    """Start to load the workers' libraries, while the command checks its data."""
     if sys.platform == "linux" and not may_have_gpu():
         _fork_server()
+
+
+def call(
+    function: Callable[Arguments, Result], *arguments: Arguments.args, **named: Arguments.kwargs
+) -> Result:
+    """Call a function here if torch is loaded, else in the server if there is one."""
+    if "torch" not in sys.modules and _servers and _servers[0].is_usable:
+        return _servers[0].call(function, *arguments, **named)
+    return function(*arguments, **named)
 
 
 @atexit.register
