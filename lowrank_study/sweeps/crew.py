@@ -15,7 +15,8 @@ from lowrank_study.sweeps.launch import Launcher, Place, Process, launcher_of
 from lowrank_study.sweeps.progress import Display
 from lowrank_study.sweeps.worker import CANNOT_GO_ON
 
-_POLL_SECONDS = 0.5
+_POLL_SECONDS, _LAST_POLL_SECONDS = 0.5, 0.05
+"""Seconds between two looks at the store: while runs are trained, and after all have ended."""
 _SECONDS_TO_END = 10.0
 _HOPELESS = (2, CANNOT_GO_ON)
 """Exit codes after which a replacement would end in the same way."""
@@ -38,16 +39,19 @@ def run_workers(
         InputError: The sweep's plan was removed meanwhile.
     """
     store, run_ids = RunStore(work.folder), list(costs)
-    stage = display.stage(work.sweep, costs, store.progress(run_ids))
+    shares = store.progress(run_ids)
+    stage = display.stage(work.sweep, costs, shares)
     with interrupted_by_sigterm(), Crew(store, work, launcher_of(launcher), places) as crew:
         while crew.is_at_work(run_ids):
-            time.sleep(_POLL_SECONDS)
+            have_ended = sum(shares.values()) == len(run_ids)
+            time.sleep(_LAST_POLL_SECONDS if have_ended else _POLL_SECONDS)
             if not store.has_plan(work.sweep):
                 raise InputError(
                     f"{store.folder}: the plan of sweep={work.sweep} no longer exists; check "
                     "whether the folder was removed, then rerun to start again"
                 )
-            stage.show(store.progress(run_ids))
+            shares = store.progress(run_ids)
+            stage.show(shares)
         stage.show(store.progress(run_ids))
     if left := len(run_ids) - len(store.ended(run_ids)):
         raise Unfinished(

@@ -155,6 +155,9 @@ def main() -> None:
     from lowrank_study.sweeps import worker
 
     worker.main(arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # freeing all that the server has loaded would take a while
 
 
 def _next_worker() -> tuple[list[str], int]:

@@ -14,7 +14,7 @@ import torch
 from lowrank_study.data.splits import Split
 
 _EVALUATION_TOKENS = 1024  # larger batches don't fit into the processor's caches
-_MOST_EXTREME = 8
+_MOST_EXTREME = 4
 """Texts with which a model is checked; each is also computed alone, which is slow."""
 
 

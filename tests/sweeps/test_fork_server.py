@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lowrank_study.config.run import compose
+from lowrank_study.errors import InputError
 from lowrank_study.machine import free_cores
 from lowrank_study.runs.store import RunStore
 from lowrank_study.sweeps.fork_server import ForkedWorker, ForkServer
@@ -55,6 +57,16 @@ def test_workers_end_with_their_own_exit_codes(
     assert (ended(without_plan), ended(without_work)) == (2, 0)
 
 
+def test_functions_are_called_in_the_server(server: ForkServer) -> None:
+    assert server.call(os.getpid) == server._process.pid
+    assert server.call(compose, "method.rank=2") == compose("method.rank=2")
+    with pytest.raises(InputError, match=r"method\.rank=0: a whole number of at least 1"):
+        server.call(compose, "method.rank=0")
+    with pytest.raises(TypeError) as raised:
+        server.call(os.getpid, 1)  # type: ignore[call-arg]
+    assert "in _called" in raised.value.__notes__[0]  # the server's traceback
+
+
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL])
 def test_a_worker_can_be_ended(
     by: signal.Signals, server: ForkServer, store: RunStore, tmp_path: Path
@@ -85,6 +97,8 @@ def test_workers_end_with_their_server(store: RunStore, tmp_path: Path) -> None:
             time.sleep(0.05)
         assert not is_running(worker._pid)
     assert not server.is_usable
+    with pytest.raises(OSError):
+        server.call(os.getpid)
 
 
 def is_running(pid: int) -> bool:
@@ -117,6 +131,20 @@ def test_a_forked_worker_trains_with_the_threads_of_its_place(
     here = sweep([spec], name="s", results=tmp_path / "here", device="cpu", launcher="inline")
     assert run.record["test"] == here[0].record["test"]
     assert [type(server) for server in local._servers] == [ForkServer]
+
+
+@pytest.mark.slow
+def test_a_command_loads_no_torch(tiny_overrides: list[str], tmp_path: Path) -> None:
+    """The server plans its runs, and the workers measure spectra."""
+    program = (
+        "import sys; from pathlib import Path; from lowrank_study.config.run import compose;"
+        "from lowrank_study.sweeps.sweep import sweep; specs = [compose(*sys.argv[2:])];"
+        "[run] = sweep(specs, name='s', results=Path(sys.argv[1]), device='cpu');"
+        "print(run.status, 'torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path), *tiny_overrides, "method.rank=2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "done False"
 
 
 def test_a_gpu_gets_a_process_of_its_own(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from lowrank_study.machine import cores_of_workers, free_cores, may_have_gpu
 from lowrank_study.sweeps.fork_server import (
@@ -35,7 +36,8 @@ def call(
 ) -> Result:
     """Call a function here if torch is loaded, else in the server if there is one."""
     if "torch" not in sys.modules and _servers and _servers[0].is_usable:
-        return _servers[0].call(function, *arguments, **named)
+        with suppress(ConnectionError):  # it has just ended
+            return _servers[0].call(function, *arguments, **named)
     return function(*arguments, **named)
 
 
