@@ -72,7 +72,7 @@ class ForkServer:
         Workers that are forked later have all that it imports and caches.
 
         Raises:
-            OSError: The server has ended.
+            ConnectionError: The server has ended.
         """
         result, error = self.ask(call=(function, arguments, named))
         if error is not None:
@@ -84,7 +84,7 @@ class ForkServer:
         """Return the server's answer.
 
         Raises:
-            OSError: The server has ended.
+            ConnectionError: The server has ended.
         """
         self._socket.sendall(pickle.dumps(request))
         try:
