@@ -4,7 +4,7 @@
     if code is None:
         ...  # the same in NumPy or PyTorch, slower
 
-The sources are in this folder; each may include `threads.h`. `cc` compiles them for this machine's
+The sources are in this folder; each may include the headers. `cc` compiles them for this machine's
 processor into the cache folder. A library's name holds a hash of source, flags and processor, so
 that it is never stale, and a hash of its content, so that a damaged one is compiled again. Without
 a compiler, or with LOWRANK_STUDY_NATIVE=0, there is no library. Calls through `ctypes` release the
@@ -23,7 +23,7 @@ import tempfile
 from importlib import resources
 from pathlib import Path
 
-from lowrank_study.assets import cache_folder
+from lowrank_study.assets import CACHE_VARIABLES, cache_folder
 from lowrank_study.hashing import find_named, keep_named
 from lowrank_study.machine import processor
 
@@ -31,7 +31,7 @@ FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-shared", "-fPIC")
 TARGETS = (("-march=native",), ())
 """Flags for the processor, tried in turn, since not every compiler knows the first."""
 LIBRARIES = ("-lm", "-lpthread")
-HEADER = "threads.h"
+HEADERS = ("threads.h", "vectors.h")
 COMPILE_SECONDS = 120
 
 _log = logging.getLogger(__name__)
@@ -42,7 +42,9 @@ def library(source: str) -> ctypes.CDLL | None:
 
     If there is a compiler, the reason is logged once.
     """
-    return _load(source, cache_folder() / "native") if is_wanted() else None
+    # The folder isn't computed in every call, which takes as long as a small kernel.
+    place = tuple(os.environ.get(name) for name in CACHE_VARIABLES)
+    return _load(source, place) if is_wanted() else None
 
 
 def is_wanted() -> bool:
@@ -51,11 +53,13 @@ def is_wanted() -> bool:
 
 
 @functools.cache
-def _load(source: str, folder: Path) -> ctypes.CDLL | None:
+def _load(source: str, _place: tuple[str | None, ...]) -> ctypes.CDLL | None:
+    """Load or compile a library, once for each environment that decides the cache's place."""
+    folder = cache_folder() / "native"
     compiler = shutil.which("cc")
     if compiler is None:
         return None
-    codes = {"source.c": _read(source), HEADER: _read(HEADER)}
+    codes = {"source.c": _read(source), **{name: _read(name) for name in HEADERS}}
     parts = (*FLAGS, *TARGETS[0], *LIBRARIES, platform.platform(), *_instruction_sets())
     key = hashlib.sha256("\0".join([*codes.values(), *parts]).encode()).hexdigest()[:16]
     stem = f"{Path(source).stem}-{key}"

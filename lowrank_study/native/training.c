@@ -8,137 +8,28 @@
 
    Source: Dao et al., "FlashAttention", 2022 (the backward pass computes the weights again). */
 
-#include <math.h>
-#include <stdlib.h>
-#include <string.h>
+#include "vectors.h"
 
-#include "threads.h"
+/* ---- small products --------------------------------------------------------------------- */
 
 #if defined(__AVX512F__)
-#include <immintrin.h>
-enum { LANES = 16, ROWS = 8 };
+enum { ROWS = 8 };
 #define LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
 #define HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 #elif defined(__AVX__)
-enum { LANES = 8, ROWS = 6 };
+enum { ROWS = 6 };
 #define LOW 0, 8, 1, 9, 2, 10, 3, 11
 #define HIGH 4, 12, 5, 13, 6, 14, 7, 15
 #else
-enum { LANES = 4, ROWS = 6 };
+enum { ROWS = 6 };
 #define LOW 0, 4, 1, 5
 #define HIGH 2, 6, 3, 7
 #endif
-typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int32_t integers __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
-
 #ifdef __clang__
 #define SHUFFLED(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
 #define SHUFFLED(a, b, ...) __builtin_shuffle(a, b, (integers){__VA_ARGS__})
 #endif
-
-INLINED int64_t round_up(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
-INLINED int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-INLINED vector choose(integers where, vector yes, vector no) {
-  return (vector)((where & (integers)yes) | (~where & (integers)no));
-}
-
-/* ---- fp32 and bf16 ---------------------------------------------------------------------- */
-
-enum type { FP32, BF16 };
-#if defined(__AVX512F__) /* one instruction, which compilers don't find */
-INLINED integers lengthened(halves x) { return (integers)_mm512_cvtepu16_epi32((__m256i)x); }
-INLINED halves shortened(integers x) { return (halves)_mm512_cvtepi32_epi16((__m512i)x); }
-#else
-INLINED integers lengthened(halves x) { return __builtin_convertvector(x, integers); }
-INLINED halves shortened(integers x) { return __builtin_convertvector(x, halves); }
-#endif
-
-INLINED vector widened(halves x) { return (vector)(lengthened(x) << 16); }
-
-/* Rounds to nearest, ties to even; NaN stays NaN. */
-INLINED halves narrowed(vector x) {
-  integers bits = (integers)x;
-  integers rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  return shortened((integers)choose(x != x, (vector)((integers){0} + 0x7fc0), (vector)rounded));
-}
-
-INLINED vector load(const void *in, int64_t i, enum type type) {
-  if (type == FP32) return *(const vector *)((const float *)in + i);
-  return widened(*(const halves *)((const uint16_t *)in + i));
-}
-
-INLINED void store(void *out, int64_t i, enum type type, vector x) {
-  if (type == FP32)
-    *(vector *)((float *)out + i) = x;
-  else
-    *(halves *)((uint16_t *)out + i) = narrowed(x);
-}
-
-/* The same for fewer entries than a vector has. */
-INLINED vector load_some(const void *in, int64_t i, enum type type, int64_t count) {
-  const int64_t size = type == FP32 ? 4 : 2;
-  float some[LANES] = {0};
-  memcpy(some, (const char *)in + i * size, count * size);
-  return load(some, 0, type);
-}
-
-INLINED void store_some(void *out, int64_t i, enum type type, vector x, int64_t count) {
-  const int64_t size = type == FP32 ? 4 : 2;
-  float some[LANES];
-  store(some, 0, type, x);
-  memcpy((char *)out + i * size, some, count * size);
-}
-
-/* `row` = factor * n entries, and zeros up to a multiple of LANES. */
-INLINED void load_row(float *row, const void *in, int64_t at, enum type type, int64_t n,
-                      float factor) {
-  int64_t i = 0;
-  for (; i + LANES <= n; i += LANES) *(vector *)(row + i) = factor * load(in, at + i, type);
-  if (i < n) *(vector *)(row + i) = factor * load_some(in, at + i, type, n - i);
-}
-
-INLINED void store_row(void *out, int64_t at, enum type type, int64_t n, const float *row,
-                       float factor) {
-  int64_t i = 0;
-  for (; i + LANES <= n; i += LANES) store(out, at + i, type, factor * *(const vector *)(row + i));
-  if (i < n) store_some(out, at + i, type, factor * *(const vector *)(row + i), n - i);
-}
-
-/* ---- functions of vectors --------------------------------------------------------------- */
-
-INLINED float sum_of(vector x) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_add_ps((__m512)x);
-#else
-  float sums[LANES];
-  *(vector *)sums = x;
-  for (int half = LANES / 2; half; half /= 2)
-    for (int i = 0; i < half; i++) sums[i] += sums[i + half];
-  return sums[0];
-#endif
-}
-
-/* exp(x) for x <= 0, or NaN; 0 where it is below 1e-37. */
-INLINED vector exponential(vector x) {
-  integers vanishes = x < -86.0f;
-  vector zero = {0}, y = choose(vanishes, zero, x);
-  /* Adding and subtracting 1.5 * 2^23 rounds to an integer. */
-  vector shifted = y * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
-  vector r = y - n * 0.693359375f;
-  r = r + n * 2.12194440e-4f;
-  vector p = 1.9875691500e-4f * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  integers power = ((integers)shifted + 127) << 23;
-  return choose(vanishes, zero, p * (vector)power);
-}
-
-/* ---- small products --------------------------------------------------------------------- */
 
 /* A matrix in memory: entry (i, j) is at[i * by_row + j * by_column]. */
 struct matrix {

@@ -36,6 +36,7 @@ from lowrank_study.methods.layers.modules import task_of
 from lowrank_study.methods.layers.products import uses_onednn
 from lowrank_study.training.attention import attend, register, texts_of
 from lowrank_study.training.batches import Batch, padded
+from lowrank_study.training.elementwise import use_native_functions
 from lowrank_study.training.embeddings import keep_gradients
 from lowrank_study.training.kernels import use_rms_norm
 
@@ -83,6 +84,7 @@ def unpad(model: nn.Module) -> None:
     backbone = _backbone(model)
     share_casts(model)
     keep_gradients(model)
+    use_native_functions(model)
     use_rms_norm(model)
     model.set_attn_implementation(register())  # type: ignore[operator]
     backbone.forward = types.MethodType(_read_of_each_text, backbone)

@@ -1,6 +1,5 @@
 """Native kernels give PyTorch's numbers, the same in any pack and on any number of threads."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,47 +8,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lowrank_study.training import kernels
+from tests.training.exactness import DTYPES, assert_as_exact, with_gradients
 
 NEEDS_NATIVE = pytest.mark.skipif(kernels.library() is None, reason="no C compiler")
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 LENGTHS = (5, 1, 70, 33)
-
-
-def errors(found: list[Tensor], exact: list[Tensor]) -> list[float]:
-    """Return the root mean squares of the errors, which are steadier than the largest errors."""
-    return [
-        float((each.double() - of).square().mean().sqrt())
-        for each, of in zip(found, exact, strict=True)
-    ]
-
-
-def with_gradients(
-    function: Callable[..., Tensor], inputs: list[Tensor], gradient: Tensor
-) -> list[Tensor]:
-    leaves = [x.detach().requires_grad_() for x in inputs]
-    out = function(*leaves)
-    return [out.detach(), *torch.autograd.grad(out, leaves, gradient.to(out.dtype))]
-
-
-def assert_as_exact(
-    native: Callable[..., Tensor],
-    torchs: Callable[..., Tensor],
-    inputs: list[Tensor],
-    gradient: Tensor,
-) -> None:
-    """Compare with float64, and require errors no larger than those of PyTorch in fp32.
-
-    Rounding the result to bf16 is inevitable, so PyTorch's results are rounded too.
-    """
-    dtype = inputs[0].dtype
-    exact = with_gradients(torchs, [x.double() for x in inputs], gradient)
-    rounded = with_gradients(torchs, [x.float() for x in inputs], gradient)
-    found = with_gradients(native, inputs, gradient)
-    assert all(each.dtype == dtype for each in found)
-    ours = errors(found, exact)
-    theirs = errors([each.to(dtype) for each in rounded], exact)
-    for error, inevitable in zip(ours, theirs, strict=True):
-        assert error <= 1.5 * inevitable
 
 
 def handed(
