@@ -36,6 +36,7 @@ SMOLLM2 = ("model=smollm2", "model.dropout=0.0", "method.rank=8")
 KINDS = {
     "matrix products": (
         "_linear_pointwise",
+        "_Linear",
         "aten::mm",
         "aten::addmm",
         "aten::bmm",

@@ -1,4 +1,4 @@
-"""Products by oneDNN equal PyTorch's."""
+"""Products by native code and by oneDNN equal PyTorch's."""
 
 from collections.abc import Callable
 
@@ -12,14 +12,16 @@ from lowrank_study.methods.layers import products
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 
 
-@pytest.fixture
-def _faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Use oneDNN on any processor that has it."""
+@pytest.fixture(params=["native", "oneDNN"])
+def _faster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use native code where this processor has it, or oneDNN on any processor."""
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("this PyTorch has no oneDNN")
     monkeypatch.delenv("LOWRANK_STUDY_NATIVE", raising=False)
     both = frozenset({torch.float32, torch.bfloat16})
-    monkeypatch.setattr(products, "_dtypes", lambda: both)
+    monkeypatch.setattr(products, "_faster_dtypes", lambda: both)
+    if request.param == "oneDNN":
+        monkeypatch.setattr(products, "_code", lambda dtype: None)
 
 
 def with_gradients(
@@ -32,12 +34,15 @@ def with_gradients(
 
 @pytest.mark.usefixtures("_faster")
 @DTYPES
-@pytest.mark.parametrize("shape", [(70, 96), (2, 33, 96), (1, 96)], ids=str)
-def test_products_are_as_exact_as_torchs(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("shape", [(70, 96), (2, 33, 96), (1, 96), (12, 64), (13, 90)], ids=str)
+@pytest.mark.parametrize("out", [40, 96])
+def test_products_are_as_exact_as_torchs(
+    dtype: torch.dtype, shape: tuple[int, ...], out: int
+) -> None:
     generator = torch.Generator().manual_seed(0)
     x, weight, bias, gradient = (
         torch.randn(size, generator=generator).to(dtype)
-        for size in (shape, (40, 96), (40,), (*shape[:-1], 40))
+        for size in (shape, (out, shape[-1]), (out,), (*shape[:-1], out))
     )
     inputs = [x, weight, bias]
     found = with_gradients(products.linear, inputs, gradient)
@@ -47,20 +52,47 @@ def test_products_are_as_exact_as_torchs(dtype: torch.dtype, shape: tuple[int, .
         assert ours.dtype == dtype
         assert ours.shape == of.shape
         inevitable = (theirs - of).square().mean().sqrt()
-        assert (ours - of).square().mean().sqrt() <= 1.5 * inevitable + 1e-12
+        # Libraries add up parts of a sum in fp32; the native code adds one number after another.
+        assert (ours - of).square().mean().sqrt() <= 2.5 * inevitable + 1e-12
 
 
 @pytest.mark.usefixtures("_faster")
-def test_a_product_in_bf16_casts_the_weight_and_trains_it_in_fp32() -> None:
+@pytest.mark.parametrize("out", [40, 64])
+def test_a_product_in_bf16_casts_the_weight_and_trains_it_in_fp32(out: int) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(50, 96, generator=generator).bfloat16()
-    weight, bias = (torch.randn(s, generator=generator).requires_grad_() for s in ((40, 96), (40,)))
+    sizes = ((out, 96), (out,))
+    weight, bias = (torch.randn(size, generator=generator).requires_grad_() for size in sizes)
     y = products.linear(x, weight, bias)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         expected = functional.linear(x, weight, bias)
-    assert torch.equal(y, expected)
+    torch.testing.assert_close(y, expected, rtol=2**-8, atol=2**-8)
     gradients = torch.autograd.grad(y.float().square().sum(), [weight, bias])
     assert [each.dtype for each in gradients] == [torch.float32] * 2
+    exact = (2 * y.float()).bfloat16().double().T @ x.double()
+    torch.testing.assert_close(gradients[0].double(), exact, rtol=2**-7, atol=2**-7)
+
+
+def covered(dtype: torch.dtype) -> bool:
+    return products._code(dtype) is not None
+
+
+@DTYPES
+def test_a_row_is_equal_among_any_rows_and_by_any_number_of_threads(dtype: torch.dtype) -> None:
+    if not covered(dtype):
+        pytest.skip("this processor has no native products in this dtype")
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 128, generator=generator).to(dtype)
+    weight = torch.randn(192, 128, generator=generator).to(dtype)
+    every = products.linear(x, weight, None)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert torch.equal(products.linear(x, weight, None), every)
+    finally:
+        torch.set_num_threads(before)
+    for first, last in ((0, 1), (0, 12), (5, 18), (101, 250)):
+        assert torch.equal(products.linear(x[first:last], weight, None), every[first:last])
 
 
 @pytest.mark.usefixtures("_faster")

@@ -1,14 +1,18 @@
-"""Products with the weights of linear maps, by the library that is fastest on this processor.
+"""Products with the weights of linear maps, by the code that is fastest on this processor.
 
-PyTorch multiplies fp32 matrices by MKL, which uses no AVX512 on processors that are not Intel's;
-oneDNN does, and takes less than half the time. In bf16, PyTorch uses oneDNN too, but writes the
-bias in a pass of its own; with the bias in the product the numbers are equal, bit by bit.
+In order:
+
+1. `native/products.c` on processors with AVX512 or AVX512-BF16.
+2. oneDNN. PyTorch uses it in bf16, but writes the bias in a pass of its own.
+3. PyTorch, on processors without such instructions, and in fp32 on Intel's, where MKL is fast. On
+   others' processors MKL uses no AVX512, and takes more than twice the time.
 
     >>> y_TO = linear(x_TI, weight_OI, bias_O)
 
 Letters: O out_features, I in_features, T tokens.
 """
 
+import ctypes
 import functools
 from typing import Any
 
@@ -20,13 +24,21 @@ from torch.nn import functional
 from lowrank_study import native
 from lowrank_study.machine import processor
 
+_WIDTH = 32
+"""Sizes of which the C code needs multiples."""
+_TYPES = {torch.float32: 0, torch.bfloat16: 1}
+"""The types of `native/products.c`."""
+
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-    """Return x Wᵀ + b for x of shape (..., I), as `torch.nn.functional.linear` does."""
-    if not (x.is_cpu and uses_onednn(x.dtype)):
+    """Return x Wᵀ + b for x of shape (..., I), as `torch.nn.functional.linear` does.
+
+    The weight may be fp32 if x is bf16. It is rounded, and its gradient is fp32.
+    """
+    if not (x.is_cpu and x.dtype in _faster_dtypes()):
         return functional.linear(x, weight_OI, bias_O)
     bias = None if bias_O is None else bias_O.to(x.dtype)
-    y: Tensor = _Linear.apply(x, weight_OI.to(x.dtype), bias)  # type: ignore[no-untyped-call]
+    y: Tensor = _Linear.apply(x, weight_OI, bias)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -36,12 +48,16 @@ def uses_onednn(*dtypes: torch.dtype) -> bool:
     oneDNN generates code for every shape and keeps it with its buffers: the first product of a
     shape takes 0.5 to 1 ms longer, and leaves a few megabytes.
     """
-    return native.is_wanted() and not _dtypes().isdisjoint(dtypes)
+    return any(dtype in _faster_dtypes() and _code(dtype) is None for dtype in dtypes)
+
+
+def _faster_dtypes() -> frozenset[torch.dtype]:
+    """Return the dtypes in which `torch.nn.functional.linear` is not the fastest."""
+    return _faster_here() if native.is_wanted() else frozenset()
 
 
 @functools.cache
-def _dtypes() -> frozenset[torch.dtype]:
-    """Return the dtypes in which oneDNN is faster than `torch.nn.functional.linear`."""
+def _faster_here() -> frozenset[torch.dtype]:
     if not (torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return frozenset()
     name, sets = processor()
@@ -51,9 +67,68 @@ def _dtypes() -> frozenset[torch.dtype]:
     return frozenset(faster)
 
 
-def _product(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight_OI, bias_O, "none", [], "")
+def _code(dtype: torch.dtype) -> ctypes.CDLL | None:
+    """Return the C code for products in a dtype, if there is any; AMX is left to oneDNN."""
+    return _code_here(dtype) if native.is_wanted() else None
+
+
+@functools.cache
+def _code_here(dtype: torch.dtype) -> ctypes.CDLL | None:
+    code = native.library("products.c")
+    has_amx = dtype == torch.bfloat16 and "amx_bf16" in processor()[1]
+    return code if code is not None and not has_amx and code.multiplies(_TYPES[dtype]) else None
+
+
+class _Product(ctypes.Structure):
+    """`struct product` of `native/products.c`."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("a", "b", "bias", "y")),
+        *((name, ctypes.c_int64) for name in ("a_type", "b_type", "y_type")),
+        *((name, ctypes.c_int64) for name in ("a_is_transposed", "b_is_transposed")),
+        *((name, ctypes.c_int64) for name in ("rows", "columns", "depth")),
+    )
+
+
+def _product(a: Tensor, b: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return a b + bias of two matrices, in a dtype.
+
+    `a` is contiguous, or its transpose is, and so is `b`, which is rounded to the dtype of `a`.
+    """
+    rows, depth, columns = *a.shape, b.shape[1]
+    turned = not a.is_contiguous(), not b.is_contiguous()
+    code, width = _code(a.dtype), _WIDTH
+    if (
+        code is None
+        or columns % width != 0
+        or (rows if turned[0] else depth) % width != 0
+        or (turned[1] and depth % width != 0)
+    ):
+        weight = b.T.to(a.dtype)
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(a, weight, bias, "none", [], "")
+        return product.to(dtype)
+    y = a.new_empty(rows, columns, dtype=dtype)
+    work = _Product(
+        a.data_ptr(),
+        b.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+        _TYPES[a.dtype],
+        _TYPES[b.dtype],
+        _TYPES[dtype],
+        *turned,
+        rows,
+        columns,
+        depth,
+    )
+    if code.multiply(ctypes.byref(work), torch.get_num_threads()) != 0:
+        raise MemoryError(f"no memory for a product of {rows}, {depth} and {columns} numbers")
     return y
+
+
+def _shaped(y_TO: Tensor, like: Tensor) -> Tensor:
+    """Return a matrix in the shape of what was multiplied; a view could not be changed in place."""
+    return y_TO if like.ndim == 2 else y_TO.view(*like.shape[:-1], -1)
 
 
 class _Linear(torch.autograd.Function):
@@ -62,20 +137,20 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
         """Return the product."""
-        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight_OI)
-        return _product(x, weight_OI, bias_O)
+        x_TI = x.flatten(0, -2).contiguous()
+        ctx.save_for_backward(x_TI if ctx.needs_input_grad[1] else None, weight_OI)
+        return _shaped(_product(x_TI, weight_OI.T, bias_O, x.dtype), x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Return the gradients of x, W and b."""
-        x, weight_OI = ctx.saved_tensors
+        x_TI, weight_OI = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        grad_TO = grad_y.flatten(0, -2)
-        of_x = _product(grad_y, weight_OI.T, None) if needs_x else None
-        of_weight = None
+        grad_TO = grad_y.flatten(0, -2).contiguous()
+        of_x = of_weight = None
+        if needs_x:
+            of_x = _shaped(_product(grad_TO, weight_OI, None, grad_y.dtype), grad_y)
         if needs_weight:
-            x_TI = x.flatten(0, -2)
-            is_fp32 = x.dtype == torch.float32
-            of_weight = _product(grad_TO.T, x_TI.T, None) if is_fp32 else grad_TO.T @ x_TI
+            of_weight = _product(grad_TO.T, x_TI, None, weight_OI.dtype)
         return of_x, of_weight, grad_TO.sum(0) if needs_bias else None
