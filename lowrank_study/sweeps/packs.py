@@ -31,7 +31,8 @@ def packs(
     with which all workers finish earliest.
 
     Args:
-        limit: Returns how many runs like this one fit into a pack; called with the largest rank.
+        limit: Returns how many runs like this one fit into a pack. It is called with the largest
+            rank of several runs that can be packed.
         cost: Returns the cost of a run alone, relative to others (`effort.py`).
     """
     costs = {spec.run_id: cost(spec) for spec in specs}
@@ -46,9 +47,9 @@ def packs(
         groups[_key(spec)].append(spec)
     for group in groups.values():
         group.sort(key=lambda spec: spec.method.adapter_rank or 0)
-    most = {key: limit(group[-1]) for key, group in groups.items()}
+    most = {key: limit(group[-1]) if len(group) > 1 else 1 for key, group in groups.items()}
     tried = []
-    for size in range(max(most.values()), 0, -1):
+    for size in range(max(most.values(), default=1), 0, -1):
         made: list[list[RunSpec]] = []
         for key, group in groups.items():
             count = -(-len(group) // min(size, most[key]))

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lowrank_study import assets
 from lowrank_study.left_out import check_left_out, in_words
@@ -21,11 +22,17 @@ from lowrank_study.spec import RunSpec
 from lowrank_study.sweeps.launch import Place, launcher_of
 from lowrank_study.sweeps.packs import packs
 from lowrank_study.sweeps.settings import check_same_rows, rows_key
+from lowrank_study.sweeps.trials import at_any_rate
+
+if TYPE_CHECKING:
+    from lowrank_study.training.memory import PeakPrediction
 
 _MOST_PACKED = {"cpu": 4, "cuda": 32}
 """Most runs in a pack: a processor's caches hold no more; a GPU is busier with more."""
 _MEMORY_SHARE = 0.8
 """Share of the free memory that packs may use."""
+_peaks: "dict[tuple[str, str], PeakPrediction | None]" = {}
+"""Id of a configuration and hash of its data → predicted memory, which seeds and rates share."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +43,7 @@ class PlannedSweep:
     results: Path
     question: str
     packs: list[list[RunSpec]]
-    """The runs, grouped into those that are trained together."""
+    """The runs that are left, grouped into those that are trained together; then the ended ones."""
     costs: dict[str, float]
     """Run id → multiplications and additions of the run."""
     launcher: str
@@ -106,18 +113,20 @@ def _grouped(
 ) -> tuple[list[list[RunSpec]], dict[str, float], list[Place]]:
     """Check the models of the runs that are left; return all packs, costs and workers' places."""
     check_models(left, results)
-    places = launcher_of(launcher).places(workers, device, len(unique))
+    places = launcher_of(launcher).places(workers, device, max(1, len(left)))
     from lowrank_study.sweeps.effort import Effort
 
     effort = Effort()
     costs = {spec.run_id: effort.of(spec) for spec in unique}
     planned = packs(
-        unique,
+        left,
         limit=lambda spec: most_packed(spec, places, pack),
         workers=len(places),
         cost=lambda spec: costs[spec.run_id],
     )
-    return planned, costs, places[: len(planned)]
+    waiting = {spec.run_id for spec in left}
+    ended = [[spec] for spec in unique if spec.run_id not in waiting]
+    return [*planned, *ended], costs, places[: max(1, len(planned))]
 
 
 def check_data(
@@ -171,7 +180,7 @@ def most_packed(spec: RunSpec, places: Sequence[Place], most: int | None) -> int
     if spec.method.pack_key is None:
         return 1
     from lowrank_study.training.fit import torch_device
-    from lowrank_study.training.memory import free_memory_bytes, predict_peak
+    from lowrank_study.training.memory import free_memory_bytes
     from lowrank_study.training.models import model_without_weights
     from lowrank_study.training.unpadded import can_unpad
 
@@ -181,8 +190,18 @@ def most_packed(spec: RunSpec, places: Sequence[Place], most: int | None) -> int
     free = free_memory_bytes(device)
     sharing = sum(torch_device(place.device) == device for place in places)
     share = math.inf if free is None else _MEMORY_SHARE * free / sharing
-    predicted = predict_peak(spec)
-    if predicted is None:
+    if (predicted := _predicted_peak(spec)) is None:
         return 1
     sizes = range(2, (most or _MOST_PACKED.get(device.type, 1)) + 1)
     return max((size for size in sizes if predicted.peak(size) <= share), default=1)
+
+
+def _predicted_peak(spec: RunSpec) -> "PeakPrediction | None":
+    """Predict the memory of a run, once for all seeds and learning rates of its configuration."""
+    from lowrank_study.training.memory import predict_peak
+
+    spec = at_any_rate(spec)
+    key = spec.run_id, splits_of(spec).sha256
+    if key not in _peaks:
+        _peaks[key] = predict_peak(spec)
+    return _peaks[key]

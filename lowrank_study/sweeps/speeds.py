@@ -11,26 +11,34 @@ operations (`effort.py`) then gives the time of other ranks and other numbers of
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from lowrank_study.loaded import splits_of
-from lowrank_study.spec import RunSpec
+from lowrank_study.spec import Asset, RunSpec
+from lowrank_study.spectra.spectrum import measure
+from lowrank_study.spectra.updates import DenseUpdate
 from lowrank_study.sweeps.effort import Effort
+from lowrank_study.training.batches import Batch
 from lowrank_study.training.fit import Job, Session
+from lowrank_study.training.models import model_without_weights
 from lowrank_study.training.tracking import Tracker
 
 _STEPS = 3
 """Timed steps, after one that fills caches."""
 _EVALUATED = 128
 """Texts of validation in the timed evaluation, after one of a few texts."""
-_SECONDS_A_RUN = 0.3
-"""Time to save a run and measure its spectra."""
+_SECONDS_TO_END = 0.1
+"""Time to write the record of a run, and to load the data again."""
+_SECONDS_TO_SAVE = 0.2
+"""Time to save the adapter and the predictions of a reported run, and to measure its factors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +46,7 @@ class Speed:
     """Speed of a kind of packs."""
 
     building: float
-    """Seconds until the first step."""
+    """Seconds until the second step, less the time of one step."""
     training: float
     """Operations per second, over all runs of the pack."""
     evaluation: float
@@ -52,15 +60,33 @@ class Speeds:
         self.effort = Effort()
         self._device, self._threads = device, threads
         self._known: dict[tuple[object, ...], Speed] = {}
+        self._spectra: dict[Asset, float] = {}
 
-    def seconds(self, pack: Sequence[RunSpec]) -> float:
-        """Return how long one process will take for a pack; it computes with the largest rank."""
-        effort = self.effort
-        training = max(effort.training(spec) for spec in pack)
-        evaluation = max(effort.evaluation(spec) for spec in pack)
-        speed = self._of(pack)
-        each = training / speed.training + evaluation / speed.evaluation + _SECONDS_A_RUN
-        return speed.building + len(pack) * each
+    def seconds(self, pack: Sequence[RunSpec], shares: Mapping[str, float] = {}) -> float:
+        """Return how long one process will take for a pack; it computes with the largest rank.
+
+        Args:
+            pack: The runs.
+            shares: Run id → share of its steps after which a run is stopped; 1 for others.
+        """
+        effort, speed = self.effort, self._of(pack)
+        training = max(effort.training(spec) for spec in pack) / speed.training
+        evaluation = max(effort.evaluation(spec) for spec in pack) / speed.evaluation
+        whole_runs = sum(shares.get(spec.run_id, 1.0) for spec in pack)
+        ended = sum(map(self._ending, pack))
+        return speed.building + whole_runs * (training + evaluation) + ended
+
+    def _ending(self, spec: RunSpec) -> float:
+        """Return the seconds that it takes to save a run, and to measure its spectra."""
+        if not spec.train.read_test:
+            return _SECONDS_TO_END
+        seconds = _SECONDS_TO_END + _SECONDS_TO_SAVE
+        if spec.method.is_adapter or spec.method.is_baseline:
+            return seconds
+        if spec.model.source not in self._spectra:
+            with _threads(self._threads):
+                self._spectra[spec.model.source] = _spectra_seconds(spec)
+        return seconds + self._spectra[spec.model.source]
 
     def _of(self, pack: Sequence[RunSpec]) -> Speed:
         model, train, method = pack[-1].model, pack[-1].train, pack[-1].method
@@ -86,12 +112,11 @@ class Speeds:
         largest = max(pack, key=self.effort.training)
         trained, evaluated = self.effort.a_token(largest)
         first, *batches = islice(session.batches(), 1 + _STEPS)
-        session.step(first)
-        start = time.perf_counter()
-        for batch in batches or [first]:
-            session.step(batch)
-        seconds = time.perf_counter() - start
+        first_step = _seconds_of(session, [first])
+        seconds = _seconds_of(session, batches or [first])
         tokens = sum(len(batch.ids_T) for batch in batches or [first])
+        # The first step also compiles code and fills caches.
+        building += max(0.0, first_step - seconds * len(first.ids_T) / tokens)
         validation = splits_of(pack[0]).validation
         session.read(validation.first(_EVALUATED // 8))
         some = validation.first(_EVALUATED)
@@ -103,6 +128,34 @@ class Speeds:
             training=len(pack) * trained * tokens / seconds,
             evaluation=evaluated * float(some.lengths.sum()) / reading,
         )
+
+
+def _seconds_of(session: Session, batches: Sequence[Batch]) -> float:
+    """Return the seconds of one training step on each batch."""
+    start = time.perf_counter()
+    for batch in batches:
+        session.step(batch)
+    return time.perf_counter() - start
+
+
+def _spectra_seconds(spec: RunSpec) -> float:
+    """Return the seconds to measure the updates of full fine-tuning, by one of each shape."""
+    shapes = Counter(p.shape for p in model_without_weights(spec).parameters() if p.ndim == 2)
+    seconds = 0.0
+    for shape, count in shapes.items():
+        before_OI, delta_OI = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
+        update = DenseUpdate(
+            name="",
+            layer=None,
+            role="",
+            storage_dtype="float32",
+            W0_OI=before_OI,
+            delta_OI=delta_OI,
+        )
+        start = time.perf_counter()
+        measure(update, method="gram")
+        seconds += count * (time.perf_counter() - start)
+    return seconds
 
 
 @contextmanager

@@ -1,16 +1,21 @@
 """Forecasts count only the runs that are left, and have the right magnitude."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from lowrank_study.config.grids import planned_configs
-from lowrank_study.config.run import compose
+from lowrank_study.config.run import RunConfig, compose
 from lowrank_study.runs.store import RunStore
 from lowrank_study.spec import RunSpec
-from lowrank_study.sweeps import forecast as module
-from lowrank_study.sweeps.forecast import forecast, forecasts, in_words, runs_of
+from lowrank_study.sweeps.forecast import (
+    Round,
+    forecasts,
+    in_words,
+    rounds_of,
+    training_seconds,
+)
 from lowrank_study.sweeps.speeds import Speed, Speeds
 
 TINY_TUNED = (
@@ -37,13 +42,24 @@ def end(specs: Sequence[RunSpec], results: Path) -> None:
 def _speed(monkeypatch: pytest.MonkeyPatch) -> None:
     same = Speed(building=0.0, training=1e9, evaluation=1e9)
     monkeypatch.setattr(Speeds, "_measured", lambda self, pack: same)
-    monkeypatch.setattr(module, "_SECONDS_TO_START", 0.0)
+    monkeypatch.setattr(Speeds, "_ending", lambda self, spec: 0.0)
 
 
-def test_more_texts_and_higher_ranks_take_longer(tiny_overrides: list[str], tmp_path: Path) -> None:
-    def seconds(*overrides: str, workers: int = 1) -> float:
-        spec = compose(*tiny_overrides, *overrides)
-        return forecast([spec], results=tmp_path, workers=workers)
+def seconds_of(
+    specs: Sequence[RunSpec], shares: Mapping[str, float] = {}, *, workers: int = 1
+) -> float:
+    """Return the forecast of one round."""
+    return training_seconds(Round(specs=[*specs], shares=shares), workers=workers)
+
+
+def runs_of(configs: Sequence[RunConfig]) -> list[RunSpec]:
+    """Return the runs of all rounds."""
+    return [spec for each in rounds_of(configs, set()) for spec in each.specs]
+
+
+def test_more_texts_and_higher_ranks_take_longer(tiny_overrides: list[str]) -> None:
+    def seconds(*overrides: str) -> float:
+        return seconds_of([compose(*tiny_overrides, *overrides)])
 
     lora = seconds("method.rank=2")
     assert seconds("method.rank=4") > lora
@@ -52,18 +68,38 @@ def test_more_texts_and_higher_ranks_take_longer(tiny_overrides: list[str], tmp_
     assert seconds("method.rank=2", "trainer.read_test=false") < lora
 
 
-def test_workers_share_the_packs(tiny_overrides: list[str], tmp_path: Path) -> None:
+def test_workers_share_the_packs(tiny_overrides: list[str]) -> None:
     specs = [compose(*tiny_overrides, "method.rank=2", f"seed={seed}") for seed in range(3)]
-    alone = forecast(specs[:1], results=tmp_path, workers=1)
+    alone = seconds_of(specs[:1])
     for workers, turns in ((1, 3), (2, 2), (3, 1)):
-        assert forecast(specs, results=tmp_path, workers=workers) == pytest.approx(turns * alone)
+        assert seconds_of(specs, workers=workers) == pytest.approx(turns * alone)
+
+
+def test_a_stopped_trial_takes_a_share_of_its_time(tiny_overrides: list[str]) -> None:
+    spec = compose(*tiny_overrides, "method.rank=2")
+    whole, third = seconds_of([spec]), seconds_of([spec], {spec.run_id: 1 / 3})
+    assert third == pytest.approx(whole / 3)
 
 
 def test_ended_runs_take_no_time(tiny_overrides: list[str], tmp_path: Path) -> None:
-    specs = [compose(*tiny_overrides, "method.rank=2", f"seed={seed}") for seed in range(2)]
-    both = forecast([*specs, specs[0]], results=tmp_path, workers=1)
-    end(specs[:1], tmp_path)
-    assert forecast(specs, results=tmp_path, workers=1) == pytest.approx(both / 2)
+    options = (*tiny_overrides, "method.rank=2", "seed=0,1", f"results={tmp_path}", "sweep=mine")
+    configs = planned_configs(*options, is_grid=True)
+    both, one = forecasts({"mine": configs}), forecasts({"mine": configs[:1]})
+    end([configs[0].spec], tmp_path)
+    assert forecasts({"mine": configs})["mine"] == pytest.approx(one["mine"])
+    assert one["mine"] < both["mine"]
+    end([configs[1].spec], tmp_path)
+    assert forecasts({"mine": configs}) == {"mine": 0.0}
+
+
+def test_a_run_of_several_sweeps_counts_for_the_first(
+    tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    options = (*tiny_overrides, "method.rank=2", "seed=0,1", f"results={tmp_path}", "sweep=mine")
+    configs = planned_configs(*options, is_grid=True)
+    found = forecasts({"first": configs[:1], "both": configs, "again": configs[1:]})
+    assert found["both"] == pytest.approx(found["first"])
+    assert found["again"] == 0.0
 
 
 def test_a_failed_run_is_still_to_be_trained(tiny_overrides: list[str], tmp_path: Path) -> None:
@@ -76,7 +112,21 @@ def test_a_failed_run_is_still_to_be_trained(tiny_overrides: list[str], tmp_path
         assert lease is not None
         lease.commit(status="failed", record={"message": "the disk is full"})
     assert runs_of(configs) == before
-    assert forecast(before[:3], results=tmp_path, workers=1) > 0.0
+
+
+def test_a_race_is_forecast_round_by_round(tiny_overrides: list[str], tmp_path: Path) -> None:
+    options = ("tuning=race", "method.rank=2,4", "seed=0", f"results={tmp_path}", "sweep=mine")
+    configs = planned_configs(*tiny_overrides, *options, is_grid=True)
+    leaders, rivals, reported = rounds_of(configs, set())
+    middle = configs[0].spec.method.learning_rate
+    assert {spec.method.learning_rate for spec in leaders.specs} == {middle}
+    assert not leaders.shares
+    assert len(rivals.specs) == 2 * len(leaders.specs)
+    assert middle not in {spec.method.learning_rate for spec in rivals.specs}
+    assert rivals.shares.keys() == {spec.run_id for spec in rivals.specs}
+    assert all(0.0 < share < 1.0 for share in rivals.shares.values())
+    assert reported.specs == [config.spec for config in configs]
+    assert not reported.shares
 
 
 def test_runs_that_choose_a_rate_are_counted_until_it_is_chosen(
@@ -107,7 +157,7 @@ def test_the_final_comparison_is_between_the_middle_rate_and_a_neighbour(
     assert sorted(len(each) for each in seeds.values()) == [1, 2, 2]
     assert asked[-1].method.learning_rate == middle
     end(asked[:3], tmp_path)  # an unfinished final comparison has the same two rates
-    assert len(runs_of(configs)) == len(asked)
+    assert len(runs_of(configs)) == len(asked) - 3
 
 
 def test_durations_have_readable_units() -> None:

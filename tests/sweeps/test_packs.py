@@ -67,3 +67,25 @@ def test_large_packs_leave_no_worker_idle() -> None:
     assert sizes(specs, workers=2) == [1, 1]
     many = [compose("method.rank=4", f"seed={seed}", "data_seed=0") for seed in range(16)]
     assert sizes(many, workers=2) == [4] * 4
+
+
+def test_memory_is_predicted_only_for_runs_that_can_be_packed() -> None:
+    asked: list[RunSpec] = []
+
+    def limit(largest: RunSpec) -> int:
+        asked.append(largest)
+        return 4
+
+    specs = sweep_specs()
+    packs(specs, limit=limit, workers=1, cost=cost)
+    assert len(asked) == 4  # two targets, two seeds
+    asked.clear()
+    packs(specs[-2:], limit=limit, workers=1, cost=cost)
+    packs(
+        [compose("trainer=reference", f"method.rank={r}") for r in (1, 2)],
+        limit=limit,
+        workers=1,
+        cost=cost,
+    )
+    assert not asked
+    assert packs([], limit=limit, workers=2, cost=cost) == []
