@@ -1,7 +1,8 @@
 """Measure how the cost of training grows with runs, rank, text length, model size and examples.
 
-Every point is a separate process on one core. `growth.csv` has the numbers and `growth.svg` the
-figure. The memory that the suite predicts before training is compared with the measured one.
+Every point is a separate process on one core. `growth.csv` has the numbers, each written as soon as
+it is measured, and `growth.svg` the figure. The memory that the suite predicts before training is
+compared with the measured one.
 """
 
 import tempfile
@@ -12,6 +13,7 @@ import pandas as pd
 import timing
 from matplotlib.axes import Axes
 from processes import train_here
+from rows import Rows
 from steps import hardware
 
 from lowrank_study.config.run import compose
@@ -41,16 +43,17 @@ LINEAR = ("runs at once", "examples")
 
 def growth(folder: Path, *, quick: bool) -> list[timing.Figure]:
     """Measure, draw, and compare predicted with measured memory."""
+    precision, rows = compose().train.precision, Rows(folder / "growth.csv")
     with tempfile.TemporaryDirectory() as models:
         points = [
-            {"axis": axis, "at": at, **_measured(specs)}
+            rows.measured(
+                {"axis": axis, "at": at, "precision": precision},
+                lambda specs=specs: _measured(specs),
+            )
             for axis, at, specs in _points(Path(models), quick=quick)
         ]
     frame = pd.DataFrame(points)
-    folder.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(folder / "growth.csv", index=False)
     (folder / "growth.svg").write_text(_drawn(frame))
-    precision = compose().train.precision
     title = f"{precision} ({hardware(precision)})"
     off = (frame["predicted_bytes"] / frame["peak_bytes"] - 1.0).abs()
     figures = [
@@ -59,7 +62,10 @@ def growth(folder: Path, *, quick: bool) -> list[timing.Figure]:
             [100 * float(off.max())],
             unit="%",
             at_most=15.0,
-        )
+        ),
+        timing.figure(
+            f"{title}: predicted memory, mean error", [100 * float(off.mean())], unit="%"
+        ),
     ]
     for axis, rows in frame.groupby("axis", sort=False):
         first, last = rows.iloc[0], rows.iloc[-1]

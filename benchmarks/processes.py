@@ -43,8 +43,12 @@ def written(specs: Sequence[RunSpec], folder: Path) -> Path:
     return path
 
 
+def quiet() -> dict[str, str]:
+    """Return the environment of a process that shows no progress bars."""
+    return {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
+
 def _threads(threads: int | None) -> dict[str, str]:
-    quiet = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     if threads is None:
-        return quiet
-    return quiet | {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL")}
+        return quiet()
+    return quiet() | {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL")}

@@ -7,7 +7,8 @@ evaluation, saving and spectra of the same runs, by this suite and by `peft_loop
 `step` compares one training step with its floor. `smollm2` compares speed and memory on a language
 model of 135M parameters, `agreement` the accuracies of the suite and of the Trainer from the same
 initial weights, and `growth` draws how time and memory grow. `forecast` compares the time that is
-predicted for a sweep with the time that it takes.
+predicted for a sweep with the time that it takes. After a stop, the same command resumes `growth`
+and `forecast`.
 """
 
 import argparse
@@ -192,7 +193,7 @@ def run_cases(names: Sequence[str], *, rounds: int, quick: bool, out: Path) -> N
         "smollm2": lambda: smollm2(rounds, quick=quick),
         "agreement": lambda: agreement(out, quick=quick),
         "growth": lambda: growth(out, quick=quick),
-        "forecast": lambda: forecast_errors(rounds, quick=quick, train=trained),
+        "forecast": lambda: forecast_errors(out, rounds, quick=quick),
     }
     for name in names:
         provenance = timing.facts(precisions=", ".join(precisions()), rounds=str(rounds))
