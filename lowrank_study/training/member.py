@@ -18,6 +18,7 @@ from lowrank_study.methods.layers.modules import head_parameters
 from lowrank_study.runs.limits import Limits, first_above
 from lowrank_study.spec import RunSpec
 from lowrank_study.tasks import Predictions
+from lowrank_study.training.adamw import clip_gradients
 from lowrank_study.training.batches import Batch
 from lowrank_study.training.embeddings import clear_gradients
 from lowrank_study.training.evaluate import predict
@@ -99,7 +100,7 @@ class Member:
 
     def clip_gradients(self) -> Tensor:
         """Scale the gradients down to the largest norm, and return their norm before."""
-        return nn.utils.clip_grad_norm_(self._trained, self._spec.train.max_grad_norm)
+        return clip_gradients(self._optimizer, self._trained, self._spec.train.max_grad_norm)
 
     def update(self, loss: float, norm: float) -> None:
         """Take an optimizer step with the current gradients."""

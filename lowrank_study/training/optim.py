@@ -9,6 +9,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lowrank_study.methods.layers.modules import head_parameters
 from lowrank_study.spec import RunSpec, TrainSpec
+from lowrank_study.training.adamw import native_adamw
 
 
 def make_optimizer(model: nn.Module, spec: RunSpec) -> optim.Optimizer:
@@ -38,7 +39,8 @@ def make_optimizer(model: nn.Module, spec: RunSpec) -> optim.Optimizer:
             starts = [parameter.detach().clone() for parameter in parameters]
             group |= {"weight_decay": 0.0, "pull": decay, "starts": starts}
         groups.append(group)
-    optimizer = optim.AdamW(groups, betas=train.adam_betas, eps=train.adam_epsilon, fused=True)
+    common: dict[str, Any] = {"betas": train.adam_betas, "eps": train.adam_epsilon}
+    optimizer = native_adamw(groups, **common) or optim.AdamW(groups, **common, fused=True)
     optimizer.register_step_pre_hook(_pull_to_starts)
     return optimizer
 
