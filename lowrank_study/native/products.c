@@ -1,4 +1,4 @@
-/* Matrix products of a training step, on processors with AVX512: y = A B + bias.
+/* Matrix products of a training step, on processors with AVX512: y = A B + bias, or y += A B.
 
    The numbers of A are fp32 or bf16; those of B are fp32 or of A's type, and are rounded to it.
    Sums are fp32. Each runs over the depth in order, so that results depend neither on the number
@@ -16,15 +16,15 @@
 
 enum type { FP32, BF16 };
 
-/* The columns are a multiple of WIDTH. So are the depth, or the rows if a_is_transposed; and the
-   depth if b_is_transposed. */
+/* The same product for each run, of the next matrices. In bf16, the depth is even if A is not
+   transposed; if B is transposed, the depth is a multiple of 32. */
 struct product {
   const void *a;    /* (rows, depth); if a_is_transposed, (depth, rows) */
   const void *b;    /* (depth, columns); if b_is_transposed, (columns, depth) */
   const void *bias; /* (columns) of `a_type`, or NULL */
   void *y;          /* (rows, columns) */
-  int64_t a_type, b_type, y_type, a_is_transposed, b_is_transposed;
-  int64_t rows, columns, depth;
+  int64_t a_type, b_type, y_type, a_is_transposed, b_is_transposed, adds;
+  int64_t runs, rows, columns, depth;
 };
 
 #if defined(__AVX512F__)
@@ -34,15 +34,16 @@ enum { ROWS = 12, LANES = 16, WIDTH = 2 * LANES };
 typedef uint32_t unit;
 typedef int32_t units __attribute__((vector_size(64), aligned(4), may_alias));
 
-/* A product whose A is in units. */
+/* Products whose A is in units. */
 struct work {
   struct product is;
   const unit *a;
-  int64_t a_by_row, a_by_unit, depth; /* in units */
+  int64_t a_by_run, a_by_row, a_by_unit, depth; /* in units */
   _Atomic int has_failed;
 };
 
 INLINED int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINED int64_t panels_of(const struct product *p) { return (p->columns + WIDTH - 1) / WIDTH; }
 INLINED int64_t size_of(enum type type) { return type == FP32 ? 4 : 2; }
 INLINED const void *entry(const void *of, int64_t i, enum type type) {
   return (const char *)of + i * size_of(type);
@@ -121,147 +122,185 @@ INLINED void transpose(units *rows) {
   }
 }
 
-/* The next panel's numbers in B, which are fetched while this one is in use. */
-struct next {
-  const char *start;
-  int64_t by_unit, second_line;
-};
-
-INLINED struct next next_after(const struct work *work, int64_t column) {
-  const struct product *p = &work->is;
-  const int64_t by = size_of(p->b_type) * p->columns, next = column + WIDTH;
-  if (next >= p->columns) return (struct next){p->b, 0, 0};
-  if (p->b_is_transposed)
-    return (struct next){entry(p->b, next * p->depth, p->b_type), 2 * 64, 64};
-  const char *start = entry(p->b, next, p->b_type);
-  return p->a_type == FP32 ? (struct next){start, by, 64} : (struct next){start, 2 * by, by};
-}
-
-INLINED void fill_panel(unit *panel, const struct work *work, int64_t column, enum type a_type,
-                        enum type b_type) {
+/* Fills the columns that B lacks with zeros. */
+INLINED void fill_panel(unit *panel, const struct work *work, const void *b, int64_t column,
+                        enum type a_type, enum type b_type) {
   const struct product *p = &work->is;
   const int64_t in_unit = a_type == FP32 ? 1 : 2;
-  if (p->b_is_transposed) {
-    for (int64_t k = 0; k < work->depth; k += LANES)
-      for (int64_t half = 0; half < WIDTH; half += LANES) {
-        units rows[LANES];
-        for (int64_t i = 0; i < LANES; i++) {
+  for (int64_t half = 0; half < WIDTH; half += LANES) {
+    unit *out = panel + half;
+    const int64_t there = least(p->columns - column - half, LANES);
+    if (p->b_is_transposed)
+      for (int64_t k = 0; k < work->depth; k += LANES) {
+        units rows[LANES] = {0};
+        for (int64_t i = 0; i < there; i++) {
           const int64_t at = (column + half + i) * p->depth + k * in_unit;
-          rows[i] = row_of_units(entry(p->b, at, b_type), b_type, a_type);
+          rows[i] = row_of_units(entry(b, at, b_type), b_type, a_type);
         }
         transpose(rows);
-        for (int64_t i = 0; i < LANES; i++) *(units *)(panel + (k + i) * WIDTH + half) = rows[i];
+        for (int64_t i = 0; i < LANES; i++) *(units *)(out + (k + i) * WIDTH) = rows[i];
       }
-    return;
+    else
+      for (int64_t k = 0; k < work->depth; k++) {
+        const int64_t at = k * in_unit * p->columns + column + half;
+        const void *first = entry(b, at, b_type), *second = NULL;
+        if (in_unit * k + 1 < p->depth) second = entry(b, at + p->columns, b_type);
+        *(units *)(out + k * WIDTH) = a_type == FP32 ? row_of_units(first, FP32, FP32)
+                                                     : (units)paired(first, second, b_type);
+      }
   }
-  for (int64_t k = 0; k < work->depth; k++)
-    for (int64_t half = 0; half < WIDTH; half += LANES) {
-      const int64_t at = k * in_unit * p->columns + column + half;
-      const void *first = entry(p->b, at, b_type), *second = NULL;
-      if (in_unit * k + 1 < p->depth) second = entry(p->b, at + p->columns, b_type);
-      unit *out = panel + k * WIDTH + half;
-      *(units *)out = a_type == FP32 ? row_of_units(first, FP32, FP32)
-                                     : (units)paired(first, second, b_type);
-    }
 }
 
 /* ---- tiles ------------------------------------------------------------------------------- */
 
-/* Sums stay in registers only if all loops over them are unrolled. */
-#define UNROLLED _Pragma("GCC unroll 12")
+struct place {
+  const unit *a, *panel;
+  const void *b;
+  void *y;
+  int64_t column;
+};
 
-INLINED void tile(const struct work *work, const unit *panel, int64_t row, int64_t column,
-                  const int rows, const int fetches_next, enum type a_type, enum type y_type) {
+/* Fetches a share of the next panel's numbers in B: two cache lines for each of its units. */
+INLINED void fetch_next(const struct work *work, const struct place *at, int64_t row, int64_t rows) {
   const struct product *p = &work->is;
-  const struct next next = next_after(work, column);
-  const int64_t by_row = work->a_by_row, by_unit = work->a_by_unit;
-  const unit *a = work->a + row * by_row;
-  __m512 sums[ROWS][2];
-  UNROLLED for (int half = 0; half < 2; half++) {
-    const void *bias = entry(p->bias, column + half * LANES, a_type);
-    __m512 start = p->bias ? load(bias, a_type) : _mm512_setzero_ps();
-    UNROLLED for (int i = 0; i < rows; i++) sums[i][half] = start;
+  const int64_t size = size_of(p->b_type), next = at->column + WIDTH;
+  if (next >= p->columns) return;
+  const char *start = entry(at->b, p->b_is_transposed ? next * p->depth : next, p->b_type);
+  int64_t by_unit = size * p->columns, second_line = 64;
+  if (p->b_is_transposed) {
+    by_unit = 2 * 64;
+  } else if (p->a_type == BF16) {
+    second_line = by_unit;
+    by_unit *= 2;
   }
-  for (int64_t k = 0; k < work->depth; k++) {
-    __m512i left = _mm512_load_si512(panel + k * WIDTH);
-    __m512i right = _mm512_load_si512(panel + k * WIDTH + LANES);
-    if (fetches_next) {
-      _mm_prefetch(next.start + k * next.by_unit, _MM_HINT_T1);
-      _mm_prefetch(next.start + k * next.by_unit + next.second_line, _MM_HINT_T1);
-    }
-    UNROLLED for (int i = 0; i < rows; i++) {
-      unit each = a[i * by_row + k * by_unit];
-      sums[i][0] = multiply_add(each, left, sums[i][0], a_type);
-      sums[i][1] = multiply_add(each, right, sums[i][1], a_type);
-    }
-  }
-  UNROLLED for (int i = 0; i < rows; i++) UNROLLED for (int half = 0; half < 2; half++) {
-    const int64_t at = (row + i) * p->columns + column + half * LANES;
-    store((char *)p->y + at * size_of(y_type), y_type, sums[i][half]);
+  const int64_t last = work->depth * (row + rows) / p->rows;
+  for (int64_t k = work->depth * row / p->rows; k < last; k++) {
+    _mm_prefetch(start + k * by_unit, _MM_HINT_T1);
+    _mm_prefetch(start + k * by_unit + second_line, _MM_HINT_T1);
   }
 }
 
-INLINED void tiles(const struct work *work, const unit *panel, int64_t column, enum type a_type,
-                   enum type y_type) {
+/* Sums stay in registers only if all loops over them are unrolled. */
+#define UNROLLED _Pragma("GCC unroll 12")
+
+INLINED void tile(const struct work *work, const struct place *at, int64_t row, const int rows,
+                  const int halves, enum type a_type, enum type y_type) {
+  const struct product *p = &work->is;
+  const int64_t by_row = work->a_by_row, by_unit = work->a_by_unit;
+  fetch_next(work, at, row, rows);
+  const unit *a = at->a + row * by_row;
+  char *const y = (char *)at->y + (row * p->columns + at->column) * size_of(y_type);
+  __m512 sums[ROWS][2];
+  UNROLLED for (int i = 0; i < rows; i++) UNROLLED for (int half = 0; half < halves; half++) {
+    const void *bias = entry(p->bias, at->column + half * LANES, a_type);
+    const void *before = entry(y, i * p->columns + half * LANES, y_type);
+    sums[i][half] = _mm512_setzero_ps();
+    if (p->adds) sums[i][half] = load(before, y_type);
+    if (p->bias) sums[i][half] = load(bias, a_type);
+  }
+  for (int64_t k = 0; k < work->depth; k++) {
+    __m512i left = _mm512_load_si512(at->panel + k * WIDTH);
+    __m512i right = _mm512_load_si512(at->panel + k * WIDTH + LANES);
+    UNROLLED for (int i = 0; i < rows; i++) {
+      unit each = a[i * by_row + k * by_unit];
+      sums[i][0] = multiply_add(each, left, sums[i][0], a_type);
+      if (halves == 2) sums[i][1] = multiply_add(each, right, sums[i][1], a_type);
+    }
+  }
+  UNROLLED for (int i = 0; i < rows; i++) UNROLLED for (int half = 0; half < halves; half++) {
+    void *out = y + (i * p->columns + half * LANES) * size_of(y_type);
+    const int64_t there = p->columns - at->column - half * LANES;
+    if (there >= LANES) {
+      store(out, y_type, sums[i][half]);
+    } else {
+      char whole[64];
+      store(whole, y_type, sums[i][half]);
+      memcpy(out, whole, there * size_of(y_type));
+    }
+  }
+}
+
+INLINED void tiles(const struct work *work, const struct place *at, const int halves,
+                   enum type a_type, enum type y_type) {
   const int64_t rows = work->is.rows;
   int64_t row = 0;
-  if (rows < ROWS) {
-    for (; row < rows; row++) tile(work, panel, row, column, 1, 0, a_type, y_type);
-    return;
-  }
-  tile(work, panel, 0, column, ROWS, 1, a_type, y_type);
-  for (row = ROWS; row < rows; row += ROWS) /* the last tile may compute some rows again */
-    tile(work, panel, least(row, rows - ROWS), column, ROWS, 0, a_type, y_type);
+  for (; row + ROWS <= rows; row += ROWS) tile(work, at, row, ROWS, halves, a_type, y_type);
+  for (; row + 4 <= rows; row += 4) tile(work, at, row, 4, halves, a_type, y_type);
+  for (; row < rows; row++) tile(work, at, row, 1, halves, a_type, y_type);
+}
+
+INLINED void multiply_typed(const struct work *work, struct place at, unit *panel,
+                            enum type a_type, enum type y_type) {
+  if (work->is.b_type == FP32)
+    fill_panel(panel, work, at.b, at.column, a_type, FP32);
+  else
+    fill_panel(panel, work, at.b, at.column, a_type, BF16);
+  if (work->is.columns - at.column > LANES)
+    tiles(work, &at, 2, a_type, y_type);
+  else
+    tiles(work, &at, 1, a_type, y_type);
 }
 
 static void multiply_panel(void *argument, int64_t number) {
   struct work *work = argument;
-  const enum type a_type = work->is.a_type, b_type = work->is.b_type, y_type = work->is.y_type;
-  const int64_t column = number * WIDTH;
+  const struct product *p = &work->is;
+  const int64_t panels = panels_of(p), run = number / panels;
   unit *panel = aligned_alloc(64, work->depth * WIDTH * sizeof *panel);
   if (!panel) {
     work->has_failed = 1;
     return;
   }
-  if (a_type == FP32) {
-    fill_panel(panel, work, column, FP32, FP32);
-    tiles(work, panel, column, FP32, FP32);
-  } else {
-    if (b_type == FP32)
-      fill_panel(panel, work, column, BF16, FP32);
-    else
-      fill_panel(panel, work, column, BF16, BF16);
-    if (y_type == FP32)
-      tiles(work, panel, column, BF16, FP32);
-    else
-      tiles(work, panel, column, BF16, BF16);
-  }
+  struct place at = {
+      work->a + run * work->a_by_run,
+      panel,
+      entry(p->b, run * p->depth * p->columns, p->b_type),
+      (char *)p->y + run * p->rows * p->columns * size_of(p->y_type),
+      number % panels * WIDTH,
+  };
+  if (p->a_type == FP32)
+    multiply_typed(work, at, panel, FP32, FP32);
+  else if (p->y_type == FP32)
+    multiply_typed(work, at, panel, BF16, FP32);
+  else
+    multiply_typed(work, at, panel, BF16, BF16);
   free(panel);
 }
 
-/* Returns the units of a transposed A in bf16, (units, rows), or NULL if there is no memory. */
-static unit *paired_rows(const struct product *p, int64_t depth) {
-  unit *pairs = aligned_alloc(64, depth * p->rows * sizeof *pairs);
-  for (int64_t k = 0; pairs && k < depth; k++)
-    for (int64_t row = 0; row < p->rows; row += LANES) {
-      const uint16_t *first = (const uint16_t *)p->a + 2 * k * p->rows + row;
-      const uint16_t *second = 2 * k + 1 < p->depth ? first + p->rows : NULL;
-      _mm512_store_si512(pairs + k * p->rows + row, paired(first, second, BF16));
-    }
+/* Returns the units of a transposed A in bf16, (runs, units, by_unit), or NULL without memory. */
+static unit *paired_rows(const struct product *p, int64_t depth, int64_t by_unit) {
+  unit *pairs = aligned_alloc(64, p->runs * depth * by_unit * sizeof *pairs);
+  unit *out = pairs;
+  for (int64_t run = 0; pairs && run < p->runs; run++)
+    for (int64_t k = 0; k < p->depth; k += 2, out += by_unit)
+      for (int64_t row = 0; row < p->rows; row += LANES) {
+        const uint16_t *first = (const uint16_t *)p->a + (run * p->depth + k) * p->rows + row;
+        const uint16_t *second = k + 1 < p->depth ? first + p->rows : NULL;
+        const int64_t there = least(p->rows - row, LANES);
+        uint16_t wholes[2][LANES] = {{0}};
+        if (there < LANES) {
+          first = memcpy(wholes[0], first, there * sizeof *first);
+          if (second) second = memcpy(wholes[1], second, there * sizeof *second);
+        }
+        _mm512_store_si512(out + row, paired(first, second, BF16));
+      }
   return pairs;
 }
 
 /* Returns 0, or -1 if there is no memory. */
-int multiply(const struct product *product, int threads) {
-  const int64_t depth = product->a_type == FP32 ? product->depth : (product->depth + 1) / 2;
-  struct work work = {*product, product->a, depth, 1, depth, 0};
+int multiply(const struct product *p, int threads) {
+  const int64_t depth = p->a_type == FP32 ? p->depth : (p->depth + 1) / 2;
+  struct work work = {*p, p->a, p->rows * depth, depth, 1, depth, 0};
   unit *pairs = NULL;
-  if (product->a_is_transposed) {
+  if (p->a_is_transposed) {
     work.a_by_row = 1;
-    work.a_by_unit = product->rows;
-    if (product->a_type == BF16 && !(work.a = pairs = paired_rows(product, depth))) return -1;
+    work.a_by_unit = p->rows;
+    if (p->a_type == BF16) {
+      work.a_by_unit = (p->rows + LANES - 1) / LANES * LANES;
+      work.a_by_run = depth * work.a_by_unit;
+      if (!(work.a = pairs = paired_rows(p, depth, work.a_by_unit))) return -1;
+    }
   }
-  in_parallel(multiply_panel, &work, product->columns / WIDTH, threads);
+  in_parallel(multiply_panel, &work, p->runs * panels_of(p), threads);
   free(pairs);
   return -work.has_failed;
 }

@@ -106,6 +106,33 @@ def test_a_frozen_weight_gets_no_gradient(dtype: torch.dtype) -> None:
 
 def test_the_plain_path_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOWRANK_STUDY_NATIVE", "0")
-    monkeypatch.setattr(products, "_product", None)
+    monkeypatch.setattr(products, "multiply", None)
     x, weight = torch.randn(8, 32), torch.randn(16, 32)
     assert torch.equal(products.linear(x, weight, None), functional.linear(x, weight))
+
+
+@pytest.mark.usefixtures("_faster")
+@DTYPES
+@pytest.mark.parametrize("rank", [2, 8, 34])
+def test_factors_of_runs_are_multiplied_as_exactly_as_by_torch(
+    dtype: torch.dtype, rank: int
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x_RTI = torch.randn(3, 29, 64, generator=generator).to(dtype)
+    A_RKI = torch.randn(3, rank, 64, generator=generator)
+    rounded = A_RKI.to(dtype)
+    low_RTK = products.multiply(x_RTI, A_RKI.mT)
+    y_RTI = x_RTI.clone()
+    found = (
+        low_RTK,
+        products.multiply(low_RTK.mT, x_RTI, dtype=torch.float32),
+        products.multiply(low_RTK, A_RKI, onto=y_RTI),
+    )
+    low, x = low_RTK.double(), x_RTI.double()
+    exact = (x @ rounded.double().mT, low.mT @ x, x + low @ rounded.double())
+    for ours, of in zip(found, exact, strict=True):
+        assert ours.shape == of.shape
+        error = (ours - of).square().mean().sqrt() / of.square().mean().sqrt()
+        assert error < (3e-3 if dtype == torch.bfloat16 else 1e-6)
+    assert found[1].dtype == torch.float32
+    assert found[2] is y_RTI

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
@@ -28,6 +29,7 @@ from lowrank_study.methods.layers.linear import (
     replace_maps,
 )
 from lowrank_study.methods.layers.modules import head_names, in_head, task_of
+from lowrank_study.methods.layers.products import multiply
 from lowrank_study.methods.lora import Lora
 
 
@@ -45,39 +47,42 @@ class PackedLora(nn.Module):
         x = cast_once(x)
         y: Tensor = loras[0].base(x.flatten(0, -2))
         rank = max(lora.A_RI.shape[0] for lora in loras)
+        rank += rank % 2  # for native code
         # Smaller ranks are filled up with zeros, whose gradients are zero.
         A_RKI = torch.stack([_filled(lora.A_RI, rank) for lora in loras])
         B_RKO = torch.stack([_filled(lora.B_OR.T * lora.scaling, rank) for lora in loras])
         dropped = functional.dropout(x, loras[0].dropout, self.training)
         of_runs = dropped.reshape(len(loras), -1, x.shape[-1])
-        factors = A_RKI.to(y.dtype), B_RKO.to(y.dtype)
-        y = _AddLowRank.apply(y, of_runs, *factors)  # type: ignore[no-untyped-call]
+        y = _AddLowRank.apply(y, of_runs, A_RKI, B_RKO)  # type: ignore[no-untyped-call]
         return y.view(*x.shape[:-1], -1)
 
 
 class _AddLowRank(torch.autograd.Function):
     """y_r ← y_r + (x_r A_rᵀ) B_r for each run r, in place: one pass over y.
 
-    y is (R T, out), x (R, T, in), A (R, K, in) and B (R, K, out).
+    y is (R T, out), x (R, T, in), A (R, K, in) and B (R, K, out). A and B may be fp32 if y is bf16:
+    they are rounded, and their gradients are fp32.
     """
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
         """Return y, changed in place."""
-        low_RTK = x @ A.mT
-        y.view(*x.shape[:2], -1).baddbmm_(low_RTK, B)
+        low_RTK = multiply(x, A.mT)
+        multiply(low_RTK, B, onto=y.view(*x.shape[:2], -1))
         ctx.mark_dirty(y)
         ctx.save_for_backward(x, low_RTK, A, B)
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """Return the gradients of y, x, A and B."""
         x, low_RTK, A, B = ctx.saved_tensors
-        of_runs = grad_y.view(*x.shape[:2], -1)
-        grad_low = of_runs @ B.mT
-        grad_x = grad_low @ A if ctx.needs_input_grad[1] else None
-        return grad_y, grad_x, grad_low.mT @ x, low_RTK.mT @ of_runs
+        of_runs = grad_y.contiguous().view(*x.shape[:2], -1)
+        grad_low = multiply(of_runs, B.mT)
+        grad_x = multiply(grad_low, A) if ctx.needs_input_grad[1] else None
+        grad_A = multiply(grad_low.mT, x, dtype=A.dtype)
+        return grad_y, grad_x, grad_A, multiply(low_RTK.mT, of_runs, dtype=B.dtype)
 
 
 def _filled(factor: Tensor, rank: int) -> Tensor:

@@ -14,6 +14,7 @@ Letters: O out_features, I in_features, T tokens.
 
 import ctypes
 import functools
+import math
 from typing import Any
 
 import torch
@@ -69,7 +70,7 @@ def _faster_here() -> frozenset[torch.dtype]:
 
 def _code(dtype: torch.dtype) -> ctypes.CDLL | None:
     """Return the C code for products in a dtype, if there is any; AMX is left to oneDNN."""
-    return _code_here(dtype) if native.is_wanted() else None
+    return _code_here(dtype) if dtype in _faster_dtypes() else None
 
 
 @functools.cache
@@ -85,29 +86,42 @@ class _Product(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("a", "b", "bias", "y")),
         *((name, ctypes.c_int64) for name in ("a_type", "b_type", "y_type")),
-        *((name, ctypes.c_int64) for name in ("a_is_transposed", "b_is_transposed")),
-        *((name, ctypes.c_int64) for name in ("rows", "columns", "depth")),
+        *((name, ctypes.c_int64) for name in ("a_is_transposed", "b_is_transposed", "adds")),
+        *((name, ctypes.c_int64) for name in ("runs", "rows", "columns", "depth")),
     )
 
 
-def _product(a: Tensor, b: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Return a b + bias of two matrices, in a dtype.
+def multiply(
+    a: Tensor,
+    b: Tensor,
+    *,
+    bias: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    onto: Tensor | None = None,
+) -> Tensor:
+    """Return a b + bias of two matrices, or of two of each run; or add a b to `onto`, in place.
 
-    `a` is contiguous, or its transpose is, and so is `b`, which is rounded to the dtype of `a`.
+    Args:
+        a: Matrix (rows, depth) or (R, rows, depth). It or its transpose is contiguous.
+        b: Matrix (depth, columns) or (R, depth, columns) likewise, rounded to the dtype of `a`.
+        bias: (columns,).
+        dtype: Dtype of the result; None is that of `a`.
+        onto: Contiguous result to add the product to.
     """
-    rows, depth, columns = *a.shape, b.shape[1]
-    turned = not a.is_contiguous(), not b.is_contiguous()
-    code, width = _code(a.dtype), _WIDTH
-    if (
-        code is None
-        or columns % width != 0
-        or (rows if turned[0] else depth) % width != 0
-        or (turned[1] and depth % width != 0)
-    ):
-        weight = b.T.to(a.dtype)
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(a, weight, bias, "none", [], "")
-        return product.to(dtype)
-    y = a.new_empty(rows, columns, dtype=dtype)
+    *runs, rows, depth = a.shape
+    columns = b.shape[-1]
+    turned_a, turned_b = not a.is_contiguous(), not b.is_contiguous()
+    code = _code(a.dtype) if a.is_cpu else None
+    is_covered = (
+        code is not None
+        and (a.dtype == torch.float32 or turned_a or depth % 2 == 0)
+        and (depth % _WIDTH == 0 if turned_b else columns % _WIDTH == 0)
+        and (bias is None or columns % _WIDTH == 0)
+    )
+    if not is_covered:
+        return _plain_product(a, b.to(a.dtype), bias, dtype or a.dtype, onto)
+    assert code is not None
+    y = a.new_empty(*runs, rows, columns, dtype=dtype) if onto is None else onto
     work = _Product(
         a.data_ptr(),
         b.data_ptr(),
@@ -115,8 +129,11 @@ def _product(a: Tensor, b: Tensor, bias: Tensor | None, dtype: torch.dtype) -> T
         y.data_ptr(),
         _TYPES[a.dtype],
         _TYPES[b.dtype],
-        _TYPES[dtype],
-        *turned,
+        _TYPES[y.dtype],
+        turned_a,
+        turned_b,
+        onto is not None,
+        math.prod(runs),
         rows,
         columns,
         depth,
@@ -124,6 +141,18 @@ def _product(a: Tensor, b: Tensor, bias: Tensor | None, dtype: torch.dtype) -> T
     if code.multiply(ctypes.byref(work), torch.get_num_threads()) != 0:
         raise MemoryError(f"no memory for a product of {rows}, {depth} and {columns} numbers")
     return y
+
+
+def _plain_product(
+    a: Tensor, b: Tensor, bias: Tensor | None, dtype: torch.dtype, onto: Tensor | None
+) -> Tensor:
+    if onto is not None:
+        return onto.baddbmm_(a, b) if a.ndim == 3 else onto.addmm_(a, b)
+    if a.ndim == 2 and a.is_cpu and a.dtype in _faster_dtypes():
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.T, bias, "none", [], "")
+    else:
+        y = a @ b if bias is None else a @ b + bias
+    return y.to(dtype)
 
 
 def _shaped(y_TO: Tensor, like: Tensor) -> Tensor:
@@ -139,7 +168,7 @@ class _Linear(torch.autograd.Function):
         """Return the product."""
         x_TI = x.flatten(0, -2).contiguous()
         ctx.save_for_backward(x_TI if ctx.needs_input_grad[1] else None, weight_OI)
-        return _shaped(_product(x_TI, weight_OI.T, bias_O, x.dtype), x)
+        return _shaped(multiply(x_TI, weight_OI.T, bias=bias_O), x)
 
     @staticmethod
     @once_differentiable
@@ -150,7 +179,7 @@ class _Linear(torch.autograd.Function):
         grad_TO = grad_y.flatten(0, -2).contiguous()
         of_x = of_weight = None
         if needs_x:
-            of_x = _shaped(_product(grad_TO, weight_OI, None, grad_y.dtype), grad_y)
+            of_x = _shaped(multiply(grad_TO, weight_OI), grad_y)
         if needs_weight:
-            of_weight = _product(grad_TO.T, x_TI, None, weight_OI.dtype)
+            of_weight = multiply(grad_TO.T, x_TI, dtype=weight_OI.dtype)
         return of_x, of_weight, grad_TO.sum(0) if needs_bias else None
