@@ -171,13 +171,15 @@ class _Family:
         return {
             int(point["step"]): point["loss"] * (1.0 + slack * (1.0 - point["step"] / last["step"]))
             for point in rungs
+            if not math.isnan(point["loss"])
         }
 
     def _final_loss(self, entry: Entry) -> float:
         """Return the lowest loss among the steps after which a reported run is evaluated."""
         curve, train = self._curves[entry], self._members[entry[1][0]].train
         steps = train.evaluated_steps(int(curve[-1]["step"]))
-        return min(point["loss"] for point in curve if point["step"] in steps)
+        losses = [point["loss"] for point in curve if point["step"] in steps]
+        return min((loss for loss in losses if not math.isnan(loss)), default=math.inf)
 
     def _wins(self, rate: int, leader: int, blocks: Sequence[Block]) -> int:
         """Return in how many blocks a rate is better than the leader."""

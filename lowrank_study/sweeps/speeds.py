@@ -89,16 +89,11 @@ class Speeds:
         return seconds + self._spectra[spec.model.source]
 
     def _of(self, pack: Sequence[RunSpec]) -> Speed:
-        model, train, method = pack[-1].model, pack[-1].train, pack[-1].method
+        task, model, train, method = pack[-1].task, pack[-1].model, pack[-1].train, pack[-1].method
         length = splits_of(pack[-1]).train.lengths.mean()
-        key: tuple[object, ...] = (model.source, model.dropout, len(pack), round(math.log2(length)))
-        key += (
-            train.precision,
-            train.batch_size,
-            train.reference,
-            method.name,
-            method.target_label,
-        )
+        key: tuple[object, ...] = (type(task), model.source, model.dropout, len(pack))
+        key += (round(math.log2(length)), train.precision, train.batch_size, train.reference)
+        key += (method.name, method.target_label)
         if key not in self._known:
             with _threads(self._threads):
                 self._known[key] = self._measured(pack)

@@ -182,6 +182,13 @@ def test_a_rate_that_diverges_loses_to_a_smaller_one() -> None:
         tuned(specs_of(2), RACE, train=Trainer(lambda spec: math.inf))
 
 
+def test_a_leader_without_a_loss_is_overtaken() -> None:
+    def loss(spec: RunSpec) -> float:
+        return math.nan if spec.method.learning_rate >= START else 0.5
+
+    assert rates_of(tuned(specs_of(2), RACE, train=Trainer(loss))) == [1e-4]
+
+
 def test_a_race_tries_no_more_rates_than_allowed() -> None:
     trainer = Trainer(best_at(1e9))
     tuned(specs_of(2), RACE, train=trainer)
