@@ -22,7 +22,8 @@ from torch.overrides import TorchFunctionMode
 from lowrank_study.data.splits import Split
 from lowrank_study.loaded import splits_of
 from lowrank_study.machine import has_status, status_bytes
-from lowrank_study.methods.layers.products import uses_onednn
+from lowrank_study.methods.layers.linear import is_linear
+from lowrank_study.methods.layers.products import uses_c, uses_onednn
 from lowrank_study.spec import RunSpec
 from lowrank_study.training.batches import Batch, training_batches
 from lowrank_study.training.models import model_without_weights
@@ -33,12 +34,22 @@ _log = logging.getLogger(__name__)
 _FLOAT = 4
 _LIBRARIES = 600_000_000
 """Memory of torch and transformers, for systems that don't report the process's memory."""
-_FIRST_USE = 170_000_000
-"""Memory of training besides tensors: libraries that it loads first, code and buffers of kernels,
-and freed blocks that the C library keeps. Measured: 140 to 220 MB."""
-_TEMPORARY, _TEMPORARY_ONEDNN_FP32 = 1.25, 1.9
-"""Memory of all activations, as a multiple of those that autograd keeps. oneDNN keeps buffers for
-every number of tokens. In bf16 the activations, counted in fp32, leave room for them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kernels:
+    """Memory that the code of products needs, as measured."""
+
+    first_use: int
+    """Bytes of libraries that training loads first, of generated code and of its buffers."""
+    temporary: dict[str, float]
+    """Precision → all activations, as a multiple of those that autograd keeps, counted in fp32."""
+
+
+_C = _Kernels(first_use=20_000_000, temporary={"fp32": 1.7, "bf16": 1.1})
+_TORCH = _Kernels(first_use=170_000_000, temporary={"fp32": 1.25, "bf16": 1.25})
+_ONEDNN = _Kernels(first_use=170_000_000, temporary={"fp32": 1.9, "bf16": 1.25})
+"""oneDNN keeps buffers for every number of tokens."""
 _C_LIBRARY = ctypes.CDLL(None) if sys.platform == "linux" else None
 _RESET = Path("/proc/self/clear_refs")
 _MEMINFO = Path("/proc/meminfo")
@@ -87,8 +98,12 @@ def peak_memory_bytes(device: torch.device) -> int:
 class PeakPrediction:
     """Predicted memory, in bytes, of a process that trains a pack of similar runs."""
 
-    shared: int
-    """Libraries and frozen weights."""
+    libraries: int
+    """The process before it loads a model."""
+    kernels: int
+    """What the first training steps load and keep."""
+    frozen: int
+    """Frozen weights, once for the pack."""
     trained: int
     """For each run: trained parameters, their gradients and Adam's two moments."""
     activations: int
@@ -96,7 +111,8 @@ class PeakPrediction:
 
     def peak(self, pack_size: int) -> int:
         """Return the predicted peak for a number of runs."""
-        return self.shared + _FIRST_USE + pack_size * (self.trained + self.activations)
+        shared = self.libraries + self.kernels + self.frozen
+        return shared + pack_size * (self.trained + self.activations)
 
 
 def predict_peak(spec: RunSpec) -> PeakPrediction | None:
@@ -117,13 +133,29 @@ def predict_peak(spec: RunSpec) -> PeakPrediction | None:
         name = spec.model.name
         _log.warning("%s: memory can't be predicted, so runs train alone: %s", name, reason)
         return None
-    fp32_by_onednn = spec.train.precision == "fp32" and uses_onednn(torch.float32)
-    factor = _TEMPORARY_ONEDNN_FP32 if fp32_by_onednn else _TEMPORARY
+    kernels = _kernels(spec.train.precision)
     return PeakPrediction(
-        shared=_libraries() + _FLOAT * frozen,
+        libraries=_libraries(),
+        kernels=kernels.first_use,
+        frozen=_FLOAT * frozen + _bytes_of_rounded(model, spec),
         trained=4 * _FLOAT * trained,
-        activations=int(factor * kept),
+        activations=int(kernels.temporary[spec.train.precision] * kept),
     )
+
+
+def _kernels(precision: str) -> _Kernels:
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    if uses_c(dtype):
+        return _C
+    return _ONEDNN if uses_onednn(dtype) else _TORCH
+
+
+def _bytes_of_rounded(model: nn.Module, spec: RunSpec) -> int:
+    """Return the bytes of the bf16 copies of frozen maps, made while the originals exist."""
+    if spec.train.precision != "bf16" or not spec.method.rounds_frozen:
+        return 0
+    maps = [module.weight for module in model.modules() if is_linear(module)]
+    return sum(2 * weight.numel() for weight in maps if not weight.requires_grad)
 
 
 @functools.cache

@@ -60,7 +60,7 @@ def test_every_family_is_predicted_without_its_weights(
     predicted = predict_peak(spec)
     assert predicted is not None
     assert predicted.activations > 0
-    assert predicted.peak(2) > predicted.peak(1) > predicted.shared > 0
+    assert predicted.peak(2) > predicted.peak(1) > predicted.frozen > 0
 
 
 def test_experts_are_not_predicted(
@@ -75,8 +75,27 @@ def test_experts_are_not_predicted(
 
 
 def test_a_pack_shares_libraries_and_frozen_weights() -> None:
-    predicted = PeakPrediction(shared=1000, trained=10, activations=100)
+    predicted = PeakPrediction(
+        libraries=7000, kernels=500, frozen=1000, trained=10, activations=100
+    )
+    assert predicted.peak(1) == 7000 + 500 + 1000 + 10 + 100
     assert predicted.peak(4) - predicted.peak(1) == 3 * (10 + 100)
+
+
+def test_rounded_weights_are_counted_beside_the_originals(
+    tiny_overrides: list[str], tiny_model: Callable[[str], Path]
+) -> None:
+    source = tiny_model("bert")
+
+    def frozen(*overrides: str) -> int:
+        predicted = predict_peak(
+            compose(*tiny_overrides, f"model.source={source}", "method.rank=2", *overrides)
+        )
+        assert predicted is not None
+        return predicted.frozen
+
+    fp32, bf16 = (frozen(f"trainer.precision={name}") for name in ("fp32", "bf16"))
+    assert fp32 < bf16 < 1.5 * fp32
 
 
 def test_dropout_and_attention_weights_are_counted_where_they_are_kept(

@@ -52,6 +52,11 @@ def uses_onednn(*dtypes: torch.dtype) -> bool:
     return any(dtype in _faster_dtypes() and _code(dtype) is None for dtype in dtypes)
 
 
+def uses_c(dtype: torch.dtype) -> bool:
+    """Return whether `linear` uses the C code in a dtype, where the sizes of a map allow it."""
+    return _code(dtype) is not None
+
+
 def _faster_dtypes() -> frozenset[torch.dtype]:
     """Return the dtypes in which `torch.nn.functional.linear` is not the fastest."""
     return _faster_here() if native.is_wanted() else frozenset()
