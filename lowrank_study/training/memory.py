@@ -9,6 +9,7 @@ import ctypes
 import functools
 import gc
 import logging
+import math
 import resource
 import sys
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from lowrank_study.data.splits import Split
 from lowrank_study.loaded import splits_of
 from lowrank_study.machine import has_status, status_bytes
-from lowrank_study.methods.layers.linear import is_linear
+from lowrank_study.methods.layers.linear import is_linear, linear_shape
 from lowrank_study.methods.layers.products import uses_c, uses_onednn
 from lowrank_study.spec import RunSpec
 from lowrank_study.training.batches import Batch, training_batches
@@ -154,8 +155,9 @@ def _bytes_of_rounded(model: nn.Module, spec: RunSpec) -> int:
     """Return the bytes of the bf16 copies of frozen maps, made while the originals exist."""
     if spec.train.precision != "bf16" or not spec.method.rounds_frozen:
         return 0
-    maps = [module.weight for module in model.modules() if is_linear(module)]
-    return sum(2 * weight.numel() for weight in maps if not weight.requires_grad)
+    maps = [module for module in model.modules() if is_linear(module)]
+    frozen = [map_ for map_ in maps if not next(map_.parameters()).requires_grad]
+    return sum(2 * math.prod(linear_shape(map_)) for map_ in frozen)
 
 
 @functools.cache
