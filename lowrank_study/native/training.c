@@ -1,7 +1,6 @@
 /* Loops of a training step on a processor, in fp32 arithmetic on fp32 or bf16 tensors.
 
-     attend     attention within each text of a row of concatenated texts
-     rms_norm   x / root mean square(x) * weight, as in Llama
+     attend   attention within each text of a row of concatenated texts
 
    Results depend on the numbers and the processor's vectors only: neither on how many threads
    there are nor on the other runs of a pack.
@@ -332,60 +331,3 @@ int attend(const struct attention *a, int backward, int threads) {
   in_parallel(attend_texts, &work, threads, threads);
   return work.failed;
 }
-
-/* ---- RMSNorm ---------------------------------------------------------------------------- */
-
-/* Rows a task; the gradient of the weight is summed within one. */
-enum { NORM_ROWS = 32 };
-
-/* Mirrors `_RmsNorm` of training/kernels.py. All is fp32 and (rows, width), contiguous. */
-struct rms_norm {
-  const float *x, *weight;
-  float *out;                /* or the gradient of x, where there is one of the result */
-  const float *out_gradient; /* NULL in the forward pass */
-  float *weight_gradient;    /* (tasks, width), or NULL */
-  int64_t rows, width;       /* width is a multiple of LANES */
-  double epsilon;
-};
-
-/* Mean of x * y; four sums, because each addition waits for the one before it. */
-INLINED float mean_product(const float *x, const float *y, int64_t width) {
-  vector sums[4] = {0};
-  for (int64_t i = 0; i < width; i += 4 * LANES)
-#pragma GCC unroll 4
-    for (int k = 0; k < 4; k++)
-      if (i + k * LANES < width)
-        sums[k] += *(const vector *)(x + i + k * LANES) * *(const vector *)(y + i + k * LANES);
-  return sum_of((sums[0] + sums[1]) + (sums[2] + sums[3])) / width;
-}
-
-static void normalise_rows(void *work, int64_t number) {
-  const struct rms_norm *n = work;
-  int64_t width = n->width, end = least((number + 1) * NORM_ROWS, n->rows);
-  float *of_weight = n->weight_gradient ? n->weight_gradient + number * width : NULL;
-  if (of_weight) memset(of_weight, 0, width * sizeof(float));
-  for (int64_t row = number * NORM_ROWS; row < end; row++) {
-    const float *x = n->x + row * width;
-    const float *gradient = n->out_gradient ? n->out_gradient + row * width : NULL;
-    float *out = n->out + row * width;
-    float scale = 1.0f / sqrtf(mean_product(x, x, width) + (float)n->epsilon);
-    for (int64_t i = 0; i < width; i += LANES) {
-      vector scaled = *(const vector *)(x + i) * scale;
-      if (of_weight) *(vector *)(of_weight + i) += scaled * *(const vector *)(gradient + i);
-      if (gradient) scaled = *(const vector *)(gradient + i);
-      *(vector *)(out + i) = scaled * *(const vector *)(n->weight + i);
-    }
-    if (!gradient) continue;
-    float along = mean_product(out, x, width) * scale * scale;
-    for (int64_t i = 0; i < width; i += LANES) {
-      vector *of_x = (vector *)(out + i);
-      *of_x = (*of_x - *(const vector *)(x + i) * along) * scale;
-    }
-  }
-}
-
-void rms_norm(const struct rms_norm *n, int threads) {
-  in_parallel(normalise_rows, (void *)n, (n->rows + NORM_ROWS - 1) / NORM_ROWS, threads);
-}
-
-int lanes(void) { return LANES; }

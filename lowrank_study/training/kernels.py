@@ -1,4 +1,4 @@
-"""C code for parts of the training step on processors, where PyTorch's own is slow.
+"""Attention on processors in C, where PyTorch's own is slow.
 
     attended = kernels.attention(query, key, value, lengths=(5, 9, 3), ...)
     if attended is None:
@@ -11,11 +11,10 @@ Letters: R runs, T tokens of all texts, H heads, K features of a head.
 """
 
 import ctypes
-import types
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lowrank_study import native
@@ -67,29 +66,6 @@ def attention(
         *tensors, mask_LL, lengths, causal and mask is None, scaling, code
     )
     return attended
-
-
-@torch.no_grad()
-def use_rms_norm(model: nn.Module) -> None:
-    """Let a model's layers of RMSNorm use native code, where it gives their numbers."""
-    modules: Any = model.modules() if library() is not None else ()
-    for module in modules:
-        if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
-            sample = torch.linspace(-1.0, 2.0, module.weight.numel())
-            if module.weight.is_cpu and torch.allclose(_rms_norm(module, sample), module(sample)):
-                module.forward = types.MethodType(_rms_norm, module)
-
-
-def _rms_norm(self: Any, x: Tensor) -> Tensor:
-    """Return x / √(mean of x² + ε) · weight over the last dimension, for a layer of RMSNorm."""
-    code, weight = library(), self.weight
-    is_fp32 = x.is_cpu and x.dtype == weight.dtype == torch.float32
-    if code is None or not is_fp32 or x.shape[-1] % code.lanes() != 0:
-        plain: Tensor = type(self).forward(self, x)
-        return plain
-    epsilon = float(self.variance_epsilon)
-    normed: Tensor = _RmsNormFunction.apply(x, weight, epsilon, code)  # type: ignore[no-untyped-call]
-    return normed
 
 
 class _Attention(ctypes.Structure):
@@ -187,67 +163,3 @@ def _attend(
     if code.attend(ctypes.byref(work), int(backward), torch.get_num_threads()) != 0:
         raise MemoryError(f"no memory for the attention of texts of {max(lengths)} tokens")
     return (of_queries, *of_keys) if backward else (of_queries,)
-
-
-class _RmsNorm(ctypes.Structure):
-    """`struct rms_norm` of `native/training.c`."""
-
-    _fields_ = (
-        *((n, ctypes.c_void_p) for n in ("x", "weight", "out", "out_gradient", "weight_gradient")),
-        *((n, ctypes.c_int64) for n in ("rows", "width")),
-        ("epsilon", ctypes.c_double),
-    )
-
-
-_NORM_ROWS = 32
-"""Rows over which the C code sums the gradient of the weight."""
-
-
-class _RmsNormFunction(torch.autograd.Function):
-    """RMSNorm; the backward pass computes the root mean square again."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float, code: ctypes.CDLL) -> Tensor:
-        x = x.contiguous()
-        ctx.save_for_backward(x, weight)
-        ctx.arguments = epsilon, code
-        return _normalise(x, weight, epsilon, code, out_gradient=None, weight_gradient=None)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, out_gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        parts = -(-x.numel() // x.shape[-1] // _NORM_ROWS)
-        of_weight = weight.new_empty(parts, len(weight)) if ctx.needs_input_grad[1] else None
-        of_x = _normalise(
-            x,
-            weight,
-            *ctx.arguments,
-            out_gradient=out_gradient.contiguous(),
-            weight_gradient=of_weight,
-        )
-        return of_x, None if of_weight is None else of_weight.sum(0), None, None
-
-
-def _normalise(
-    x: Tensor,
-    weight: Tensor,
-    epsilon: float,
-    code: ctypes.CDLL,
-    *,
-    out_gradient: Tensor | None,
-    weight_gradient: Tensor | None,
-) -> Tensor:
-    out = torch.empty_like(x)
-    work = _RmsNorm(
-        x=x.data_ptr(),
-        weight=weight.data_ptr(),
-        out=out.data_ptr(),
-        out_gradient=None if out_gradient is None else out_gradient.data_ptr(),
-        weight_gradient=None if weight_gradient is None else weight_gradient.data_ptr(),
-        rows=x.numel() // x.shape[-1],
-        width=x.shape[-1],
-        epsilon=epsilon,
-    )
-    code.rms_norm(ctypes.byref(work), torch.get_num_threads())
-    return out

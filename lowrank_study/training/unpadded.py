@@ -38,7 +38,7 @@ from lowrank_study.training.attention import attend, register, texts_of
 from lowrank_study.training.batches import Batch, padded
 from lowrank_study.training.elementwise import use_native_functions
 from lowrank_study.training.embeddings import keep_gradients
-from lowrank_study.training.kernels import use_rms_norm
+from lowrank_study.training.norms import use_native_norms
 
 _PART_PRODUCT, _LEAST_TOKENS = 512 * 384 * 384, 128
 _MULTIPLE = 32
@@ -85,7 +85,7 @@ def unpad(model: nn.Module) -> None:
     share_casts(model)
     keep_gradients(model)
     use_native_functions(model)
-    use_rms_norm(model)
+    use_native_norms(model)
     model.set_attn_implementation(register())  # type: ignore[operator]
     backbone.forward = types.MethodType(_read_of_each_text, backbone)
     config: Any = model.config

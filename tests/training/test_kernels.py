@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 from lowrank_study.training import kernels
 from tests.training.exactness import DTYPES, assert_as_exact, with_gradients
@@ -142,54 +141,6 @@ def test_there_is_no_native_attention_for_other_inputs(monkeypatch: pytest.Monke
     assert native([*inputs[:2], inputs[2][..., :8]]) is None
     monkeypatch.setenv("LOWRANK_STUDY_NATIVE", "0")
     assert native(inputs) is None
-
-
-def rms_norm(width: int) -> nn.Module:
-    from transformers.models.llama.modeling_llama import LlamaRMSNorm
-
-    norm = LlamaRMSNorm(width, eps=1e-3)
-    nn.init.uniform_(norm.weight, generator=torch.Generator().manual_seed(1))
-    return norm
-
-
-@NEEDS_NATIVE
-@pytest.mark.parametrize("rows", [1, 32, 77])
-def test_rms_norm_is_as_exact_as_torchs(rows: int) -> None:
-    def plain(x: Tensor, weight: Tensor) -> Tensor:
-        return weight * (x * (x.square().mean(-1, keepdim=True) + 1e-3).rsqrt())
-
-    def native(x: Tensor, weight: Tensor) -> Tensor:
-        return functional_call(norm, {"weight": weight}, x)
-
-    norm = rms_norm(96)
-    kernels.use_rms_norm(norm)
-    assert "forward" in vars(norm)
-    generator = torch.Generator().manual_seed(0)
-    x, gradient = (torch.randn(2, rows, 96, generator=generator) for _ in range(2))
-    assert_as_exact(native, plain, [x, norm.weight.detach()], gradient)
-
-
-@NEEDS_NATIVE
-def test_rms_norm_of_a_run_is_equal_in_any_pack() -> None:
-    norm = rms_norm(64)
-    kernels.use_rms_norm(norm)
-    x = torch.randn(3, 45, 64, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(norm(x)[1:2], norm(x[1:2]))
-
-
-@NEEDS_NATIVE
-def test_only_layers_with_that_formula_use_native_rms_norm() -> None:
-    class OtherRMSNorm(type(rms_norm(64))):  # type: ignore[misc]
-        def forward(self, x: Tensor) -> Tensor:
-            other: Tensor = (1.0 + self.weight) * x
-            return other
-
-    odd, other = rms_norm(65), OtherRMSNorm(64)
-    for norm, width in ((odd, 65), (other, 64)):
-        x = torch.randn(4, width, generator=torch.Generator().manual_seed(0))
-        expected = norm(x)
-        kernels.use_rms_norm(norm)
-        assert torch.equal(norm(x), expected)
 
 
 @NEEDS_NATIVE
