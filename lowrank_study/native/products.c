@@ -160,24 +160,22 @@ struct place {
   int64_t column;
 };
 
-/* Fetches a share of the next panel's numbers in B: two cache lines for each of its units. */
+/* Fetches a share of the next panel's numbers in B. */
 INLINED void fetch_next(const struct work *work, const struct place *at, int64_t row, int64_t rows) {
+  enum { LINE = 64 };
   const struct product *p = &work->is;
   const int64_t size = size_of(p->b_type), next = at->column + WIDTH;
+  const int64_t first = p->depth * row / p->rows, last = p->depth * (row + rows) / p->rows;
   if (next >= p->columns) return;
-  const char *start = entry(at->b, p->b_is_transposed ? next * p->depth : next, p->b_type);
-  int64_t by_unit = size * p->columns, second_line = 64;
-  if (p->b_is_transposed) {
-    by_unit = 2 * 64;
-  } else if (p->a_type == BF16) {
-    second_line = by_unit;
-    by_unit *= 2;
+  if (p->b_is_transposed) { /* the panel's columns follow one another */
+    const char *start = entry(at->b, next * p->depth + first * WIDTH, p->b_type);
+    for (int64_t i = 0; i < (last - first) * WIDTH * size; i += LINE)
+      _mm_prefetch(start + i, _MM_HINT_T1);
+    return;
   }
-  const int64_t last = work->depth * (row + rows) / p->rows;
-  for (int64_t k = work->depth * row / p->rows; k < last; k++) {
-    _mm_prefetch(start + k * by_unit, _MM_HINT_T1);
-    _mm_prefetch(start + k * by_unit + second_line, _MM_HINT_T1);
-  }
+  for (int64_t k = first; k < last; k++)
+    for (int64_t i = 0; i < WIDTH * size; i += LINE)
+      _mm_prefetch((const char *)entry(at->b, k * p->columns + next, p->b_type) + i, _MM_HINT_T1);
 }
 
 /* Sums stay in registers only if all loops over them are unrolled. */
