@@ -5,7 +5,6 @@ necessary operations at the speed of a matrix product in the same precision, on 
 the model's largest shape. That speed is measured beside each step.
 """
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
+from lowrank_study import native
 from lowrank_study.config.run import compose, fast_precision
 from lowrank_study.loaded import model_folder, splits_of
 from lowrank_study.machine import free_cores, processor
@@ -132,14 +132,11 @@ class Steps:
 
 @contextmanager
 def _plain_path() -> Iterator[None]:
-    before = os.environ.get("LOWRANK_STUDY_NATIVE")
-    os.environ["LOWRANK_STUDY_NATIVE"] = "0"
+    before, native.wanted = native.wanted, False
     try:
         yield
     finally:
-        del os.environ["LOWRANK_STUDY_NATIVE"]
-        if before is not None:
-            os.environ["LOWRANK_STUDY_NATIVE"] = before
+        native.wanted = before
 
 
 def wait_for(device: torch.device) -> None:

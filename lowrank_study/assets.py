@@ -33,10 +33,6 @@ MODEL_FILES = (
 """The files of a model's folder that are read when it is loaded."""
 
 
-CACHE_VARIABLES = ("LOWRANK_STUDY_CACHE", "XDG_CACHE_HOME", "HOME")
-"""Environment variables that decide the place of the cache."""
-
-
 def cache_folder() -> Path:
     """Return the folder of fetched and derived files: $LOWRANK_STUDY_CACHE or the user's cache."""
     own = os.environ.get("LOWRANK_STUDY_CACHE")

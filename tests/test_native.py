@@ -96,7 +96,7 @@ def test_two_processes_may_compile_at_once(cache):
 
 
 def test_the_switch_turns_it_off(cache, monkeypatch):
-    monkeypatch.setenv("LOWRANK_STUDY_NATIVE", "0")
+    monkeypatch.setattr(native, "wanted", False)
     assert native.library("tridiagonal.c") is None
     assert not cache.exists()
 

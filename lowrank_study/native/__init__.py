@@ -23,7 +23,7 @@ import tempfile
 from importlib import resources
 from pathlib import Path
 
-from lowrank_study.assets import CACHE_VARIABLES, cache_folder
+from lowrank_study.assets import cache_folder
 from lowrank_study.hashing import find_named, keep_named
 from lowrank_study.machine import processor
 
@@ -37,24 +37,20 @@ COMPILE_SECONDS = 120
 _log = logging.getLogger(__name__)
 
 
+wanted = os.environ.get("LOWRANK_STUDY_NATIVE") != "0"
+"""Whether native code and libraries replace PyTorch's plain path. It is read in every step."""
+
+
 def library(source: str) -> ctypes.CDLL | None:
     """Return the compiled library of a source in this folder; None if it can't be compiled.
 
     If there is a compiler, the reason is logged once.
     """
-    # The folder isn't computed in every call, which takes as long as a small kernel.
-    place = tuple(os.environ.get(name) for name in CACHE_VARIABLES)
-    return _load(source, place) if is_wanted() else None
-
-
-def is_wanted() -> bool:
-    """Return whether native code and libraries replace PyTorch's plain path."""
-    return os.environ.get("LOWRANK_STUDY_NATIVE") != "0"
+    return _load(source) if wanted else None
 
 
 @functools.cache
-def _load(source: str, _place: tuple[str | None, ...]) -> ctypes.CDLL | None:
-    """Load or compile a library, once for each environment that decides the cache's place."""
+def _load(source: str) -> ctypes.CDLL | None:
     folder = cache_folder() / "native"
     compiler = shutil.which("cc")
     if compiler is None:

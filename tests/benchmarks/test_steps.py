@@ -1,13 +1,13 @@
 """Steps are those of training, and their floor counts every operation in the precision in use."""
 
 import importlib
-import os
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
+from lowrank_study import native
 from lowrank_study.config.run import compose
 from lowrank_study.sweeps.effort import Effort
 
@@ -23,9 +23,9 @@ def test_operations_are_those_of_the_plain_path(
 ) -> None:
     spec = compose(*tiny_overrides, "method=full", "model.dropout=0.0")
     taken = steps.Steps([spec], batches=2, device=torch.device("cpu"))
-    monkeypatch.delenv("LOWRANK_STUDY_NATIVE", raising=False)
+    monkeypatch.setattr(native, "wanted", True)
     counted = taken.operations_a_token()
-    assert "LOWRANK_STUDY_NATIVE" not in os.environ
+    assert native.wanted
     trained, _ = Effort().a_token(spec)
     assert 0.6 * trained < counted < 1.1 * trained  # the last layer reads one token of each text
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lowrank_study import native
 from lowrank_study.methods.layers import products
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -17,7 +18,7 @@ def _faster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Use native code where this processor has it, or oneDNN on any processor."""
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("this PyTorch has no oneDNN")
-    monkeypatch.delenv("LOWRANK_STUDY_NATIVE", raising=False)
+    monkeypatch.setattr(native, "wanted", True)
     both = frozenset({torch.float32, torch.bfloat16})
     monkeypatch.setattr(products, "_faster_dtypes", lambda: both)
     if request.param == "oneDNN":
@@ -105,7 +106,7 @@ def test_a_frozen_weight_gets_no_gradient(dtype: torch.dtype) -> None:
 
 
 def test_the_plain_path_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOWRANK_STUDY_NATIVE", "0")
+    monkeypatch.setattr(native, "wanted", False)
     monkeypatch.setattr(products, "multiply", None)
     x, weight = torch.randn(8, 32), torch.randn(16, 32)
     assert torch.equal(products.linear(x, weight, None), functional.linear(x, weight))

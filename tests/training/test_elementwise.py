@@ -16,6 +16,7 @@ from transformers.models.llama.modeling_llama import (
     apply_rotary_pos_emb,
 )
 
+from lowrank_study import native
 from lowrank_study.training import elementwise
 from lowrank_study.training.elementwise import use_native_functions
 from tests.training.exactness import DTYPES, assert_as_exact, with_gradients
@@ -184,7 +185,7 @@ def test_other_inputs_take_the_models_own_functions(monkeypatch: pytest.MonkeyPa
         strict=True,
     ):
         assert torch.equal(one, other)
-    monkeypatch.setenv("LOWRANK_STUDY_NATIVE", "0")
+    monkeypatch.setattr(native, "wanted", False)
     module = ACT2FN["gelu"]
     use_native_functions(module)
     assert "forward" not in vars(module)

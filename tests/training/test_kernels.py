@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lowrank_study import native
 from lowrank_study.training import kernels
 from tests.training.exactness import DTYPES, assert_as_exact, with_gradients
 
@@ -132,20 +133,20 @@ def test_a_query_that_sees_nothing_gets_zeros() -> None:
 
 
 def test_there_is_no_native_attention_for_other_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    def native(inputs: list[Tensor]) -> Tensor | None:
+    def attended(inputs: list[Tensor]) -> Tensor | None:
         return kernels.attention(*inputs, lengths=LENGTHS, **PLAIN)
 
     inputs, _ = handed(torch.float32)
-    assert native([x.double() for x in inputs]) is None
-    assert native([inputs[0].bfloat16(), *inputs[1:]]) is None
-    assert native([*inputs[:2], inputs[2][..., :8]]) is None
-    monkeypatch.setenv("LOWRANK_STUDY_NATIVE", "0")
-    assert native(inputs) is None
+    assert attended([x.double() for x in inputs]) is None
+    assert attended([inputs[0].bfloat16(), *inputs[1:]]) is None
+    assert attended([*inputs[:2], inputs[2][..., :8]]) is None
+    monkeypatch.setattr(native, "wanted", False)
+    assert attended(inputs) is None
 
 
 @NEEDS_NATIVE
 def test_provenance_names_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernels.in_use(torch.device("cpu")) == "native"
     assert kernels.in_use(torch.device("cuda")) == "torch"
-    monkeypatch.setenv("LOWRANK_STUDY_NATIVE", "0")
+    monkeypatch.setattr(native, "wanted", False)
     assert kernels.in_use(torch.device("cpu")) == "torch"

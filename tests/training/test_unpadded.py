@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from lowrank_study import native
 from lowrank_study.config.run import compose
 from lowrank_study.data.splits import Split
 from lowrank_study.methods.layers.lora import add_lora
@@ -142,7 +143,7 @@ def test_only_needed_tokens_are_computed(monkeypatch: pytest.MonkeyPatch) -> Non
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import BertConfig, BertForSequenceClassification
 
-    monkeypatch.setenv("LOWRANK_STUDY_NATIVE", "0")  # PyTorch counts its own operators only
+    monkeypatch.setattr(native, "wanted", False)  # PyTorch counts its own operators only
     D, layers, rank = 64, 3, 4
     config = BertConfig(
         vocab_size=40,

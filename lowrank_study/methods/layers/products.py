@@ -59,7 +59,7 @@ def uses_c(dtype: torch.dtype) -> bool:
 
 def _faster_dtypes() -> frozenset[torch.dtype]:
     """Return the dtypes in which `torch.nn.functional.linear` is not the fastest."""
-    return _faster_here() if native.is_wanted() else frozenset()
+    return _faster_here() if native.wanted else frozenset()
 
 
 @functools.cache
