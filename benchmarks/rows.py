@@ -22,7 +22,7 @@ class Rows:
 
     def __init__(self, path: Path) -> None:
         self._path, self._code = path, _code()
-        known = pd.read_csv(path).to_dict("records") if path.is_file() else []
+        known = pd.read_csv(path, dtype={"code": str}).to_dict("records") if path.is_file() else []
         self._rows: list[dict[str, Any]] = [row for row in known if row.get("code") == self._code]
 
     @property

@@ -30,7 +30,7 @@ def test_rows_of_the_same_code_are_measured_once(
     row(32)
     assert measured == [1, 8, 32]
     assert list(rows.frame["at"]) == [1, 8, 32]
-    monkeypatch.setattr(module, "_code", lambda: "other")
+    monkeypatch.setattr(module, "_code", lambda: "12345678")  # not a number
     rows = module.Rows(file)
     row(1)
     assert measured == [1, 8, 32, 1]
