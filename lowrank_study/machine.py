@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_STATUS = Path("/proc/self/status")
+_STATUS, _MAPS = Path("/proc/self/status"), Path("/proc/self/maps")
 _PROCESSOR = Path("/proc/cpuinfo")
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_MADV_DONTNEED = 4
 _GPU_DRIVERS = tuple(Path("/dev", name) for name in ("nvidiactl", "kfd", "dxg"))
 """Device files of the drivers of Nvidia and AMD, and of both under Windows' Linux."""
 
@@ -72,6 +73,34 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # the largest value that is valid
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def return_freed_memory() -> None:
+    """Return freed memory to the system, where the C library can."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def unload(start: int, size: int) -> None:
+    """Take the pages of a file that is mapped at an address out of this process's memory.
+
+    A page is read again if it is used. Memory that is no file is left alone, because its content
+    would be lost. Only Linux tells which it is; elsewhere this does nothing.
+    """
+    page = os.sysconf("SC_PAGE_SIZE")
+    first, end = -(-start // page) * page, (start + size) // page * page
+    if first < end and any(low <= first and end <= high for low, high in _mapped_files()):
+        madvise = ctypes.CDLL(None).madvise
+        madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), _MADV_DONTNEED)
+
+
+def _mapped_files() -> Iterator[tuple[int, int]]:
+    """Yield first and last address of each file that this process has mapped."""
+    for line in _MAPS.read_text().splitlines() if _MAPS.exists() else ():
+        addresses, _, _, _, inode, *_ = line.split(maxsplit=5)
+        if inode != "0":
+            low, _, high = addresses.partition("-")
+            yield int(low, 16), int(high, 16)
 
 
 def process_space() -> str | None:

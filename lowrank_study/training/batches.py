@@ -31,13 +31,13 @@ class Batch:
     """Segment of each token."""
     labels_N: torch.Tensor
 
-    def parts(self, tokens: int) -> "Iterator[Batch]":
-        """Yield parts of whole texts, each of at most `tokens` tokens or of one longer text.
+    def parts(self, tokens: int, *, least: int = 1) -> "Iterator[Batch]":
+        """Yield parts of whole texts, each of at most `tokens` tokens, or of `least` longer texts.
 
         The gradients of the parts add up to those of the batch, and autograd keeps the activations
         of one part at a time.
         """
-        for start, end in _spans(np.asarray(self.lengths), tokens):
+        for start, end in _spans(np.asarray(self.lengths), tokens, least):
             first, last = sum(self.lengths[:start]), sum(self.lengths[:end])
             yield Batch(
                 rows=self.rows[start:end],
@@ -85,14 +85,14 @@ def evaluation_batches(split: Split) -> Iterator[Batch]:
         yield batch_of(split, np.arange(start, end))
 
 
-def _spans(lengths: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) of spans of at most `most` tokens, or of one longer text."""
+def _spans(lengths: np.ndarray, most: int, least: int = 1) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of spans of at most `most` tokens, or of `least` longer texts."""
     ends = np.cumsum(lengths)
     start = 0
     while start < len(lengths):
         limit = (ends[start - 1] if start else 0) + most
-        end = max(start + 1, int(np.searchsorted(ends, limit, side="right")))
-        yield start, end
+        end = max(start + least, int(np.searchsorted(ends, limit, side="right")))
+        yield start, min(end, len(lengths))
         start = end
 
 

@@ -20,7 +20,7 @@ from lowrank_study.data.tokenizer import padding_id
 from lowrank_study.errors import InputError
 from lowrank_study.left_out import in_words
 from lowrank_study.loaded import model_folder, splits_of, weights_sha256
-from lowrank_study.machine import keep_freed_memory
+from lowrank_study.machine import keep_freed_memory, return_freed_memory
 from lowrank_study.methods.layers.linear import round_frozen
 from lowrank_study.provenance import provenance
 from lowrank_study.runs.limits import Limits
@@ -120,6 +120,7 @@ class Session:
         )
         if spec.train.precision == "bf16" and spec.method.rounds_frozen:
             round_frozen(self._members[0].model)
+        return_freed_memory()  # of the check
 
     @contextmanager
     def _member(self, number: int) -> Iterator[Member]:
@@ -139,6 +140,8 @@ class Session:
         for step, batch in enumerate(self.batches(), start=1):
             with training:
                 self.step(batch)
+            if step in evaluated:
+                return_freed_memory()
             for number in list(pack.active):
                 with self._member(number) as member:
                     self._jobs[number].watch(step, member.model)

@@ -5,11 +5,9 @@ process trains many runs. Before each run it frees memory and resets the peak (o
 a run's peak is its own.
 """
 
-import ctypes
 import functools
 import gc
 import logging
-import math
 import resource
 import sys
 from dataclasses import dataclass
@@ -22,8 +20,8 @@ from torch.overrides import TorchFunctionMode
 
 from lowrank_study.data.splits import Split
 from lowrank_study.loaded import splits_of
-from lowrank_study.machine import has_status, status_bytes
-from lowrank_study.methods.layers.linear import is_linear, linear_shape
+from lowrank_study.machine import has_status, return_freed_memory, status_bytes
+from lowrank_study.methods.layers.linear import frozen_maps
 from lowrank_study.methods.layers.products import uses_c, uses_onednn
 from lowrank_study.spec import RunSpec
 from lowrank_study.training.batches import Batch, training_batches
@@ -47,11 +45,10 @@ class _Kernels:
     """Precision → all activations, as a multiple of those that autograd keeps, counted in fp32."""
 
 
-_C = _Kernels(first_use=20_000_000, temporary={"fp32": 1.7, "bf16": 1.1})
+_C = _Kernels(first_use=20_000_000, temporary={"fp32": 1.6, "bf16": 1.1})
 _TORCH = _Kernels(first_use=170_000_000, temporary={"fp32": 1.25, "bf16": 1.25})
 _ONEDNN = _Kernels(first_use=170_000_000, temporary={"fp32": 1.9, "bf16": 1.25})
 """oneDNN keeps buffers for every number of tokens."""
-_C_LIBRARY = ctypes.CDLL(None) if sys.platform == "linux" else None
 _RESET = Path("/proc/self/clear_refs")
 _MEMINFO = Path("/proc/meminfo")
 
@@ -68,7 +65,8 @@ def free_memory_bytes(device: torch.device) -> int | None:
 
 def reset_peak_memory(device: torch.device) -> None:
     """Free unused memory, and reset the peak if the system can."""
-    _free_unused()
+    gc.collect()
+    return_freed_memory()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif _RESET.exists():
@@ -76,13 +74,6 @@ def reset_peak_memory(device: torch.device) -> None:
             _RESET.write_text("5")
         except OSError:  # forbidden in some containers: the peak is then that of the whole process
             return
-
-
-def _free_unused() -> None:
-    """Return memory that earlier runs have freed to the system."""
-    gc.collect()
-    if _C_LIBRARY is not None and hasattr(_C_LIBRARY, "malloc_trim"):
-        _C_LIBRARY.malloc_trim(0)
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -103,17 +94,22 @@ class PeakPrediction:
     """The process before it loads a model."""
     kernels: int
     """What the first training steps load and keep."""
+    loaded: int
+    """Frozen weights as they are loaded and checked before training, in fp32."""
     frozen: int
-    """Frozen weights, once for the pack."""
+    """Frozen weights in training, once for the pack."""
     trained: int
     """For each run: trained parameters, their gradients and Adam's two moments."""
+    checked: int
+    """For each run: activations of the longest text, in fp32."""
     activations: int
     """For each run: activations of the longest part of any batch, and products' buffers."""
 
     def peak(self, pack_size: int) -> int:
         """Return the predicted peak for a number of runs."""
-        shared = self.libraries + self.kernels + self.frozen
-        return shared + pack_size * (self.trained + self.activations)
+        check = self.loaded + pack_size * self.checked
+        training = self.kernels + self.frozen + pack_size * self.activations
+        return self.libraries + pack_size * self.trained + max(check, training)
 
 
 def predict_peak(spec: RunSpec) -> PeakPrediction | None:
@@ -123,10 +119,10 @@ def predict_peak(spec: RunSpec) -> PeakPrediction | None:
     on the meta device, which computes only shapes, and the tensors that autograd keeps are counted.
     None, with a warning, if a shape depends on values, as in a mixture of experts.
     """
-    model = model_without_weights(spec)
+    model, splits = model_without_weights(spec), splits_of(spec)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    longest = _longest_part(spec, splits_of(spec).train, part_tokens(model))
+    longest = _longest_part(spec, splits.train, part_tokens(model))
     try:
         kept = _kept_for_backward(model, longest)
     except RuntimeError as error:
@@ -138,8 +134,12 @@ def predict_peak(spec: RunSpec) -> PeakPrediction | None:
     return PeakPrediction(
         libraries=_libraries(),
         kernels=kernels.first_use,
-        frozen=_FLOAT * frozen + _bytes_of_rounded(model, spec),
+        loaded=_FLOAT * frozen,
+        frozen=_FLOAT * frozen - _saved_by_rounding(model, spec),
         trained=4 * _FLOAT * trained,
+        checked=int(
+            _kernels("fp32").temporary["fp32"] * kept * splits.longest / len(longest.ids_T)
+        ),
         activations=int(kernels.temporary[spec.train.precision] * kept),
     )
 
@@ -151,19 +151,18 @@ def _kernels(precision: str) -> _Kernels:
     return _ONEDNN if uses_onednn(dtype) else _TORCH
 
 
-def _bytes_of_rounded(model: nn.Module, spec: RunSpec) -> int:
-    """Return the bytes of the bf16 copies of frozen maps, made while the originals exist."""
+def _saved_by_rounding(model: nn.Module, spec: RunSpec) -> int:
+    """Return the bytes by which rounding frozen maps to bf16 shrinks them."""
     if spec.train.precision != "bf16" or not spec.method.rounds_frozen:
         return 0
-    maps = [module for module in model.modules() if is_linear(module)]
-    frozen = [map_ for map_ in maps if not next(map_.parameters()).requires_grad]
-    return sum(2 * math.prod(linear_shape(map_)) for map_ in frozen)
+    return sum(2 * each.get_parameter("weight").numel() for each in frozen_maps(model))
 
 
 @functools.cache
 def _libraries() -> int:
     """Return the memory of this process, once: finding unused memory takes a while."""
-    _free_unused()
+    gc.collect()
+    return_freed_memory()
     return status_bytes("VmRSS") if has_status() else _LIBRARIES
 
 

@@ -129,7 +129,8 @@ class Pack:
                 task_of(self._models[0]),
                 evaluate=partial(self.scores_of, 0),
                 train=lambda part: self.scores(part)[0],
-                parts=self.parts(sample),
+                # A text and its neighbour: more would need more memory than training in bf16.
+                parts=[sample] if self._plain else sample.parts(1, least=2),
             )
         )
         changed = found if isinstance(found, str) else difference(found, alone)

@@ -74,6 +74,13 @@ def test_parts_are_whole_texts_and_nothing_is_lost(tokens: int) -> None:
     assert list(np.concatenate([part.rows for part in parts])) == list(range(6))
 
 
+@pytest.mark.parametrize("tokens", [1, 8])
+def test_a_part_of_long_texts_has_the_least_number(tokens: int) -> None:
+    batch = batch_of(split_of([30, 3, 20, 2, 10]), np.arange(5))
+    parts = [part.lengths for part in batch.parts(tokens, least=2)]
+    assert parts == [(30, 3), (20, 2), (10,)]
+
+
 def test_a_filled_batch_repeats_its_first_tokens_as_one_more_text() -> None:
     batch = Batch(
         rows=np.array([4, 2]),

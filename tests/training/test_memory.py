@@ -7,9 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from lowrank_study.config.run import compose
+from lowrank_study.methods.layers.linear import round_frozen
 from lowrank_study.training.memory import PeakPrediction, predict_peak
+from lowrank_study.training.models import build_model
 
 CHILD = """
 import json, sys, tempfile
@@ -63,6 +66,31 @@ def test_every_family_is_predicted_without_its_weights(
     assert predicted.peak(2) > predicted.peak(1) > predicted.frozen > 0
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux reports mapped pages")
+def test_rounded_weights_replace_the_loaded_ones_in_memory(
+    sized_model: Callable[..., Path],
+) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 4}
+    folder = sized_model("llama", **sizes, num_attention_heads=4)
+    spec = compose("model=llama", f"model.source={folder}", "method.rank=2")
+    model = build_model(spec, folder, number_of_labels=2)
+    file = str(folder / "model.safetensors")
+
+    def resident() -> int:
+        smaps = Path("/proc/self/smaps").read_text().split("VmFlags")
+        return sum(int(m.split("Rss:")[1].split()[0]) * 1024 for m in smaps if file in m)
+
+    frozen = {name: p.detach().clone() for name, p in model.named_parameters()}
+    everything = resident()
+    round_frozen(model)
+    maps = {name for name, p in model.named_parameters() if p.dtype == torch.bfloat16}
+    assert len(maps) == 7 * 4
+    # A page with parts of two tensors stays.
+    assert resident() < everything - 0.8 * sum(frozen[name].nbytes for name in maps)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, frozen[name].to(parameter.dtype)), name
+
+
 def test_experts_are_not_predicted(
     tiny_overrides: list[str], sized_model: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -76,26 +104,32 @@ def test_experts_are_not_predicted(
 
 def test_a_pack_shares_libraries_and_frozen_weights() -> None:
     predicted = PeakPrediction(
-        libraries=7000, kernels=500, frozen=1000, trained=10, activations=100
+        libraries=7000,
+        kernels=500,
+        loaded=2500,
+        frozen=1000,
+        trained=10,
+        checked=20,
+        activations=100,
     )
-    assert predicted.peak(1) == 7000 + 500 + 1000 + 10 + 100
-    assert predicted.peak(4) - predicted.peak(1) == 3 * (10 + 100)
+    assert predicted.peak(1) == 7000 + 2500 + 10 + 20  # the check needs most
+    assert predicted.peak(20) == 7000 + 500 + 1000 + 20 * (10 + 100)
 
 
-def test_rounded_weights_are_counted_beside_the_originals(
+def test_rounded_weights_need_less_memory_in_training(
     tiny_overrides: list[str], tiny_model: Callable[[str], Path]
 ) -> None:
-    source = tiny_model("bert")
-
-    def frozen(*overrides: str) -> int:
-        predicted = predict_peak(
-            compose(*tiny_overrides, f"model.source={source}", "method.rank=2", *overrides)
-        )
-        assert predicted is not None
-        return predicted.frozen
-
-    fp32, bf16 = (frozen(f"trainer.precision={name}") for name in ("fp32", "bf16"))
-    assert fp32 < bf16 < 1.5 * fp32
+    source, saved = f"model.source={tiny_model('bert')}", {}
+    for method in ("lora", "full"):
+        own = (*tiny_overrides, source, f"method={method}")
+        fp32 = predict_peak(compose(*own, "trainer.precision=fp32"))
+        bf16 = predict_peak(compose(*own, "trainer.precision=bf16"))
+        assert fp32 is not None
+        assert bf16 is not None
+        assert fp32.frozen == fp32.loaded == bf16.loaded
+        saved[method] = fp32.frozen - bf16.frozen
+    # Each of two layers has four maps of 16x16 and two of 16x24; the pooler has one.
+    assert saved == {"lora": 2 * (2 * (4 * 16 * 16 + 2 * 16 * 24) + 16 * 16), "full": 0}
 
 
 def test_dropout_and_attention_weights_are_counted_where_they_are_kept(

@@ -15,7 +15,7 @@ from lowrank_study.errors import InputError
 from lowrank_study.loaded import model_folder
 from lowrank_study.spec import RunSpec
 from lowrank_study.training import packing
-from lowrank_study.training.batches import extreme_texts
+from lowrank_study.training.batches import Batch, extreme_texts
 from lowrank_study.training.fit import Job, fit_together
 from lowrank_study.training.member import Diverged, FitResult, Stopped
 from lowrank_study.training.models import build_model
@@ -236,4 +236,23 @@ def test_a_model_whose_scores_change_end_to_end_is_refused(
 
     monkeypatch.setattr(packing, "unpadded_scores", scores)
     with pytest.raises(InputError, match=rf"concatenated texts: {what}.* trainer=reference"):
+        Pack([model], device=CPU, pad_id=0, sample=sample, reference=False)
+
+
+def test_texts_that_train_alone_are_checked_beside_a_neighbour(
+    tiny_overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long texts are parts of their own, but a validation split may have short ones too."""
+    spec = compose(*tiny_overrides)
+    folder = model_folder(spec.model)
+    sample = extreme_texts([load_splits(spec.task, folder).train], 4)
+    model = build_model(spec, folder, number_of_labels=2)
+    monkeypatch.setattr(packing, "part_tokens", lambda model: 1)
+
+    def leaking(model: torch.nn.Module, batch: Batch, *arguments: Any) -> torch.Tensor:
+        scores_RNC = unpadded_scores(model, batch, *arguments)
+        return scores_RNC + scores_RNC.mean(1, keepdim=True) * (len(batch.lengths) > 1)
+
+    monkeypatch.setattr(packing, "unpadded_scores", leaking)
+    with pytest.raises(InputError, match="concatenated texts: scores in evaluation change"):
         Pack([model], device=CPU, pad_id=0, sample=sample, reference=False)

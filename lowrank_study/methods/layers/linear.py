@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lowrank_study.errors import InputError
+from lowrank_study.machine import unload
 from lowrank_study.methods.layers.products import linear
 
 
@@ -157,7 +158,20 @@ def _cast_and_multiply(self: Any, x: Tensor) -> Tensor:
 
 
 def round_frozen(model: nn.Module) -> None:
-    """Keep the frozen maps' weights in bf16, so that autocast need not cast them every step."""
+    """Keep the frozen maps' weights in bf16, so that autocast need not cast them every step.
+
+    The loaded fp32 weights are parts of one mapped file, which other weights keep open.
+    """
+    for module in frozen_maps(model):
+        loaded = module.weight.data
+        assert isinstance(loaded, Tensor)
+        module.weight.data = loaded.bfloat16()
+        if loaded.is_cpu:
+            unload(loaded.data_ptr(), loaded.nbytes)
+
+
+def frozen_maps(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield every linear map whose weight is frozen."""
     for module in model.modules():
         if is_linear(module) and not module.weight.requires_grad:
-            module.weight.data = module.weight.data.bfloat16()
+            yield module
