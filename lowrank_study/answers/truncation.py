@@ -31,7 +31,7 @@ from lowrank_study.spectra.updates import layer_of, role_in, update_of_match
 from lowrank_study.sweeps.settings import check_same_rows, rows_key
 from lowrank_study.tasks import Predictions
 from lowrank_study.training.batches import extreme_texts
-from lowrank_study.training.evaluate import predict
+from lowrank_study.training.evaluate import batch_tokens, predict
 from lowrank_study.training.fit import torch_device
 from lowrank_study.training.models import load_model
 from lowrank_study.training.packing import Pack
@@ -198,7 +198,7 @@ class TunedModel:
         spec = run.spec
         splits = splits_of(spec)
         check_same_rows([run], {rows_key(spec): splits.sha256})
-        self._test, self._precision = splits.test, spec.train.precision
+        self._test, self._train = splits.test, spec.train
         self._device = torch_device(device)
         self._task = spec.task
         self._model = load_model(
@@ -216,9 +216,14 @@ class TunedModel:
 
     def predict(self) -> Predictions:
         """Predict the test split."""
-        scores = partial(self._pack.scores_of, 0)
-        device, precision = self._device, self._precision
-        return predict(self._task, scores, self._test, device=device, precision=precision)
+        return predict(
+            self._task,
+            partial(self._pack.scores_of, 0),
+            self._test,
+            tokens=batch_tokens(self._model, reference=self._train.reference),
+            device=self._device,
+            precision=self._train.precision,
+        )
 
     @torch.no_grad()
     def keep(self, updates: Sequence[DecomposedUpdate], kept: Sequence[int]) -> None:

@@ -13,7 +13,6 @@ import torch
 
 from lowrank_study.data.splits import Split
 
-_EVALUATION_TOKENS = 1024  # larger batches don't fit into the processor's caches
 _MOST_EXTREME = 4
 """Texts with which a model is checked; each is also computed alone, which is slow."""
 
@@ -79,9 +78,9 @@ def training_order(rows: int, *, epochs: int, seed: int) -> Iterator[np.ndarray]
         yield generator.permutation(rows)
 
 
-def evaluation_batches(split: Split) -> Iterator[Batch]:
-    """Yield the whole split in its order, in batches with a bounded number of tokens."""
-    for start, end in _spans(split.lengths, _EVALUATION_TOKENS):
+def evaluation_batches(split: Split, *, tokens: int) -> Iterator[Batch]:
+    """Yield the whole split in its order, in batches of at most `tokens` or of one longer text."""
+    for start, end in _spans(split.lengths, tokens):
         yield batch_of(split, np.arange(start, end))
 
 

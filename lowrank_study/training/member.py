@@ -21,7 +21,7 @@ from lowrank_study.tasks import Predictions
 from lowrank_study.training.adamw import clip_gradients
 from lowrank_study.training.batches import Batch
 from lowrank_study.training.embeddings import clear_gradients
-from lowrank_study.training.evaluate import predict
+from lowrank_study.training.evaluate import batch_tokens, predict
 from lowrank_study.training.models import build_model
 from lowrank_study.training.optim import make_optimizer, make_schedule
 from lowrank_study.training.tracking import Tracker
@@ -183,8 +183,14 @@ class Member:
         # Merged weights are faster, but in bf16 they would lose most of the update.
         precision = self._spec.train.precision
         with merged(self.model) if precision == "fp32" else nullcontext():
-            task, device = self._spec.task, self._device
-            return predict(task, scores, split, device=device, precision=precision)
+            return predict(
+                self._spec.task,
+                scores,
+                split,
+                tokens=batch_tokens(self.model, reference=self._spec.train.reference),
+                device=self._device,
+                precision=precision,
+            )
 
     def _recent_loss(self) -> float:
         recent = self._losses[-20:]

@@ -66,6 +66,7 @@ class Pack:
         self.active = list(range(len(models)))
         """Numbers of the models that are still trained."""
         self._models, self._device, self._pad_id = models, device, pad_id
+        self._mode: tuple[nn.Module, bool] | None = None
         self._plain = reference or not can_unpad(models[0])
         assert len(models) == 1 or not self._plain
         # A single run is computed as a pack of one, so that bf16 rounds at the same places.
@@ -84,11 +85,18 @@ class Pack:
 
     def scores(self, batch: Batch) -> Tensor:
         """Return the class scores of all active runs in training mode, (R, N, C)."""
-        return self._scores(self._joint.train(), batch, len(self.active))
+        return self._scores(self._in_mode(self._joint, True), batch, len(self.active))
 
     def scores_of(self, number: int, batch: Batch) -> Tensor:
         """Return the class scores of one run in evaluation mode, (N, C)."""
-        return self._scores(self._models[number].eval(), batch, 1)[0]
+        return self._scores(self._in_mode(self._models[number], False), batch, 1)[0]
+
+    def _in_mode(self, model: nn.Module, training: bool) -> nn.Module:
+        """Return a model in training or evaluation mode; models share some of their modules."""
+        if self._mode != (model, training):
+            model.train(training)
+            self._mode = model, training
+        return model
 
     def drop(self, number: int) -> None:
         """Stop training a run."""

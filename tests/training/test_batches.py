@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from lowrank_study.data.splits import Split
-from lowrank_study.training import batches
 from lowrank_study.training.batches import (
     Batch,
     batch_of,
@@ -56,9 +55,9 @@ def test_the_order_follows_from_the_seed() -> None:
 def test_evaluation_reads_every_text_once_within_the_token_budget() -> None:
     split = split_of(np.random.default_rng(0).integers(3, 700, 90).tolist())
     rows: list[int] = []
-    for batch in evaluation_batches(split):
+    for batch in evaluation_batches(split, tokens=1000):
         rows += batch.rows.tolist()
-        assert len(batch.ids_T) <= batches._EVALUATION_TOKENS or len(batch.rows) == 1
+        assert len(batch.ids_T) <= 1000 or len(batch.rows) == 1
     assert rows == list(range(90))
 
 
