@@ -45,8 +45,9 @@ def _commit() -> str:
     """
     package = Path(__file__).resolve().parent
     git = ["git", "-C", str(package.parent)]
-    files = [str(file.relative_to(package)) for file in package.rglob("*.py")]
-    code = f"code {sha256_of_files(package, files)[:8]}"
+    code = [file for pattern in ("*.py", "*.[ch]") for file in package.rglob(pattern)]
+    files = [str(file.relative_to(package)) for file in code]
+    name = f"code {sha256_of_files(package, files)[:8]}"
     try:
         commit = subprocess.run(
             [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
@@ -55,8 +56,8 @@ def _commit() -> str:
             [*git, "diff", "--quiet", "HEAD"], capture_output=True, check=False
         )
     except (OSError, subprocess.CalledProcessError):
-        return f"unknown (not a git checkout, {code})"
-    return commit.stdout.strip() + (f"+changes ({code})" if changes.returncode else "")
+        return f"unknown (not a git checkout, {name})"
+    return commit.stdout.strip() + (f"+changes ({name})" if changes.returncode else "")
 
 
 def _processor() -> str:

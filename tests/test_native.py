@@ -14,6 +14,7 @@ from lowrank_study import native
 from lowrank_study.spectra import eigenvalues
 
 ROOT = Path(__file__).parents[1]
+NATIVE = Path(native.__file__).parent
 NEEDS_COMPILER = pytest.mark.skipif(native.shutil.which("cc") is None, reason="no C compiler")
 
 
@@ -164,3 +165,9 @@ def test_a_damaged_library_is_compiled_again(cache):
         code = native.library("tridiagonal.c")
         assert code.tiles_length(ctypes.c_int64(48)) == 48 * 48
         assert made.read_bytes() == content
+
+
+@NEEDS_COMPILER
+@pytest.mark.parametrize("source", sorted(file.name for file in NATIVE.glob("*.c")))
+def test_every_source_compiles(cache, source):
+    assert native.library(source) is not None

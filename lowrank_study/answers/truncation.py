@@ -216,13 +216,14 @@ class TunedModel:
 
     def predict(self) -> Predictions:
         """Predict the test split."""
+        precision = self._train.precision
         return predict(
             self._task,
             partial(self._pack.scores_of, 0),
             self._test,
-            tokens=batch_tokens(self._model, reference=self._train.reference),
+            tokens=batch_tokens(self._model, precision=precision, reference=self._train.reference),
             device=self._device,
-            precision=self._train.precision,
+            precision=precision,
         )
 
     @torch.no_grad()

@@ -40,11 +40,11 @@ def predict(
     return Predictions(task=task, labels=split.labels, predicted=predicted, losses=losses)
 
 
-def batch_tokens(model: nn.Module, *, reference: bool) -> int:
+def batch_tokens(model: nn.Module, *, precision: str, reference: bool) -> int:
     """Return how many tokens a model should read at once; `reference` pads its texts."""
     if reference or not can_unpad(model) or task_of(model).scores_tokens:
         return _TOKENS
-    return max(_TOKENS, _TRAINING_PASSES * part_tokens(model))
+    return max(_TOKENS, _TRAINING_PASSES * part_tokens(model, precision))
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

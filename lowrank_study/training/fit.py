@@ -217,7 +217,7 @@ class Session:
 def backward(pack: Pack, batch: Batch, spec: RunSpec, device: torch.device) -> Tensor:
     """Add the gradients of a batch's mean loss, and return the loss of each active run, (R,)."""
     losses_R = torch.zeros(len(pack.active), device=device)
-    for part in pack.parts(batch):
+    for part in pack.parts(batch, spec.train.precision):
         with autocast(device, spec.train.precision):
             scores_RNC = pack.scores(part)
         part = replace(part, labels_N=part.labels_N.to(device, non_blocking=True))

@@ -187,7 +187,9 @@ class Member:
                 self._spec.task,
                 scores,
                 split,
-                tokens=batch_tokens(self.model, reference=self._spec.train.reference),
+                tokens=batch_tokens(
+                    self.model, precision=precision, reference=self._spec.train.reference
+                ),
                 device=self._device,
                 precision=precision,
             )

@@ -122,7 +122,7 @@ def predict_peak(spec: RunSpec) -> PeakPrediction | None:
     model, splits = model_without_weights(spec), splits_of(spec)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    longest = _longest_part(spec, splits.train, part_tokens(model))
+    longest = _longest_part(spec, splits.train, part_tokens(model, spec.train.precision))
     try:
         kept = _kept_for_backward(model, longest)
     except RuntimeError as error:

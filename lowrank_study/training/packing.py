@@ -79,9 +79,9 @@ class Pack:
                 unpad(model)
         self._check_neighbours(sample, alone)
 
-    def parts(self, batch: Batch) -> Iterable[Batch]:
+    def parts(self, batch: Batch, precision: str) -> Iterable[Batch]:
         """Return the parts of a batch that are computed in one pass; a padded batch is one part."""
-        return [batch] if self._plain else batch.parts(part_tokens(self._joint))
+        return [batch] if self._plain else batch.parts(part_tokens(self._joint, precision))
 
     def scores(self, batch: Batch) -> Tensor:
         """Return the class scores of all active runs in training mode, (R, N, C)."""

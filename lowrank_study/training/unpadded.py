@@ -40,7 +40,9 @@ from lowrank_study.training.elementwise import use_native_functions
 from lowrank_study.training.embeddings import keep_gradients
 from lowrank_study.training.norms import use_native_norms
 
-_PART_PRODUCT, _LEAST_TOKENS = 512 * 384 * 384, 128
+_MOST_TOKENS, _LEAST_TOKENS = 512, 128
+_PART_FEATURES = {"fp32": 512 * 384, "bf16": 512 * 576}
+"""Features of all tokens in one training pass; a token takes less memory in bf16."""
 _MULTIPLE = 32
 """Tokens in a row are a multiple of it where a product's first use of a shape is slow."""
 _NARROWED = ("bert", "roberta", "xlm-roberta")
@@ -94,7 +96,7 @@ def unpad(model: nn.Module) -> None:
         _narrow_last_layer(backbone)
 
 
-def part_tokens(model: nn.Module) -> int:
+def part_tokens(model: nn.Module, precision: str) -> int:
     """Return the number of tokens in one training pass; wider models get fewer.
 
     Smaller matrix products would be slower; larger ones would only need more memory for the
@@ -102,7 +104,8 @@ def part_tokens(model: nn.Module) -> int:
     dropout masks in a pack as alone.
     """
     config: Any = model.config
-    return max(_LEAST_TOKENS, _PART_PRODUCT // int(config.hidden_size) ** 2)
+    tokens = _PART_FEATURES[precision] // int(config.hidden_size)
+    return max(_LEAST_TOKENS, min(_MOST_TOKENS, tokens))
 
 
 def unpadded_scores(model: nn.Module, batch: Batch, device: torch.device, runs: int = 1) -> Tensor:

@@ -178,11 +178,11 @@ def test_parts_add_up_to_the_gradient_of_the_whole(
     found = []
     for least in (10_000, 20):
         monkeypatch.setattr(unpadded, "_LEAST_TOKENS", least)
-        monkeypatch.setattr(unpadded, "_PART_PRODUCT", 0)
+        monkeypatch.setattr(unpadded, "_MOST_TOKENS", 0)
         model = build_model(spec, folder, number_of_labels=2).double()
         pad_id = padding_id(folder)
         pack = Pack([model], device=CPU, pad_id=pad_id, sample=batch, reference=False)
-        assert (len(list(pack.parts(batch))) > 1) == (least == 20)
+        assert (len(list(pack.parts(batch, "fp32"))) > 1) == (least == 20)
         [loss] = backward(pack, batch, spec, CPU).tolist()
         gradients = [p.grad for p in model.parameters() if p.requires_grad]
         found.append((loss, gradients))

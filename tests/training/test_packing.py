@@ -247,7 +247,7 @@ def test_texts_that_train_alone_are_checked_beside_a_neighbour(
     folder = model_folder(spec.model)
     sample = extreme_texts([load_splits(spec.task, folder).train], 4)
     model = build_model(spec, folder, number_of_labels=2)
-    monkeypatch.setattr(packing, "part_tokens", lambda model: 1)
+    monkeypatch.setattr(packing, "part_tokens", lambda model, precision: 1)
 
     def leaking(model: torch.nn.Module, batch: Batch, *arguments: Any) -> torch.Tensor:
         scores_RNC = unpadded_scores(model, batch, *arguments)
