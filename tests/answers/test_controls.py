@@ -192,9 +192,12 @@ def test_runs_on_shuffled_labels_are_controls_only(results: Path) -> None:
     table = measure_controls(request(results, along_training=False, shuffled_seeds=2))
     store = RunStore(results / "runs")
     trained = store.ended(store.sweep("three_shuffled"))
-    assert [run.spec for run in trained] == [
+    shuffled = [
         replace(run.spec, train=replace(run.spec.train, shuffle_labels=True)) for run in chosen
     ]
+    assert {run.spec.run_id: run.spec for run in trained} == {
+        each.run_id: each for each in shuffled
+    }
     read = table.loc[table["control"] == "shuffled_labels", "run_id"]
     assert set(read) == {run.spec.run_id for run in trained}
     study = study_tables("three", results=results)

@@ -7,6 +7,7 @@ import pytest
 
 from lowrank_study.config.grids import planned_configs
 from lowrank_study.config.run import RunConfig, compose
+from lowrank_study.machine import free_cores
 from lowrank_study.runs.store import RunStore
 from lowrank_study.spec import RunSpec
 from lowrank_study.sweeps.forecast import (
@@ -82,13 +83,14 @@ def test_a_stopped_trial_takes_a_share_of_its_time(tiny_overrides: list[str]) ->
 
 
 def test_ended_runs_take_no_time(tiny_overrides: list[str], tmp_path: Path) -> None:
-    options = (*tiny_overrides, "method.rank=2", "seed=0,1", f"results={tmp_path}", "sweep=mine")
-    configs = planned_configs(*options, is_grid=True)
-    both, one = forecasts({"mine": configs}), forecasts({"mine": configs[:1]})
-    end([configs[0].spec], tmp_path)
+    seeds = ",".join(str(seed) for seed in range(2 * len(free_cores()) + 1))
+    options = (*tiny_overrides, "method.rank=2", f"seed={seeds}", f"results={tmp_path}")
+    configs = planned_configs(*options, "sweep=mine", is_grid=True)
+    every, one = forecasts({"mine": configs}), forecasts({"mine": configs[:1]})
+    end([config.spec for config in configs[1:]], tmp_path)
     assert forecasts({"mine": configs})["mine"] == pytest.approx(one["mine"])
-    assert one["mine"] < both["mine"]
-    end([configs[1].spec], tmp_path)
+    assert one["mine"] < every["mine"]
+    end([configs[0].spec], tmp_path)
     assert forecasts({"mine": configs}) == {"mine": 0.0}
 
 
