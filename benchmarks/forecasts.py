@@ -36,7 +36,10 @@ SWEEPS = {
     "long texts": (*MIXED, "task=newsgroups", *SIZE, "task.train_size=200"),
 }
 STUDY = ("experiment=first_study",)
-FEW = ("task.train_size=64", "task.validation_size=32", "task.test_size=32")
+FEW = (
+    "task=rotten_tomatoes",
+    *("task.train_size=64", "task.validation_size=32", "task.test_size=32"),
+)
 
 
 def forecast_errors(folder: Path, rounds: int, *, quick: bool) -> list[timing.Figure]:
