@@ -23,6 +23,13 @@ static void *take_tasks(void *argument) {
   return NULL;
 }
 
+#ifdef __linux__
+/* OpenMP's threads, which PyTorch has started and keeps; there are none before it is loaded. */
+extern void GOMP_parallel(void (*task)(void *), void *work, unsigned threads, unsigned flags)
+    __attribute__((weak));
+static void take_tasks_in_turn(void *team) { take_tasks(team); }
+#endif
+
 /* Does tasks 0 .. count - 1, started in this order. Threads that can't be had are done without. */
 static void in_parallel(void (*task)(void *, int64_t), void *work, int64_t count, int threads) {
   struct team team = {task, work, count, 0};
@@ -30,6 +37,12 @@ static void in_parallel(void (*task)(void *, int64_t), void *work, int64_t count
   int started = 0;
   if (threads > MAX_THREADS) threads = MAX_THREADS;
   if (threads > count) threads = (int)count;
+#ifdef __linux__
+  if (threads > 1 && GOMP_parallel) {
+    GOMP_parallel(take_tasks_in_turn, &team, (unsigned)threads, 0);
+    return;
+  }
+#endif
   while (started < threads - 1 && !pthread_create(&others[started], NULL, take_tasks, &team))
     started++;
   take_tasks(&team);
