@@ -12,6 +12,7 @@ import pytest
 
 from lowrank_study.config.run import compose
 from lowrank_study.errors import InputError
+from lowrank_study.loaded import splits_of
 from lowrank_study.machine import free_cores
 from lowrank_study.runs.store import RunStore
 from lowrank_study.sweeps.fork_server import ForkedWorker, ForkServer
@@ -136,7 +137,8 @@ def test_a_forked_worker_trains_with_the_threads_of_its_place(
 
 @pytest.mark.slow
 def test_a_command_loads_no_torch(tiny_overrides: list[str], tmp_path: Path) -> None:
-    """The server plans its runs, and the workers measure spectra."""
+    """The server plans its runs, and the workers measure spectra. Only new texts need a tokenizer."""
+    splits_of(compose(*tiny_overrides, "method.rank=2"))
     program = (
         "import sys; from pathlib import Path; from lowrank_study.config.run import compose;"
         "from lowrank_study.sweeps.sweep import sweep; specs = [compose(*sys.argv[2:])];"
