@@ -137,7 +137,7 @@ def test_a_forked_worker_trains_with_the_threads_of_its_place(
 
 @pytest.mark.slow
 def test_a_command_loads_no_torch(tiny_overrides: list[str], tmp_path: Path) -> None:
-    """The server plans its runs, and the workers measure spectra. Only new texts need a tokenizer."""
+    """The server plans its runs, workers measure spectra, and only new texts need a tokenizer."""
     splits_of(compose(*tiny_overrides, "method.rank=2"))
     program = (
         "import sys; from pathlib import Path; from lowrank_study.config.run import compose;"
