@@ -1,7 +1,7 @@
 """Predict how long sweeps will take: plan them as training does, and time a few steps of each kind.
 
     >>> forecasts({"rank_sweep": planned_configs("experiment=rank_sweep")})
-    {'rank_sweep': 912.0}
+    {'rank_sweep': 287.0}
 
 `speeds.py` takes the time. Measuring a kind of runs takes a second or two.
 """

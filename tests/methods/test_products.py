@@ -137,3 +137,28 @@ def test_factors_of_runs_are_multiplied_as_exactly_as_by_torch(
         assert error < (3e-3 if dtype == torch.bfloat16 else 1e-6)
     assert found[1].dtype == torch.float32
     assert found[2] is y_RTI
+
+
+@pytest.mark.usefixtures("_faster")
+@DTYPES
+def test_parts_of_larger_matrices_are_multiplied_as_they_are(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    whole_x, whole_weight = (
+        torch.randn(size, generator=generator).to(dtype) for size in ((40, 128), (64, 128))
+    )
+    x, weight = whole_x[:, :64], whole_weight[:, 32:96]
+    assert not weight.is_contiguous()
+    assert not weight.T.is_contiguous()
+    exact = x.double() @ weight.double().T
+    tolerance = 2**-6 if dtype == torch.bfloat16 else 1e-5
+    for found in (products.linear(x, weight, None), products.multiply(x, weight.T)):
+        torch.testing.assert_close(found.double(), exact, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.usefixtures("_faster")
+def test_a_matrix_in_bf16_is_multiplied_by_one_in_fp32() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 64, generator=generator)
+    weight = torch.randn(64, 64, generator=generator).bfloat16()
+    exact = x.double() @ weight.double().T
+    torch.testing.assert_close(products.multiply(x, weight.T).double(), exact, rtol=1e-5, atol=1e-5)

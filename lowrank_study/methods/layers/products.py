@@ -26,7 +26,7 @@ from lowrank_study import native
 from lowrank_study.machine import processor
 
 _WIDTH = 32
-"""Sizes of which the C code needs multiples."""
+"""The C code needs sizes that are multiples of this."""
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 """The types of `native/products.c`."""
 
@@ -107,11 +107,11 @@ def multiply(
     """Return a b + bias of two matrices, or of two of each run; or add a b to `onto`, in place.
 
     Args:
-        a: Matrix (rows, depth) or (R, rows, depth). It or its transpose is contiguous.
-        b: Matrix (depth, columns) or (R, depth, columns) likewise, rounded to the dtype of `a`.
-        bias: (columns,).
+        a: Matrix (rows, depth) or (R, rows, depth).
+        b: Matrix (depth, columns) or (R, depth, columns), rounded to the dtype of `a`.
+        bias: (columns,), of the dtype of `a`.
         dtype: Dtype of the result; None is that of `a`.
-        onto: Contiguous result to add the product to.
+        onto: Result to add the product to.
     """
     *runs, rows, depth = a.shape
     columns = b.shape[-1]
@@ -119,9 +119,13 @@ def multiply(
     code = _code(a.dtype) if a.is_cpu else None
     is_covered = (
         code is not None
+        and _is_dense(a)
+        and _is_dense(b)
+        and b.dtype in (a.dtype, torch.float32)
         and (a.dtype == torch.float32 or turned_a or depth % 2 == 0)
         and (depth % _WIDTH == 0 if turned_b else columns % _WIDTH == 0)
-        and (bias is None or columns % _WIDTH == 0)
+        and (onto is None or onto.is_contiguous())
+        and (bias is None or (columns % _WIDTH == 0 and bias.is_contiguous()))
     )
     if not is_covered:
         return _plain_product(a, b.to(a.dtype), bias, dtype or a.dtype, onto)
@@ -146,6 +150,11 @@ def multiply(
     if code.multiply(ctypes.byref(work), torch.get_num_threads()) != 0:
         raise MemoryError(f"no memory for a product of {rows}, {depth} and {columns} numbers")
     return y
+
+
+def _is_dense(matrix: Tensor) -> bool:
+    """Return whether a matrix or its transpose is contiguous; the C code knows no other strides."""
+    return matrix.is_contiguous() or matrix.mT.is_contiguous()
 
 
 def _plain_product(
