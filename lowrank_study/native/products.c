@@ -33,6 +33,7 @@ struct product {
 enum { ROWS = 12, LANES = 16, WIDTH = 2 * LANES };
 typedef uint32_t unit;
 typedef int32_t units __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint16_t halves __attribute__((vector_size(64), aligned(2), may_alias));
 
 /* Products whose A is in units. */
 struct work {
@@ -51,13 +52,11 @@ INLINED const void *entry(const void *of, int64_t i, enum type type) {
 
 /* ---- numbers ----------------------------------------------------------------------------- */
 
-/* Sixteen numbers in bf16. */
-INLINED __m256i halves(const void *in, enum type type) {
-#ifdef __AVX512BF16__
-  if (type == FP32) return (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(in));
+#ifdef __clang__
+#define SHUFFLED(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLED(a, b, ...) __builtin_shuffle(a, b, (__typeof__(a)){__VA_ARGS__})
 #endif
-  return _mm256_loadu_si256(in);
-}
 
 /* Sixteen units of neighbouring numbers. */
 INLINED units row_of_units(const void *in, enum type type, enum type as) {
@@ -70,17 +69,20 @@ INLINED units row_of_units(const void *in, enum type type, enum type as) {
   return (units)_mm512_loadu_si512(in);
 }
 
-/* Sixteen units of numbers and those below them; the second row may be missing. */
-INLINED __m512i paired(const void *first, const void *second, enum type type) {
-  __m512i above = _mm512_cvtepu16_epi32(halves(first, type));
-  if (!second) return above;
-  __m512i below = _mm512_cvtepu16_epi32(halves(second, type));
-  return _mm512_or_si512(above, _mm512_slli_epi32(below, 16));
+/* WIDTH units of numbers in bf16 and those below them. */
+INLINED void pair(unit *out, const void *row, const void *below, enum type type) {
+  const halves a = (halves)row_of_units(row, type, BF16);
+  const halves b = below ? (halves)row_of_units(below, type, BF16) : (halves){0};
+  *(halves *)out = SHUFFLED(a, b, 0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9,
+                            41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47);
+  *(halves *)(out + LANES) =
+      SHUFFLED(a, b, 16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55, 24, 56, 25, 57,
+               26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63);
 }
 
 INLINED __m512 load(const void *in, enum type type) {
   if (type == FP32) return _mm512_loadu_ps(in);
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves(in, BF16)), 16));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(in)), 16));
 }
 
 INLINED void store(void *out, enum type type, __m512 x) {
@@ -102,12 +104,6 @@ INLINED __m512 multiply_add(unit a, __m512i b, __m512 sum, enum type type) {
 
 /* ---- panels ------------------------------------------------------------------------------ */
 
-#ifdef __clang__
-#define SHUFFLED(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define SHUFFLED(a, b, ...) __builtin_shuffle(a, b, (units){__VA_ARGS__})
-#endif
-
 /* Sixteen rows become sixteen columns: four perfect shuffles. */
 INLINED void transpose(units *rows) {
   for (int round = 0; round < 4; round++) {
@@ -122,32 +118,32 @@ INLINED void transpose(units *rows) {
   }
 }
 
-/* Fills the columns that B lacks with zeros. */
 INLINED void fill_panel(unit *panel, const struct work *work, const void *b, int64_t column,
                         enum type a_type, enum type b_type) {
   const struct product *p = &work->is;
   const int64_t in_unit = a_type == FP32 ? 1 : 2;
+  if (!p->b_is_transposed) {
+    for (int64_t k = 0; k < work->depth; k++, panel += WIDTH) {
+      const void *row = entry(b, k * in_unit * p->columns + column, b_type);
+      const void *below = 2 * k + 1 < p->depth ? entry(row, p->columns, b_type) : NULL;
+      if (a_type == FP32)
+        memcpy(panel, row, WIDTH * sizeof *panel);
+      else
+        pair(panel, row, below, b_type);
+    }
+    return;
+  }
   for (int64_t half = 0; half < WIDTH; half += LANES) {
-    unit *out = panel + half;
     const int64_t there = least(p->columns - column - half, LANES);
-    if (p->b_is_transposed)
-      for (int64_t k = 0; k < work->depth; k += LANES) {
-        units rows[LANES] = {0};
-        for (int64_t i = 0; i < there; i++) {
-          const int64_t at = (column + half + i) * p->depth + k * in_unit;
-          rows[i] = row_of_units(entry(b, at, b_type), b_type, a_type);
-        }
-        transpose(rows);
-        for (int64_t i = 0; i < LANES; i++) *(units *)(out + (k + i) * WIDTH) = rows[i];
+    for (int64_t k = 0; k < work->depth; k += LANES) {
+      units rows[LANES] = {0}; /* of the columns that B has */
+      for (int64_t i = 0; i < there; i++) {
+        const int64_t at = (column + half + i) * p->depth + k * in_unit;
+        rows[i] = row_of_units(entry(b, at, b_type), b_type, a_type);
       }
-    else
-      for (int64_t k = 0; k < work->depth; k++) {
-        const int64_t at = k * in_unit * p->columns + column + half;
-        const void *first = entry(b, at, b_type), *second = NULL;
-        if (in_unit * k + 1 < p->depth) second = entry(b, at + p->columns, b_type);
-        *(units *)(out + k * WIDTH) = a_type == FP32 ? row_of_units(first, FP32, FP32)
-                                                     : (units)paired(first, second, b_type);
-      }
+      transpose(rows);
+      for (int64_t i = 0; i < LANES; i++) *(units *)(panel + (k + i) * WIDTH + half) = rows[i];
+    }
   }
 }
 
@@ -170,19 +166,20 @@ INLINED void fetch_next(const struct work *work, const struct place *at, int64_t
   if (p->b_is_transposed) { /* the panel's columns follow one another */
     const char *start = entry(at->b, next * p->depth + first * WIDTH, p->b_type);
     for (int64_t i = 0; i < (last - first) * WIDTH * size; i += LINE)
-      _mm_prefetch(start + i, _MM_HINT_T1);
+      _mm_prefetch(start + i, _MM_HINT_T0);
     return;
   }
   for (int64_t k = first; k < last; k++)
     for (int64_t i = 0; i < WIDTH * size; i += LINE)
-      _mm_prefetch((const char *)entry(at->b, k * p->columns + next, p->b_type) + i, _MM_HINT_T1);
+      _mm_prefetch((const char *)entry(at->b, k * p->columns + next, p->b_type) + i, _MM_HINT_T0);
 }
 
 /* Sums stay in registers only if all loops over them are unrolled. */
 #define UNROLLED _Pragma("GCC unroll 12")
 
-INLINED void tile(const struct work *work, const struct place *at, int64_t row, const int rows,
-                  const int halves, enum type a_type, enum type y_type) {
+/* Writes the rows of a tile from `first` on; those above are in another tile. */
+INLINED void tile(const struct work *work, const struct place *at, int64_t row, int64_t first,
+                  const int rows, const int halves, enum type a_type, enum type y_type) {
   const struct product *p = &work->is;
   const int64_t by_row = work->a_by_row, by_unit = work->a_by_unit;
   fetch_next(work, at, row, rows);
@@ -206,6 +203,7 @@ INLINED void tile(const struct work *work, const struct place *at, int64_t row, 
     }
   }
   UNROLLED for (int i = 0; i < rows; i++) UNROLLED for (int half = 0; half < halves; half++) {
+    if (i < first) continue;
     void *out = y + (i * p->columns + half * LANES) * size_of(y_type);
     const int64_t there = p->columns - at->column - half * LANES;
     if (there >= LANES) {
@@ -221,10 +219,15 @@ INLINED void tile(const struct work *work, const struct place *at, int64_t row, 
 INLINED void tiles(const struct work *work, const struct place *at, const int halves,
                    enum type a_type, enum type y_type) {
   const int64_t rows = work->is.rows;
-  int64_t row = 0;
-  for (; row + ROWS <= rows; row += ROWS) tile(work, at, row, ROWS, halves, a_type, y_type);
-  for (; row + 4 <= rows; row += 4) tile(work, at, row, 4, halves, a_type, y_type);
-  for (; row < rows; row++) tile(work, at, row, 1, halves, a_type, y_type);
+  for (int64_t done = 0, size; done < rows; done += size) {
+    const int64_t left = rows - done;
+    size = left > 8 && rows >= ROWS ? ROWS : left > 4 && rows >= 8 ? 8 : rows >= 4 ? 4 : 1;
+    const int64_t row = least(done, rows - size), first = done - row;
+    if (size == ROWS) tile(work, at, row, first, ROWS, halves, a_type, y_type);
+    if (size == 8) tile(work, at, row, first, 8, halves, a_type, y_type);
+    if (size == 4) tile(work, at, row, first, 4, halves, a_type, y_type);
+    if (size == 1) tile(work, at, row, first, 1, halves, a_type, y_type);
+  }
 }
 
 INLINED void multiply_typed(const struct work *work, struct place at, unit *panel,
@@ -270,16 +273,16 @@ static unit *paired_rows(const struct product *p, int64_t depth, int64_t by_unit
   unit *out = pairs;
   for (int64_t run = 0; pairs && run < p->runs; run++)
     for (int64_t k = 0; k < p->depth; k += 2, out += by_unit)
-      for (int64_t row = 0; row < p->rows; row += LANES) {
-        const uint16_t *first = (const uint16_t *)p->a + (run * p->depth + k) * p->rows + row;
-        const uint16_t *second = k + 1 < p->depth ? first + p->rows : NULL;
-        const int64_t there = least(p->rows - row, LANES);
-        uint16_t wholes[2][LANES] = {{0}};
-        if (there < LANES) {
-          first = memcpy(wholes[0], first, there * sizeof *first);
-          if (second) second = memcpy(wholes[1], second, there * sizeof *second);
+      for (int64_t row = 0; row < p->rows; row += WIDTH) {
+        const uint16_t *above = (const uint16_t *)p->a + (run * p->depth + k) * p->rows + row;
+        const uint16_t *below = k + 1 < p->depth ? above + p->rows : NULL;
+        const int64_t there = least(p->rows - row, WIDTH);
+        uint16_t wholes[2][WIDTH] = {{0}};
+        if (there < WIDTH) {
+          above = memcpy(wholes[0], above, there * sizeof *above);
+          if (below) below = memcpy(wholes[1], below, there * sizeof *below);
         }
-        _mm512_store_si512(out + row, paired(first, second, BF16));
+        pair(out + row, above, below, BF16);
       }
   return pairs;
 }
@@ -293,7 +296,7 @@ int multiply(const struct product *p, int threads) {
     work.a_by_row = 1;
     work.a_by_unit = p->rows;
     if (p->a_type == BF16) {
-      work.a_by_unit = (p->rows + LANES - 1) / LANES * LANES;
+      work.a_by_unit = (p->rows + WIDTH - 1) / WIDTH * WIDTH;
       work.a_by_run = depth * work.a_by_unit;
       if (!(work.a = pairs = paired_rows(p, depth, work.a_by_unit))) return -1;
     }
