@@ -18,7 +18,8 @@ from steps import hardware, precisions
 FORECAST = (
     "import sys; from lowrank_study.config.grids import planned_configs;"
     "from lowrank_study.sweeps.forecast import forecasts;"
-    "print(*forecasts({'': planned_configs(*sys.argv[1:])}).values())"
+    "[found] = forecasts({'': planned_configs(*sys.argv[1:])}).values();"
+    "print(found.mean, found.least, found.most)"
 )
 TRAIN = (
     "import sys; from lowrank_study.config.grids import planned_configs;"
@@ -69,20 +70,41 @@ def forecast_errors(folder: Path, rounds: int, *, quick: bool) -> list[timing.Fi
         figures += [
             timing.figure(f"{title}: predicted / measured time", ratios, unit="×"),
             timing.figure(f"{title}: error", errors, unit="%", at_most=20.0),
+            *_range(title, found),
             timing.figure(f"{title}: {found[0]['runs']} runs took", took, unit="s"),
         ]
     return figures
+
+
+def _range(title: str, found: Sequence[dict[str, float]]) -> list[timing.Figure]:
+    """Return the range of a forecast of simulated races, relative to the measured time."""
+    if all(row["least_seconds"] == row["most_seconds"] for row in found):
+        return []
+    return [
+        timing.figure(
+            f"{title}: {end} predicted / measured time",
+            [row[f"{end}_seconds"] / row["measured_seconds"] for row in found],
+            unit="×",
+        )
+        for end in ("least", "most")
+    ]
 
 
 def _measured(options: Sequence[str]) -> dict[str, float]:
     """Return the predicted and the measured seconds of a sweep, and its reported runs."""
     with tempfile.TemporaryDirectory() as results:
         options = [*options, f"results={results}"]
-        predicted = float(_last_line(FORECAST, options))
+        predicted, least, most = map(float, _last_line(FORECAST, options).split())
         start = time.perf_counter()
         runs = int(_last_line(TRAIN, options))
         seconds = time.perf_counter() - start
-    return {"runs": runs, "predicted_seconds": predicted, "measured_seconds": seconds}
+    return {
+        "runs": runs,
+        "predicted_seconds": predicted,
+        "least_seconds": least,
+        "most_seconds": most,
+        "measured_seconds": seconds,
+    }
 
 
 def _last_line(code: str, options: Sequence[str]) -> str:

@@ -4,13 +4,14 @@ python benchmarks/racing.py              # replay both on the recorded trials: a
 python benchmarks/racing.py --train 3    # also train the races of three more families; resumable
 
 The recorded trials have no curves, so a replayed race stops none. The races that are trained here
-show how many steps stopping saves, and what it changes.
+show how many steps stopping saves, and what it changes. The recorded trials also give the constants
+of the races that a forecast simulates (`trial_losses.py`), and the trained races check them.
 """
 
 import argparse
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import timing
+from trial_losses import Losses, constants
 
 from lowrank_study.answers.statistics import interval_of_mean
 from lowrank_study.config.grids import planned_configs
@@ -30,9 +32,10 @@ from lowrank_study.runs.store import RunStore, TrainedRun
 from lowrank_study.spec import RunSpec
 from lowrank_study.sweeps.plan import plan_sweep
 from lowrank_study.sweeps.progress import Display
-from lowrank_study.sweeps.race import families
+from lowrank_study.sweeps.race import families, family_name
+from lowrank_study.sweeps.simulated import SimulatedTrials
 from lowrank_study.sweeps.sweep import carry_out
-from lowrank_study.sweeps.trials import Train, configuration
+from lowrank_study.sweeps.trials import Train, at_any_rate, configuration
 from lowrank_study.sweeps.tuning import tuned
 
 HERE = Path(__file__).parent
@@ -41,6 +44,8 @@ TRAINED = ("flagship_newsgroups", "flagship_reuters_r52", "flagship_rotten_tomat
 """Sweeps whose races are trained, one family after the other."""
 ONE_SIDED = 0.90
 """Confidence of the two-sided interval whose ends are one-sided 95 % limits."""
+SIMULATED = 20
+"""Number of simulations of each race."""
 KEY = ("method", "target", "adapter_rank", "alpha", "scaling_rule", "learning_rate", "seed")
 
 
@@ -67,6 +72,8 @@ class Case:
     """Trials of the grid for the whole family, divided by its members."""
     race_trials: float
     """Steps of the race in whole trials, divided in the same way."""
+    simulated_trials: float
+    """Mean of this over simulated races."""
 
 
 class Recorded:
@@ -90,6 +97,16 @@ class Recorded:
         record = {"validation": measured, "curve": [{"step": 1, **measured}]}
         return TrainedRun(spec=trial, status="done", record=record, folder=Path())
 
+    def blocks(self) -> Iterator[tuple[str, str, int, Losses]]:
+        """Yield family, configuration, seed, and the loss by rate, relative to the configured."""
+        for name, of in self.configurations.items():
+            start, found = of.method.learning_rate, dict[int, dict[float, float]]()
+            for (*key, rate, seed), row in self._rows.items():
+                if (*key,) == _key(of) and row["validation_loss"] is not None:
+                    found.setdefault(seed, {})[rate / start] = row["validation_loss"]
+            for seed, losses in found.items():
+                yield f"{self.name} {family_name(of)}", name, seed, losses
+
     def difference(self, of: RunSpec, rate: float, other: float) -> npt.NDArray[np.float64]:
         """Return the scores at a rate less those at another, over the seeds that have both."""
         first, second = (
@@ -97,6 +114,14 @@ class Recorded:
             for at in ((*_key(of), rate), (*_key(of), other))
         )
         return np.array([first[seed] - second[seed] for seed in first if seed in second])
+
+
+def recorded_sweeps() -> list[Recorded]:
+    """Return all sweeps with recorded trials."""
+    return [
+        Recorded(file.parents[1].name.partition("_")[2], file)
+        for file in sorted(RECORDS.glob("*/tables/trials.csv"))
+    ]
 
 
 def _key(spec: RunSpec) -> tuple[Any, ...]:
@@ -119,6 +144,17 @@ def choice(members: Sequence[RunSpec], tuning: Tuning, results: Train) -> tuple[
 
     rates = [spec.method.learning_rate for spec in tuned(members, tuning, train=train)]
     return rates, sum(steps.values()) / max(steps.values())
+
+
+def simulated_trials(members: Sequence[RunSpec], race: Race) -> float:
+    """Return the mean steps of simulated races, in units of the longest trial."""
+    configured = {at_any_rate(of).run_id: of.method.learning_rate for of in members}
+
+    def trials(draw: int) -> float:
+        simulation = SimulatedTrials(draw=draw, configured=configured)
+        return choice(members, race, lambda asked, limits: simulation.results(asked, {}))[1]
+
+    return sum(map(trials, range(SIMULATED))) / SIMULATED
 
 
 class Races:
@@ -178,6 +214,8 @@ def cases(sweep: Recorded, grid: Tuning, race: Race, races: Races | None) -> Ite
         if races is not None and (trained := races.choice(members, race)):
             found["trained"] = trained
         for how, (rates, race_trials) in found.items():
+            rungs = race.rungs if how == "trained" else 1  # a replay has no curves
+            simulated = simulated_trials(members, replace(race, rungs=rungs))
             for of, grid_rate, race_rate in zip(members, grid_rates, rates, strict=True):
                 apart = sweep.difference(of, race_rate, grid_rate)
                 upper = interval_of_mean(apart, ONE_SIDED)[1]
@@ -193,6 +231,7 @@ def cases(sweep: Recorded, grid: Tuning, race: Race, races: Races | None) -> Ite
                     verdict=_verdict(upper, is_same=grid_rate == race_rate),
                     grid_trials=grid_trials / len(members),
                     race_trials=race_trials / len(members),
+                    simulated_trials=simulated / len(members),
                 )
 
 
@@ -210,7 +249,9 @@ def figures(how: str, found: Sequence[Case]) -> list[timing.Figure]:
     def percent(*verdicts: str) -> list[float]:
         return [100.0 * sum(each.verdict in verdicts for each in found) / len(found)]
 
-    steps = sum(each.race_trials for each in found) / sum(each.grid_trials for each in found)
+    trials = sum(each.race_trials for each in found)
+    steps = trials / sum(each.grid_trials for each in found)
+    simulated = sum(each.simulated_trials for each in found)
     shown = [
         timing.figure(f"{how}: configurations", [len(found)], unit=""),
         timing.figure(f"{how}: same rate as the grid's", percent("same"), unit="%"),
@@ -223,6 +264,7 @@ def figures(how: str, found: Sequence[Case]) -> list[timing.Figure]:
             unit="%",
             at_most=40 if how == "trained" else None,
         ),
+        timing.figure(f"{how}: steps of simulated races / the race", [simulated / trials], unit=""),
     ]
     apart = [100.0 * each.difference for each in found if each.verdict in ("worse", "not worse")]
     if apart:
@@ -253,20 +295,25 @@ def main() -> None:
     assert grid is not None
     assert isinstance(race, Race)
     races = Races(arguments.store, arguments.train)
+    sweeps = recorded_sweeps()
     found = [
         each
-        for file in sorted(RECORDS.glob("*/tables/trials.csv"))
-        for name in [file.parents[1].name.partition("_")[2]]
-        for each in cases(Recorded(name, file), grid, race, races if name in TRAINED else None)
+        for sweep in sweeps
+        for each in cases(sweep, grid, race, races if sweep.name in TRAINED else None)
     ]
     pd.DataFrame(found).to_csv(arguments.out / "racing.csv", index=False)
     if curves := [*races.curves()]:
         pd.DataFrame(curves).to_csv(arguments.out / "racing_curves.csv", index=False)
     groups = {how: [each for each in found if each.how == how] for how in ("replayed", "trained")}
+    shown = {how: figures(how, group) for how, group in groups.items() if group}
+    shown["simulated"] = [
+        timing.figure(f"simulated: {name}", [value], unit="")
+        for name, value in constants(block for sweep in sweeps for block in sweep.blocks()).items()
+    ]
     timing.write_results(
         arguments.out,
         "racing",
-        {how: figures(how, group) for how, group in groups.items() if group},
+        shown,
         provenance=timing.facts(),
     )
 

@@ -22,7 +22,7 @@ from lowrank_study.reporting.papers import record_papers, write_paper
 from lowrank_study.reporting.record import record_sweep
 from lowrank_study.reporting.sweep_report import report_sweep
 from lowrank_study.results import papers_folder, report_folder
-from lowrank_study.sweeps.forecast import forecasts, in_words
+from lowrank_study.sweeps.forecast import Forecast, forecasts, in_words, total_of
 from lowrank_study.sweeps.outcome import incomplete
 from lowrank_study.sweeps.sweep import sweep_of
 
@@ -44,11 +44,11 @@ class Plan:
 
     def in_words(self) -> str:
         """Return how long each experiment will take on this machine; ended runs take no time."""
-        seconds = forecasts(self.sweeps)
+        found = forecasts(self.sweeps)
         fewer = {name: list(fewest(configs)) for name, configs in self.sweeps.items()}
-        least = seconds if fewer == self.sweeps else forecasts(fewer)
-        lines = [f"{name}: {_between(least[name], most)}" for name, most in seconds.items()]
-        total = _between(sum(least.values()), sum(seconds.values()))
+        least = found if fewer == self.sweeps else forecasts(fewer)
+        lines = [f"{name}: {_between(least[name], most)}" for name, most in found.items()]
+        total = _between(total_of(least.values()), total_of(found.values()))
         lines.append(f"total: {total}; runs that have ended are not trained again")
         if studied := [name for name in self.sweeps if name in self.updates]:
             lines.append(f"truncated updates and controls take more time: {', '.join(studied)}")
@@ -135,7 +135,7 @@ def plan_of(
     )
 
 
-def _between(least: float, most: float) -> str:
+def _between(least: Forecast, most: Forecast) -> str:
     """Write how long a sweep takes if its first seeds decide, and if it needs all of them."""
     if least == most:
         return in_words(most)

@@ -13,7 +13,7 @@ from lowrank_study.training.models import model_without_weights
 class Effort:
     """Counts the operations of runs, and caches the shapes of models."""
 
-    _maps: dict[tuple[Asset, str, str | None], tuple[int, int]] = field(default_factory=dict)
+    _maps: dict[tuple[Asset, str, str | None, int], tuple[int, int]] = field(default_factory=dict)
 
     def of(self, spec: RunSpec) -> float:
         """Return a run's multiplications and additions."""
@@ -44,7 +44,8 @@ class Effort:
 
     def _shapes(self, spec: RunSpec) -> tuple[int, int]:
         """Return the number of weights, and the sum of (in + out) over the adapted maps."""
-        key = spec.model.source, type(spec.method).__name__, spec.method.target_label
+        labels = len(splits_of(spec).labels)
+        key = spec.model.source, type(spec.method).__name__, spec.method.target_label, labels
         if key not in self._maps:
             if spec.method.needs_weights:
                 spec = replace(spec, method=HeadOnly(learning_rate=spec.method.learning_rate))

@@ -1,28 +1,28 @@
 """Predict how long sweeps will take: plan them as training does, and time a few steps of each kind.
 
     >>> forecasts({"rank_sweep": planned_configs("experiment=rank_sweep")})
-    {'rank_sweep': 287.0}
+    {'rank_sweep': Forecast(mean=287.0, least=287.0, most=287.0)}
 
 `speeds.py` takes the time. Measuring a kind of runs takes a second or two.
 """
 
 import functools
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+import numpy as np
 import torch
 
 from lowrank_study.config.run import RunConfig
 from lowrank_study.machine import free_cores
 from lowrank_study.results import runs_folder
-from lowrank_study.runs.limits import Limits
+from lowrank_study.runs.limits import Limits, first_above
 from lowrank_study.runs.store import RunStore, TrainedRun
 from lowrank_study.spec import RunSpec
 from lowrank_study.sweeps.launch import launcher_of
 from lowrank_study.sweeps.packs import finished, packs
 from lowrank_study.sweeps.plan import most_packed
+from lowrank_study.sweeps.simulated import SimulatedTrials
 from lowrank_study.sweeps.speeds import Speeds
 from lowrank_study.sweeps.trials import at_any_rate
 from lowrank_study.sweeps.tuning import tuned
@@ -32,11 +32,8 @@ _SECONDS_TO_START = 4.0
 """Time until the first worker starts, and until the command ends after the last run."""
 _SECONDS_A_ROUND = 1.0
 """Time to plan a round, to fork its workers, and to notice its end."""
-_ASSUMED_LOSS = 1e3
-"""Assumed loss of the configured rate; larger than that of any trial that has ended."""
-_SHARE_OF_A_RIVAL = 0.8
-"""Assumed share of its steps that a trial beside the leading rate trains. It is the mean of eight
-races that were trained, and includes the further trials that some of them needed."""
+_SIMULATED = 20
+"""Number of simulations of a sweep that chooses learning rates."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,85 +43,99 @@ class Round:
     specs: list[RunSpec]
     """Those that have not ended."""
     shares: Mapping[str, float]
-    """Run id → assumed share of its steps, for trials that may be stopped."""
+    """Run id → share of its steps that a trial trains before it is stopped; 1 for others."""
 
 
-def forecasts(planned: Mapping[str, Sequence[RunConfig]]) -> dict[str, float]:
-    """Return the seconds that each of several sweeps will take, in this order.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """Seconds that a sweep will take."""
 
-    A run that several sweeps share counts for the first.
+    mean: float
+    """Expected time. If the sweep chooses its rates, this is the mean over the simulations."""
+    least: float
+    """Nine tenths of the simulations take longer."""
+    most: float
+    """Nine tenths of the simulations take less time."""
+
+
+def forecasts(planned: Mapping[str, Sequence[RunConfig]]) -> dict[str, Forecast]:
+    """Return how long each of several sweeps will take, in this order.
+
+    A run that several sweeps share counts for the first. A sweep that chooses its rates is
+    simulated several times, because the number of its trials depends on their results.
     """
-    seconds, counted = {}, set[str]()
+    is_certain = all(configs[0].tuning is None for configs in planned.values())
+    counted = [set[str]() for _ in range(1 if is_certain else _SIMULATED)]
+    found = {}
     for name, configs in planned.items():
-        rounds = rounds_of(configs, counted)
-        seconds[name] = sum(_seconds_of(round_, configs[0]) for round_ in rounds)
-        seconds[name] += _SECONDS_TO_START if rounds else 0.0
-    return seconds
+        seconds = []
+        for draw, before in enumerate(counted):
+            rounds = rounds_of(configs, before, draw=draw)
+            seconds.append(sum(_seconds_of(round_, configs[0]) for round_ in rounds))
+            seconds[-1] += _SECONDS_TO_START if rounds else 0.0
+        least, most = np.quantile(seconds, (0.1, 0.9))
+        found[name] = Forecast(mean=float(np.mean(seconds)), least=float(least), most=float(most))
+    return found
 
 
-def rounds_of(configs: Sequence[RunConfig], counted: set[str]) -> list[Round]:
+def total_of(found: Iterable[Forecast]) -> Forecast:
+    """Return the time of several sweeps; its range is too wide if they vary independently."""
+    each = [*found]
+    return Forecast(
+        mean=sum(one.mean for one in each),
+        least=sum(one.least for one in each),
+        most=sum(one.most for one in each),
+    )
+
+
+def rounds_of(configs: Sequence[RunConfig], counted: set[str], *, draw: int = 0) -> list[Round]:
     """Return the rounds that are left of a sweep: those that choose its rates, and the last one.
 
-    Trials that have not ended get assumed scores, which fall with the distance from the configured
-    rate. So a grid does not grow, and its final comparison is between the middle rate and a
-    neighbour; in a race the configured rate keeps the lead. A sweep with `stopping=` is assumed to
-    train the runs of all configurations in one round.
+    Trials that have not ended are simulated (`simulated.py`). A sweep with `stopping=` is assumed
+    to train the runs of all configurations in one round.
 
     Args:
+        configs: The sweep.
         counted: Ids of runs that other sweeps train; those of this sweep are added.
+        draw: Seed of the simulated trials.
     """
     rounds: list[Round] = []
     store = RunStore(runs_folder(configs[0].results))
 
-    def train(specs: Sequence[RunSpec], limits: Mapping[str, Limits]) -> set[str]:
-        """Append a round, and return the ids of its runs."""
-        left = {spec.run_id: spec for spec in store.left(specs, limits)}
-        new = [spec for run_id, spec in left.items() if run_id not in counted]
-        counted.update(left)
-        shares = {run_id: _SHARE_OF_A_RIVAL for run_id in left if limits.get(run_id)}
+    def train(specs: Sequence[RunSpec], shares: Mapping[str, float]) -> None:
+        """Append a round."""
+        new = [spec for spec in specs if spec.run_id not in counted]
+        counted.update(spec.run_id for spec in specs)
         if new:
             rounds.append(Round(specs=new, shares=shares))
-        return {*left}
 
     specs, tuning = [config.spec for config in configs], configs[0].tuning
     if tuning is None:
-        train(specs, {})
+        train(store.left(specs), {})
         return rounds
-    middles = {at_any_rate(spec).run_id: spec.method.learning_rate for spec in specs}
+    simulation = SimulatedTrials(
+        draw=draw,
+        configured={at_any_rate(spec).run_id: spec.method.learning_rate for spec in specs},
+    )
 
-    def ended_or_assumed(
+    def ended_or_simulated(
         trials: Sequence[RunSpec], limits: Mapping[str, Limits]
     ) -> Sequence[TrainedRun]:
-        left = train(trials, limits)
+        left = {spec.run_id: spec for spec in store.left(trials, limits)}
         ended = store.ended([trial.run_id for trial in trials if trial.run_id not in left])
-        by_name = {run.spec.run_id: run for run in ended}
-        known = {_rate_of(run.spec): run for run in ended if run.status == "done"}
-        return [
-            by_name.get(trial.run_id)
-            or _stand_in(trial, middles[at_any_rate(trial).run_id], known.get(_rate_of(trial)))
-            for trial in trials
-        ]
+        runs = simulation.results(trials, {run.spec.run_id: run for run in ended})
+        shares = {}
+        for run in runs:
+            run_id = run.spec.run_id
+            if run_id in left and (above := limits.get(run_id)):
+                curve = run.record["curve"]
+                last = first_above(curve, above) or curve[-1]
+                shares[run_id] = last["step"] / curve[-1]["step"]
+        train([*left.values()], shares)
+        return runs
 
-    train(tuned(specs, tuning, train=ended_or_assumed), {})
+    train(store.left(tuned(specs, tuning, train=ended_or_simulated)), {})
     return rounds
-
-
-def _rate_of(trial: RunSpec) -> tuple[str, float]:
-    """Return the configuration and the rate of a trial, without its seed."""
-    return at_any_rate(trial).run_id, trial.method.learning_rate
-
-
-def _stand_in(trial: RunSpec, middle: float, other_seed: TrainedRun | None) -> TrainedRun:
-    """Return a stand-in for a trial: copied from another seed at its rate, or assumed."""
-    steps = abs(math.log(trial.method.learning_rate / middle))
-    metric = trial.task.metric
-    loss = _ASSUMED_LOSS * (1.0 + steps)
-    assumed = {
-        "validation": {metric.name: metric.worth(-steps), "loss": loss},
-        "curve": [{"step": step, "loss": loss} for step in (1, 2)],  # a rung and the last step
-    }
-    record = assumed if other_seed is None else other_seed.record
-    return TrainedRun(spec=trial, status="done", record=record, folder=Path())
 
 
 def _seconds_of(round_: Round, config: RunConfig) -> float:
@@ -168,10 +179,17 @@ def _speeds(device: torch.device, threads: int) -> Speeds:
     return Speeds(device=device, threads=threads)
 
 
-def in_words(seconds: float) -> str:
-    """Write a duration in words."""
-    if seconds < 90:
-        return f"about {max(1, round(seconds)):d} s"
-    if seconds < 90 * 60:
-        return f"about {round(seconds / 60):d} min"
-    return f"about {seconds / 3600:.1f} h"
+def in_words(forecast: Forecast) -> str:
+    """Write a forecast in words, with its range if it is uncertain."""
+    if forecast.mean < 90:
+        unit, size, digits = "s", 1, 0
+    elif forecast.mean < 90 * 60:
+        unit, size, digits = "min", 60, 0
+    else:
+        unit, size, digits = "h", 3600, 1
+    mean, least, most = (
+        f"{max(seconds / size, 1):.{digits}f}"
+        for seconds in (forecast.mean, forecast.least, forecast.most)
+    )
+    expected = f"about {mean} {unit}"
+    return expected if least == most else f"{expected} ({least} to {most} {unit})"

@@ -68,9 +68,14 @@ def families(configurations: Mapping[str, RunSpec]) -> Iterable[dict[str, RunSpe
     for name, of in sorted(
         configurations.items(), key=lambda item: item[1].method.adapter_rank or 0
     ):
-        method = replace(of.method, rank=1) if isinstance(of.method, Lora) else of.method
-        families.setdefault(replace(of, method=method).run_id, {})[name] = of
+        families.setdefault(family_name(of), {})[name] = of
     return families.values()
+
+
+def family_name(of: RunSpec) -> str:
+    """Return the same name for configurations that differ only in the rank of LoRA."""
+    method = replace(of.method, rank=1) if isinstance(of.method, Lora) else of.method
+    return replace(of, method=method).run_id
 
 
 class _Family:

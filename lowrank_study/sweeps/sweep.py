@@ -88,7 +88,8 @@ def sweep(
         pack: Most runs that one process trains together; None is the device's own limit.
         tuning: How to choose learning rates first, by runs of the sweep `<name>_rates`; None
             takes the rates of the specifications.
-        rule: Which of the runs are trained, look by look; None trains all.
+        rule: Which of the runs are trained, look by look, such as `answers.sequential.Sequential`;
+            None trains all.
 
     Raises:
         InputError: One of the runs can't be trained; then none is planned.

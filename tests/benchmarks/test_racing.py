@@ -8,6 +8,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from lowrank_study.sweeps import simulated
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -34,6 +36,21 @@ def test_a_replay_gives_the_committed_choices(racing: Any) -> None:
         ["method", "adapter_rank"]
     )
     assert sorted(recorded["learning_rate"]) == sorted(found["grid_rate"])
+
+
+def test_the_constants_of_simulated_trials_are_those_of_the_records(racing: Any) -> None:
+    blocks = [block for sweep in racing.recorded_sweeps() for block in sweep.blocks()]
+    found = {name.upper(): round(value, 2) for name, value in racing.constants(blocks).items()}
+    assert found == {name: getattr(simulated, name) for name in found}
+    assert found["BETWEEN"] > found["WITHIN"] > 0.0
+
+
+@pytest.mark.parametrize("best", [-0.4, 0.0, 0.3])
+def test_a_parabola_finds_the_best_rate(racing: Any, best: float) -> None:
+    parabola = importlib.import_module("trial_losses").parabola
+    rates = [3.0**k for k in range(-2, 3)]
+    losses = {rate: 0.7 * math.exp(0.2 * (math.log(rate) - best) ** 2) for rate in rates}
+    assert parabola(losses) == pytest.approx((best, 0.2))
 
 
 @pytest.mark.parametrize(

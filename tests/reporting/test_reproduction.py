@@ -1,6 +1,6 @@
 """Experiments are forecast, trained, studied, reported and recorded in their order."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from lowrank_study.reporting.papers import record_papers, write_paper
 from lowrank_study.reporting.reproduction import plan_of
 from lowrank_study.runs.store import TrainedRun
 from lowrank_study.sweeps import measured_spectra
+from lowrank_study.sweeps.forecast import Forecast
 
 
 def ended(configs: Sequence[RunConfig], *statuses: str) -> list[TrainedRun]:
@@ -159,14 +160,17 @@ def test_without_a_name_no_record_is_kept(done: list[str], tmp_path: Path) -> No
 def test_the_forecast_lists_each_experiment_and_the_total(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    seconds = {"rank_sweep": 1200.0, "paper_lora_table7": 60.0}
-    monkeypatch.setattr(reproduction, "forecasts", lambda planned: {n: seconds[n] for n in planned})
+    found = {
+        "rank_sweep": Forecast(mean=1200.0, least=900.0, most=1500.0),
+        "paper_lora_table7": Forecast(mean=60.0, least=60.0, most=60.0),
+    }
+    monkeypatch.setattr(reproduction, "forecasts", lambda planned: {n: found[n] for n in planned})
     paper = load_paper("lora_table7")
     plan = plan_of(["rank_sweep"], [paper], results=tmp_path, updates=["rank_sweep", "other"])
     assert plan.in_words().splitlines() == [
-        "rank_sweep: about 20 min",
+        "rank_sweep: about 20 min (15 to 25 min)",
         "paper_lora_table7: about 60 s",
-        "total: about 21 min; runs that have ended are not trained again",
+        "total: about 21 min (16 to 26 min); runs that have ended are not trained again",
         "truncated updates and controls take more time: rank_sweep",
     ]
 
@@ -174,9 +178,11 @@ def test_the_forecast_lists_each_experiment_and_the_total(
 def test_the_forecast_of_a_sequential_sweep_is_a_range(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(
-        reproduction, "forecasts", lambda planned: {n: 60.0 * len(of) for n, of in planned.items()}
-    )
+    def forecasts(planned: Mapping[str, Sequence[RunConfig]]) -> dict[str, Forecast]:
+        minutes = {name: 60.0 * len(configs) for name, configs in planned.items()}
+        return {name: Forecast(mean=m, least=m, most=m) for name, m in minutes.items()}
+
+    monkeypatch.setattr(reproduction, "forecasts", forecasts)
     plan = plan_of(["rank_sweep"], [], results=tmp_path)
     stopping = Stopping(first=2, step=1, spending="pocock")
     configs = [replace(config, stopping=stopping) for config in plan.sweeps["rank_sweep"]]

@@ -65,6 +65,23 @@ def test_another_adapter_on_the_same_maps_changes_nothing(tiny_overrides: list[s
     assert effort.of(lora) == Effort().of(lora)
 
 
+def test_the_head_has_an_output_for_each_label(tiny_overrides: list[str], tmp_path: Path) -> None:
+    words = ("bad", "fair", "good", "great")
+    rows = [f"a {words[k % 4]} film number {k},{words[k % 4]}" for k in range(200)]
+    file = tmp_path / "four.csv"
+    file.write_text("\n".join(["text,label", *rows]))
+    two = compose(*tiny_overrides, "method.rank=2")
+    four = compose(
+        *tiny_overrides,
+        "method.rank=2",
+        f"task.source={file}",
+        "task.label_column=label",
+        "task.group_column=null",
+    )
+    effort = Effort()
+    assert effort.a_token(four)[1] > effort.a_token(two)[1]
+
+
 def test_a_linear_probe_costs_the_forward_pass(tiny_overrides: list[str]) -> None:
     def cost(*overrides: str) -> float:
         return Effort().of(compose(*tiny_overrides, *overrides))

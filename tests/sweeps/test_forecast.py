@@ -11,6 +11,7 @@ from lowrank_study.machine import free_cores
 from lowrank_study.runs.store import RunStore
 from lowrank_study.spec import RunSpec
 from lowrank_study.sweeps.forecast import (
+    Forecast,
     Round,
     forecasts,
     in_words,
@@ -53,6 +54,11 @@ def seconds_of(
     return training_seconds(Round(specs=[*specs], shares=shares), workers=workers)
 
 
+def exactly(seconds: float) -> Forecast:
+    """Return the forecast of a sweep without trials."""
+    return Forecast(mean=seconds, least=seconds, most=seconds)
+
+
 def runs_of(configs: Sequence[RunConfig]) -> list[RunSpec]:
     """Return the runs of all rounds."""
     return [spec for each in rounds_of(configs, set()) for spec in each.specs]
@@ -88,10 +94,10 @@ def test_ended_runs_take_no_time(tiny_overrides: list[str], tmp_path: Path) -> N
     configs = planned_configs(*options, "sweep=mine", is_grid=True)
     every, one = forecasts({"mine": configs}), forecasts({"mine": configs[:1]})
     end([config.spec for config in configs[1:]], tmp_path)
-    assert forecasts({"mine": configs})["mine"] == pytest.approx(one["mine"])
-    assert one["mine"] < every["mine"]
+    assert forecasts({"mine": configs})["mine"].mean == pytest.approx(one["mine"].mean)
+    assert one["mine"].mean < every["mine"].mean
     end([configs[0].spec], tmp_path)
-    assert forecasts({"mine": configs}) == {"mine": 0.0}
+    assert forecasts({"mine": configs}) == {"mine": exactly(0.0)}
 
 
 def test_a_run_of_several_sweeps_counts_for_the_first(
@@ -100,8 +106,8 @@ def test_a_run_of_several_sweeps_counts_for_the_first(
     options = (*tiny_overrides, "method.rank=2", "seed=0,1", f"results={tmp_path}", "sweep=mine")
     configs = planned_configs(*options, is_grid=True)
     found = forecasts({"first": configs[:1], "both": configs, "again": configs[1:]})
-    assert found["both"] == pytest.approx(found["first"])
-    assert found["again"] == 0.0
+    assert found["both"].mean == pytest.approx(found["first"].mean)
+    assert found["again"] == exactly(0.0)
 
 
 def test_a_failed_run_is_still_to_be_trained(tiny_overrides: list[str], tmp_path: Path) -> None:
@@ -119,50 +125,74 @@ def test_a_failed_run_is_still_to_be_trained(tiny_overrides: list[str], tmp_path
 def test_a_race_is_forecast_round_by_round(tiny_overrides: list[str], tmp_path: Path) -> None:
     options = ("tuning=race", "method.rank=2,4", "seed=0", f"results={tmp_path}", "sweep=mine")
     configs = planned_configs(*tiny_overrides, *options, is_grid=True)
-    leaders, rivals, reported = rounds_of(configs, set())
     middle = configs[0].spec.method.learning_rate
-    assert {spec.method.learning_rate for spec in leaders.specs} == {middle}
-    assert not leaders.shares
-    assert len(rivals.specs) == 2 * len(leaders.specs)
-    assert middle not in {spec.method.learning_rate for spec in rivals.specs}
-    assert rivals.shares.keys() == {spec.run_id for spec in rivals.specs}
-    assert all(0.0 < share < 1.0 for share in rivals.shares.values())
-    assert reported.specs == [config.spec for config in configs]
-    assert not reported.shares
+    numbers, leads = set[int](), set[float]()
+    for draw in range(20):
+        leaders, rivals, *more, reported = rounds_of(configs, set(), draw=draw)
+        assert {spec.method.learning_rate for spec in leaders.specs} == {middle}
+        assert not leaders.shares
+        assert len(rivals.specs) == 2 * len(leaders.specs)
+        assert middle not in {spec.method.learning_rate for spec in rivals.specs}
+        assert rivals.shares.keys() == {spec.run_id for spec in rivals.specs}
+        assert all(0.0 < share <= 1.0 for share in rivals.shares.values())
+        assert min(rivals.shares.values()) < 1.0
+        assert [spec.method.rank for spec in reported.specs] == [2, 4]
+        assert not reported.shares
+        numbers.add(len(more))
+        leads |= {spec.method.learning_rate for spec in reported.specs}
+    assert {0, 1} < numbers
+    assert min(leads) < middle < max(leads)
+
+
+def test_the_forecast_of_a_race_is_the_mean_of_simulations(
+    tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    options = ("method.rank=2,4", "seed=0", f"results={tmp_path}", "sweep=mine")
+    race = planned_configs(*tiny_overrides, *options, "tuning=race", is_grid=True)
+    plain = planned_configs(*tiny_overrides, *options, is_grid=True)
+    found = forecasts({"race": race, "plain": plain})
+    assert found["race"].least < found["race"].mean < found["race"].most
+    assert found == forecasts({"race": race, "plain": plain})
+    assert forecasts({"plain": plain})["plain"].least > 0.0
 
 
 def test_runs_that_choose_a_rate_are_counted_until_it_is_chosen(
     tiny_overrides: list[str], tmp_path: Path
 ) -> None:
     configs = planned_configs(*tiny_overrides, *TINY_TUNED, f"results={tmp_path}", "sweep=mine")
-    before = runs_of(configs)
-    assert [run.train.read_test for run in before] == [False, False, False, True]
-    end(before[:3], tmp_path)
-    *_, chosen = runs_of(configs)
+    trials, *_ = rounds_of(configs, set())
+    assert [run.train.read_test for run in trials.specs] == [False, False, False]
+    assert runs_of(configs)[-1].train.read_test
+    end(trials.specs, tmp_path)
+    [chosen] = runs_of(configs)
     assert chosen.train.read_test
     end([chosen], tmp_path)
-    assert forecasts({"mine": configs}) == {"mine": 0.0}
+    assert forecasts({"mine": configs}) == {"mine": exactly(0.0)}
 
 
-def test_the_final_comparison_is_between_the_middle_rate_and_a_neighbour(
+def test_the_final_comparison_is_between_two_rates(
     tiny_overrides: list[str], tmp_path: Path
 ) -> None:
     options = ("tuning.final_seeds=[1001]", f"results={tmp_path}", "sweep=mine")
     configs = planned_configs(*tiny_overrides, *TINY_TUNED, *options)
-    asked = runs_of(configs)
+    first, *_ = rounds_of(configs, set())
     middle = configs[0].spec.method.learning_rate
-    seeds = {run.method.learning_rate: [] for run in asked if not run.train.read_test}
-    for run in asked[:-1]:
-        seeds[run.method.learning_rate].append(run.seed)
-    assert len(seeds) == 3
-    assert seeds[middle] == [1000, 1001]
-    assert sorted(len(each) for each in seeds.values()) == [1, 2, 2]
-    assert asked[-1].method.learning_rate == middle
-    end(asked[:3], tmp_path)  # an unfinished final comparison has the same two rates
-    assert len(runs_of(configs)) == len(asked) - 3
+    end(first.specs, tmp_path)  # the middle rate is the best, and the others are equal
+    *final, reported = runs_of(configs)
+    assert [run.seed for run in final] == [1001, 1001]
+    assert final[0].method.learning_rate < final[1].method.learning_rate == middle
+    end(final[1:], tmp_path)  # an unfinished final comparison has the same two rates
+    assert runs_of(configs)[0] == final[0]
+    assert reported.train.read_test
 
 
 def test_durations_have_readable_units() -> None:
-    assert [in_words(seconds) for seconds in (0.2, 75, 600, 15000)] == [
+    assert [in_words(exactly(seconds)) for seconds in (0.2, 75, 600, 15000)] == [
         *("about 1 s", "about 75 s", "about 10 min", "about 4.2 h"),
     ]
+
+
+def test_an_uncertain_duration_has_a_range_in_one_unit() -> None:
+    found = Forecast(mean=76.0, least=60.4, most=96.0)
+    assert in_words(found) == "about 76 s (60 to 96 s)"
+    assert in_words(Forecast(mean=600.0, least=50.0, most=900.0)) == "about 10 min (1 to 15 min)"
