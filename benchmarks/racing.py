@@ -1,6 +1,6 @@
 """Compare the race for learning rates with the grid, on the sweeps that were recorded.
 
-python benchmarks/racing.py              # replay both on the recorded trials: a minute
+python benchmarks/racing.py              # replay both on the recorded trials: two minutes
 python benchmarks/racing.py --train 3    # also train the races of three more families; resumable
 
 The recorded trials have no curves, so a replayed race stops none. The races that are trained here
@@ -160,9 +160,11 @@ def simulated_trials(members: Sequence[RunSpec], race: Race) -> float:
 class Races:
     """The races that are trained in a results folder."""
 
-    def __init__(self, folder: Path, to_train: int) -> None:
+    def __init__(self, folder: Path, curves: Path, to_train: int) -> None:
         self._folder, self._to_train = folder, to_train
         self._store = RunStore(runs_folder(folder))
+        rows = pd.read_csv(curves) if curves.is_file() else pd.DataFrame(columns=["run_id"])
+        self._curves = {str(name): points for name, points in rows.groupby("run_id", sort=False)}
 
     def choice(self, members: Sequence[RunSpec], race: Race) -> tuple[list[float], float] | None:
         """Return the result of a race, which is trained if it may be; None if it isn't."""
@@ -175,14 +177,24 @@ class Races:
         return choice(members, race, self._train)
 
     def curves(self) -> Iterator[dict[str, Any]]:
-        """Yield the evaluations of all trials that were trained."""
+        """Yield the evaluations of all trials that were trained, in another call or in this one."""
+        for points in self._curves.values():
+            yield from points.to_dict("records")
         names = sorted(path.parent.name for path in self._store.folder.glob("*/record.json"))
-        for run in self._store.ended(names):
+        for run in self._store.ended([name for name in names if name not in self._curves]):
             for point in run.record["curve"]:
                 yield {"run_id": run.spec.run_id, "status": run.status, **point}
 
     def _ended(self, trials: Sequence[RunSpec], limits: Mapping[str, Limits]) -> list[TrainedRun]:
-        return [self._store.load(trial.run_id) for trial in trials]
+        return [self._recorded(trial) or self._store.load(trial.run_id) for trial in trials]
+
+    def _recorded(self, trial: RunSpec) -> TrainedRun | None:
+        """Return a trial with the curve that an earlier call has written."""
+        if (points := self._curves.get(trial.run_id)) is None:
+            return None
+        curve = points.drop(columns=["run_id", "status"]).to_dict("records")
+        record = {"validation": curve[-1], "curve": curve}
+        return TrainedRun(spec=trial, status=points["status"].iloc[0], record=record, folder=Path())
 
     def _train(self, trials: Sequence[RunSpec], limits: Mapping[str, Limits]) -> list[TrainedRun]:
         planned = plan_sweep(
@@ -294,7 +306,7 @@ def main() -> None:
     grid, race = (read_config(composed("config", f"tuning={k}")).tuning for k in ("grid", "race"))
     assert grid is not None
     assert isinstance(race, Race)
-    races = Races(arguments.store, arguments.train)
+    races = Races(arguments.store, HERE / "results" / "racing_curves.csv", arguments.train)
     sweeps = recorded_sweeps()
     found = [
         each
