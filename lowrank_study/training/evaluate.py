@@ -14,7 +14,7 @@ from lowrank_study.training.unpadded import can_unpad, part_tokens
 
 _TOKENS = 1024
 """Least tokens of a batch, unless the split or one text has fewer."""
-_TRAINING_PASSES = 4
+_TRAINING_PASSES = 8
 """Tokens of a batch, in units of a training pass: larger products are faster, but need memory."""
 
 

@@ -1,5 +1,6 @@
 """The packed LoRA layer and the shared casts give what their plain forms give."""
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional
@@ -24,19 +25,34 @@ def layers_of(*ranks: int) -> list[LoraLinear]:
     return made
 
 
-def test_a_packed_layer_has_the_gradients_of_its_layers() -> None:
-    layers = layers_of(2, 5, 3)
-    packed = PackedLora(layers, [0, 2])
-    x = torch.randn(2, 7, 12, dtype=torch.float64, requires_grad=True)
-    weights = [p for number in (0, 2) for p in (layers[number].A_RI, layers[number].B_OR)]
-    seed = torch.randn(2, 7, 20, dtype=torch.float64)
-    alone = torch.stack([layers[number](of_run) for number, of_run in zip((0, 2), x, strict=True)])
+@pytest.mark.parametrize("active", [[0, 2], [0, 1, 2, 3], [3]])
+def test_a_packed_layer_has_the_gradients_of_its_layers(active: list[int]) -> None:
+    layers = layers_of(2, 5, 3, 3)
+    packed = PackedLora(layers, active)
+    runs = len(active)
+    x = torch.randn(runs, 7, 12, dtype=torch.float64, requires_grad=True)
+    weights = [p for number in active for p in (layers[number].A_RI, layers[number].B_OR)]
+    seed = torch.randn(runs, 7, 20, dtype=torch.float64)
+    alone = torch.stack([layers[number](of_run) for number, of_run in zip(active, x, strict=True)])
     together = packed(x)
     torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
     expected = torch.autograd.grad(alone, [x, *weights], seed)
     found = torch.autograd.grad(together, [x, *weights], seed)
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_a_layer_is_evaluated_in_bf16_as_in_a_pack() -> None:
+    [layer] = (layer.float() for layer in layers_of(3))
+    x = torch.randn(1, 7, 12)
+    exact = layer(x).detach()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        found, packed = layer(x), PackedLora([layer], [0])(x)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, packed)
+    torch.testing.assert_close(
+        found.float(), exact, rtol=2e-2, atol=2e-2 * float(exact.abs().max())
+    )
 
 
 def test_maps_that_read_one_activation_share_its_cast() -> None:

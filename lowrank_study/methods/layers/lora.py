@@ -10,6 +10,7 @@ Letters: O out_features, I in_features, R rank, K largest rank of a pack, T toke
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -43,46 +44,83 @@ class PackedLora(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (R, ..., in) to (R, ..., out), or (R N, ..., in) to (R N, ..., out)."""
-        loras: list[LoraLinear] = [self.loras[number] for number in self._active]  # type: ignore[misc]
-        x = cast_once(x)
-        y: Tensor = loras[0].base(x.flatten(0, -2))
-        rank = max(lora.A_RI.shape[0] for lora in loras)
-        rank += rank % 2  # for native code
-        # Smaller ranks are filled up with zeros, whose gradients are zero.
-        A_RKI = torch.stack([_filled(lora.A_RI, rank) for lora in loras])
-        B_RKO = torch.stack([_filled(lora.B_OR.T * lora.scaling, rank) for lora in loras])
-        dropped = functional.dropout(x, loras[0].dropout, self.training)
-        of_runs = dropped.reshape(len(loras), -1, x.shape[-1])
-        y = _AddLowRank.apply(y, of_runs, A_RKI, B_RKO)  # type: ignore[no-untyped-call]
-        return y.view(*x.shape[:-1], -1)
+        return _mapped([self.loras[number] for number in self._active], x)  # type: ignore[misc]
+
+
+def _mapped(loras: Sequence["LoraLinear"], x: Tensor) -> Tensor:
+    """Return the outputs of some runs that share the base; see `PackedLora`."""
+    first = loras[0]
+    x = cast_once(x)
+    y: Tensor = first.base(x.flatten(0, -2))
+    dropped = functional.dropout(x, first.dropout, first.training)
+    of_runs = dropped.reshape(len(loras), -1, x.shape[-1])
+    groups = [list(group) for _, group in groupby(loras, lambda lora: lora.A_RI.shape[0])]
+    if x.is_cuda:  # it would wait for the launches of each group
+        groups = [list(loras)]
+    factors = [factor for group in groups for factor in _stacked(group)]
+    y = _AddLowRank.apply(y, of_runs, *factors)  # type: ignore[no-untyped-call]
+    return y.view(*x.shape[:-1], -1)
+
+
+def _stacked(loras: Sequence["LoraLinear"]) -> tuple[Tensor, Tensor]:
+    """Return the factors of some runs, (R, K, in) and scaled (R, K, out).
+
+    Smaller ranks are filled up with zeros, whose gradients are zero.
+    """
+    rank = max(lora.A_RI.shape[0] for lora in loras)
+    rank += rank % 2  # for native code
+    A_RKI = torch.stack([_filled(lora.A_RI, rank) for lora in loras])
+    B_RKO = torch.stack([_filled(lora.B_OR.T * lora.scaling, rank) for lora in loras])
+    return A_RKI, B_RKO
 
 
 class _AddLowRank(torch.autograd.Function):
     """y_r ← y_r + (x_r A_rᵀ) B_r for each run r, in place: one pass over y.
 
-    y is (R T, out), x (R, T, in), A (R, K, in) and B (R, K, out). A and B may be fp32 if y is bf16:
-    they are rounded, and their gradients are fp32.
+    y is (R T, out) and x (R, T, in). For each group of runs of one rank follow its factors, A
+    (R, K, in) and B (R, K, out). They may be fp32 if y is bf16: they are rounded, and their
+    gradients are fp32.
     """
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
+    def forward(ctx: Any, y: Tensor, x: Tensor, *factors: Tensor) -> Tensor:
         """Return y, changed in place."""
-        low_RTK = multiply(x, A.mT)
-        multiply(low_RTK, B, onto=y.view(*x.shape[:2], -1))
+        lows = []
+        of_groups = _of_groups(factors, x, y.view(*x.shape[:2], -1))
+        for A_RKI, B_RKO, x_RTI, y_RTO in of_groups:
+            lows.append(multiply(x_RTI, A_RKI.mT))
+            multiply(lows[-1], B_RKO, onto=y_RTO)
         ctx.mark_dirty(y)
-        ctx.save_for_backward(x, low_RTK, A, B)
+        ctx.save_for_backward(x, *lows, *factors)
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """Return the gradients of y, x, A and B."""
-        x, low_RTK, A, B = ctx.saved_tensors
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of y, x and all factors."""
+        x, *saved = ctx.saved_tensors
+        lows, factors = saved[: len(saved) // 3], saved[len(saved) // 3 :]
         of_runs = grad_y.contiguous().view(*x.shape[:2], -1)
-        grad_low = multiply(of_runs, B.mT)
-        grad_x = multiply(grad_low, A) if ctx.needs_input_grad[1] else None
-        grad_A = multiply(grad_low.mT, x, dtype=A.dtype)
-        return grad_y, grad_x, grad_A, multiply(low_RTK.mT, of_runs, dtype=B.dtype)
+        grads_x, grads = [], []
+        of_groups = _of_groups(factors, x, of_runs)
+        for low_RTK, (A_RKI, B_RKO, x_RTI, grad_RTO) in zip(lows, of_groups, strict=True):
+            grad_low = multiply(grad_RTO, B_RKO.mT)
+            if ctx.needs_input_grad[1]:
+                grads_x.append(multiply(grad_low, A_RKI))
+            grads.append(multiply(grad_low.mT, x_RTI, dtype=A_RKI.dtype))
+            grads.append(multiply(low_RTK.mT, grad_RTO, dtype=B_RKO.dtype))
+        return grad_y, torch.cat(grads_x) if grads_x else None, *grads
+
+
+def _of_groups(
+    factors: Sequence[Tensor], x_RTI: Tensor, y_RTO: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Yield the factors A and B of each group of runs, and its parts of x and y."""
+    start = 0
+    for A_RKI, B_RKO in zip(factors[::2], factors[1::2], strict=True):
+        runs = slice(start, start + len(A_RKI))
+        yield A_RKI, B_RKO, x_RTI[runs], y_RTO[runs]
+        start = runs.stop
 
 
 def _filled(factor: Tensor, rank: int) -> Tensor:
@@ -111,6 +149,9 @@ class LoraLinear(AdaptedLinear):
 
     def forward(self, x_I: Tensor) -> Tensor:
         """Return `base(x) + scaling · (x Aᵀ) Bᵀ`; x is (..., in), the result (..., out)."""
+        evaluates = not (self.merged or torch.is_grad_enabled() or x_I.is_meta)
+        if evaluates and torch.is_autocast_enabled(x_I.device.type):
+            return _mapped([self], x_I)  # as a pack does, with fewer passes over (..., out)
         y_O: Tensor = self.base(x_I)
         if self.merged:
             return y_O
