@@ -4,18 +4,24 @@
     [[rank_1, rank_2], [full]]
 
 LoRA runs may be packed if they share the model, data, order of the data and target
-(`training/packing.py`). Packs hold neighbouring ranks, because a pack computes with its largest.
+(`training/packing.py`). Packs hold neighbouring ranks, because a pack on a GPU computes
+with its largest, and a processor is fastest with runs of one rank.
 """
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 from lowrank_study.spec import RunSpec, to_mapping
 
 _SAVED = 0.1
 """Share of its cost that a run saves in a large pack, measured on two cores; a GPU saves more."""
+_ALONE = 1.3
+"""Factor of the cost of runs that can't be packed, measured for full fine-tuning on two cores: its
+optimizer and its spectra read all weights."""
+_START = 0.05
+"""Cost of starting a pack, as a share of that of the costliest run."""
 
 
 def packs(
@@ -28,7 +34,7 @@ def packs(
     """Group runs into packs of about equal size, the costliest first.
 
     Large packs cost less per run, but a few large packs can leave a worker idle. The size is chosen
-    with which all workers finish earliest.
+    with which all workers finish earliest, and a pack is divided where they then finish earlier.
 
     Args:
         limit: Returns how many runs like this one fit into a pack. It is called with the largest
@@ -37,10 +43,15 @@ def packs(
     """
     costs = {spec.run_id: cost(spec) for spec in specs}
 
+    start = _START * max(costs.values(), default=0.0)
+
     def pack_cost(pack: Sequence[RunSpec]) -> float:
-        # A pack computes with its largest rank.
-        largest = max(costs[spec.run_id] for spec in pack)
-        return len(pack) * largest * (1.0 - _SAVED * (1.0 - 1.0 / len(pack)))
+        alone = 1.0 if pack[0].method.pack_key is not None else _ALONE
+        saved = _SAVED * (1.0 - 1.0 / len(pack))
+        return start + sum(costs[spec.run_id] for spec in pack) * alone * (1.0 - saved)
+
+    def time_of(made: Sequence[Sequence[RunSpec]]) -> float:
+        return finished(sorted(map(pack_cost, made), reverse=True), workers)
 
     groups: dict[str, list[RunSpec]] = defaultdict(list)
     for spec in specs:
@@ -55,8 +66,21 @@ def packs(
             count = -(-len(group) // min(size, most[key]))
             bounds = [len(group) * k // count for k in range(count + 1)]
             made += [group[start:end] for start, end in pairwise(bounds)]
-        tried.append(sorted(made, key=pack_cost, reverse=True))
-    return min(tried, key=lambda made: finished(list(map(pack_cost, made)), workers))
+        tried.append(made)
+    chosen = min(tried, key=time_of)
+    while time_of(chosen) > sum(map(pack_cost, chosen)) / workers + start:
+        divided = min(_divided(chosen), key=time_of, default=chosen)
+        if time_of(divided) >= time_of(chosen):
+            break
+        chosen = divided
+    return sorted(chosen, key=pack_cost, reverse=True)
+
+
+def _divided(made: list[list[RunSpec]]) -> Iterator[list[list[RunSpec]]]:
+    """Yield all ways to divide one of some packs in two."""
+    for number, pack in enumerate(made):
+        for end in range(1, len(pack)):
+            yield [*made[:number], pack[:end], pack[end:], *made[number + 1 :]]
 
 
 def finished(costs: Sequence[float], workers: int) -> float:

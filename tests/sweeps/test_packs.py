@@ -89,3 +89,22 @@ def test_memory_is_predicted_only_for_runs_that_can_be_packed() -> None:
     )
     assert not asked
     assert packs([], limit=limit, workers=2, cost=cost) == []
+
+
+def test_a_pack_is_divided_where_all_workers_then_finish_earlier() -> None:
+    lora = [
+        compose(f"method={method}", f"method.rank={rank}")
+        for method in ("lora", "lora_all_linear")
+        for rank in (1, 4, 16, 64)
+    ]
+    specs = [*lora, compose("method=full")]
+
+    def measured(spec: RunSpec) -> float:
+        """Return about the seconds of a run alone."""
+        if isinstance(spec.method, Lora):
+            return 13.0 if spec.method.target_label == "all_linear" else 10.0
+        return 14.0
+
+    made = packs(specs, limit=lambda _: 4, workers=2, cost=measured)
+    assert sorted(map(len, made)) == [1, 1, 3, 4]
+    assert sorted(map(len, packs(specs, limit=lambda _: 4, workers=1, cost=measured))) == [1, 4, 4]
