@@ -5,6 +5,7 @@ mistake in them is reported at once. The launcher then lets a process that has t
 and group the runs.
 """
 
+import importlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,8 @@ _MOST_PACKED = {"cpu": 4, "cuda": 32}
 """Most runs in a pack: a processor's caches hold no more; a GPU is busier with more."""
 _MEMORY_SHARE = 0.8
 """Share of the free memory that packs may use."""
+_LOADED_MEANWHILE = "lowrank_study.sweeps.updates"
+"""What the command needs after the last run; the launcher's process still loads its libraries."""
 _peaks: "dict[tuple[str, str], PeakPrediction | None]" = {}
 """Id of a configuration and hash of its data → predicted memory, which seeds and rates share."""
 
@@ -77,6 +80,7 @@ def plan_sweep(
     lines = check_data(
         left, ended=store.ended([spec.run_id for spec in unique]), allow_partial=allow_partial
     )
+    importlib.import_module(_LOADED_MEANWHILE)
     planned, costs, places = chosen.call(
         _grouped,
         left,
