@@ -156,22 +156,23 @@ struct place {
   int64_t column;
 };
 
-/* Fetches a share of the next panel's numbers in B. */
+INLINED void fetch(const void *from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch((const char *)from + i, _MM_HINT_T0);
+}
+
+/* Fetches a share of the next panel's numbers in B, or without one the next rows of A. */
 INLINED void fetch_next(const struct work *work, const struct place *at, int64_t row, int64_t rows) {
-  enum { LINE = 64 };
   const struct product *p = &work->is;
-  const int64_t size = size_of(p->b_type), next = at->column + WIDTH;
+  const int64_t next = at->column + WIDTH, of_panel = WIDTH * size_of(p->b_type);
   const int64_t first = p->depth * row / p->rows, last = p->depth * (row + rows) / p->rows;
+  if (p->columns <= WIDTH && !p->a_is_transposed && row + 2 * rows <= p->rows)
+    fetch(at->a + (row + rows) * work->a_by_row, rows * work->a_by_row * sizeof(unit));
   if (next >= p->columns) return;
-  if (p->b_is_transposed) { /* the panel's columns follow one another */
-    const char *start = entry(at->b, next * p->depth + first * WIDTH, p->b_type);
-    for (int64_t i = 0; i < (last - first) * WIDTH * size; i += LINE)
-      _mm_prefetch(start + i, _MM_HINT_T0);
-    return;
-  }
-  for (int64_t k = first; k < last; k++)
-    for (int64_t i = 0; i < WIDTH * size; i += LINE)
-      _mm_prefetch((const char *)entry(at->b, k * p->columns + next, p->b_type) + i, _MM_HINT_T0);
+  if (p->b_is_transposed) /* the panel's columns follow one another */
+    fetch(entry(at->b, next * p->depth + first * WIDTH, p->b_type), (last - first) * of_panel);
+  else
+    for (int64_t k = first; k < last; k++)
+      fetch(entry(at->b, k * p->columns + next, p->b_type), of_panel);
 }
 
 /* Sums stay in registers only if all loops over them are unrolled. */
