@@ -140,15 +140,15 @@ void gelu(const void *x, const void *out_gradient, void *out, int64_t entries, i
 /* ---- SwiGLU ----------------------------------------------------------------------------- */
 
 /* 1 / (1 + exp(-x)). */
-INLINED vector sigmoid(vector x) {
-  const vector most = (vector){0} + 87.0f; /* exp(most) is finite */
-  return 1.0f / (1.0f + exponential_within(smaller(larger(-x, -most), most)));
+INLINED vector sigmoid(vector x, enum type type) {
+  const vector most = (vector){0} + 126.0f; /* 2^most is finite */
+  return 1.0f / (1.0f + power_of_two(smaller(x * -1.44269504f, most), type));
 }
 
 INLINED void swiglu_forward(const char *const *in, char *const *out, int64_t i, enum type type) {
   EACH_PIECE {
     vector gate = load(in[0], i + k * LANES, type), up = load(in[1], i + k * LANES, type);
-    store(out[0], i + k * LANES, type, gate * sigmoid(gate) * up);
+    store(out[0], i + k * LANES, type, gate * sigmoid(gate, type) * up);
   }
 }
 
@@ -156,7 +156,7 @@ INLINED void swiglu_backward(const char *const *in, char *const *out, int64_t i,
   EACH_PIECE {
     int64_t at = i + k * LANES;
     vector gate = load(in[0], at, type), up = load(in[1], at, type);
-    vector gradient = load(in[2], at, type), share = sigmoid(gate), silu = gate * share;
+    vector gradient = load(in[2], at, type), share = sigmoid(gate, type), silu = gate * share;
     store(out[0], at, type, gradient * up * (share + silu * (1.0f - share)));
     store(out[1], at, type, gradient * silu);
   }

@@ -1,18 +1,38 @@
-/* Loops of a training step on a processor, in fp32 arithmetic on fp32 or bf16 tensors.
+/* Loops of a training step on a processor, on fp32 or bf16 tensors.
 
      attend   attention within each text of a row of concatenated texts
 
+   Sums and functions are computed in fp32. With AVX512-BF16, products of bf16 tensors read bf16, so
+   that attention weights and their gradients are rounded to it; elsewhere products read fp32.
    Results depend on the numbers and the processor's vectors only: neither on how many threads
    there are nor on the other runs of a pack.
+
+   A unit has 32 bits: one fp32 number, or two neighbours in bf16. Where a product sums over rows,
+   the neighbours are those of two rows.
 
    Source: Dao et al., "FlashAttention", 2022 (the backward pass computes the weights again). */
 
 #include "vectors.h"
 
+/* Type of the numbers that products of tensors of a type read. */
+#if defined(__AVX512F__) && defined(__AVX512BF16__)
+#define MULTIPLIED(type) (type)
+#else
+#define MULTIPLIED(type) FP32
+#endif
+INLINED int64_t units_of(int64_t numbers, enum type as) {
+  return as == FP32 ? numbers : (numbers + 1) / 2;
+}
+
+/* Sets the neighbour of the last of an odd number of rows to zeros. */
+INLINED void end_rows(float *rows, int64_t count, int64_t by_row) {
+  if (count % 2) memset(rows + count * by_row, 0, by_row * sizeof(float));
+}
+
 /* ---- small products --------------------------------------------------------------------- */
 
 #if defined(__AVX512F__)
-enum { ROWS = 8 };
+enum { ROWS = 12 };
 #define LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
 #define HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 #elif defined(__AVX__)
@@ -30,25 +50,35 @@ enum { ROWS = 6 };
 #define SHUFFLED(a, b, ...) __builtin_shuffle(a, b, (integers){__VA_ARGS__})
 #endif
 
-/* A matrix in memory: entry (i, j) is at[i * by_row + j * by_column]. */
+/* A matrix in memory, of units: (i, j) is at[i * by_row + j * by_column]. */
 struct matrix {
   const float *at;
   int64_t by_row, by_column;
 };
 
+/* sum + a b for a unit of a and a vector of units of b. */
+INLINED vector add_product(vector sum, float a, vector b, enum type as) {
+#if defined(__AVX512F__) && defined(__AVX512BF16__)
+  if (as == BF16)
+    return (vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_ps(a), (__m512bh)b);
+#endif
+  return sum + a * b;
+}
+
 INLINED void product_tile(float *restrict c, int64_t width, struct matrix a, const float *b,
-                          int64_t b_width, int64_t depth, int rows, int pieces, int add) {
+                          int64_t b_width, int64_t depth, int rows, int pieces, int add,
+                          enum type as) {
   vector sum[ROWS][2] = {0};
   for (int64_t k = 0; k < depth; k++) {
     const vector *right = (const vector *)(b + k * b_width);
     const float *left = a.at + k * a.by_column;
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int r = 0; r < rows; r++) {
-      sum[r][0] += left[r * a.by_row] * right[0];
-      if (pieces == 2) sum[r][1] += left[r * a.by_row] * right[1];
+      sum[r][0] = add_product(sum[r][0], left[r * a.by_row], right[0], as);
+      if (pieces == 2) sum[r][1] = add_product(sum[r][1], left[r * a.by_row], right[1], as);
     }
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 12
   for (int r = 0; r < rows; r++) {
     vector *out = (vector *)(c + r * width);
     for (int piece = 0; piece < pieces; piece++) {
@@ -58,23 +88,24 @@ INLINED void product_tile(float *restrict c, int64_t width, struct matrix a, con
   }
 }
 
-/* c = a b, or c += a b. c is (rows, columns) and b (depth, columns), row after row of `width` and
-   `b_width` entries; columns is a multiple of LANES. */
-static void product(float *c, int64_t width, struct matrix a, const float *b, int64_t b_width,
-                    int64_t rows, int64_t columns, int64_t depth, int add) {
+/* c = a b, or c += a b. c is fp32 (rows, columns) and b (depth, columns) in units, row after row of
+   `width` and `b_width`; columns is a multiple of LANES. */
+INLINED void multiply(float *c, int64_t width, struct matrix a, const float *b, int64_t b_width,
+                      int64_t rows, int64_t columns, int64_t depth, int add, enum type as) {
+  int64_t tiles = (rows + ROWS - 1) / ROWS, step = (rows + tiles - 1) / tiles;
   for (int64_t column = 0; column < columns; column += 2 * LANES) {
     int pieces = column + LANES < columns ? 2 : 1;
-    for (int64_t row = 0; row < rows; row += ROWS) {
+    for (int64_t row = 0; row < rows; row += step) {
       struct matrix part = {a.at + row * a.by_row, a.by_row, a.by_column};
       float *out = c + row * width + column;
 #define TILE(r)                                                                          \
   case r:                                                                                \
     if (pieces == 2)                                                                     \
-      product_tile(out, width, part, b + column, b_width, depth, r, 2, add);             \
+      product_tile(out, width, part, b + column, b_width, depth, r, 2, add, as);         \
     else                                                                                 \
-      product_tile(out, width, part, b + column, b_width, depth, r, 1, add);             \
+      product_tile(out, width, part, b + column, b_width, depth, r, 1, add, as);         \
     break
-      switch (least(rows - row, ROWS)) {
+      switch (least(rows - row, step)) {
         TILE(1);
         TILE(2);
         TILE(3);
@@ -84,6 +115,10 @@ static void product(float *c, int64_t width, struct matrix a, const float *b, in
 #if defined(__AVX512F__)
         TILE(7);
         TILE(8);
+        TILE(9);
+        TILE(10);
+        TILE(11);
+        TILE(12);
 #endif
       }
 #undef TILE
@@ -91,7 +126,15 @@ static void product(float *c, int64_t width, struct matrix a, const float *b, in
   }
 }
 
-/* out = in', which is (rows, columns); both counts are multiples of LANES. */
+static void product(float *c, int64_t width, struct matrix a, const float *b, int64_t b_width,
+                    int64_t rows, int64_t columns, int64_t depth, int add, enum type as) {
+  if (as == FP32)
+    multiply(c, width, a, b, b_width, rows, columns, depth, add, FP32);
+  else
+    multiply(c, width, a, b, b_width, rows, columns, depth, add, BF16);
+}
+
+/* out = in', of units, which is (rows, columns); both counts are multiples of LANES. */
 static void transpose(float *restrict out, const float *in, int64_t rows, int64_t columns) {
   for (int64_t row = 0; row < rows; row += LANES)
     for (int64_t column = 0; column < columns; column += LANES) {
@@ -112,6 +155,47 @@ static void transpose(float *restrict out, const float *in, int64_t rows, int64_
 #pragma GCC unroll 16
       for (int i = 0; i < LANES; i++) *(vector *)(out + (column + i) * rows + row) = x[i];
     }
+}
+
+#if defined(__AVX512F__) && defined(__AVX512BF16__)
+/* Units of the numbers of two rows, of fp32 or bf16, from the k-th number on. */
+INLINED vector pair(const float *first, const float *second, int64_t k, enum type type) {
+  if (type == BF16) {
+    const halves *x = (const halves *)((const uint16_t *)first + k);
+    const halves *y = (const halves *)((const uint16_t *)second + k);
+    return (vector)(lengthened(*x) | lengthened(*y) << 16);
+  }
+  const uint16_t order[] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                            8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  __m512 x = _mm512_loadu_ps(first + k), y = _mm512_loadu_ps(second + k);
+  __m512i both = (__m512i)_mm512_cvtne2ps_pbh(y, x);
+  return (vector)_mm512_permutexvar_epi16(_mm512_loadu_si512(order), both);
+}
+#else
+INLINED vector pair(const float *first, const float *second, int64_t k, enum type type) {
+  abort(); /* is not called */
+}
+#endif
+
+/* Rows of numbers of type `in` as units of two rows, or in fp32 as they are. They are `by_row`
+   floats apart, and there is room for one more. */
+INLINED const float *paired(float *out, float *rows, int64_t count, int64_t width, int64_t by_row,
+                            enum type in, enum type as) {
+  if (as == FP32) return rows;
+  end_rows(rows, count, by_row);
+  for (int64_t i = 0; i < count; i += 2) {
+    const float *first = rows + i * by_row, *second = first + by_row;
+    for (int64_t k = 0; k < width; k += LANES)
+      *(vector *)(out + i / 2 * width + k) = pair(first, second, k, in);
+  }
+  return out;
+}
+
+/* Rounds rows of fp32 to the type that products read, in place. */
+INLINED void round_rows(float *rows, int64_t count, int64_t width, enum type as) {
+  for (int64_t i = 0; i < count && as == BF16; i++)
+    for (int64_t k = 0; k < width; k += LANES)
+      store(rows + i * width, k, BF16, load(rows + i * width, k, FP32));
 }
 
 /* ---- attention -------------------------------------------------------------------------- */
@@ -135,29 +219,37 @@ struct attention {
   double scaling;
 };
 
-/* One text of one run, and memory for it: rows of a multiple of LANES entries. Scores and weights
+/* One text of one run, and memory for it. Rows have a multiple of LANES units. Scores and weights
    have a row for each key, so that all that is done to a query is done to a vector of queries. */
 struct text {
   const struct attention *of;
   int64_t run, number, first, length, padded, features; /* features rounded up */
-  float *k, *v, *k_gradient, *v_gradient;               /* (padded, features) */
-  float *q, *o;                                         /* (BLOCK, features) */
-  float *q_turned, *o_turned;                           /* (features, BLOCK) */
-  float *weights, *w_gradient;                          /* (padded, BLOCK) */
+  enum type as;                                         /* type of the numbers in units */
+  int64_t units;                                        /* of a row, rounded up */
+  float *k, *v;                                         /* (padded, units) */
+  float *k_gradient, *v_gradient, *k_paired, *v_paired; /* (padded, features) */
+  float *q, *o;                                         /* (BLOCK, units) */
+  float *q_turned, *o_turned;                           /* (units, BLOCK) */
+  float *q_paired, *o_paired, *result;                  /* (BLOCK, features) */
+  float *weights, *w_gradient, *w_paired;               /* (padded, BLOCK) */
 };
+
+enum { OF_TEXT = 6, OF_BLOCK = 7, OF_BOTH = 3 };
 
 static int64_t floats_of(const struct attention *a) {
   int64_t padded = round_up(a->longest), features = round_up(a->features);
-  return 4 * (padded * features + BLOCK * features) + 2 * BLOCK * padded;
+  return OF_TEXT * padded * features + OF_BLOCK * BLOCK * features + OF_BOTH * BLOCK * padded;
 }
 
 static void lay_out(struct text *t, float *memory) {
-  float **of_text[] = {&t->k, &t->v, &t->k_gradient, &t->v_gradient};
-  float **of_block[] = {&t->q, &t->o, &t->q_turned, &t->o_turned};
-  for (int i = 0; i < 4; i++, memory += t->padded * t->features) *of_text[i] = memory;
-  for (int i = 0; i < 4; i++, memory += BLOCK * t->features) *of_block[i] = memory;
-  t->weights = memory;
-  t->w_gradient = memory + BLOCK * t->padded;
+  float **of_text[OF_TEXT] = {&t->k, &t->v, &t->k_gradient, &t->v_gradient,
+                              &t->k_paired, &t->v_paired};
+  float **of_block[OF_BLOCK] = {&t->q, &t->o, &t->q_turned, &t->o_turned,
+                                &t->q_paired, &t->o_paired, &t->result};
+  float **of_both[OF_BOTH] = {&t->weights, &t->w_gradient, &t->w_paired};
+  for (int i = 0; i < OF_TEXT; i++, memory += t->padded * t->features) *of_text[i] = memory;
+  for (int i = 0; i < OF_BLOCK; i++, memory += BLOCK * t->features) *of_block[i] = memory;
+  for (int i = 0; i < OF_BOTH; i++, memory += BLOCK * t->padded) *of_both[i] = memory;
 }
 
 /* Some queries of a text. */
@@ -168,12 +260,34 @@ struct block {
 
 /* Loads rows of one head, and prefetches those of the next. */
 INLINED void load_rows(float *rows, const struct text *t, const void *in, int64_t at,
-                       int64_t by_token, int64_t count, enum type type, float factor) {
+                       int64_t by_token, int64_t count, enum type type) {
+  const int64_t n = t->of->features, units = t->units, size = type == FP32 ? 4 : 2;
+  const enum type copied = t->as == BF16 ? FP32 : type; /* units of bf16 are copied as they are */
+  const int64_t entries = units_of(n, t->as);
   for (int64_t i = 0; i < count; i++) {
-    int64_t start = at + i * by_token;
-    load_row(rows + i * t->features, in, start, type, t->of->features, factor);
-    __builtin_prefetch((const char *)in + (start + t->of->features) * (type == FP32 ? 4 : 2));
+    const char *from = (const char *)in + (at + i * by_token) * size;
+    for (int64_t k = 0; k < entries; k += LANES)
+      *(vector *)(rows + i * units + k) = load_up_to(from, k, copied, entries - k);
+    __builtin_prefetch(from + n * size);
   }
+  end_rows(rows, count, units);
+}
+
+/* Stores rows of one head in (tokens, heads, features), each multiplied by a factor. */
+INLINED void store_rows(void *out, const struct text *t, int64_t at, int64_t heads, int64_t count,
+                        const float *rows, const float *factors, int64_t by_factor,
+                        enum type type) {
+  const int64_t n = t->of->features, width = t->features;
+  for (int64_t i = 0; i < count; i++)
+    for (int64_t k = 0; k < n; k += LANES) {
+      vector x = *(const vector *)(rows + i * width + k) * factors[i * by_factor];
+      store_up_to(out, at + i * heads * n + k, type, x, n - k);
+    }
+}
+
+/* The same rows in units of two rows. */
+INLINED const float *pairs_of(const struct text *t, float *out, float *rows, int64_t count) {
+  return paired(out, rows, count, t->features, t->units, BF16, t->as);
 }
 
 /* The place of a query in a contiguous (runs, tokens, heads, features). */
@@ -184,20 +298,21 @@ INLINED int64_t place(const struct text *t, int64_t head, int64_t query) {
 }
 
 /* exp(score - largest score of the query), in place, and 1 / their sum; 0 if it sees nothing. */
-INLINED void soften(const struct text *t, struct block *b) {
+INLINED void soften(const struct text *t, struct block *b, enum type type) {
   const struct attention *a = t->of;
+  const float scaling = (float)(a->scaling * 1.4426950408889634); /* exp(x) = 2^(x / ln 2) */
   for (int64_t j = 0; j < b->seen && (a->causal || a->mask); j++)
     for (int64_t i = 0; i < b->rows; i++)
       if ((a->causal && j > b->from + i) || (a->mask && !a->mask[j * a->longest + b->from + i]))
-        t->weights[j * b->width + i] = -INFINITY;
+        t->weights[j * b->width + i] = -INFINITY * scaling;
   for (int64_t i = 0; i < b->width; i += LANES) {
-    vector *scores = (vector *)(t->weights + i), highest = scores[0], sum = {0}, zero = {0};
+    vector *scores = (vector *)(t->weights + i), sum = {0}, zero = {0};
+    vector highest = zero - INFINITY;
     int64_t step = b->width / LANES;
-    for (int64_t j = 1; j < b->seen; j++)
-      highest = choose(scores[j * step] > highest, scores[j * step], highest);
+    for (int64_t j = 0; j < b->seen; j++) highest = larger(scores[j * step] * scaling, highest);
     highest = choose(highest == -INFINITY, zero, highest);
     for (int64_t j = 0; j < b->seen; j++)
-      sum += scores[j * step] = exponential(scores[j * step] - highest);
+      sum += scores[j * step] = power_of_two(scores[j * step] * scaling - highest, type);
     *(vector *)(b->inverse + i) = choose(sum == 0.0f, zero, 1.0f / sum);
   }
 }
@@ -210,11 +325,11 @@ INLINED struct block weigh(struct text *t, int64_t head, int64_t from, enum type
   b.width = round_up(b.rows);
   b.seen = a->causal ? from + b.rows : t->length;
   int64_t at = t->run * a->q_by[0] + head * a->q_by[1] + (first + from) * a->q_by[2];
-  load_rows(t->q, t, a->q, at, a->q_by[2], b.rows, type, (float)a->scaling);
-  transpose(t->q_turned, t->q, b.width, t->features);
-  product(t->weights, b.width, (struct matrix){t->k, t->features, 1}, t->q_turned, b.width, b.seen,
-          b.width, a->features, 0);
-  soften(t, &b);
+  load_rows(t->q, t, a->q, at, a->q_by[2], b.rows, type);
+  transpose(t->q_turned, t->q, b.width, t->units);
+  product(t->weights, b.width, (struct matrix){t->k, t->units, 1}, t->q_turned, b.width, b.seen,
+          b.width, units_of(a->features, t->as), 0, t->as);
+  soften(t, &b, type);
   return b;
 }
 
@@ -222,22 +337,22 @@ INLINED void load_keys(struct text *t, int64_t head, enum type type) {
   const struct attention *a = t->of;
   int64_t k_at = t->run * a->k_by[0] + head * a->k_by[1] + t->first * a->k_by[2];
   int64_t v_at = t->run * a->v_by[0] + head * a->v_by[1] + t->first * a->v_by[2];
-  load_rows(t->k, t, a->k, k_at, a->k_by[2], t->length, type, 1.0f);
-  load_rows(t->v, t, a->v, v_at, a->v_by[2], t->length, type, 1.0f);
+  load_rows(t->k, t, a->k, k_at, a->k_by[2], t->length, type);
+  load_rows(t->v, t, a->v, v_at, a->v_by[2], t->length, type);
 }
 
 INLINED void attend_text(struct text *t, int64_t key_head, enum type type) {
   const struct attention *a = t->of;
   int64_t group = a->heads / a->key_heads, queries = a->one_query ? 1 : t->length;
   load_keys(t, key_head, type);
+  const float *v = pairs_of(t, t->v_paired, t->v, t->length);
   for (int64_t head = key_head * group; head < (key_head + 1) * group; head++)
     for (int64_t from = 0; from < queries; from += BLOCK) {
       struct block b = weigh(t, head, from, type);
-      product(t->o, t->features, (struct matrix){t->weights, 1, b.width}, t->v, t->features, b.rows,
-              t->features, b.seen, 0);
-      for (int64_t i = 0; i < b.rows; i++)
-        store_row(a->out, place(t, head, from + i), type, a->features, t->o + i * t->features,
-                  b.inverse[i]);
+      const float *weights = paired(t->w_paired, t->weights, b.seen, b.width, b.width, FP32, t->as);
+      product(t->result, t->features, (struct matrix){weights, 1, b.width}, v, t->features, b.rows,
+              t->features, units_of(b.seen, t->as), 0, t->as);
+      store_rows(a->out, t, place(t, head, from), a->heads, b.rows, t->result, b.inverse, 1, type);
     }
 }
 
@@ -256,41 +371,47 @@ INLINED void differentiate(struct text *t, const struct block *b) {
   }
 }
 
-INLINED void attend_block_backward(struct text *t, int64_t head, int64_t from, enum type type) {
+INLINED void attend_block_backward(struct text *t, const float *k, int64_t head, int64_t from,
+                                   enum type type) {
   const struct attention *a = t->of;
-  int64_t features = t->features;
+  const int64_t features = t->features;
+  const enum type as = t->as;
   struct block b = weigh(t, head, from, type);
-  load_rows(t->o, t, a->out_gradient, place(t, head, from), a->heads * a->features, b.rows, type,
-            1.0f);
-  transpose(t->o_turned, t->o, b.width, features);
-  product(t->w_gradient, b.width, (struct matrix){t->v, features, 1}, t->o_turned, b.width, b.seen,
-          b.width, a->features, 0);
+  load_rows(t->o, t, a->out_gradient, place(t, head, from), a->heads * a->features, b.rows, type);
+  transpose(t->o_turned, t->o, b.width, t->units);
+  product(t->w_gradient, b.width, (struct matrix){t->v, t->units, 1}, t->o_turned, b.width, b.seen,
+          b.width, units_of(a->features, as), 0, as);
   differentiate(t, &b);
-  product(t->v_gradient, features, (struct matrix){t->weights, b.width, 1}, t->o, features, b.seen,
-          features, b.rows, 1);
-  product(t->k_gradient, features, (struct matrix){t->w_gradient, b.width, 1}, t->q, features,
-          b.seen, features, b.rows, 1);
-  product(t->o, features, (struct matrix){t->w_gradient, 1, b.width}, t->k, features, b.rows,
-          features, b.seen, 0);
-  for (int64_t i = 0; i < b.rows; i++)
-    store_row(a->q_gradient, place(t, head, from + i), type, a->features, t->o + i * features,
-              (float)a->scaling);
+  const float *q = pairs_of(t, t->q_paired, t->q, b.rows);
+  const float *o = pairs_of(t, t->o_paired, t->o, b.rows);
+  const float *scores = paired(t->w_paired, t->w_gradient, b.seen, b.width, b.width, FP32, as);
+  round_rows(t->weights, b.seen, b.width, as);
+  product(t->v_gradient, features, (struct matrix){t->weights, b.width, 1}, o, features, b.seen,
+          features, units_of(b.rows, as), 1, as);
+  product(t->result, features, (struct matrix){scores, 1, b.width}, k, features, b.rows, features,
+          units_of(b.seen, as), 0, as);
+  round_rows(t->w_gradient, b.seen, b.width, as);
+  product(t->k_gradient, features, (struct matrix){t->w_gradient, b.width, 1}, q, features, b.seen,
+          features, units_of(b.rows, as), 1, as);
+  const float scaling = (float)a->scaling;
+  int64_t at = place(t, head, from);
+  store_rows(a->q_gradient, t, at, a->heads, b.rows, t->result, &scaling, 0, type);
 }
 
 INLINED void attend_text_backward(struct text *t, int64_t key_head, enum type type) {
   const struct attention *a = t->of;
   int64_t group = a->heads / a->key_heads, queries = a->one_query ? 1 : t->length;
   load_keys(t, key_head, type);
+  const float *k = pairs_of(t, t->k_paired, t->k, t->length);
   memset(t->k_gradient, 0, t->length * t->features * sizeof(float));
   memset(t->v_gradient, 0, t->length * t->features * sizeof(float));
   for (int64_t head = key_head * group; head < (key_head + 1) * group; head++)
     for (int64_t from = 0; from < queries; from += BLOCK)
-      attend_block_backward(t, head, from, type);
-  for (int64_t i = 0; i < t->length; i++) {
-    int64_t at = ((t->run * a->tokens + t->first + i) * a->key_heads + key_head) * a->features;
-    store_row(a->k_gradient, at, type, a->features, t->k_gradient + i * t->features, 1.0f);
-    store_row(a->v_gradient, at, type, a->features, t->v_gradient + i * t->features, 1.0f);
-  }
+      attend_block_backward(t, k, head, from, type);
+  const float factors[] = {(float)a->scaling, 1.0f};
+  int64_t at = ((t->run * a->tokens + t->first) * a->key_heads + key_head) * a->features;
+  store_rows(a->k_gradient, t, at, a->key_heads, t->length, t->k_gradient, factors, 0, type);
+  store_rows(a->v_gradient, t, at, a->key_heads, t->length, t->v_gradient, factors + 1, 0, type);
 }
 
 struct attending {
@@ -314,6 +435,8 @@ static void attend_texts(void *work, __attribute__((unused)) int64_t thread) {
     t.length = a->lengths[t.number];
     t.padded = round_up(t.length);
     t.features = round_up(a->features);
+    t.as = a->features % 2 ? FP32 : MULTIPLIED((enum type)a->type);
+    t.units = round_up(units_of(a->features, t.as));
     lay_out(&t, memory);
     for (int64_t head = 0; head < a->key_heads; head++) {
       if (a->type == FP32)

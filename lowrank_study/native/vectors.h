@@ -24,7 +24,7 @@ INLINED vector choose(integers where, vector yes, vector no) {
   return (vector)((where & (integers)yes) | (~where & (integers)no));
 }
 
-/* NaN if b is NaN. */
+/* NaN if a is NaN. */
 #if defined(__AVX512F__)
 INLINED vector smaller(vector a, vector b) { return (vector)_mm512_min_ps((__m512)b, (__m512)a); }
 INLINED vector larger(vector a, vector b) { return (vector)_mm512_max_ps((__m512)b, (__m512)a); }
@@ -91,19 +91,6 @@ INLINED void store_up_to(void *out, int64_t i, enum type type, vector x, int64_t
   count < LANES ? store_some(out, i, type, x, count) : store(out, i, type, x);
 }
 
-/* `row` = factor * n entries, and zeros up to a multiple of LANES. */
-INLINED void load_row(float *row, const void *in, int64_t at, enum type type, int64_t n,
-                      float factor) {
-  for (int64_t i = 0; i < n; i += LANES)
-    *(vector *)(row + i) = factor * load_up_to(in, at + i, type, n - i);
-}
-
-INLINED void store_row(void *out, int64_t at, enum type type, int64_t n, const float *row,
-                       float factor) {
-  for (int64_t i = 0; i < n; i += LANES)
-    store_up_to(out, at + i, type, factor * *(const vector *)(row + i), n - i);
-}
-
 /* ---- functions of vectors --------------------------------------------------------------- */
 
 INLINED float sum_of(vector x) {
@@ -118,25 +105,32 @@ INLINED float sum_of(vector x) {
 #endif
 }
 
-/* exp(x) for -87 <= x <= 88, or NaN. */
-INLINED vector exponential_within(vector x) {
+/* 2^x for x <= 126, or NaN, within a factor of 1 +- 1e-7, or 3e-6 where that is rounded to bf16. */
+INLINED vector power_of_two(vector x, enum type type) {
+  x = larger(x, (vector){0} - 200.0f);
+#if defined(__AVX512F__)
+  vector n = (vector)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
   /* Adding and subtracting 1.5 * 2^23 rounds to an integer. */
-  vector shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
-  vector r = x - n * 0.693359375f;
-  r = r + n * 2.12194440e-4f;
-  vector p = 1.9875691500e-4f * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
+  vector shifted = x + 12582912.0f, n = shifted - 12582912.0f;
+#endif
+  vector r = x - n, p;
+  if (type == FP32) {
+    p = 0.00015353362f * r + 0.0013398875f;
+    p = p * r + 0.00961843692f;
+    p = p * r + 0.0555033237f;
+    p = p * r + 0.240226477f;
+    p = p * r + 0.693147182f;
+  } else {
+    p = 0.00958285294f * r + 0.0559064262f;
+    p = p * r + 0.240240991f;
+    p = p * r + 0.693124175f;
+  }
+  p = p * r + 1.0f;
+#if defined(__AVX512F__)
+  return (vector)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
   integers power = ((integers)shifted + 127) << 23;
-  return p * (vector)power;
-}
-
-/* exp(x) for x <= 0, or NaN; 0 where it is below 1e-37. */
-INLINED vector exponential(vector x) {
-  integers vanishes = x < -86.0f;
-  vector zero = {0};
-  return choose(vanishes, zero, exponential_within(choose(vanishes, zero, x)));
+  return choose(x < -126.0f, (vector){0}, p * (vector)power);
+#endif
 }

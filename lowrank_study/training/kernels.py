@@ -4,8 +4,9 @@
     if attended is None:
         ...  # the same in PyTorch
 
-`native/training.c` computes in fp32 and rounds once, to the dtype of its input, so its error is no
-larger than PyTorch's. A run's numbers depend neither on the pack nor on the number of threads.
+`native/training.c` sums in fp32. Like PyTorch's, it rounds attention weights to bf16 if its input
+is bf16 and the processor multiplies bf16. A run's numbers depend neither on the pack nor on the
+number of threads.
 
 Letters: R runs, T tokens of all texts, H heads, K features of a head.
 """
