@@ -22,7 +22,7 @@ from typing import Any, cast
 from lowrank_study.errors import InputError
 from lowrank_study.files import os_error_message
 from lowrank_study.machine import end_with_parent
-from lowrank_study.runs.leases import HEARTBEAT_SECONDS, Lease
+from lowrank_study.runs.leases import Lease
 from lowrank_study.runs.store import RunStore
 from lowrank_study.sweeps.jobs import TRAINING, Job, Work
 
@@ -30,6 +30,8 @@ CANNOT_GO_ON = 3
 """Exit code of a worker whose replacement would fail too, as on a full disk."""
 _STOPPED = 128 + signal.SIGTERM
 """Exit code of a worker that was asked to stop."""
+_POLL_SECONDS = 0.1
+"""Seconds between two looks at the runs of other workers."""
 _asked_to_end = threading.Event()
 
 
@@ -52,7 +54,7 @@ def do_work(work: Work, *, device: str, name: str | None = None, parent: int | N
                     held.enter_context(lease)
                 job.run(leases, work, device=device, advance=advance)
         elif store.in_doubt(run_ids):  # are the other workers alive?
-            time.sleep(HEARTBEAT_SECONDS)
+            time.sleep(_POLL_SECONDS)
         else:
             return
 
