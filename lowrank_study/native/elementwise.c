@@ -69,7 +69,8 @@ struct series {
   float of[21];
 };
 
-/* The probability that a standard normal number is above a; times a, exact within 4e-7, in bf16 2e-5. */
+/* The probability that a standard normal number is above a. Times a, it is exact within 4e-7, or in
+   bf16 2e-5. */
 static const struct series TAIL[] = {
     [FP32] = {18, 5.6f, {-0.00195000082f, 0.00274429193f,  0.010220145f,   -0.0200981134f,
                          -0.0157929727f,  0.0633717742f,   -0.0236780531f, -0.093421377f,

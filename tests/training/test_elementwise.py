@@ -189,3 +189,23 @@ def test_other_inputs_take_the_models_own_functions(monkeypatch: pytest.MonkeyPa
     module = ACT2FN["gelu"]
     use_native_functions(module)
     assert "forward" not in vars(module)
+
+
+@DTYPES
+def test_rotation_of_a_run_is_equal_in_any_pack_and_on_any_threads(dtype: torch.dtype) -> None:
+    tables = [numbers(3, 67, 32, seed=seed) for seed in (0, 1)]
+    inputs = [numbers(3, 67, heads, 32, seed=heads).to(dtype) for heads in (4, 2)]
+    gradient = numbers(3, 67, 6, 32, seed=3)
+    packed = with_gradients(rotated(native_rotation, *tables), inputs, gradient)
+    alone = with_gradients(
+        rotated(native_rotation, *(x[1:2] for x in tables)), [x[1:2] for x in inputs], gradient[1:2]
+    )
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        threaded = with_gradients(rotated(native_rotation, *tables), inputs, gradient)
+    finally:
+        torch.set_num_threads(before)
+    for together, single, other in zip(packed, alone, threaded, strict=True):
+        assert torch.equal(together[1:2], single)
+        assert torch.equal(together, other)

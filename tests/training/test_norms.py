@@ -139,11 +139,14 @@ def test_maps_read_the_same_numbers_in_bf16() -> None:
         torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)
 
 
-@pytest.mark.parametrize("kind", ["rms", "post"])
+KINDS: dict[str, Callable[[int], Any]] = {"rms": rms_norm, "post": post_norm, "pre": decoder_layer}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_norms_of_a_run_are_equal_in_any_pack_and_on_any_threads(kind: str) -> None:
-    layer = rms_norm(64) if kind == "rms" else post_norm(64)
+    layer = KINDS[kind](64)
     use_native_norms(layer)
-    inputs = [numbers(3, 45, 64, seed=seed) for seed in range(1 if kind == "rms" else 2)]
+    inputs = [numbers(3, 45, 64, seed=seed) for seed in range(2 if kind == "post" else 1)]
     gradient = numbers(3, 45, 64, seed=4)
     packed = with_gradients(layer, inputs, gradient)
     alone = with_gradients(layer, [x[1:2] for x in inputs], gradient[1:2])
