@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import timing
+
 from lowrank_study.spec import RunSpec, to_mapping
+from lowrank_study.sweeps.fork_server import environment
 
 HERE = Path(__file__).parent
 
@@ -19,9 +22,17 @@ def train_here(specs: Sequence[RunSpec], *, threads: int = 1) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         runs = written(specs, Path(folder))
         command = [sys.executable, str(HERE / "train_here.py"), str(runs), str(threads)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=_threads(threads))
+        surroundings = environment(_threads(threads))
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=surroundings)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def steps(rounds: int, *, quick: bool) -> list[timing.Figure]:
+    """Compare steps with their floor, in a process like those that train; see `steps.py`."""
+    command = [sys.executable, str(HERE / "steps.py"), str(rounds), *["--quick"] * quick]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment({}))
+    return [timing.Figure(**figure) for figure in json.loads(done.stdout.splitlines()[-1])]
 
 
 def peft_loop(
@@ -31,7 +42,8 @@ def peft_loop(
     with tempfile.TemporaryDirectory() as folder:
         runs, out = written(specs, Path(folder)), Path(folder) / "out.json"
         command = [sys.executable, str(HERE / "peft_loop.py"), str(runs), str(out), *options]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=_threads(threads))
+        surroundings = quiet() | _threads(threads)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=surroundings)
         found: list[dict[str, Any]] = json.loads(out.read_text())
     return found
 
@@ -50,5 +62,5 @@ def quiet() -> dict[str, str]:
 
 def _threads(threads: int | None) -> dict[str, str]:
     if threads is None:
-        return quiet()
-    return quiet() | {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL")}
+        return {}
+    return {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL")}

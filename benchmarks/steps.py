@@ -1,14 +1,18 @@
 """Compare a training step with its floor, and profile it; also give the floor of whole runs.
 
+    python benchmarks/steps.py ROUNDS [--quick]    # print the figures as JSON
+
 The step is the one that training takes (`fit.Session.step`). The floor is the time of the
 necessary operations at the speed of a matrix product in the same precision, on the same device, of
 the model's largest shape. That speed is measured beside each step.
 """
 
+import json
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -37,15 +41,16 @@ KINDS = {
     "matrix products": (
         "_linear_pointwise",
         "_Linear",
+        "_AddLowRank",
         "aten::mm",
         "aten::addmm",
         "aten::bmm",
         "aten::baddbmm",
     ),
     "attention": ("scaled_dot_product", "_Attention"),
-    "GELU": ("gelu",),
-    "LayerNorm": ("layer_norm",),
-    "optimizer": ("_fused_adamw", "_foreach", "clip"),
+    "GELU": ("gelu", "_Gelu"),
+    "LayerNorm": ("layer_norm", "_Norm"),
+    "optimizer": ("AdamW", "_fused_adamw", "_foreach", "clip", "vector_norm"),
     "copies": ("copy_", "cat", "index_select", "index_add", "contiguous"),
 }
 
@@ -242,3 +247,8 @@ def spent(name: str, taken: Steps) -> list[timing.Figure]:
         for kind, share in shares.items()
         if share > 0.0
     ]
+
+
+if __name__ == "__main__":
+    found = steps(int(sys.argv[1]), quick="--quick" in sys.argv)
+    print(json.dumps([asdict(figure) for figure in found]))

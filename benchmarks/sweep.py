@@ -24,8 +24,8 @@ import timing
 from agreement import agreement
 from forecasts import forecast_errors
 from growth import growth
-from processes import peft_loop, train_here, written
-from steps import SMOLLM2, hardware, least_seconds, precisions, steps
+from processes import peft_loop, steps, train_here, written
+from steps import SMOLLM2, hardware, least_seconds, precisions
 
 from lowrank_study.config.run import compose
 from lowrank_study.machine import free_cores

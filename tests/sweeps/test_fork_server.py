@@ -15,7 +15,7 @@ from lowrank_study.errors import InputError
 from lowrank_study.loaded import splits_of
 from lowrank_study.machine import free_cores
 from lowrank_study.runs.store import RunStore
-from lowrank_study.sweeps.fork_server import ForkedWorker, ForkServer
+from lowrank_study.sweeps.fork_server import ForkedWorker, ForkServer, environment
 from lowrank_study.sweeps.jobs import TRAINING, Work
 from lowrank_study.sweeps.launch import Place, local
 from lowrank_study.sweeps.sweep import sweep
@@ -120,6 +120,17 @@ def test_a_server_is_used_only_in_the_environment_in_which_it_started(
         patch.chdir(tmp_path)
         assert not server.is_usable
     assert server.is_usable
+
+
+def test_a_process_that_trains_uses_huge_pages_unless_the_user_decides_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    assert environment({"A": "1"})["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    assert environment({"A": "1"}).items() >= {"A": "1", "HOME": os.environ["HOME"]}.items()
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
+    *_, last = environment({})["GLIBC_TUNABLES"].split(":")
+    assert last == "glibc.malloc.hugetlb=0"
 
 
 @pytest.mark.slow
