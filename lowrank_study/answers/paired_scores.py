@@ -158,7 +158,7 @@ def truncated_with_full(runs: Sequence[TrainedRun], results: Path) -> list[Paire
                     metric=metric,
                     adapter_SE=by_rank[rank],
                     full_SE=by_rank[max(by_rank)],
-                    chance=metric.chance_level(there[0].record["test"]),
+                    chance=metric.baseline_level(there[0].record),
                 )
             )
     return pairs
@@ -208,5 +208,13 @@ def _pair(
         metric=metric,
         adapter_SE=adapter_SE.reshape(len(seeds), len(labels)),
         full_SE=full_SE.reshape(len(seeds), len(labels)),
-        chance=full[seeds[0]][0].spec.task.chance(labels) if seeds else math.nan,
+        chance=_chance(*full[seeds[0]]) if seeds else math.nan,
     )
+
+
+def _chance(run: TrainedRun, predictions: pd.DataFrame) -> float:
+    """Return the score without fine-tuning on the test split."""
+    task = run.spec.task
+    base_E = task.baseline_scores(predictions)
+    apart = np.average(base_E - base_E[0], weights=task.weights(predictions))
+    return float(base_E[0] + apart)  # exact if all examples have the same chance level

@@ -94,7 +94,7 @@ def _row(run: TrainedRun) -> dict[str, Any]:
         "test_loss": test.get("loss"),
         "train_loss": record.get("train", {}).get("loss"),
         "train_score": record.get("train", {}).get(metric.name),
-        "chance": metric.chance_level(test),
+        "chance": metric.baseline_level(record),
         "test_examples": record.get("examples", {}).get("test"),
         "steps": record.get("steps"),
         "trainable_parameters": record.get("trainable_parameters"),

@@ -73,7 +73,7 @@ class Task(Variant, ABC):
     scores_tokens: ClassVar[bool] = False
     """Whether the model scores each token, as a language model does, or each text."""
     score_columns: ClassVar[tuple[str, ...]] = ("label", "predicted")
-    """The columns of a run's predictions that `scores` reads."""
+    """The columns of a run's predictions that `scores` and `weights` read."""
 
     @property
     def files(self) -> list[str]:
@@ -162,17 +162,39 @@ class Task(Variant, ABC):
     @staticmethod
     @abstractmethod
     def scores(predictions: pd.DataFrame) -> npt.NDArray[np.float64]:
-        """Return the score of each row of `Predictions`, (N,); the primary metric is the mean.
+        """Return the score of each row of `Predictions`, (N,).
 
-        `predictions` has the `score_columns`.
+        The primary metric is their mean, weighted by `weights`. `predictions` has the
+        `score_columns`.
         """
 
     @staticmethod
-    @abstractmethod
-    def chance(labels: npt.ArrayLike) -> float:
-        """Return the score that needs no text, as by always answering the commonest class."""
+    def weights(predictions: pd.DataFrame) -> npt.NDArray[np.float64]:
+        """Return the weight of each row in the primary metric, (N,), such as its tokens."""
+        import numpy as np
+
+        return np.ones(len(predictions))
+
+    @classmethod
+    def baseline_scores(cls, predictions: pd.DataFrame) -> npt.NDArray[np.float64]:
+        """Return the score of each row without fine-tuning, (N,); NaN if it was not measured.
+
+        It is that of the base model, whose predictions are the columns with the prefix `base_`.
+        """
+        import numpy as np
+
+        base = {
+            name: predictions[BASE + name]
+            for name in cls.score_columns
+            if BASE + name in predictions
+        }
+        if not base:
+            return np.full(len(predictions), np.nan)
+        return cls.scores(predictions.assign(**base))
 
 
+BASE = "base_"
+"""Prefix of the columns with the base model's predictions."""
 Kind = Task | type[Task]
 """A task, or its class where the settings don't matter."""
 

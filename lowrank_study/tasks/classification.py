@@ -202,6 +202,13 @@ class Classification(Task):
 
         return np.asarray(predictions["label"] == predictions["predicted"], dtype=np.float64)
 
+    @classmethod
+    def baseline_scores(cls, predictions: pd.DataFrame) -> npt.NDArray[np.float64]:
+        """Return the chance level for every text."""
+        import numpy as np
+
+        return np.full(len(predictions), cls.chance(predictions["label"]))
+
     @staticmethod
     def chance(labels: npt.ArrayLike) -> float:
         """Return the share of the commonest class."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,9 +26,11 @@ class Metric:
     points_per_unit: int
     """Points in a difference of 1: 100 for percentage points, 1 for nats."""
     chance_name: str | None
-    """Key of the chance level in a run's record; `None` if there is no such level."""
+    """Key of the chance level among a run's test metrics; `None` compares with the base model."""
+    baseline: str
+    """The score without fine-tuning, in reports: `chance`, or `the base model`."""
     chance: str
-    """What the chance level is, as in `predicting the commonest class`."""
+    """What the baseline is, as in `predicting the commonest class`."""
 
     @property
     def worse(self) -> str:
@@ -46,9 +49,16 @@ class Metric:
             return "a share between 0 and 1"
         return f"a number from {self.lowest:g} to {self.highest:g}"
 
-    def chance_level(self, metrics: Mapping[str, float]) -> float:
-        """Return the chance level in the metrics of a split; NaN if it is absent."""
-        return metrics.get(self.chance_name, math.nan) if self.chance_name else math.nan
+    @property
+    def needs_base(self) -> bool:
+        """Whether runs of full fine-tuning measure the base model before their first step."""
+        return self.chance_name is None
+
+    def baseline_level(self, record: Mapping[str, Any]) -> float:
+        """Return the test score without fine-tuning from a run's record; NaN if it is absent."""
+        of, name = ("base", self.name) if self.chance_name is None else ("test", self.chance_name)
+        level: float = record.get(of, {}).get(name, math.nan)
+        return level
 
     def worth(self, score: float) -> float:
         """Return a number that is greater the better the score is."""
@@ -71,5 +81,6 @@ ACCURACY = Metric(
     points="percentage points",
     points_per_unit=100,
     chance_name="majority_accuracy",
+    baseline="chance",
     chance="predicting the commonest class",
 )

@@ -22,7 +22,8 @@ LOSS = Metric(
     points="nats per token",
     points_per_unit=1,
     chance_name=None,
-    chance="",
+    baseline="the base model",
+    chance="before fine-tuning",
 )
 
 

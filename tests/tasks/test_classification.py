@@ -44,4 +44,6 @@ def test_metrics_and_scores_agree() -> None:
     assert metrics["macro_f1"] == pytest.approx((0.8 + 0.5 + 0.0) / 3)
     assert metrics["loss"] == pytest.approx(0.3)
     assert Classification.scores(pd.DataFrame(predictions.columns)).tolist() == [1, 1, 0, 1, 0]
-    assert Classification.metric.chance_level(metrics) == 0.6
+    assert Classification.metric.baseline_level({"test": metrics}) == 0.6
+    assert Classification.baseline_scores(pd.DataFrame(predictions.columns)).tolist() == [0.6] * 5
+    assert Classification.weights(pd.DataFrame(predictions.columns)).tolist() == [1] * 5

@@ -15,7 +15,7 @@ from lowrank_study.config.run import compose
 from lowrank_study.runs.store import TrainedRun
 from lowrank_study.spec import RunSpec, from_mapping, to_mapping
 from lowrank_study.sweeps.trials import worth
-from lowrank_study.tasks import task_named, task_names
+from lowrank_study.tasks import Task, task_named, task_names
 from lowrank_study.training.fit import fit
 from lowrank_study.training.tracking import Tracker
 
@@ -43,7 +43,8 @@ class Perplexity(Classification):
         points="points of perplexity",
         points_per_unit=1,
         chance_name=None,
-        chance="",
+        baseline="the base model",
+        chance="before fine-tuning",
     )
 
     @staticmethod
@@ -100,3 +101,13 @@ def test_the_best_rate_has_the_lowest_perplexity(perplexity: RunSpec) -> None:
         for score in (1.5, 1.2, 1.9)
     ]
     assert max(runs, key=lambda run: worth([run])) is runs[1]
+
+
+def test_the_base_model_is_scored_from_its_own_columns(perplexity: RunSpec) -> None:
+    kind = type(perplexity.task)
+    right = pd.DataFrame({"label": [0, 1, 1], "predicted": [0, 1, 1]})
+    unmeasured = Task.baseline_scores.__func__(kind, right)  # type: ignore[attr-defined]
+    assert np.isnan(unmeasured).all()
+    wrong = right.assign(base_predicted=[0, 0, 1])
+    base = Task.baseline_scores.__func__(kind, wrong)  # type: ignore[attr-defined]
+    assert base.tolist() == [1, 0, 1]
