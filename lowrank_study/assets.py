@@ -83,12 +83,26 @@ def _read_of(folder: Path, named: Sequence[str]) -> list[str]:
     """Return the names of the files of a folder that are read."""
     if not named:
         return [f.name for pattern in MODEL_FILES for f in folder.glob(pattern) if f.is_file()]
-    if missing := [name for name in named if not (folder / name).is_file()]:
+    found = {name: files_of(folder, name) for name in named}
+    if missing := [name for name, files in found.items() if not files]:
         there = sorted(file.name for file in folder.iterdir() if file.is_file())
         raise InputError(
             f"no file {missing[0]!r} in {folder}; its files: {', '.join(there[:12]) or 'none'}"
         )
-    return [str(Path(name)) for name in named]
+    return [file for files in found.values() for file in files]
+
+
+def files_of(folder: Path, name: str) -> list[str]:
+    """Return the file of a folder with a name, or those that match a pattern such as `**/*.md`.
+
+    A pattern does not match hidden files and folders.
+    """
+    if (folder / name).is_file():
+        return [str(Path(name))]
+    if not set("*?[") & set(name) or Path(name).is_absolute():
+        return []
+    matches = sorted(path.relative_to(folder) for path in folder.glob(name) if path.is_file())
+    return [str(path) for path in matches if not any(p.startswith(".") for p in path.parts)]
 
 
 def _unchanged(asset: LocalPath, named: Sequence[str]) -> Path:

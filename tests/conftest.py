@@ -35,14 +35,15 @@ TINY = {
 }
 
 
-def make_tiny_model(family: str, folder: Path, **sizes: object) -> Path:
+def make_tiny_model(family: str, folder: Path, *, is_causal: bool = False, **sizes: object) -> Path:
     """Write a randomly initialised model of a family, with a word-level tokenizer.
 
-    The default sizes are those of `TINY`.
+    The default sizes are those of `TINY`. A causal language model has a vocabulary's scores and
+    an end token.
     """
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
     vocabulary = {word: number for number, word in enumerate(special + WORDS)}
@@ -55,6 +56,8 @@ def make_tiny_model(family: str, folder: Path, **sizes: object) -> Path:
             special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
         )
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    if is_causal:
+        names |= {"bos_token": "[CLS]", "eos_token": "[SEP]"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
     config = AutoConfig.for_model(
         family,
@@ -67,7 +70,8 @@ def make_tiny_model(family: str, folder: Path, **sizes: object) -> Path:
         **(sizes or TINY[family]),
     )
     torch.manual_seed(0)
-    AutoModel.from_config(config).save_pretrained(folder)
+    loader = AutoModelForCausalLM if is_causal else AutoModel
+    loader.from_config(config).save_pretrained(folder)
     return folder
 
 
@@ -80,6 +84,23 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         if family not in made:
             made[family] = make_tiny_model(family, tmp_path_factory.mktemp(family))
         return made[family]
+
+    return give
+
+
+@pytest.fixture(scope="session")
+def tiny_causal_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Give the folder of a tiny causal language model of a family and given settings, made once."""
+    made: dict[str, Path] = {}
+
+    def give(family: str, **settings: object) -> Path:
+        key = f"{family} {settings}"
+        if key not in made:
+            folder = tmp_path_factory.mktemp(family)
+            made[key] = make_tiny_model(
+                family, folder, is_causal=True, **{**TINY[family], **settings}
+            )
+        return made[key]
 
     return give
 

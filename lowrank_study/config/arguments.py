@@ -23,7 +23,9 @@ PATHS = {
 TEXTS = {
     *("sweep", "question", "record", "task.name", "model.name", "task.subset", "task.revision"),
     *("model.revision", "task.label_column", "task.group_column", "task.encoding"),
-    *("task.separator", "task.train", "task.validation", "task.test"),
+    *("task.separator", "task.train", "task.validation", "task.test", "task.text_column"),
+    *("task.prompt_column", "task.response_column", "task.messages_column"),
+    "task.prompt_template",
 }
 _LISTS = {"sweep", "record"}
 """Texts for which one command also accepts a list, as in `[a,b]`."""

@@ -43,14 +43,15 @@ def repeated_texts(task: "Task", frames: Frames, whole: Frames) -> list[str]:
     warnings = []
     repeated = whole["train"][whole["train"]["key"].duplicated(keep=False)]
     if len(repeated):
-        texts = repeated.groupby("key")["label"].nunique()
+        labels = repeated["label"] if "label" in repeated else pd.Series(0, repeated.index)
+        texts = labels.groupby(repeated["key"]).nunique()
         is_carved = any(name not in whole for name in ("validation", "test"))
         kept = "; each text stays in one carved split" if is_carved else ""
         several = int((texts > 1).sum())
-        labels = f"; {several:,} of these texts have several labels" if several else ""
+        differ = f"; {several:,} of these texts have several labels" if several else ""
         warnings.append(
             f"{len(repeated):,} of the {len(whole['train']):,} rows of the training file share "
-            f"{len(texts):,} texts{kept}{labels}"
+            f"{len(texts):,} texts{kept}{differ}"
         )
     trained = set(frames["train"]["key"])
     for name in ("validation", "test"):

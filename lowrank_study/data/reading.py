@@ -75,12 +75,40 @@ def _read_rows(task: "Task", file: str, label: str | None) -> Rows:
         frame, how = _read_hub(task.source, file), "from the hub"
     else:
         path = assets.fetch(task.source, task.files)
-        path = path / file if file else path
-        of = path.name
-        frame, how = _read_file(path, task, label)
+        if task.reads_files and (texts := _texts_of(path, file)):
+            of = file or path.name
+            frame, how = _read_texts(texts, path, task), "one in each file"
+        else:
+            path = path / file if file else path
+            of = path.name
+            frame, how = _read_file(path, task, label)
         assets.fetch(task.source, task.files)
     _check_columns(task.columns, of, [str(column) for column in frame.columns])
     return Rows(frame=frame, of=of, summary=f"{of}: {len(frame):,} rows read, {how}")
+
+
+def _texts_of(path: Path, file: str) -> list[Path]:
+    """Return the files that are texts of their own; none if a table is meant."""
+    files = [path / name for name in assets.files_of(path, file)] if file else [path]
+    tables = [each for each in files if _table_suffix(each) in _SUFFIXES]
+    if tables and len(files) > 1:
+        raise InputError(
+            f"task.train={file!r} matches the table {tables[0]}: name one table, or a pattern that "
+            "matches texts only, as in '**/*.txt'"
+        )
+    return [] if tables else files
+
+
+def _read_texts(files: Sequence[Path], folder: Path, task: "Task") -> pd.DataFrame:
+    """Read files, each as one text, with the columns text, file and folder."""
+    rows = []
+    for path in files:
+        content = path.read_bytes()
+        _refuse_foreign(path, content)
+        name = path.relative_to(folder) if path != folder else Path(path.name)
+        text, _ = decoded(content, str(path), task.encoding)
+        rows.append({"text": text, "file": str(name), "folder": str(name.parent)})
+    return pd.DataFrame(rows, dtype=object)
 
 
 def _check_columns(columns: Mapping[str, str], of: str, there: Sequence[str]) -> None:
@@ -118,7 +146,7 @@ def _read_hub(source: HubRepo, split: str) -> pd.DataFrame:
 def _read_file(path: Path, task: "Task", label: str | None) -> tuple[pd.DataFrame, str]:
     """Read a table, which may be compressed; return it, and how it was read."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    suffix = next((s for s in reversed(suffixes) if s not in (*_OPENERS, ".zst")), "")
+    suffix = _table_suffix(path)
     try:
         content = path.read_bytes()
         if suffixes and suffixes[-1] in _OPENERS:
@@ -129,7 +157,10 @@ def _read_file(path: Path, task: "Task", label: str | None) -> tuple[pd.DataFram
             content = pa.CompressedInputStream(pa.BufferReader(content), "zstd").read()
     except (OSError, EOFError, lzma.LZMAError, zlib.error, ValueError) as error:
         raise InputError(f"{path} can't be read: {_first_line(error)}") from error
-    _refuse_foreign(path, content, suffix)
+    _refuse_foreign(path, content)
+    if suffix not in _SUFFIXES:
+        remedy = f": {_EXCEL}" if suffix.startswith(".xls") else ""
+        raise InputError(f"{path}: the suffix {suffix!r} is none of {', '.join(_SUFFIXES)}{remedy}")
     is_grid = suffix in (".csv", ".tsv", ".tab")
     for setting, value, is_read in (
         ("encoding", task.encoding, suffix != ".parquet"),
@@ -163,10 +194,17 @@ def _grid_of(text: str, name: str, suffix: str, task: "Task", label: str | None)
     )
 
 
-def _refuse_foreign(path: Path, content: bytes, suffix: str) -> None:
+def _table_suffix(path: Path) -> str:
+    """Return the suffix of a file before it was compressed."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    return next((s for s in reversed(suffixes) if s not in (*_OPENERS, ".zst")), "")
+
+
+def _refuse_foreign(path: Path, content: bytes) -> None:
     """Refuse a file whose content is not of the type that its suffix says."""
+    is_parquet = _table_suffix(path) == ".parquet"
     for magic, what in _FOREIGN:
-        if content.startswith(magic) and not (suffix == ".parquet" and magic == b"PAR1"):
+        if content.startswith(magic) and not (is_parquet and magic == b"PAR1"):
             raise InputError(f"{path} is {what}")
     if content.startswith(b"PK\x03\x04"):
         try:
@@ -178,9 +216,6 @@ def _refuse_foreign(path: Path, content: bytes, suffix: str) -> None:
         if "content.xml" in members:
             raise InputError(f"{path} is an OpenDocument sheet: save it as CSV UTF-8")
         raise InputError(f"{path} is a zip archive: unpack it, and give the table in it")
-    if suffix not in _SUFFIXES:
-        remedy = f": {_EXCEL}" if suffix.startswith(".xls") else ""
-        raise InputError(f"{path}: the suffix {suffix!r} is none of {', '.join(_SUFFIXES)}{remedy}")
 
 
 def _read_parquet(path: Path, content: bytes) -> pd.DataFrame:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from lowrank_study.tasks import Task
 
-_FORMAT = 2
+_FORMAT = 3
 """Version of the cached files; increase it when their meaning changes."""
 _NAMES = ("train", "validation", "test")
 
@@ -51,7 +51,12 @@ class Split:
     offsets: np.ndarray
     """Text i is ids[offsets[i] : offsets[i + 1]], int64."""
     labels: np.ndarray
-    """What is asked of each text, int64: its class number in classification."""
+    """What is asked of each text, int64: its class number in classification, and the number of its
+    document in language modelling, where a text is a part of a document."""
+    scored: np.ndarray
+    """Whether each token is to be predicted from those before it, bool."""
+    text_bytes: np.ndarray
+    """UTF-8 bytes of the predicted part of each text, int64; 0 without one."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -74,6 +79,8 @@ class Split:
             types=self.types[:end],
             offsets=self.offsets[: count + 1],
             labels=self.labels[:count],
+            scored=self.scored[:end],
+            text_bytes=self.text_bytes[:count],
         )
 
 
@@ -91,6 +98,17 @@ class Account:
         """All messages; the left-out parts come first."""
         warned = [f"warning: {warning}" for warning in self.warnings]
         return [*in_words(self.left_out), *self.read, *warned]
+
+    def __add__(self, other: "Account") -> "Account":
+        """Return the messages of both."""
+        return Account(
+            left_out=self.left_out + other.left_out,
+            read=self.read + other.read,
+            warnings=self.warnings + other.warnings,
+        )
+
+
+NO_ACCOUNT = Account(left_out=(), read=(), warnings=())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,32 +174,44 @@ def _libraries() -> list[str]:
 
 
 def with_shuffled_labels(splits: Splits, seed: int) -> Splits:
-    """Permute the labels of the training rows; the class counts stay the same."""
-    labels = np.random.default_rng([seed, 2]).permutation(splits.train.labels)
-    return dataclasses.replace(splits, train=dataclasses.replace(splits.train, labels=labels))
+    """Permute the labels of the training rows; the class counts stay the same.
+
+    In language modelling, permute the predicted tokens; their frequencies stay the same.
+    """
+    generator, train = np.random.default_rng([seed, 2]), splits.train
+    if not train.scored.any():
+        shuffled = dataclasses.replace(train, labels=generator.permutation(train.labels))
+    else:
+        ids = train.ids.copy()
+        ids[train.scored] = generator.permutation(ids[train.scored])
+        shuffled = dataclasses.replace(train, ids=ids)
+    return dataclasses.replace(splits, train=shuffled)
 
 
 def _tokenise(task: "Task", rows: SplitRows, model_folder: Path) -> Splits:
     tokenizer = load_tokenizer(model_folder)
     total = hashlib.sha256("\0".join(rows.labels).encode())
-    made = {}
+    made, account = {}, rows.account
     for name in _NAMES:
         frame = rows.frames[name]
-        made[name] = task.tokenised(frame, tokenizer)
+        made[name], of_split = task.tokenised(frame, tokenizer, of=name)
+        account += of_split
         if empty := np.flatnonzero(made[name].lengths == 0).tolist():
             raise InputError(
                 f"the {name} split of {task.name!r} has a text without tokens, "
                 f"{frame['text'].iloc[empty[0]][:60]!r}: remove its row"
             )
         for field in dataclasses.fields(Split):
-            total.update(getattr(made[name], field.name).tobytes())
-    return Splits(**made, labels=rows.labels, sha256=total.hexdigest(), account=rows.account)
+            # The hash of a classification split is that of older versions.
+            if field.name not in ("scored", "text_bytes") or made[name].scored.any():
+                total.update(getattr(made[name], field.name).tobytes())
+    return Splits(**made, labels=rows.labels, sha256=total.hexdigest(), account=account)
 
 
 def encoded(
     tokenizer: Any, texts: Sequence[Sequence[str]], *, max_length: int, labels: np.ndarray
 ) -> Split:
-    """Tokenise texts, or pairs of texts, and concatenate them.
+    """Tokenise texts, or pairs of texts, and concatenate them; no token is to be predicted.
 
     Args:
         texts: The texts; the second list, if there is one, holds the second text of each pair.
@@ -195,14 +225,17 @@ def encoded(
     )
     lengths = [len(tokens) for tokens in found["input_ids"]]
     return Split(
-        ids=_joined(found["input_ids"], np.int32),
-        types=_joined(found["token_type_ids"], np.int8),
+        ids=joined(found["input_ids"], np.int32),
+        types=joined(found["token_type_ids"], np.int8),
         offsets=np.cumsum([0, *lengths], dtype=np.int64),
         labels=labels.astype(np.int64),
+        scored=np.zeros(sum(lengths), dtype=bool),
+        text_bytes=np.zeros(len(lengths), dtype=np.int64),
     )
 
 
-def _joined(lists: Sequence[Sequence[int]], dtype: type) -> np.ndarray:
+def joined(lists: Sequence[Sequence[int]], dtype: type) -> np.ndarray:
+    """Concatenate the values of all texts."""
     return np.concatenate([np.asarray(each, dtype=dtype) for each in lists])
 
 

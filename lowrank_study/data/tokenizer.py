@@ -24,6 +24,21 @@ def load_tokenizer(model_folder: Path) -> Any:
     return tokenizer
 
 
+def end_id(tokenizer: Any) -> int:
+    """Return the id of the token that ends a text."""
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            f"{tokenizer.name_or_path}: its tokenizer has no token that ends a text, so a model "
+            'would never stop: name one in tokenizer_config.json, as in "eos_token": "</s>"'
+        )
+    return int(tokenizer.eos_token_id)
+
+
+def start_id(tokenizer: Any) -> int:
+    """Return the id of the token that starts a text; the end token if there is none."""
+    return end_id(tokenizer) if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)
+
+
 def has_tokenizer(model_folder: Path) -> bool:
     """Return whether a folder holds a tokenizer; the checkpoint of a run has none."""
     return bool(_files(model_folder))

@@ -1,8 +1,9 @@
 """What a kind of task is, and how its class is found.
 
-Each module here but `metric.py` holds one kind: a frozen record of a data set and its splits that
-also knows what a model is asked about each example. The module has the name that `task.kind` gives
-in YAML, so a new kind is one module and one file in `conf/task/`; there is no list to edit.
+Each module here but `metric.py` and `causal.py` (what language models share) holds one kind: a
+frozen record of a data set and its splits that also knows what a model is asked about each example.
+The module has the name that `task.kind` gives in YAML, so a new kind is one module and one file in
+`conf/task/`; there is no list to edit.
 
     >>> task_named("classification").metric.name
     'accuracy'
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from lowrank_study.config.fields import Fields
-    from lowrank_study.data.splits import Split, SplitRows
+    from lowrank_study.data.splits import Account, Split, SplitRows
     from lowrank_study.spec import Asset
     from lowrank_study.tasks.metric import Metric
     from lowrank_study.training.batches import Batch
@@ -72,6 +73,8 @@ class Task(Variant, ABC):
     """What a model for this kind is, as in `a sequence classifier`."""
     scores_tokens: ClassVar[bool] = False
     """Whether the model scores each token, as a language model does, or each text."""
+    reads_files: ClassVar[bool] = False
+    """Whether a file that is not a table, such as a text or source code, is one row."""
     score_columns: ClassVar[tuple[str, ...]] = ("label", "predicted")
     """The columns of a run's predictions that `scores` and `weights` read."""
 
@@ -106,8 +109,12 @@ class Task(Variant, ABC):
         """Read the rows, split them and check that a model can learn from them."""
 
     @abstractmethod
-    def tokenised(self, rows: pd.DataFrame, tokenizer: Any) -> Split:
-        """Turn the rows of one split into token ids, with what is asked of each example."""
+    def tokenised(self, rows: pd.DataFrame, tokenizer: Any, *, of: str) -> tuple[Split, Account]:
+        """Turn the rows of one split into token ids, with what is asked of each example.
+
+        Args:
+            of: Name of the split, for messages.
+        """
 
     # Model
 
@@ -149,10 +156,18 @@ class Task(Variant, ABC):
     def loss_terms(batch: Batch) -> int:
         """Return how many terms the sum of a batch's loss has; training divides by it."""
 
+    @classmethod
+    def answers(cls, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Return what is kept of the model's output, (N,) each: the loss, in float64, and others.
+
+        `scores` and `batch` are those of `loss`.
+        """
+        return {"loss": cls.loss(scores, batch, reduction="none").double()}
+
     @staticmethod
-    @abstractmethod
-    def predicted(scores: Tensor, batch: Batch) -> Tensor:
-        """Return the model's answer to each example, (N,)."""
+    def rows(split: Split, answers: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the columns of a split's `Predictions` from its `answers`."""
+        return {"label": split.labels, **answers}
 
     @staticmethod
     @abstractmethod
@@ -195,6 +210,8 @@ class Task(Variant, ABC):
 
 BASE = "base_"
 """Prefix of the columns with the base model's predictions."""
+_NOT_KINDS = ("causal", "metric")
+"""Modules here that hold no kind of task."""
 Kind = Task | type[Task]
 """A task, or its class where the settings don't matter."""
 
@@ -204,27 +221,28 @@ class Predictions:
     """A model's predictions on every example of a split, in the split's order."""
 
     task: Kind
-    labels: np.ndarray
-    """What is asked of each example: the true class number in classification."""
-    predicted: np.ndarray
-    """What the model answers."""
-    losses: np.ndarray
-    """Loss of each example, nats."""
+    columns: dict[str, np.ndarray]
+    """Columns of the file that a run keeps: `label`, `loss` and others of the task."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """What is asked of each example: the true class number in classification."""
+        return self.columns["label"]
+
+    @property
+    def losses(self) -> np.ndarray:
+        """Loss of each example, nats."""
+        return self.columns["loss"]
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics of the split."""
         return self.task.metrics(self)
 
-    @property
-    def columns(self) -> dict[str, np.ndarray]:
-        """Columns of the file that a run keeps."""
-        return {"label": self.labels, "predicted": self.predicted, "loss": self.losses}
-
 
 def task_names() -> list[str]:
     """Return the names of all kinds of task, sorted."""
     modules = pkgutil.iter_modules(__path__)
-    return sorted(module.name for module in modules if module.name != "metric")
+    return sorted(module.name for module in modules if module.name not in _NOT_KINDS)
 
 
 def task_named(name: str) -> type[Task]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lowrank_study.config.fields import Fields
     from lowrank_study.data.reading import Rows
     from lowrank_study.data.selection import Selected
-    from lowrank_study.data.splits import Split, SplitRows
+    from lowrank_study.data.splits import Account, Split, SplitRows
     from lowrank_study.training.batches import Batch
 
 
@@ -122,15 +122,14 @@ class Classification(Task):
             warnings=[*warnings, *found.warnings],
         )
 
-    def tokenised(self, rows: pd.DataFrame, tokenizer: Any) -> Split:
+    def tokenised(self, rows: pd.DataFrame, tokenizer: Any, *, of: str) -> tuple[Split, Account]:
         """Turn texts into token ids, with the class number of each text."""
-        from lowrank_study.data.splits import encoded
+        from lowrank_study.data.splits import NO_ACCOUNT, encoded
 
         columns = [name for name in ("text", "text_pair") if name in rows]
         texts = [rows[name].tolist() for name in columns]
-        return encoded(
-            tokenizer, texts, max_length=self.max_length, labels=rows["label"].to_numpy()
-        )
+        labels = rows["label"].to_numpy()
+        return encoded(tokenizer, texts, max_length=self.max_length, labels=labels), NO_ACCOUNT
 
     @staticmethod
     def model_class() -> Any:
@@ -179,15 +178,16 @@ class Classification(Task):
         """Return the number of texts."""
         return len(batch.lengths)
 
-    @staticmethod
-    def predicted(scores: Tensor, batch: Batch) -> Tensor:
-        """Return the class of the highest score."""
-        return scores.argmax(-1)
+    @classmethod
+    def answers(cls, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Return the class of the highest score, and the loss."""
+        loss_N = cls.loss(scores, batch, reduction="none").double()
+        return {"predicted": scores.argmax(-1), "loss": loss_N}
 
     @staticmethod
     def metrics(predictions: Predictions) -> dict[str, float]:
         """Return accuracy, macro-averaged F1, mean loss, and the commonest class's share."""
-        labels, predicted = predictions.labels, predictions.predicted
+        labels, predicted = predictions.labels, predictions.columns["predicted"]
         return {
             "accuracy": float((labels == predicted).mean()),
             "macro_f1": _macro_f1(labels, predicted),

@@ -84,3 +84,17 @@ ACCURACY = Metric(
     baseline="chance",
     chance="predicting the commonest class",
 )
+
+NATS_PER_TOKEN = Metric(
+    name="nats_per_token",
+    label="loss",
+    higher_is_better=False,
+    lowest=0.0,
+    highest=math.inf,
+    is_binary=False,
+    points="nats per token",
+    points_per_unit=1,
+    chance_name=None,
+    baseline="the base model",
+    chance="before fine-tuning",
+)

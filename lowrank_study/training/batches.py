@@ -29,6 +29,8 @@ class Batch:
     types_T: torch.Tensor
     """Segment of each token."""
     labels_N: torch.Tensor
+    scored_T: torch.Tensor
+    """Whether each token is to be predicted from those before it."""
 
     def parts(self, tokens: int, *, least: int = 1) -> "Iterator[Batch]":
         """Yield parts of whole texts, each of at most `tokens` tokens, or of `least` longer texts.
@@ -44,13 +46,14 @@ class Batch:
                 ids_T=self.ids_T[first:last],
                 types_T=self.types_T[first:last],
                 labels_N=self.labels_N[start:end],
+                scored_T=self.scored_T[first:last],
             )
 
     def filled(self, multiple: int) -> "Batch":
         """Return the batch with one more text, so that its tokens are a multiple of a number.
 
-        That text repeats the first tokens. It is left out if it would be longer than all others,
-        because the model may have no positions for it.
+        That text repeats the first tokens, and none of it is scored. It is left out if it would be
+        longer than all others, because the model may have no positions for it.
         """
         more = -len(self.ids_T) % multiple
         if not 0 < more <= max(self.lengths):
@@ -61,6 +64,7 @@ class Batch:
             ids_T=torch.cat([self.ids_T, self.ids_T[:more]]),
             types_T=torch.cat([self.types_T, self.types_T[:more]]),
             labels_N=torch.cat([self.labels_N, self.labels_N[:1]]),
+            scored_T=torch.cat([self.scored_T, torch.zeros_like(self.scored_T[:more])]),
         )
 
 
@@ -111,13 +115,19 @@ def extreme_texts(splits: Sequence[Split], count: int) -> Batch:
     count = min(count, len(order), _MOST_EXTREME)
     alternating = [place for step in range(count) for place in (-1 - step, step)][:count]
     chosen = [(splits[owners[n]], rows[n]) for n in order[alternating]]
-    ids = [split.tokens(row) for split, row in chosen]
-    types = [split.types[split.offsets[row] : split.offsets[row + 1]] for split, row in chosen]
+    places = [slice(split.offsets[row], split.offsets[row + 1]) for split, row in chosen]
+
+    def of_tokens(name: str) -> np.ndarray:
+        values = zip(chosen, places, strict=True)
+        return np.concatenate([getattr(split, name)[place] for (split, _), place in values])
+
     together = Split(
-        ids=np.concatenate(ids),
-        types=np.concatenate(types),
-        offsets=np.cumsum([0, *(len(tokens) for tokens in ids)]),
+        ids=of_tokens("ids"),
+        types=of_tokens("types"),
+        offsets=np.cumsum([0, *(place.stop - place.start for place in places)]),
         labels=np.array([split.labels[row] for split, row in chosen]),
+        scored=of_tokens("scored"),
+        text_bytes=np.array([split.text_bytes[row] for split, row in chosen]),
     )
     return batch_of(together, np.arange(len(chosen)))
 
@@ -131,6 +141,7 @@ def batch_of(split: Split, rows: np.ndarray) -> Batch:
         ids_T=torch.from_numpy(split.ids[where].astype(np.int64)),
         types_T=torch.from_numpy(split.types[where].astype(np.int64)),
         labels_N=torch.from_numpy(split.labels[rows]),
+        scored_T=torch.from_numpy(split.scored[where]),
     )
 
 

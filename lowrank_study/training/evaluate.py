@@ -1,5 +1,6 @@
 """Predictions of a model on a split."""
 
+from collections import defaultdict
 from collections.abc import Callable
 
 import numpy as np
@@ -29,15 +30,14 @@ def predict(
     precision: str,
 ) -> Predictions:
     """Return predictions on a whole split, which is read in batches of at most `tokens`."""
-    predicted = np.zeros(len(split), dtype=np.int64)
-    losses = np.zeros(len(split), dtype=np.float64)
+    found: dict[str, list[np.ndarray]] = defaultdict(list)
     for batch in evaluation_batches(split, tokens=tokens):
         with autocast(device, precision):
-            found = scores(batch)
-        loss_N = task.loss(found, batch, reduction="none")
-        predicted[batch.rows] = task.predicted(found, batch).cpu().numpy()
-        losses[batch.rows] = loss_N.double().cpu().numpy()
-    return Predictions(task=task, labels=split.labels, predicted=predicted, losses=losses)
+            scored = scores(batch)
+        for name, values_N in task.answers(scored, batch).items():
+            found[name].append(values_N.cpu().numpy())
+    columns = {name: np.concatenate(parts) for name, parts in found.items()}
+    return Predictions(task=task, columns=task.rows(split, columns))
 
 
 def batch_tokens(model: nn.Module, *, precision: str, reference: bool) -> int:

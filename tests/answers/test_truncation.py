@@ -78,7 +78,7 @@ def test_the_full_rank_is_the_run_and_rank_0_only_its_head(results: Path) -> Non
         model.keep(updates, sides)
         whole = model.predict()
     assert all(torch.equal(p, tuned[name]) for name, p in model._model.named_parameters())
-    np.testing.assert_array_equal(whole.predicted, recorded["predicted"])
+    np.testing.assert_array_equal(whole.columns["predicted"], recorded["predicted"])
     np.testing.assert_array_equal(whole.losses, recorded["loss"])
     assert truncated_model.metrics()["loss"] != whole.metrics()["loss"]
 

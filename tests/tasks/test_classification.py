@@ -17,6 +17,7 @@ def batch_of(labels: list[int]) -> Batch:
         ids_T=torch.zeros(len(labels), dtype=torch.long),
         types_T=torch.zeros(len(labels), dtype=torch.long),
         labels_N=torch.tensor(labels),
+        scored_T=torch.zeros(len(labels), dtype=torch.bool),
     )
 
 
@@ -28,15 +29,19 @@ def test_loss_and_answers() -> None:
     total = Classification.loss(scores_NC, batch, reduction="sum")
     torch.testing.assert_close(total, expected.sum())
     assert Classification.loss_terms(batch) == 2
-    assert Classification.predicted(scores_NC, batch).tolist() == [0, 2]
+    answers = Classification.answers(scores_NC, batch)
+    assert answers["predicted"].tolist() == [0, 2]
+    torch.testing.assert_close(answers["loss"], expected.double())
 
 
 def test_metrics_and_scores_agree() -> None:
     predictions = Predictions(
         task=Classification,
-        labels=np.array([0, 0, 0, 1, 2]),
-        predicted=np.array([0, 0, 1, 1, 1]),
-        losses=np.array([0.1, 0.2, 0.3, 0.4, 0.5]),
+        columns={
+            "label": np.array([0, 0, 0, 1, 2]),
+            "predicted": np.array([0, 0, 1, 1, 1]),
+            "loss": np.array([0.1, 0.2, 0.3, 0.4, 0.5]),
+        },
     )
     metrics = predictions.metrics()
     assert metrics["accuracy"] == 0.6

@@ -23,6 +23,8 @@ def split_of(lengths: list[int]) -> Split:
         types=np.zeros(offsets[-1], dtype=np.int8),
         offsets=offsets.astype(np.int64),
         labels=np.arange(len(lengths)) % 2,
+        scored=np.arange(offsets[-1]) % 3 > 0,
+        text_bytes=np.arange(len(lengths)),
     )
 
 
@@ -87,11 +89,13 @@ def test_a_filled_batch_repeats_its_first_tokens_as_one_more_text() -> None:
         ids_T=torch.arange(7),
         types_T=torch.zeros(7, dtype=torch.long),
         labels_N=torch.tensor([1, 0]),
+        scored_T=torch.ones(7, dtype=torch.bool),
     )
     filled = batch.filled(10)
     assert filled.lengths == (3, 4, 3)
     assert filled.ids_T.tolist() == [*range(7), 0, 1, 2]
     assert len(filled.types_T) == 10
+    assert filled.scored_T.tolist() == [True] * 7 + [False] * 3
     assert len(filled.rows) == len(filled.labels_N) == 3
     assert batch.filled(7) is batch
     assert batch.filled(32) is batch, "25 tokens would be longer than the longest text"

@@ -82,10 +82,9 @@ def test_an_evaluation_in_between_keeps_the_best_step(
     def predict_with(task: Task, scores: member.Scores, split: Split, **options: Any) -> object:
         found = real(task, scores, split, **options)
         if len(split) == 40 and (wanted := next(accuracies, None)):  # validation, twice
-            found.predicted[:] = found.labels
-            found.predicted[: round(40 * (1 - wanted))] = (
-                1 - found.labels[: round(40 * (1 - wanted))]
-            )
+            predicted, wrong = found.columns["predicted"], round(40 * (1 - wanted))
+            predicted[:] = found.labels
+            predicted[:wrong] = 1 - found.labels[:wrong]
         return found
 
     monkeypatch.setattr(member, "predict", predict_with)

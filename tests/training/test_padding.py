@@ -116,6 +116,7 @@ def test_a_padding_token_inside_a_text_is_read_as_the_stock_model_reads_it(
         ids_T=torch.tensor([8, 3, 9, 3, 3, 3, 5, 6, 7, 3]),
         types_T=torch.zeros(10, dtype=torch.long),
         labels_N=torch.tensor([0, 1, 0]),
+        scored_T=torch.zeros(10, dtype=torch.bool),
     )
     with torch.no_grad():
         expected = torch.cat([padded_scores(model.eval(), t, CPU, 3)[0] for t in batch.parts(1)])

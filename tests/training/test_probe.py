@@ -19,6 +19,8 @@ def split_of(lengths: list[int]) -> Split:
         types=np.zeros(total, dtype=np.int8),
         offsets=np.cumsum([0, *lengths]),
         labels=np.arange(len(lengths)) % 2,
+        scored=np.zeros(total, dtype=bool),
+        text_bytes=np.zeros(len(lengths), dtype=np.int64),
     )
 
 

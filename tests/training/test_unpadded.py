@@ -39,6 +39,8 @@ def texts() -> Batch:
         types=generator.integers(0, 2, offsets[-1]).astype(np.int8),
         offsets=offsets.astype(np.int64),
         labels=np.array([0, 1, 2, 0, 1, 2]),
+        scored=np.zeros(offsets[-1], dtype=bool),
+        text_bytes=np.zeros(len(LENGTHS), dtype=np.int64),
     )
     return batch_of(split, np.arange(len(LENGTHS)))
 
@@ -91,6 +93,7 @@ def test_a_text_does_not_see_its_neighbours(family: str, tiny_model: Callable[[s
             ids_T=texts().ids_T[start : start + length],
             types_T=texts().types_T[start : start + length],
             labels_N=texts().labels_N[number : number + 1],
+            scored_T=texts().scored_T[start : start + length],
         )
         found = unpadded_scores(model, alone, CPU)[0]
         torch.testing.assert_close(found[0], together[number], rtol=1e-11, atol=1e-11)
