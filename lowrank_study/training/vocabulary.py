@@ -1,0 +1,161 @@
+"""The loss of tokens under a language model, without keeping logits.
+
+The logits of 1,500 tokens over 49,152 words take 295 MB in fp32, and autograd would keep several
+tensors of that size. Here the logits of a few tokens at a time become losses and gradients of the
+hidden states, and are dropped.
+
+    >>> losses_RM = token_losses(hidden_RMD, targets_M, logits_of=head, trained=[])
+    >>> losses_RM.sum().backward()
+
+`native/cross_entropy.c` computes the softmax in fp32, in two passes over a row that is in the cache.
+
+Letters: R runs, M tokens whose loss is computed, D features, V words of the vocabulary.
+"""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from lowrank_study import native
+
+_LOGITS = 2**25
+"""Logits that are computed at once, unless those of one token are more."""
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+
+Head = Callable[[Tensor], Tensor]
+"""A function from hidden states, (R, m, D), to logits, (R, m, V)."""
+
+
+def token_losses(
+    hidden_RMD: Tensor,
+    targets_M: Tensor,
+    *,
+    logits_of: Head,
+    words: int,
+    trained: Sequence[nn.Parameter],
+) -> Tensor:
+    """Return the loss of each token, -log p(target | hidden), in nats, (R, M), in fp32.
+
+    Gradients are computed with the losses. Those of trained parameters are sums over tokens, so a
+    loss that is made from these losses must give all tokens the same weight.
+
+    Args:
+        logits_of: Maps hidden states to logits.
+        words: Size V of the vocabulary.
+        trained: The trained parameters that `logits_of` reads.
+    """
+    if torch.is_grad_enabled() and (hidden_RMD.requires_grad or trained):
+        losses: Tensor = _TokenLosses.apply(hidden_RMD, targets_M, logits_of, words, *trained)  # type: ignore[no-untyped-call]
+        return losses
+    losses = hidden_RMD.new_empty(hidden_RMD.shape[:2], dtype=torch.float32)
+    for some in _slices(hidden_RMD, words):
+        logits_RmV = logits_of(hidden_RMD[:, some])
+        losses[:, some], _ = cross_entropy(logits_RmV, targets_M[some], with_gradient=False)
+    return losses
+
+
+def _slices(hidden_RMD: Tensor, words: int) -> list[slice]:
+    runs, tokens, _ = hidden_RMD.shape
+    step = max(1, _LOGITS // (runs * words))
+    return [slice(start, start + step) for start in range(0, tokens, step)]
+
+
+class _TokenLosses(torch.autograd.Function):
+    """Losses of tokens; the forward pass also computes the gradients of their sum."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_RMD: Tensor,
+        targets_M: Tensor,
+        logits_of: Head,
+        words: int,
+        *trained: nn.Parameter,
+    ) -> Tensor:
+        losses_RM = hidden_RMD.new_empty(hidden_RMD.shape[:2], dtype=torch.float32)
+        gradients: list[Tensor | None] = [None] * len(trained)
+        of_hidden = torch.empty_like(hidden_RMD)
+        for some in _slices(hidden_RMD, words):
+            with torch.enable_grad():
+                hidden = hidden_RMD[:, some].detach().requires_grad_()
+                logits_RmV = logits_of(hidden)
+            losses_RM[:, some], of_logits = cross_entropy(
+                logits_RmV.detach(), targets_M[some], with_gradient=True
+            )
+            [of_hidden[:, some], *found] = torch.autograd.grad(
+                logits_RmV, [hidden, *trained], of_logits, allow_unused=True
+            )
+            gradients = [_sum(a, b) for a, b in zip(gradients, found, strict=True)]
+        ctx.save_for_backward(of_hidden, *gradients)
+        return losses_RM
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, weights_RM: Tensor) -> tuple[Tensor | None, ...]:
+        of_hidden, *gradients = ctx.saved_tensors
+        weight = weights_RM[0, 0]
+        assert not gradients or (weights_RM == weight).all()
+        of_trained = [None if each is None else each.mul_(weight) for each in gradients]
+        return of_hidden * weights_RM[..., None], None, None, None, *of_trained
+
+
+def _sum(total: Tensor | None, more: Tensor | None) -> Tensor | None:
+    if total is None or more is None:
+        return more if total is None else total
+    return total.add_(more)
+
+
+class _CrossEntropy(ctypes.Structure):
+    """`struct cross_entropy` of `native/cross_entropy.c`."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("logits", "targets", "losses", "gradient")),
+        *((name, ctypes.c_int64) for name in ("rows", "columns", "type")),
+    )
+
+
+def cross_entropy(
+    logits_RmV: Tensor, targets_m: Tensor, *, with_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the losses of tokens, (R, m), in fp32, and the gradient of their sum, (R, m, V)."""
+    targets = targets_m.expand(logits_RmV.shape[:2])
+    code = _code(logits_RmV)
+    if code is None:
+        return _plain_cross_entropy(logits_RmV, targets, with_gradient=with_gradient)
+    logits, targets = logits_RmV.contiguous(), targets.contiguous()
+    losses = logits.new_empty(targets.shape, dtype=torch.float32)
+    gradient = torch.empty_like(logits) if with_gradient else None
+    work = _CrossEntropy(
+        logits.data_ptr(),
+        targets.data_ptr(),
+        losses.data_ptr(),
+        None if gradient is None else gradient.data_ptr(),
+        targets.numel(),
+        logits.shape[-1],
+        _DTYPES[logits.dtype],
+    )
+    code.cross_entropy(ctypes.byref(work), torch.get_num_threads())
+    return losses, gradient
+
+
+def _code(logits: Tensor) -> ctypes.CDLL | None:
+    """Return the compiled code if it supports the logits."""
+    is_covered = logits.is_cpu and logits.dtype in _DTYPES
+    return native.library("cross_entropy.c") if is_covered else None
+
+
+def _plain_cross_entropy(
+    logits: Tensor, targets: Tensor, *, with_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    log_softmax = functional.log_softmax(logits.float(), -1)
+    losses = -log_softmax.gather(-1, targets[..., None])[..., 0]
+    if not with_gradient:
+        return losses, None
+    softmax = log_softmax.exp_()
+    softmax.scatter_add_(-1, targets[..., None], -torch.ones_like(losses)[..., None])
+    return losses, softmax.to(logits.dtype)
