@@ -146,7 +146,8 @@ class Task(Variant, ABC):
         """Return the loss of a batch in nats: its sum, or one value an example, (N,).
 
         Args:
-            scores: The model's output: (N, C), or (T, C) for the T tokens if it scores tokens.
+            scores: The model's output, (N, C). If it scores tokens, the losses of the S scored
+                tokens, (S,), in nats. Training needs the same weight of each token in the sum.
             batch: The N texts.
             reduction: `sum` is divided by `loss_terms`; `none` gives one value for each text.
         """

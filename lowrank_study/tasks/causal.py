@@ -103,27 +103,16 @@ class CausalTask(Task):
 
     @staticmethod
     def loss(scores: Tensor, batch: Batch, *, reduction: Literal["sum", "none"]) -> Tensor:
-        """Return the negative log-likelihood of the scored tokens, (N,) or its sum.
-
-        The scores at a token, (T, C), are those of the next one. The first token of a text is never
-        scored.
-        """
+        """Return the losses of texts, (N,), or their sum, from those of the scored tokens, (S,)."""
         import torch
-        from torch.nn.functional import cross_entropy
 
-        where_S = batch.scored_T.nonzero()[:, 0]
-        loss_S = cross_entropy(
-            scores[(where_S - 1).to(scores.device)].float(),
-            batch.ids_T[where_S].to(scores.device),
-            reduction="none",
-        )
         if reduction == "sum":
-            return loss_S.sum()
+            return scores.sum()
         lengths = torch.tensor(batch.lengths)
         text_T = torch.arange(len(lengths)).repeat_interleave(lengths)
-        text_S = text_T.to(where_S.device)[where_S].to(loss_S.device)
-        return loss_S.new_zeros(len(lengths), dtype=torch.float64).index_add(
-            0, text_S, loss_S.double()
+        text_S = text_T[batch.scored_S].to(scores.device)
+        return scores.new_zeros(len(lengths), dtype=torch.float64).index_add(
+            0, text_S, scores.double()
         )
 
     @staticmethod

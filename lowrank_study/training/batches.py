@@ -19,7 +19,7 @@ _MOST_EXTREME = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Some texts of a split, concatenated: N texts with T tokens in total."""
+    """Some texts of a split, concatenated: N texts with T tokens in total, S of them scored."""
 
     rows: np.ndarray
     """Numbers of the texts' rows in the split, (N,)."""
@@ -31,6 +31,11 @@ class Batch:
     labels_N: torch.Tensor
     scored_T: torch.Tensor
     """Whether each token is to be predicted from those before it."""
+
+    @property
+    def scored_S(self) -> torch.Tensor:
+        """Position of each scored token; the first token of a text is never scored."""
+        return self.scored_T.nonzero()[:, 0]
 
     def parts(self, tokens: int, *, least: int = 1) -> "Iterator[Batch]":
         """Yield parts of whole texts, each of at most `tokens` tokens, or of `least` longer texts.

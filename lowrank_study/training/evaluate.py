@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_study.data.splits import Split
-from lowrank_study.methods.layers.modules import task_of
 from lowrank_study.tasks import Kind, Predictions
 from lowrank_study.training.batches import Batch, evaluation_batches
 from lowrank_study.training.unpadded import can_unpad, part_tokens
@@ -42,7 +41,7 @@ def predict(
 
 def batch_tokens(model: nn.Module, *, precision: str, reference: bool) -> int:
     """Return how many tokens a model should read at once; `reference` pads its texts."""
-    if reference or not can_unpad(model) or task_of(model).scores_tokens:
+    if reference or not can_unpad(model):
         return _TOKENS
     return max(_TOKENS, _TRAINING_PASSES * part_tokens(model, precision))
 

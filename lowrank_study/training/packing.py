@@ -13,7 +13,7 @@ pack, bit by bit on x86. In fp32, sums in another order change losses by less th
     >>> scores_RNC = pack.scores(batch)
     >>> pack.drop(2)                       # the third run has diverged
 
-Letters: R runs, N texts, C classes.
+Letters: R runs, N texts, S scored tokens, C classes.
 """
 
 import contextlib
@@ -84,11 +84,14 @@ class Pack:
         return [batch] if self._plain else batch.parts(part_tokens(self._joint, precision))
 
     def scores(self, batch: Batch) -> Tensor:
-        """Return the class scores of all active runs in training mode, (R, N, C)."""
+        """Return the scores of all active runs in training mode, (R, N, C).
+
+        Where the task scores tokens, they are the losses of tokens, (R, S).
+        """
         return self._scores(self._in_mode(self._joint, True), batch, len(self.active))
 
     def scores_of(self, number: int, batch: Batch) -> Tensor:
-        """Return the class scores of one run in evaluation mode, (N, C)."""
+        """Return the scores of one run in evaluation mode, (N, C) or (S,)."""
         return self._scores(self._in_mode(self._models[number], False), batch, 1)[0]
 
     def _in_mode(self, model: nn.Module, training: bool) -> nn.Module:
@@ -118,7 +121,7 @@ class Pack:
                 first,
                 task_of(first),
                 evaluate=lambda text: self._padded(first.eval(), text)[0],
-                train=lambda text: self._padded(first.train(), text)[0],
+                train=lambda text: self._padded(first.train(), text),
                 parts=sample.parts(1),
             )
         )
@@ -136,11 +139,13 @@ class Pack:
                 self._models[0],
                 task_of(self._models[0]),
                 evaluate=partial(self.scores_of, 0),
-                train=lambda part: self.scores(part)[0],
+                train=self.scores,
                 # A text and its neighbour: more would need more memory than training in bf16.
                 parts=[sample] if self._plain else sample.parts(1, least=2),
             )
         )
+        for model in self._models:
+            model.zero_grad()
         changed = found if isinstance(found, str) else difference(found, alone)
         if changed is None:
             return

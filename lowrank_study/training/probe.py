@@ -24,7 +24,7 @@ _NEGLIGIBLE = 1e-5
 """Share of the total gradient below which a parameter's gradient counts as rounding."""
 
 Scores = Callable[[Batch], Tensor]
-"""A function that returns the class scores of a batch, (N, C)."""
+"""A function that returns the scores of a batch: (N, C), or (S,) for a task that scores tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class Findings:
     """Scores and gradients of a batch on one path."""
 
     scores: dict[str, Tensor]
-    """Class scores, (N, C), in evaluation and in training."""
+    """Scores in evaluation and in training."""
     gradients: dict[str, Tensor]
     """Gradients of the summed loss, by the name of the trained parameter."""
 
@@ -40,7 +40,13 @@ class Findings:
 def findings(
     model: nn.Module, task: type[Task], evaluate: Scores, train: Scores, parts: Iterable[Batch]
 ) -> Findings:
-    """Return scores and gradients of a batch that is computed part by part; clear the gradients."""
+    """Return scores and gradients of a batch that is computed part by part; clear the gradients.
+
+    Args:
+        evaluate: Returns the scores of the model.
+        train: Returns the scores of every run of its pack, of which the model's are the first.
+        parts: The batch.
+    """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     evaluated, in_training = [], []
     with _WithoutDropout():
@@ -48,10 +54,10 @@ def findings(
             with torch.no_grad():
                 evaluated.append(evaluate(part))
             if trained:
-                scores_NC = train(part)
-                loss = task.loss(scores_NC, part, reduction="sum")
-                loss.backward()  # type: ignore[no-untyped-call]
-                in_training.append(scores_NC.detach())
+                scores_R = train(part)
+                losses_R = [task.loss(scores, part, reduction="sum") for scores in scores_R]
+                torch.stack(losses_R).sum().backward()  # type: ignore[no-untyped-call]
+                in_training.append(scores_R[0].detach())
     gradients = {name: p.grad for name, p in trained.items() if p.grad is not None}
     for parameter in trained.values():
         parameter.grad = None

@@ -7,7 +7,8 @@ another order. Three parts differ:
 1. Attention goes text by text (`attention.py`).
 2. The head gets one vector for each text: that of the first token (encoders), that of the last
    token that is not padding (decoders), or the mean of all tokens. If the task scores tokens, the
-   head gets every token.
+   head gets the token before each scored one, and the result is the loss of each scored token
+   (`vocabulary.py`).
 3. The last layer of BERT and RoBERTa computes its output only for the tokens that the head reads.
 
     >>> unpad(model)
@@ -15,17 +16,20 @@ another order. Three parts differ:
 
 `padded_scores` is the stock forward pass on padded texts, with which this one is compared.
 
-Letters: R runs, N texts, T tokens of all texts, D features, K features of a head, C classes. Where
-a task scores tokens, N in the shape of scores stands for T.
+Letters: R runs, N texts, T tokens of all texts, S scored tokens, D features, K features of a head,
+C classes, V words of the vocabulary. Where a task scores tokens, scores are (R, S) instead of
+(R, N, C).
 """
 
 import types
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import (
     BaseModelOutputWithPoolingAndCrossAttentions as BackboneOutput,
@@ -39,6 +43,7 @@ from lowrank_study.training.batches import Batch, padded
 from lowrank_study.training.elementwise import use_native_functions
 from lowrank_study.training.embeddings import keep_gradients
 from lowrank_study.training.norms import use_native_norms
+from lowrank_study.training.vocabulary import token_losses
 
 _MOST_TOKENS, _LEAST_TOKENS = 512, 128
 _PART_FEATURES = {"fp32": 512 * 384, "bf16": 512 * 576}
@@ -59,13 +64,23 @@ class _Reading:
 
     inputs: dict[str, Tensor]
     read_N: Tensor | None
-    """Position in the row of the token that is read for each text; None reads the mean."""
-    reads_all: bool
-    """Whether the head reads every token instead."""
+    """Position in the row of the token that is read for each text; None reads the mean.
+
+    If the task scores tokens, the position of the token before each scored one."""
+    scores_tokens: bool
     lengths: tuple[int, ...]
 
 
+@dataclass
+class _Given(BackboneOutput):  # type: ignore[misc]
+    """Hidden states that are not computed again."""
+
+    router_logits: None = None  # of mixtures of experts
+
+
 _reading: ContextVar[_Reading] = ContextVar("reading")
+_hidden: ContextVar[Tensor | None] = ContextVar("hidden", default=None)
+"""Hidden states that the backbone returns instead of computing them."""
 
 
 def can_unpad(model: nn.Module) -> bool:
@@ -109,10 +124,27 @@ def part_tokens(model: nn.Module, precision: str) -> int:
 
 
 def unpadded_scores(model: nn.Module, batch: Batch, device: torch.device, runs: int = 1) -> Tensor:
-    """Return the class scores of concatenated texts, (R, N, C)."""
-    scores = len(batch.ids_T if task_of(model).scores_tokens else batch.lengths)
+    """Return the class scores of concatenated texts, (R, N, C), or losses of tokens, (R, S)."""
+    wanted = len(batch.lengths)
     if device.type == "cpu" and uses_onednn(torch.float32, torch.bfloat16):
         batch = batch.filled(_MULTIPLE)
+    texts, scores_tokens = len(batch.lengths), task_of(model).scores_tokens
+    reading = _reading_of(model, batch, device, runs)
+    token = _reading.set(reading)
+    try:
+        with texts_of(batch.lengths, runs):
+            if scores_tokens:
+                hidden_RSD = _backbone(model)().last_hidden_state
+                return _token_losses(model, hidden_RSD, _targets(batch).to(device))
+            # The head sees one token for each text of each run.
+            one_token_each = torch.zeros(runs * texts, 1, dtype=torch.long, device=device)
+            logits: Tensor = model(input_ids=one_token_each).logits
+    finally:
+        _reading.reset(token)
+    return logits.view(runs, texts, -1)[:, :wanted]
+
+
+def _reading_of(model: nn.Module, batch: Batch, device: torch.device, runs: int) -> _Reading:
     row = {
         "input_ids": batch.ids_T,
         "position_ids": _positions(_backbone(model), batch),
@@ -121,42 +153,66 @@ def unpadded_scores(model: nn.Module, batch: Batch, device: torch.device, runs: 
     }
     if _has_types(model):
         row["token_type_ids"] = batch.types_T
-    reads_all = task_of(model).scores_tokens
-    read = None if reads_all else _read_tokens(model, batch)
-    reading = _Reading(
+    scores_tokens = task_of(model).scores_tokens
+    read = batch.scored_S - 1 if scores_tokens else _read_tokens(model, batch)
+    return _Reading(
         # A GPU is not waited for.
         inputs={
             name: values.to(device, non_blocking=True).expand(runs, -1)
             for name, values in row.items()
         },
         read_N=None if read is None else read.to(device, non_blocking=True),
-        reads_all=reads_all,
+        scores_tokens=scores_tokens,
         lengths=batch.lengths,
     )
-    texts = len(batch.lengths)
-    token = _reading.set(reading)
+
+
+def _targets(batch: Batch) -> Tensor:
+    return batch.ids_T[batch.scored_S]
+
+
+def _token_losses(model: nn.Module, hidden_RSD: Tensor, targets_S: Tensor) -> Tensor:
+    """Return the losses of tokens from the hidden states of the tokens before them, (R, S)."""
+    backbone = _backbone(model)
+    in_backbone = {id(module) for module in backbone.modules()}
+    heads = [module for module in model.children() if id(module) not in in_backbone]
+    return token_losses(
+        hidden_RSD,
+        targets_S,
+        logits_of=partial(_logits, model),
+        words=int(model.config.get_text_config().vocab_size),  # type: ignore[operator, union-attr]
+        trained=[p for head in heads for p in head.parameters() if p.requires_grad],
+    )
+
+
+def _logits(model: nn.Module, hidden_RSD: Tensor) -> Tensor:
+    """Return the logits of hidden states, (R, S, V), by the model's own code after its backbone."""
+    token = _hidden.set(hidden_RSD)
     try:
-        with texts_of(batch.lengths, runs):
-            # The head sees one token for each text of each run.
-            one_token_each = torch.zeros(runs * texts, 1, dtype=torch.long, device=device)
-            logits: Tensor = model(input_ids=one_token_each).logits
+        logits: Tensor = model(input_ids=torch.zeros_like(hidden_RSD[..., 0]).long()).logits
     finally:
-        _reading.reset(token)
-    return logits.view(runs, len(batch.ids_T) if reads_all else texts, -1)[:, :scores]
+        _hidden.reset(token)
+    return logits
 
 
 def padded_scores(model: nn.Module, batch: Batch, device: torch.device, pad_id: int) -> Tensor:
-    """Return a stock model's class scores of texts padded to the longest, (1, N, C)."""
+    """Return a stock model's class scores of texts padded to the longest, (1, N, C).
+
+    If the task scores tokens, return the losses of these tokens, (1, S).
+    """
+    is_token = padded(torch.ones_like(batch.ids_T), batch.lengths, 0)
     inputs = {
         "input_ids": padded(batch.ids_T, batch.lengths, pad_id).to(device),
-        "attention_mask": padded(torch.ones_like(batch.ids_T), batch.lengths, 0).to(device),
+        "attention_mask": is_token.to(device),
     }
     if _has_types(model):
         inputs["token_type_ids"] = padded(batch.types_T, batch.lengths, 0).to(device)
     logits: Tensor = model(**inputs).logits
-    if task_of(model).scores_tokens:
-        return logits[inputs["attention_mask"].bool()][None]
-    return logits[None]
+    if not task_of(model).scores_tokens:
+        return logits[None]
+    logits_SV = logits[is_token.bool()][batch.scored_S - 1]
+    targets_S = _targets(batch).to(device)
+    return functional.cross_entropy(logits_SV.float(), targets_S, reduction="none")[None]
 
 
 def _has_types(model: nn.Module) -> bool:
@@ -231,16 +287,18 @@ def positions_of(model: nn.Module) -> int | None:
 def _read_of_each_text(self: Any, *_: Any, **__: Any) -> BackboneOutput:
     """Run the stock backbone on the row, and return one vector for each text, (R N, 1, D).
 
-    If the head reads every token, return all of them, (R, T, D).
+    If the task scores tokens, return the vector before each scored token, (R, S, D).
     """
+    if (given := _hidden.get()) is not None:
+        return _Given(last_hidden_state=given)
     reading = _reading.get()
     hidden = type(self).forward(self, **reading.inputs, use_cache=False).last_hidden_state
-    if reading.reads_all:
-        return BackboneOutput(last_hidden_state=hidden)
     if reading.read_N is None:
         hidden = torch.stack([of.mean(1) for of in hidden.split(list(reading.lengths), 1)], 1)
-    elif hidden.shape[1] != len(reading.lengths):  # else the last layer was narrowed
+    elif hidden.shape[1] != len(reading.read_N):  # else the last layer was narrowed
         hidden = hidden.index_select(1, reading.read_N)
+    if reading.scores_tokens:
+        return BackboneOutput(last_hidden_state=hidden)
     hidden = hidden.reshape(-1, 1, hidden.shape[-1])
     return BackboneOutput(last_hidden_state=hidden, pooler_output=_pooled(self, hidden))
 

@@ -4,12 +4,12 @@ The logits of 1,500 tokens over 49,152 words take 295 MB in fp32, and autograd w
 tensors of that size. Here the logits of a few tokens at a time become losses and gradients of the
 hidden states, and are dropped.
 
-    >>> losses_RM = token_losses(hidden_RMD, targets_M, logits_of=head, trained=[])
-    >>> losses_RM.sum().backward()
+    >>> losses_RS = token_losses(hidden_RSD, targets_S, logits_of=head, trained=[])
+    >>> losses_RS.sum().backward()
 
-`native/cross_entropy.c` computes the softmax in fp32, in two passes over a row that is in the cache.
+`native/cross_entropy.c` computes the softmax in fp32.
 
-Letters: R runs, M tokens whose loss is computed, D features, V words of the vocabulary.
+Letters: R runs, S scored tokens, s of them at a time, D features, V words of the vocabulary.
 """
 
 import ctypes
@@ -23,23 +23,23 @@ from torch.nn import functional
 
 from lowrank_study import native
 
-_LOGITS = 2**25
+_LOGITS = 12_000_000
 """Logits that are computed at once, unless those of one token are more."""
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 Head = Callable[[Tensor], Tensor]
-"""A function from hidden states, (R, m, D), to logits, (R, m, V)."""
+"""A function from hidden states, (R, s, D), to logits, (R, s, V)."""
 
 
 def token_losses(
-    hidden_RMD: Tensor,
-    targets_M: Tensor,
+    hidden_RSD: Tensor,
+    targets_S: Tensor,
     *,
     logits_of: Head,
     words: int,
     trained: Sequence[nn.Parameter],
 ) -> Tensor:
-    """Return the loss of each token, -log p(target | hidden), in nats, (R, M), in fp32.
+    """Return the loss of each token, -log p(target | hidden), in nats, (R, S), in fp32.
 
     Gradients are computed with the losses. Those of trained parameters are sums over tokens, so a
     loss that is made from these losses must give all tokens the same weight.
@@ -49,18 +49,18 @@ def token_losses(
         words: Size V of the vocabulary.
         trained: The trained parameters that `logits_of` reads.
     """
-    if torch.is_grad_enabled() and (hidden_RMD.requires_grad or trained):
-        losses: Tensor = _TokenLosses.apply(hidden_RMD, targets_M, logits_of, words, *trained)  # type: ignore[no-untyped-call]
+    if torch.is_grad_enabled() and (hidden_RSD.requires_grad or trained):
+        losses: Tensor = _TokenLosses.apply(hidden_RSD, targets_S, logits_of, words, *trained)  # type: ignore[no-untyped-call]
         return losses
-    losses = hidden_RMD.new_empty(hidden_RMD.shape[:2], dtype=torch.float32)
-    for some in _slices(hidden_RMD, words):
-        logits_RmV = logits_of(hidden_RMD[:, some])
-        losses[:, some], _ = cross_entropy(logits_RmV, targets_M[some], with_gradient=False)
+    losses = hidden_RSD.new_empty(hidden_RSD.shape[:2], dtype=torch.float32)
+    for some in _slices(hidden_RSD, words):
+        logits_RsV = logits_of(hidden_RSD[:, some])
+        losses[:, some], _ = cross_entropy(logits_RsV, targets_S[some], with_gradient=False)
     return losses
 
 
-def _slices(hidden_RMD: Tensor, words: int) -> list[slice]:
-    runs, tokens, _ = hidden_RMD.shape
+def _slices(hidden_RSD: Tensor, words: int) -> list[slice]:
+    runs, tokens, _ = hidden_RSD.shape
     step = max(1, _LOGITS // (runs * words))
     return [slice(start, start + step) for start in range(0, tokens, step)]
 
@@ -71,37 +71,41 @@ class _TokenLosses(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        hidden_RMD: Tensor,
-        targets_M: Tensor,
+        hidden_RSD: Tensor,
+        targets_S: Tensor,
         logits_of: Head,
         words: int,
         *trained: nn.Parameter,
     ) -> Tensor:
-        losses_RM = hidden_RMD.new_empty(hidden_RMD.shape[:2], dtype=torch.float32)
-        gradients: list[Tensor | None] = [None] * len(trained)
-        of_hidden = torch.empty_like(hidden_RMD)
-        for some in _slices(hidden_RMD, words):
+        """Return the losses, and keep the gradients of their sum."""
+        losses_RS = hidden_RSD.new_empty(hidden_RSD.shape[:2], dtype=torch.float32)
+        of_hidden = torch.empty_like(hidden_RSD) if ctx.needs_input_grad[0] else None
+        of_trained: list[Tensor | None] = [None] * len(trained)
+        for some in _slices(hidden_RSD, words):
             with torch.enable_grad():
-                hidden = hidden_RMD[:, some].detach().requires_grad_()
-                logits_RmV = logits_of(hidden)
-            losses_RM[:, some], of_logits = cross_entropy(
-                logits_RmV.detach(), targets_M[some], with_gradient=True
+                hidden = hidden_RSD[:, some].detach().requires_grad_(of_hidden is not None)
+                logits_RsV = logits_of(hidden)
+            losses_RS[:, some], of_logits = cross_entropy(
+                logits_RsV.detach(), targets_S[some], with_gradient=True
             )
-            [of_hidden[:, some], *found] = torch.autograd.grad(
-                logits_RmV, [hidden, *trained], of_logits, allow_unused=True
-            )
-            gradients = [_sum(a, b) for a, b in zip(gradients, found, strict=True)]
-        ctx.save_for_backward(of_hidden, *gradients)
-        return losses_RM
+            inputs = [*trained] if of_hidden is None else [*trained, hidden]
+            found = torch.autograd.grad(logits_RsV, inputs, of_logits, allow_unused=True)
+            if of_hidden is not None:
+                of_hidden[:, some] = found[-1]
+            of_trained = [_sum(a, b) for a, b in zip(of_trained, found, strict=False)]
+        ctx.save_for_backward(of_hidden, *of_trained)
+        return losses_RS
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, weights_RM: Tensor) -> tuple[Tensor | None, ...]:
-        of_hidden, *gradients = ctx.saved_tensors
-        weight = weights_RM[0, 0]
-        assert not gradients or (weights_RM == weight).all()
-        of_trained = [None if each is None else each.mul_(weight) for each in gradients]
-        return of_hidden * weights_RM[..., None], None, None, None, *of_trained
+    def backward(ctx: Any, weights_RS: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients, weighted as the losses are."""
+        of_hidden, *of_trained = ctx.saved_tensors
+        if of_hidden is not None:
+            of_hidden = of_hidden * weights_RS[..., None]
+        weight = weights_RS[0, 0]
+        assert not of_trained or bool((weights_RS == weight).all())
+        return of_hidden, None, None, None, *(g if g is None else g * weight for g in of_trained)
 
 
 def _sum(total: Tensor | None, more: Tensor | None) -> Tensor | None:
@@ -120,14 +124,14 @@ class _CrossEntropy(ctypes.Structure):
 
 
 def cross_entropy(
-    logits_RmV: Tensor, targets_m: Tensor, *, with_gradient: bool
+    logits_RsV: Tensor, targets_s: Tensor, *, with_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the losses of tokens, (R, m), in fp32, and the gradient of their sum, (R, m, V)."""
-    targets = targets_m.expand(logits_RmV.shape[:2])
-    code = _code(logits_RmV)
+    """Return the losses of tokens, (R, s), in fp32, and the gradient of their sum, (R, s, V)."""
+    targets = targets_s.expand(logits_RsV.shape[:2])
+    code = _code(logits_RsV)
     if code is None:
-        return _plain_cross_entropy(logits_RmV, targets, with_gradient=with_gradient)
-    logits, targets = logits_RmV.contiguous(), targets.contiguous()
+        return _plain_cross_entropy(logits_RsV, targets, with_gradient=with_gradient)
+    logits, targets = logits_RsV.contiguous(), targets.contiguous()
     losses = logits.new_empty(targets.shape, dtype=torch.float32)
     gradient = torch.empty_like(logits) if with_gradient else None
     work = _CrossEntropy(

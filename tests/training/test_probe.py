@@ -54,7 +54,7 @@ class Averages(nn.Module):
 
 def found(model: nn.Module, parts: list[Batch]) -> Findings:
     return findings(
-        model, Classification, lambda b: model.eval()(b), lambda b: model.train()(b), parts
+        model, Classification, lambda b: model.eval()(b), lambda b: model.train()(b)[None], parts
     )
 
 

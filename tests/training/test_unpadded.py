@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from lowrank_study import native
 from lowrank_study.config.run import compose
@@ -116,29 +115,6 @@ def test_padding_fills_up_to_the_longest() -> None:
         [2, 3, 4],
         [5, 6, 9],
     ]
-
-
-class Tokens(Classification):
-    """A task whose model scores each token."""
-
-    scores_tokens = True
-
-
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_every_token_can_be_scored(family: str, tiny_model: Callable[[str], Path]) -> None:
-    def causal() -> Any:
-        torch.manual_seed(0)
-        config = AutoConfig.from_pretrained(tiny_model(family))
-        model = AutoModelForCausalLM.from_config(config).eval()
-        model.task = Tokens
-        return model
-
-    ours = causal()
-    unpad(ours)
-    found = unpadded_scores(ours, texts(), CPU, runs=2)
-    assert found.shape == (2, sum(LENGTHS), 48)
-    expected = padded_scores(causal(), texts(), CPU, pad_id=0)
-    torch.testing.assert_close(found, expected.expand(2, -1, -1), rtol=1e-4, atol=1e-5)
 
 
 def test_only_needed_tokens_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
