@@ -55,13 +55,17 @@ def truncation_table(runs: Sequence[TrainedRun], results: Path) -> pd.DataFrame:
     for run in runs:
         rows = read_truncation(run, results)
         if rows is not None:
-            rows["score"] = run.spec.task.scores(rows)
+            task = run.spec.task
+            rows["weight"] = task.weights(rows)
+            rows["weighted"] = rows["weight"] * task.scores(rows)
             made = rows.groupby(TRUNCATION_KEY, dropna=False, sort=False).agg(
                 kept_directions=("kept_directions", "first"),
                 energy_kept=("energy_kept", "first"),
-                test_score=("score", "mean"),
-                examples=("score", "size"),
+                weight=("weight", "sum"),
+                weighted=("weighted", "sum"),
+                examples=("weighted", "size"),
             )
+            made["test_score"] = made["weighted"] / made["weight"]
             made = made.reset_index().sort_values("kept_rank", kind="stable")
             parts.append(made.assign(run_id=run.spec.run_id))
     if not parts:
@@ -98,6 +102,20 @@ def scores_by_kept_rank(
             found[-1][int(str(kept))] = run.spec.task.scores(group)
     shared = sorted(set.intersection(*(set(ranks) for ranks in found))) if found else []
     return {rank: np.stack([ranks[rank] for ranks in found]) for rank in shared}
+
+
+def whole_update(run: TrainedRun, results: Path) -> pd.DataFrame:
+    """Return the predictions with the whole update, and those of the base model if they exist."""
+    every = read_truncation(run, results)
+    assert every is not None, "scores_by_kept_rank has read it"
+    whole = every["kept_rank"] == every["kept_rank"].max()
+    rows: pd.DataFrame = every[whole].reset_index(drop=True)
+    task = run.spec.task
+    if task.metric.needs_base:
+        remedy = "delete the folder of this run and rerun its sweep"
+        file = run.folder / "predictions.parquet"
+        rows = rows.join(read_table(file, remedy=remedy, columns=task.base_columns()))
+    return rows
 
 
 _COLUMNS = (

@@ -14,13 +14,14 @@ import numpy.typing as npt
 import pandas as pd
 
 from lowrank_study.answers.full_runs import chosen_full_runs
-from lowrank_study.answers.functional_rank import scores_by_kept_rank
+from lowrank_study.answers.functional_rank import scores_by_kept_rank, whole_update
 from lowrank_study.answers.statistics import CONFIDENCE, Retention, retention
 from lowrank_study.answers.tables import read_table
 from lowrank_study.errors import InputError
 from lowrank_study.results import truncation_file
 from lowrank_study.runs.store import TrainedRun
 from lowrank_study.spec import RunSpec
+from lowrank_study.tasks import Task
 from lowrank_study.tasks.metric import Metric
 
 TRUNCATED = "truncation"
@@ -50,13 +51,28 @@ class PairedRuns:
     """Scores of the adapter's runs."""
     full_SE: npt.NDArray[np.float64]
     """Scores of full fine-tuning."""
-    chance: float
-    """Score at chance level; NaN without a pair."""
+    base_E: npt.NDArray[np.float64]
+    """Scores without fine-tuning: chance, or those of the base model."""
+    weights_E: npt.NDArray[np.float64]
+    """Weights of the test examples in a score."""
 
     @property
     def difference_SE(self) -> npt.NDArray[np.float64]:
         """How much better the adapter's scores are than those of full fine-tuning."""
         return self._sign * (self.adapter_SE - self.full_SE)
+
+    @property
+    def gain_SE(self) -> npt.NDArray[np.float64]:
+        """How much better the scores of full fine-tuning are than those without it."""
+        return self._sign * (self.full_SE - self.base_E)
+
+    @property
+    def chance(self) -> float:
+        """Score without fine-tuning; NaN without a pair."""
+        if not self.seeds:
+            return math.nan
+        first = float(self.base_E[0])  # exact if all examples have the same chance level
+        return first + float(np.average(self.base_E - first, weights=self.weights_E))
 
     def first(self, count: int) -> "PairedRuns":
         """Return the first pairs only."""
@@ -68,13 +84,14 @@ class PairedRuns:
         )
 
     def retention(self, confidence: float = CONFIDENCE) -> Retention:
-        """Return the share of full fine-tuning's gain over chance that the adapter keeps."""
+        """Return the share of full fine-tuning's gain that the adapter keeps."""
         sign = self._sign
         return retention(
             sign * self.adapter_SE,
             sign * self.full_SE,
-            chance=sign * self.chance,
+            chance=sign * self.base_E,
             width=self.metric.width,
+            weights_E=self.weights_E,
             confidence=confidence,
         )
 
@@ -111,7 +128,7 @@ def paired_with_full(runs: Sequence[TrainedRun]) -> list[PairedRuns]:
             read[key[:2]],
             trained=len(adapters[key]),
             lost=sum(run.status != "done" for run in adapters[key]),
-            metric=adapters[key][0].spec.task.metric,
+            task=adapters[key][0].spec.task,
         )
         for key in sorted(adapters)
         if key[:2] in read
@@ -120,7 +137,7 @@ def paired_with_full(runs: Sequence[TrainedRun]) -> list[PairedRuns]:
 
 def is_reference(spec: RunSpec) -> bool:
     """Tell whether a run is one of full fine-tuning."""
-    return spec.method.label == "full"
+    return spec.method.is_reference
 
 
 def is_compared(spec: RunSpec) -> bool:
@@ -146,8 +163,9 @@ def truncated_with_full(runs: Sequence[TrainedRun], results: Path) -> list[Paire
     pairs = []
     for full in chosen_full_runs(runs):
         there = [run for run in full if truncation_file(results, run.spec.run_id).is_file()]
-        by_rank, metric = scores_by_kept_rank(there, results), full[0].spec.task.metric
+        by_rank, task = scores_by_kept_rank(there, results), full[0].spec.task
         for rank in sorted(by_rank)[:-1]:
+            examples = whole_update(there[0], results)
             pairs.append(
                 PairedRuns(
                     target=(there[0].spec.task.name, there[0].spec.model.name, TRUNCATED, ""),
@@ -155,10 +173,11 @@ def truncated_with_full(runs: Sequence[TrainedRun], results: Path) -> list[Paire
                     seeds=tuple(run.spec.seed for run in there),
                     trained=len(there),
                     lost=0,
-                    metric=metric,
+                    metric=task.metric,
                     adapter_SE=by_rank[rank],
                     full_SE=by_rank[max(by_rank)],
-                    chance=metric.baseline_level(there[0].record),
+                    base_E=task.baseline_scores(examples),
+                    weights_E=task.weights(examples),
                 )
             )
     return pairs
@@ -172,9 +191,11 @@ def _predictions(runs: Sequence[TrainedRun]) -> Predictions:
         if run.status == "done" and file.is_file():
             run.check_files(file.name)
             remedy = "delete the folder of this run and rerun its sweep"
-            columns = dict.fromkeys(["label", *run.spec.task.score_columns])
-            read = read_table(file, remedy=remedy, columns=list(columns))
-            found[run.spec.seed] = run, read
+            task = run.spec.task
+            columns = dict.fromkeys(["label", *task.score_columns])
+            if is_reference(run.spec) and task.metric.needs_base:
+                columns |= dict.fromkeys(task.base_columns())
+            found[run.spec.seed] = run, read_table(file, remedy=remedy, columns=list(columns))
     return found
 
 
@@ -185,18 +206,22 @@ def _pair(
     *,
     trained: int,
     lost: int,
-    metric: Metric,
+    task: Task,
 ) -> PairedRuns:
     seeds = tuple(sorted(adapter.keys() & full.keys()))
-    labels = full[seeds[0]][1]["label"] if seeds else ()
+    base_E = weights_E = np.empty(0)
+    if seeds:
+        first, examples = full[seeds[0]]
+        base_E, weights_E = task.baseline_scores(examples), task.weights(examples)
     for run, predictions in (of[seed] for seed in seeds for of in (full, adapter)):
-        if not np.array_equal(predictions["label"], labels):
+        same = np.array_equal(predictions["label"], examples["label"])
+        if not (same and np.array_equal(task.weights(predictions), weights_E)):
             raise InputError(
-                f"runs {full[seeds[0]][0].spec.run_id!r} and {run.spec.run_id!r} were tested on "
-                "different examples: compare runs with the same test split"
+                f"runs {first.spec.run_id!r} and {run.spec.run_id!r} were tested on different "
+                "examples: compare runs with the same test split"
             )
     adapter_SE, full_SE = (
-        np.array([of[seed][0].spec.task.scores(of[seed][1]) for seed in seeds], dtype=np.float64)
+        np.array([task.scores(of[seed][1]) for seed in seeds], dtype=np.float64)
         for of in (adapter, full)
     )
     return PairedRuns(
@@ -205,16 +230,9 @@ def _pair(
         seeds=seeds,
         trained=trained,
         lost=lost,
-        metric=metric,
-        adapter_SE=adapter_SE.reshape(len(seeds), len(labels)),
-        full_SE=full_SE.reshape(len(seeds), len(labels)),
-        chance=_chance(*full[seeds[0]]) if seeds else math.nan,
+        metric=task.metric,
+        adapter_SE=adapter_SE.reshape(len(seeds), len(base_E)),
+        full_SE=full_SE.reshape(len(seeds), len(base_E)),
+        base_E=base_E,
+        weights_E=weights_E,
     )
-
-
-def _chance(run: TrainedRun, predictions: pd.DataFrame) -> float:
-    """Return the score without fine-tuning on the test split."""
-    task = run.spec.task
-    base_E = task.baseline_scores(predictions)
-    apart = np.average(base_E - base_E[0], weights=task.weights(predictions))
-    return float(base_E[0] + apart)  # exact if all examples have the same chance level

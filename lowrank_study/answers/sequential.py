@@ -38,8 +38,8 @@ class Sequential:
 
     plan: Looks
     """When ranks are tested."""
-    margin: float
-    """Largest loss of score at which a rank suffices."""
+    margin: float | str
+    """Largest loss at which a rank suffices; see `Metric.read_margin`."""
 
     @property
     def looks(self) -> Mapping[str, Any]:

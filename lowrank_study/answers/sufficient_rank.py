@@ -5,8 +5,9 @@ sufficient.
 """
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Literal
@@ -26,12 +27,12 @@ from lowrank_study.answers.statistics import (
     ERROR,
     Matrix,
     MeanEstimate,
+    Vector,
     mean_score,
     paired_difference,
 )
-from lowrank_study.errors import InputError
 from lowrank_study.runs.store import TrainedRun
-from lowrank_study.tasks.metric import ACCURACY, Metric
+from lowrank_study.tasks.metric import ACCURACY, Margin, Metric
 
 Decision = Literal["sufficient", "inferior", "open"]
 Stop = Literal["decided", "unlikely to be decided", "out of reach", "no seeds left", ""]
@@ -53,10 +54,15 @@ class RankTest:
     """Tests so far; 1 if seeds are not added."""
     difference: MeanEstimate
     """How much better the score is than that of the reference."""
+    margin: float
+    """The largest acceptable loss; estimated if it is a share of the reference's gain."""
     low: float
     """Lower one-sided 95 % limit of the difference; NaN with fewer than two seeds."""
     high: float
-    """Upper one-sided 95 % limit; both limits together are the two-sided 90 % interval."""
+    """Upper one-sided 95 % limit; both limits together are the two-sided 90 % interval.
+
+    The limits take in the uncertainty of the margin, so they are compared with its estimate.
+    """
     decision: Decision
     """`open` if the sequences of tests show neither of the other two."""
     stop: Stop
@@ -66,11 +72,23 @@ class RankTest:
     `Looks.chance`. `out of reach`: neither sequence of tests can get to it any more.
     """
 
+    @property
+    def is_sufficient(self) -> bool:
+        """Whether it is shown by itself to lose less than the margin."""
+        return self.low > -self.margin
+
+    @property
+    def is_inferior(self) -> bool:
+        """Whether it is shown by itself to lose more than the margin."""
+        return self.high < -self.margin
+
 
 def rank_tests(
     differences: Mapping[int, Matrix],
     *,
-    margin: float,
+    margin: float | str,
+    gains: Mapping[int, Matrix] | None = None,
+    weights: Mapping[int, Vector] | None = None,
     lost: Collection[int] = (),
     metric: Metric = ACCURACY,
     looks: Looks | None = None,
@@ -96,7 +114,10 @@ def rank_tests(
         differences: Rank → how much better the scores are than those of the reference, (seeds,
             examples), paired by both. The reference is full fine-tuning, or the update without
             truncation for the functional rank.
-        margin: Largest acceptable loss of score; set before the data are seen.
+        margin: Largest acceptable loss of score (`Metric.read_margin`), set before the data are
+            seen. A share m of the reference's gain is tested by the mean of difference + m · gain.
+        gains: Rank → how much better the reference is than the baseline, (seeds, examples).
+        weights: Rank → weights of the examples; None if they are equal.
         lost: Ranks with diverged or failed runs.
         metric: What the scores are.
         looks: When a rank is tested, if seeds are added; None tests once, with all seeds.
@@ -108,21 +129,22 @@ def rank_tests(
     Statistical Society B 51 (1989); E. Glimm, W. Maurer and F. Bretz, "Hierarchical testing of
     multiple endpoints in group-sequential trials", Statistics in Medicine 29 (2010).
     """
-    if not 0 < margin < metric.width:
-        raise InputError(
-            f"margin={margin!r}: give a share between 0 and 1, such as 0.02"
-            if metric.width == 1
-            else f"margin={margin!r}: give a number of {metric.points} above 0"
+    allowed, ranks = metric.read_margin(margin), sorted(differences)
+    alone = partial(_alone, margin=allowed, width=metric.width, looks=looks)
+    tests = [
+        alone(
+            rank,
+            differences[rank],
+            (gains or differences)[rank],
+            None if weights is None else weights[rank],
+            trained=len(differences[rank]) if trained is None else trained[rank],
         )
-    ranks = sorted(differences)
-    counts = trained or {rank: len(differences[rank]) for rank in ranks}
-    tests = [_alone(rank, differences[rank], counts[rank], looks, metric.width) for rank in ranks]
-    inferior = _passed_in_sequence([test.high < -margin for test in tests])
-    passed = [test.low > -margin and test.rank not in lost for test in tests]
+        for rank in ranks
+    ]
+    inferior = _passed_in_sequence([test.is_inferior for test in tests])
+    passed = [test.is_sufficient and test.rank not in lost for test in tests]
     first_sufficient = len(ranks) - _passed_in_sequence(passed[::-1])
-    stops: list[Stop] = [""] * len(ranks)
-    if looks is not None:
-        stops = _stops(tests, looks, margin=margin, lost=lost)
+    stops = [""] * len(ranks) if looks is None else _stops(tests, looks, lost=lost)
     return [
         replace(test, decision=_decision(place, inferior, first_sufficient), stop=stops[place])
         for place, test in enumerate(tests)
@@ -130,37 +152,57 @@ def rank_tests(
 
 
 def _alone(
-    rank: int, difference_SE: Matrix, trained: int, looks: Looks | None, width: float
+    rank: int,
+    difference_SE: Matrix,
+    gain_SE: Matrix,
+    weights_E: Vector | None,
+    *,
+    margin: Margin,
+    width: float,
+    looks: Looks | None,
+    trained: int,
 ) -> RankTest:
     """Return the test of a rank by itself, with the tightest limits of all looks so far."""
+    estimate = partial(paired_difference, width=width, weights_E=weights_E)
     seeds = (len(difference_SE),) if looks is None else looks.made(len(difference_SE))
     levels = (ERROR,) if looks is None else looks.levels(ERROR)[: len(seeds)]
-    estimates = [paired_difference(difference_SE[:count], width=width) for count in seeds or (0,)]
-    ends = [
-        estimate.interval(1 - 2 * level) for estimate, level in zip(estimates, levels, strict=False)
-    ]
+    last = seeds[-1] if seeds else 0
+    allowed = _allowed(margin, gain_SE[:last], estimate)
+    lows, highs = [], []
+    for count, level in zip(seeds, levels, strict=True):
+        then = _allowed(margin, gain_SE[:count], estimate)
+        x_SE = difference_SE[:count]
+        if margin.share:
+            x_SE = x_SE + (margin.share * gain_SE[:count] - then)
+        low, high = estimate(x_SE).interval(1 - 2 * level)
+        lows.append(low + (then - allowed))
+        highs.append(high + (then - allowed))
     return RankTest(
         rank=rank,
         trained=trained,
-        seeds=seeds[-1] if seeds else 0,
+        seeds=last,
         looks=len(seeds),
-        difference=estimates[-1],
-        low=max((low for low, _ in ends), default=math.nan),
-        high=min((high for _, high in ends), default=math.nan),
+        difference=estimate(difference_SE[:last]),
+        margin=allowed,
+        low=max(lows, default=math.nan),
+        high=min(highs, default=math.nan),
         decision="open",
         stop="",
     )
 
 
-def _stops(
-    tests: Sequence[RankTest], looks: Looks, *, margin: float, lost: Collection[int]
-) -> list[Stop]:
+def _allowed(margin: Margin, gain_SE: Matrix, estimate: Callable[[Matrix], MeanEstimate]) -> float:
+    """Return the largest acceptable loss in the unit of the score."""
+    return margin.share * estimate(gain_SE).mean if margin.share else margin.points
+
+
+def _stops(tests: Sequence[RankTest], looks: Looks, *, lost: Collection[int]) -> list[Stop]:
     """Return why each rank, in increasing order, needs no further seeds; see `RankTest.stop`."""
-    stops = [_stop(test, looks, margin) for test in tests]
+    stops = [_stop(test, looks) for test in tests]
     may_suffice, may_be_inferior = [], []
     for test, stop in zip(tests, stops, strict=True):
-        may_suffice.append((test.low > -margin or not stop) and test.rank not in lost)
-        may_be_inferior.append(test.high < -margin or not stop)
+        may_suffice.append((test.is_sufficient or not stop) and test.rank not in lost)
+        may_be_inferior.append(test.is_inferior or not stop)
     return [
         stop
         if stop or all(may_suffice[place:]) or all(may_be_inferior[: place + 1])
@@ -169,12 +211,12 @@ def _stops(
     ]
 
 
-def _stop(test: RankTest, looks: Looks, margin: float) -> Stop:
-    if test.low > -margin or test.high < -margin:
+def _stop(test: RankTest, looks: Looks) -> Stop:
+    if test.is_sufficient or test.is_inferior:
         return "decided"
     if test.trained >= looks.seeds[-1]:
         return "no seeds left"
-    distance = abs(test.difference.mean + margin) / test.difference.standard_error
+    distance = abs(test.difference.mean + test.margin) / test.difference.standard_error
     if looks.chance(distance, test.seeds, ERROR) < FUTILE:
         return "unlikely to be decided"
     return ""
@@ -195,6 +237,7 @@ COMPARISON_COLUMNS = {
     **dict.fromkeys(["task", "model", "method", "target"], "text"),
     **dict.fromkeys(["adapter_rank", "seeds", "lost", "examples", "looks", "most_seeds"], "whole"),
     **dict.fromkeys(["score", "score_low_95", "score_high_95"], "score"),
+    "margin_share": "share",
     **dict.fromkeys(["margin", "difference", "standard_error", "degrees_of_freedom"], "real"),
     **dict.fromkeys(["low_95", "high_95", "lower_limit", "upper_limit"], "real"),
     **dict.fromkeys(["decision", "stop"], "text"),
@@ -207,7 +250,7 @@ COMPARISON_COLUMNS = {
 def against_full(
     runs: Sequence[TrainedRun],
     *,
-    margin: float,
+    margin: float | str,
     results: Path | None = None,
     looks: Looks | None = None,
 ) -> pd.DataFrame:
@@ -218,6 +261,7 @@ def against_full(
 
     Args:
         runs: Runs at each configuration's chosen learning rate, whatever their status.
+        margin: Largest loss at which a rank suffices; see `Metric.read_margin`.
         results: Folder with the evaluations of truncated updates; `None` tests none of them.
         looks: When seeds were added; None if all seeds were planned at once.
 
@@ -234,12 +278,13 @@ def against_full(
     rows = []
     truncated = [] if results is None else truncated_with_full(runs, results)
     for pairs, test in tests_of([*paired_with_full(runs), *truncated], margin=margin, looks=looks):
-        rows.append(_row(pairs.first(test.seeds), test, margin, looks))
+        share = pairs.metric.read_margin(margin).share
+        rows.append(_row(pairs.first(test.seeds), test, share, looks))
     return pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS))
 
 
 def tests_of(
-    pairs: Sequence[PairedRuns], *, margin: float, looks: Looks | None
+    pairs: Sequence[PairedRuns], *, margin: float | str, looks: Looks | None
 ) -> Iterator[tuple[PairedRuns, RankTest]]:
     """Yield the test of each configuration; those of one target must follow one another."""
     for _, group in groupby(pairs, key=lambda each: each.target):
@@ -247,6 +292,8 @@ def tests_of(
         tests = rank_tests(
             {rank: each.difference_SE for rank, each in by_rank.items()},
             margin=margin,
+            gains={rank: each.gain_SE for rank, each in by_rank.items()},
+            weights={rank: each.weights_E for rank, each in by_rank.items()},
             lost=[rank for rank, each in by_rank.items() if each.lost],
             metric=next(iter(by_rank.values())).metric,
             looks=looks,
@@ -255,15 +302,14 @@ def tests_of(
         yield from ((by_rank[test.rank], test) for test in tests)
 
 
-def _row(
-    pairs: PairedRuns, test: RankTest, margin: float, looks: Looks | None
-) -> dict[str, object]:
+def _row(pairs: PairedRuns, test: RankTest, share: float, looks: Looks | None) -> dict[str, object]:
     confidence = CONFIDENCE
     if looks is not None and test.looks:
         confidence = 1 - 2 * looks.levels((1 - CONFIDENCE) / 2)[test.looks - 1]
     low, high = test.difference.interval(confidence)
     metric = pairs.metric
-    score = mean_score(pairs.adapter_SE, ends=(metric.lowest, metric.highest))
+    ends = metric.lowest, metric.highest
+    score = mean_score(pairs.adapter_SE, ends=ends, weights_E=pairs.weights_E)
     score_low, score_high = score.interval(confidence)
     kept = pairs.retention(confidence)
     return {
@@ -276,7 +322,8 @@ def _row(
         "score": score.mean,
         "score_low_95": score_low,
         "score_high_95": score_high,
-        "margin": margin,
+        "margin_share": share,
+        "margin": test.margin,
         "difference": test.difference.mean,
         "standard_error": test.difference.standard_error,
         "degrees_of_freedom": test.difference.degrees_of_freedom,

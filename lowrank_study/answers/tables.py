@@ -59,8 +59,14 @@ def read_table(path: Path, *, remedy: str, columns: Sequence[str] | None = None)
 
 
 def runs_table(runs: Sequence[TrainedRun]) -> pd.DataFrame:
-    """Return one row per run, whatever its status; absent values are NA."""
-    return pd.DataFrame([_row(run) for run in runs])
+    """Return one row per run, whatever its status; absent values are NA.
+
+    Only full fine-tuning measures the base model, so `chance` is the same for all runs of a
+    setting where theirs is absent.
+    """
+    table = pd.DataFrame([_row(run) for run in runs])
+    of_setting = table.groupby(["task", "model"])["chance"].transform("first")
+    return table.assign(chance=table["chance"].fillna(of_setting))
 
 
 def without_folders(message: str) -> str:

@@ -23,6 +23,7 @@ from lowrank_study.errors import InputError
 from lowrank_study.machine import may_have_gpu, processor
 from lowrank_study.methods import method_named, method_names
 from lowrank_study.spec import BaseModel, RunSpec, TrainSpec
+from lowrank_study.tasks import Task
 
 PRECISIONS = ("auto", "fp32", "bf16")
 TRACKERS = ("none", "jsonl", "wandb")
@@ -52,8 +53,8 @@ class RunConfig:
     """Name of the sweep and of its report."""
     question: str
     """What the sweep asks, in one sentence, for its report."""
-    margin: float
-    """Largest loss of test score at which a rank still suffices."""
+    margin: float | str
+    """Largest loss of test score at which a rank still suffices; see `Metric.read_margin`."""
     device: str
     """`auto` (a GPU if there is one), or torch's name of a device."""
     launcher: str
@@ -78,7 +79,8 @@ class ReportRequest:
 
     sweep: str
     results: Path
-    margin: float
+    margin: float | str
+    """See `Metric.read_margin`; the sweep's task gives the metric."""
 
 
 def compose(*overrides: str) -> RunSpec:
@@ -108,11 +110,12 @@ def read_config(config: Mapping[str, Any]) -> RunConfig:
     trainer = top.part("trainer")
     method = top.part("method")
     head_learning_rate = trainer.optional_number("head_learning_rate", above=0.0)
+    task = read_task(top.part("task"))
     return RunConfig(
         results=Path(top.utf8_path_text("results")),
         sweep=sweep_name(top),
         question=top.text("question"),
-        margin=top.number("margin", above=0.0, below=1.0),
+        margin=_margin(top, task),
         device=device,
         launcher=top.text("launcher"),
         tracker=top.one_of("tracker", TRACKERS),
@@ -128,7 +131,7 @@ def read_config(config: Mapping[str, Any]) -> RunConfig:
                 method, head_learning_rate=head_learning_rate
             ),
             model=_model(top.part("model")),
-            task=read_task(top.part("task")),
+            task=task,
             train=_train(trainer, device),  # last: with a GPU, `precision: auto` imports torch
         ),
     )
@@ -140,7 +143,7 @@ def read_report_request(config: Mapping[str, Any]) -> ReportRequest:
     return ReportRequest(
         sweep=sweep_name(top),
         results=top.path_of("results"),
-        margin=top.number("margin", above=0.0, below=1.0),
+        margin=top.value("margin"),
     )
 
 
@@ -150,6 +153,13 @@ def sweep_name(fields: Fields) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
         raise InputError(f"sweep={name!r}: give one name of letters, digits and ._-")
     return name
+
+
+def _margin(fields: Fields, task: Task) -> float | str:
+    """Return the margin as it was given, if the task's metric can read it."""
+    given: float | str = fields.value("margin")
+    task.metric.read_margin(given)
+    return given
 
 
 def _stopping(fields: Fields) -> Stopping:

@@ -45,6 +45,8 @@ class Method(Variant, ABC):
     """Whether it trains only the new head, so that there is no update ΔW."""
     needs_weights: ClassVar[bool] = False
     """Whether it can't be attached to a model without weights, on the meta device."""
+    is_reference: ClassVar[bool] = False
+    """Whether adapters are compared with it. It measures the base model before it is trained."""
     pulls_to_start: ClassVar[bool] = False
     """Whether weight decay pulls the adapter towards its initial values instead of zero."""
     rounds_frozen: ClassVar[bool] = False

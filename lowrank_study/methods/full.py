@@ -22,6 +22,7 @@ class FullFineTuning(Method):
     """Every weight is trained."""
 
     is_adapter: ClassVar[bool] = False
+    is_reference: ClassVar[bool] = True
     written_names: ClassVar[Mapping[str, str]] = {"full": "full fine-tuning"}
 
     @classmethod

@@ -22,7 +22,7 @@ from lowrank_study.results import record_folder
 _LARGEST_BYTES = 1_000_000
 
 
-def record_sweep(sweep: str, *, results: Path, name: str, margin: float) -> Path:
+def record_sweep(sweep: str, *, results: Path, name: str, margin: float | str) -> Path:
     """Write the record of a sweep below `results/records` and replace an earlier one.
 
     Other files beside the record's own, such as notes, stay. Its folders are replaced.

@@ -31,7 +31,7 @@ from lowrank_study.sweeps.sweep import rates_sweep
 from lowrank_study.sweeps.trials import at_any_rate
 
 
-def study_tables(sweep: str, *, results: Path, margin: float | None = None) -> StudyTables:
+def study_tables(sweep: str, *, results: Path, margin: float | str | None = None) -> StudyTables:
     """Gather a sweep's tables from the store, also while it is running.
 
     Runs on shuffled labels do not answer the sweep's question: they count as controls.
@@ -39,8 +39,8 @@ def study_tables(sweep: str, *, results: Path, margin: float | None = None) -> S
     Args:
         sweep: Name of the sweep.
         results: Folder of the run store and the spectra.
-        margin: Largest loss of the score that counts as none, set before the results are read.
-            Without one no rank is tested against full fine-tuning.
+        margin: Largest loss of the score that counts as none, set before the results are read
+            (`Metric.read_margin`). Without one no rank is tested against full fine-tuning.
 
     Raises:
         InputError: There is no such sweep, none of its runs has ended, or some were not trained
@@ -135,7 +135,7 @@ def _controls(sweep: str, results: Path, runs: pd.DataFrame) -> pd.DataFrame | N
 
 
 def report_sweep(
-    sweep: str, *, results: Path, margin: float | None = None, folder: Path | None = None
+    sweep: str, *, results: Path, margin: float | str | None = None, folder: Path | None = None
 ) -> tuple[Path, str]:
     """Write the report of a sweep and return the path of its HTML file and its answer in one line.
 
@@ -156,7 +156,7 @@ def report_sweep(
 def _comparison(
     runs: list[TrainedRun],
     table: pd.DataFrame,
-    margin: float | None,
+    margin: float | str | None,
     results: Path,
     looks: Looks | None,
 ) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from lowrank_study.runs.leases import Lease
 from lowrank_study.runs.store import RunStore
 from lowrank_study.sweeps.jobs import Advance, Work, end
 from lowrank_study.sweeps.updates import measure_run
+from lowrank_study.tasks import BASE
 from lowrank_study.training import fit
 from lowrank_study.training.member import Diverged, FitResult, Stopped
 from lowrank_study.training.tracking import make_tracker
@@ -60,7 +61,11 @@ def _saved(folder: Path, outcome: FitResult | Exception) -> Mapping[str, Any] | 
     if isinstance(outcome, Exception):
         return outcome
     if outcome.test is not None:
-        columns = outcome.test.columns
+        columns = dict(outcome.test.columns)
+        if outcome.base is not None:
+            found = outcome.base.columns
+            names = [name for name in found if BASE + name in outcome.base.task.base_columns()]
+            columns |= {BASE + name: found[name] for name in names}
         try:
             pd.DataFrame(columns).to_parquet(folder / "predictions.parquet", index=False)
         except Exception as error:

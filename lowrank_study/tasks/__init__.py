@@ -92,6 +92,11 @@ class Task(Variant, ABC):
             "test": self.test_size,
         }
 
+    @classmethod
+    def base_columns(cls) -> list[str]:
+        """Return the columns of the base model's predictions, beside those of full fine-tuning."""
+        return [BASE + name for name in cls.score_columns if name != "label"]
+
     # Data
 
     @property

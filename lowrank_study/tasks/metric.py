@@ -5,6 +5,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lowrank_study.errors import InputError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Margin:
+    """The largest loss at which a rank still suffices: one of the two is 0."""
+
+    points: float
+    """In the unit of the score."""
+    share: float
+    """As a share of what full fine-tuning gains over the baseline."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
@@ -25,6 +37,8 @@ class Metric:
     """Unit of a difference of two scores, as in `percentage points` or `nats`."""
     points_per_unit: int
     """Points in a difference of 1: 100 for percentage points, 1 for nats."""
+    margin: float | str
+    """What `margin=auto` stands for; see `read_margin`."""
     chance_name: str | None
     """Key of the chance level among a run's test metrics; `None` compares with the base model."""
     baseline: str
@@ -60,6 +74,29 @@ class Metric:
         level: float = record.get(of, {}).get(name, math.nan)
         return level
 
+    def read_margin(self, given: float | str) -> Margin:
+        """Return the margin that a setting gives: `0.02`, `10%` of the gain, or `auto`.
+
+        Raises:
+            InputError: It is none of these, or not above 0.
+        """
+        text = str(self.margin if given == "auto" else given)
+        is_share = text.endswith("%")
+        try:
+            number = float(text.removesuffix("%"))
+        except ValueError:
+            number = math.nan
+        if not 0 < number < (100 if is_share else self.width):
+            is_unit = self.width == 1
+            valid = "a share between 0 and 1, such as 0.02" if is_unit else "a number above 0"
+            raise InputError(
+                f"margin={given}: give {valid} ({self.points}), a percentage of what full "
+                "fine-tuning gains, such as 10%, or auto"
+            )
+        if is_share:
+            return Margin(points=0.0, share=number / 100)
+        return Margin(points=number, share=0.0)
+
     def worth(self, score: float) -> float:
         """Return a number that is greater the better the score is."""
         return score if self.higher_is_better else -score
@@ -80,6 +117,7 @@ ACCURACY = Metric(
     is_binary=True,
     points="percentage points",
     points_per_unit=100,
+    margin=0.02,
     chance_name="majority_accuracy",
     baseline="chance",
     chance="predicting the commonest class",

@@ -135,6 +135,9 @@ class Session:
         """Train until the last step or until no run is left; return the seconds of training."""
         spec, pack = self._spec, self._pack
         evaluated = spec.train.evaluated_steps(self._steps)
+        for number in list(pack.active):
+            with self._member(number) as member:
+                member.start(partial(pack.scores_of, number))
         torch.manual_seed(spec.data_seed)  # for dropout
         training = Stopwatch()
         for step, batch in enumerate(self.batches(), start=1):

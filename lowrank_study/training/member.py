@@ -48,6 +48,8 @@ class FitResult:
     record: dict[str, Any]
     test: Predictions | None
     """None if the test split isn't read."""
+    base: Predictions | None
+    """The base model's, where the metric compares with them; full fine-tuning measures them."""
 
 
 class Stopwatch:
@@ -97,6 +99,14 @@ class Member:
         self._curve: list[dict[str, float]] = []
         self._best = _Best()
         self._evaluating = Stopwatch()
+        self._base: Predictions | None = None
+
+    def start(self, scores: Scores) -> None:
+        """Evaluate the base model on the test split if the metric compares with it."""
+        task, train = self._spec.task, self._spec.train
+        if task.metric.needs_base and self._spec.method.is_reference and train.read_test:
+            with self._evaluating:
+                self._base = self.read(scores, self._splits.test)
 
     def clip_gradients(self) -> Tensor:
         """Scale the gradients down to the largest norm, and return their norm before."""
@@ -166,6 +176,7 @@ class Member:
         files = checkpoint_folder.rglob("*.safetensors")
         record = {
             "test": test.metrics() if test else {},
+            **({"base": self._base.metrics()} if self._base else {}),
             "validation": self._best.validation,
             "curve": self._curve,
             "train": {"running_loss": self._recent_loss(), **train},
@@ -176,7 +187,7 @@ class Member:
             "evaluate_seconds": self._evaluating.seconds,
             "merge_round_trip_error": _merge_round_trip_error(self.model),
         }
-        return FitResult(record=record, test=test)
+        return FitResult(record=record, test=test, base=self._base)
 
     def read(self, scores: Scores, split: Split) -> Predictions:
         """Return the predictions on a split."""

@@ -57,7 +57,7 @@ class Trainer:
         test = {"accuracy": 1 - wrong / EXAMPLES, "majority_accuracy": 0.5}
         record = {"test": test, "validation": {"accuracy": 0.5, "loss": 1.0}, "steps": 1}
         columns = {"label": LABELS, "predicted": predicted, "loss": np.ones(EXAMPLES)}
-        return FitResult(record=record, test=SimpleNamespace(columns=columns))  # type: ignore[arg-type]
+        return FitResult(record=record, test=SimpleNamespace(columns=columns), base=None)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -226,7 +226,7 @@ def test_pairs_that_all_share_a_seed_give_no_interval() -> None:
 
 
 def test_an_estimate_gives_students_interval() -> None:
-    estimate = MeanEstimate(mean=0.5, standard_error=0.1, degrees_of_freedom=4.0)
+    estimate = MeanEstimate(mean=0.5, standard_error=0.1, degrees_of_freedom=4.0, skewness=0.0)
     low, high = estimate.interval()
     assert (low, high) == pytest.approx(stats.t.interval(0.95, 4, loc=0.5, scale=0.1))
     assert Retention(ratio=0.9, low=0.8, high=1.0).is_bounded

@@ -117,7 +117,7 @@ def test_a_lower_score_can_be_better(runs: Runs) -> None:
         metric=dataclasses.replace(pairs.metric, higher_is_better=False),
         adapter_SE=1 - pairs.adapter_SE,
         full_SE=1 - pairs.full_SE,
-        chance=1 - pairs.chance,
+        base_E=1 - pairs.base_E,
     )
     np.testing.assert_allclose(error.difference_SE, pairs.difference_SE)
     assert error.retention().ratio == pytest.approx(pairs.retention().ratio)

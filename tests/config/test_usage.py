@@ -27,7 +27,7 @@ def test_help_is_one_screen(script: str, run_command: RunCommand) -> None:
 
 def test_help_lists_settings_with_value_and_meaning(run_command: RunCommand) -> None:
     _, page, _ = run_command("analysis/record.py", "-h")
-    assert "  margin=0.02          largest loss of test score at which a rank" in page
+    assert "  margin=auto          largest loss of test score at which a rank" in page
     assert "  record=              name of the record" in page
     _, page, _ = run_command("experiments/train.py", "--help", "method=lora")
     assert page.startswith("Low-rank adaptation: W = W0 + scaling")

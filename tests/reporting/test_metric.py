@@ -21,6 +21,7 @@ LOSS = Metric(
     is_binary=False,
     points="nats per token",
     points_per_unit=1,
+    margin="10%",
     chance_name=None,
     baseline="the base model",
     chance="before fine-tuning",

@@ -38,7 +38,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def unmeasured(*_: object, **__: object) -> dict[str, str]:
         return {}
 
-    def report(name: str, *, margin: float, folder: Path, **_: object) -> tuple[Path, str]:
+    def report(name: str, *, margin: float | str, folder: Path, **_: object) -> tuple[Path, str]:
         calls.append(f"report {name} at {margin} in {folder.name}")
         return folder / "report.html", "found"
 
@@ -72,10 +72,10 @@ def test_everything_is_done_in_order(done: list[str], tmp_path: Path) -> None:
         "train flagship_rotten_tomatoes",
         "cut flagship_rotten_tomatoes",
         "controls flagship_rotten_tomatoes",
-        "report flagship_rotten_tomatoes at 0.02 in flagship_rotten_tomatoes",
+        "report flagship_rotten_tomatoes at auto in flagship_rotten_tomatoes",
         "record day_flagship_rotten_tomatoes",
         "train rank_sweep",
-        "report rank_sweep at 0.02 in rank_sweep",
+        "report rank_sweep at auto in rank_sweep",
         "record day_rank_sweep",
     ]
     assert any("report.html: found" in line for line in lines)

@@ -20,7 +20,7 @@ from lowrank_study.training import fit
 from lowrank_study.training.member import FitResult
 
 Fit = Callable[[Sequence[fit.Job]], list[Any]]
-DONE = FitResult(record={"test": {}, "steps": 1}, test=None)
+DONE = FitResult(record={"test": {}, "steps": 1}, test=None, base=None)
 
 
 @pytest.fixture
