@@ -141,10 +141,19 @@ def rank_tests(
         )
         for rank in ranks
     ]
+    return _decided(tests, looks, lost=lost)
+
+
+def _decided(
+    tests: Sequence[RankTest], looks: Looks | None, *, lost: Collection[int]
+) -> list[RankTest]:
+    """Return the tests, in increasing order of rank, with the decisions of the two sequences."""
     inferior = _passed_in_sequence([test.is_inferior for test in tests])
     passed = [test.is_sufficient and test.rank not in lost for test in tests]
-    first_sufficient = len(ranks) - _passed_in_sequence(passed[::-1])
-    stops = [""] * len(ranks) if looks is None else _stops(tests, looks, lost=lost)
+    first_sufficient = len(tests) - _passed_in_sequence(passed[::-1])
+    stops: list[Stop] = [""] * len(tests)
+    if looks is not None:
+        stops = _stops(tests, looks, lost=lost)
     return [
         replace(test, decision=_decision(place, inferior, first_sufficient), stop=stops[place])
         for place, test in enumerate(tests)

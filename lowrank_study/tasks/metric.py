@@ -132,6 +132,7 @@ NATS_PER_TOKEN = Metric(
     is_binary=False,
     points="nats per token",
     points_per_unit=1,
+    margin="10%",
     chance_name=None,
     baseline="the base model",
     chance="before fine-tuning",
