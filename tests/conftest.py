@@ -1,6 +1,7 @@
 """Fixtures that many tests share, such as tiny models of every family."""
 
 import importlib.util
+import json
 import os
 import random
 import shutil
@@ -149,6 +150,43 @@ def tiny_overrides(tiny_model: Callable[[str], Path], review_file: Path) -> list
         "method.learning_rate=1e-2",
         "trainer.precision=fp32",  # or bf16 hardware would compute other numbers
     ]
+
+
+@pytest.fixture(scope="session")
+def document_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a JSONL of 120 documents of 3 to 30 words; each word decides the next one."""
+    generator = random.Random(0)
+    documents = []
+    for _ in range(120):
+        first, length = generator.randrange(40), generator.randint(3, 30)
+        documents.append(" ".join(WORDS[(first + place) % 40] for place in range(length)))
+    path = tmp_path_factory.mktemp("documents") / "documents.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    return path
+
+
+@pytest.fixture
+def causal_overrides(
+    tiny_causal_model: Callable[..., Path], document_file: Path
+) -> Callable[..., list[str]]:
+    """Return a function that gives the overrides of a run on a tiny language model."""
+
+    def overrides(family: str = "llama", **settings: object) -> list[str]:
+        return [
+            f"model={family}",
+            f"model.source={tiny_causal_model(family, **settings)}",
+            "model.name=tiny",
+            "task=texts",
+            f"task.source={document_file}",
+            "task.validation_size=20",
+            "task.test_size=20",
+            "task.max_length=12",
+            "model.dropout=0.0",
+            "method.learning_rate=1e-2",
+            "trainer.precision=fp32",
+        ]
+
+    return overrides
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from lowrank_study.spec import RunSpec
 
 NEEDS = {
     "peft": ["method.peft_type=IA3"],
-    "hub": ["task.source=a/b"],
+    **{name: ["task.source=a/b"] for name in ("hub", "texts_hub", "instruction_hub")},
 }
 
 

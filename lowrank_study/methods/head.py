@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
+from lowrank_study.errors import InputError
 from lowrank_study.methods import Method
 from lowrank_study.spec import BaseModel, TrainSpec
 
@@ -31,9 +32,18 @@ class HeadOnly(Method):
         return cls(learning_rate=head_learning_rate or learning_rate)
 
     def attach(self, model: "nn.Module", base: BaseModel) -> "nn.Module":
-        """Freeze everything but the head."""
-        from lowrank_study.methods.layers.modules import train_head
+        """Freeze everything but the head.
 
+        Raises:
+            InputError: The task has no new head.
+        """
+        from lowrank_study.methods.layers.modules import head_names, task_of, train_head
+
+        if not head_names(model):
+            raise InputError(
+                f"method=head trains only a new head, but {task_of(model).model_noun} has none: "
+                "choose method=lora or method=full"
+            )
         model.requires_grad_(False)
         train_head(model)
         return model

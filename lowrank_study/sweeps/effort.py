@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from lowrank_study.loaded import splits_of
-from lowrank_study.methods.head import HeadOnly
+from lowrank_study.methods.full import FullFineTuning
 from lowrank_study.methods.layers.linear import adapted_modules, is_linear, linear_shape
 from lowrank_study.spec import Asset, RunSpec
 from lowrank_study.training.models import model_without_weights
@@ -48,7 +48,8 @@ class Effort:
         key = spec.model.source, type(spec.method).__name__, spec.method.target_label, labels
         if key not in self._maps:
             if spec.method.needs_weights:
-                spec = replace(spec, method=HeadOnly(learning_rate=spec.method.learning_rate))
+                rate = spec.method.learning_rate
+                spec = replace(spec, method=FullFineTuning(learning_rate=rate))
             model = model_without_weights(spec)
             shapes = [linear_shape(module) for module in model.modules() if is_linear(module)]
             adapted = [linear_shape(module.base) for _, module in adapted_modules(model)]

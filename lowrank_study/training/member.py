@@ -88,7 +88,9 @@ class Member:
         device: torch.device,
         limits: Limits,
     ) -> None:
-        self.model = build_model(spec, folder, number_of_labels=len(splits.labels)).to(device)
+        model = build_model(spec, folder, number_of_labels=len(splits.labels))
+        self._counts = _parameter_counts(model, spec.method)
+        self.model = model.to(device)
         spec.task.name_outputs(self.model.config, splits.labels)
         self._spec, self._tracker, self._splits = spec, tracker, splits
         self._steps, self._device, self._limits = steps, device, limits
@@ -182,7 +184,7 @@ class Member:
             "train": {"running_loss": self._recent_loss(), **train},
             "best_step": self._best.step,
             "steps": self._steps,
-            **_parameter_counts(self.model, self._spec.method),
+            **self._counts,
             "checkpoint_bytes": sum(file.stat().st_size for file in files),
             "evaluate_seconds": self._evaluating.seconds,
             "merge_round_trip_error": _merge_round_trip_error(self.model),
@@ -231,14 +233,15 @@ def _parameter_counts(model: nn.Module, method: Method) -> dict[str, int]:
     """Count all parameters, the trained ones, and those of the adapter, without the head."""
     trained = {p for p in model.parameters() if p.requires_grad}
     adapter = trained - head_parameters(model) if method.is_adapter else set()
+    every = {
+        p.data_ptr(): p.numel()  # tied weights count once
+        for name, p in model.named_parameters()
+        if ".original_module." not in name  # PEFT trains a copy of each head beside it
+    }
     return {
         "trainable_parameters": sum(p.numel() for p in trained),
         "adapter_parameters": sum(p.numel() for p in adapter),
-        "total_parameters": sum(
-            p.numel()
-            for name, p in model.named_parameters()
-            if ".original_module." not in name  # PEFT trains a copy of each head beside it
-        ),
+        "total_parameters": sum(every.values()),
     }
 
 

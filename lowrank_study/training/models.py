@@ -113,8 +113,13 @@ def check_fits(spec: RunSpec) -> None:
 
     This is fast, because most methods are checked on a model without weights.
     """
-    splits = splits_of(spec)
-    check_reads(_pretrained_shapes(spec), spec, splits)
+    splits, shapes = splits_of(spec), _pretrained_shapes(spec)
+    if spec.train.head_learning_rate is not None and not head_names(shapes):
+        raise InputError(
+            f"trainer.head_learning_rate={spec.train.head_learning_rate:g}: "
+            f"{spec.task.model_noun} has no new head; leave it out"
+        )
+    check_reads(shapes, spec, splits)
     if spec.method.needs_weights:
         build_model(spec, model_folder(spec.model), number_of_labels=len(splits.labels))
     else:

@@ -101,10 +101,24 @@ def check_rank(rank: int, module: nn.Module, name: str) -> None:
 def replace_maps(model: nn.Module, layers: Mapping[str, Callable[[nn.Module], nn.Module]]) -> None:
     """Freeze the whole model, and put a new layer in the place of each named linear map."""
     model.requires_grad_(False)
+    _separate_tied(model)
     for name, make in layers.items():
         parent_name, _, attribute = name.rpartition(".")
         parent = model.get_submodule(parent_name)
         setattr(parent, attribute, make(getattr(parent, attribute)))
+
+
+def _separate_tied(model: nn.Module) -> None:
+    """Give a frozen map that shares an embedding's weight a parameter of its own.
+
+    The two still share memory, but merging an update into the map, or rounding its weight, must not
+    change the embedding.
+    """
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if is_linear(module) and id(weight) in tables and isinstance(weight, Tensor):
+            module.weight = nn.Parameter(weight.data, requires_grad=False)
 
 
 def adapted_modules(model: nn.Module) -> Iterator[tuple[str, AdaptedLinear]]:
