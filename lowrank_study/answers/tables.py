@@ -98,6 +98,10 @@ def _row(run: TrainedRun) -> dict[str, Any]:
         "test_score": test.get(metric.name),
         "test_macro_f1": test.get("macro_f1"),
         "test_loss": test.get("loss"),
+        **{
+            f"test_score_{name}": of_set.get(metric.name)
+            for name, of_set in record.get("test_sets", {}).items()
+        },
         "train_loss": record.get("train", {}).get("loss"),
         "train_score": record.get("train", {}).get(metric.name),
         "chance": metric.baseline_level(record),

@@ -8,7 +8,7 @@ from pathlib import Path
 from lowrank_study import assets
 from lowrank_study.config.fields import Fields
 from lowrank_study.errors import InputError
-from lowrank_study.spec import Asset, HubRepo, WheelMember
+from lowrank_study.spec import Asset, GsmSymbolic, HubRepo, WheelMember
 
 _FILE_SUFFIXES = (
     *(".csv", ".tsv", ".tab", ".jsonl", ".json", ".parquet", ".bz2", ".gz", ".xlsx", ".xls"),
@@ -21,16 +21,30 @@ def read_source(fields: Fields, *, subset: str | None, named: Sequence[str]) -> 
     source = fields.value("source")
     if isinstance(source, Mapping):
         pin = fields.part("source")
-        return WheelMember(
-            requirement=pin.text("requirement"),
-            sha256=pin.text("sha256"),
-            member=pin.text("member"),
-        )
+        member = {key: pin.text(key) for key in ("requirement", "sha256", "member")}
+        return _generated(fields, member) if "generator" in pin.settings else WheelMember(**member)
     text = fields.path_text("source")
     if is_path(text):
         return assets.local(text, named)
     return hub_repo(
         f"{fields.path}source", text, subset=subset, revision=fields.optional_text("revision")
+    )
+
+
+def _generated(fields: Fields, member: Mapping[str, str]) -> GsmSymbolic:
+    """Read a source whose rows are generated from templates."""
+    fields.part("source").one_of("generator", ["gsm_symbolic"])
+    held_out = fields.integer("held_out_templates", at_least=0)
+    if held_out > 99:
+        raise InputError(f"task.held_out_templates={held_out}: a number from 0 to 99 is needed")
+    return GsmSymbolic(
+        **member,
+        held_out_templates=held_out,
+        variants=fields.integer("variants", at_least=1),
+        validation_variants=fields.integer("validation_variants", at_least=1),
+        test_variants=fields.integer("test_variants", at_least=1),
+        seed=fields.integer("split_seed", at_least=0),
+        version=GsmSymbolic.VERSION,
     )
 
 

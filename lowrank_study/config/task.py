@@ -37,6 +37,7 @@ def read_task(fields: Fields) -> Task:
         "max_length": fields.integer("max_length", at_least=4),
         "encoding": _encoding(fields.optional_text("encoding")),
         "separator": _separator(fields.optional_text("separator")),
+        "test_set_column": fields.optional_text("test_set_column"),
     }
     task = task_named(kind).from_fields(fields, shared)
     _check_files(task, named)

@@ -16,9 +16,11 @@ import numpy as np
 import pandas as pd
 
 from lowrank_study import assets
+from lowrank_study.data.gsm_symbolic.problems import rows_of
 from lowrank_study.data.text_files import Grid, decoded, grid, orange_grid
 from lowrank_study.errors import InputError
-from lowrank_study.spec import HubRepo
+from lowrank_study.left_out import LeftOut
+from lowrank_study.spec import GsmSymbolic, HubRepo
 
 if TYPE_CHECKING:
     from lowrank_study.tasks import Task
@@ -48,6 +50,8 @@ class Rows:
     """The file's name, or the hub's id and split."""
     summary: str
     """A message on how many rows were read, and how."""
+    left_out: tuple[LeftOut, ...]
+    """Parts of the source that gave no rows."""
 
 
 def read_splits(task: "Task", *, label_column: str | None) -> dict[str, Rows]:
@@ -70,7 +74,11 @@ def read_splits(task: "Task", *, label_column: str | None) -> dict[str, Rows]:
 
 def _read_rows(task: "Task", file: str, label: str | None) -> Rows:
     """Read one split's rows; a local file is verified before and after."""
-    if isinstance(task.source, HubRepo):
+    left_out: tuple[LeftOut, ...] = ()
+    if isinstance(task.source, GsmSymbolic):
+        of = f"{task.source.language} {file}"
+        frame, how, left_out = rows_of(task.source, file)
+    elif isinstance(task.source, HubRepo):
         of = f"{task.source.repo_id}/{file}"
         frame, how = _read_hub(task.source, file), "from the hub"
     else:
@@ -83,8 +91,10 @@ def _read_rows(task: "Task", file: str, label: str | None) -> Rows:
             of = path.name
             frame, how = _read_file(path, task, label)
         assets.fetch(task.source, task.files)
-    _check_columns(task.columns, of, [str(column) for column in frame.columns])
-    return Rows(frame=frame, of=of, summary=f"{of}: {len(frame):,} rows read, {how}")
+    _check_columns(task.read_columns, of, [str(column) for column in frame.columns])
+    return Rows(
+        frame=frame, of=of, summary=f"{of}: {len(frame):,} rows read, {how}", left_out=left_out
+    )
 
 
 def _texts_of(path: Path, file: str) -> list[Path]:

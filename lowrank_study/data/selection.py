@@ -22,8 +22,8 @@ class Selected:
     """The rows of one split that are used."""
 
     frame: pd.DataFrame
-    """Columns `text`, `text_pair` (pairs only), `group`, and `key`, which is equal for equal texts;
-    the index is that of the rows read."""
+    """Columns `text`, `text_pair` (pairs only), `group`, `test_set` (where there are several), and
+    `key`, which is equal for equal texts; the index is that of the rows read."""
     left_out: list[LeftOut]
     warnings: list[str]
 
@@ -64,6 +64,10 @@ def select(
         columns[task.group_column] = as_texts(
             rows.frame[task.group_column], task.group_column, rows.of
         )
+    if task.test_set_column:
+        columns[task.test_set_column] = as_texts(
+            rows.frame[task.test_set_column], task.test_set_column, rows.of
+        )
     kept, left_out = _filled({**columns, **required}, wanted, rows.of)
     if not kept.any():
         reason = "; ".join(in_words(left_out)) or "the file has no rows"
@@ -73,13 +77,15 @@ def select(
     if len(texts) == 2:
         frame["text_pair"] = texts[1]
     frame["group"] = columns[task.group_column][kept] if task.group_column else frame.index
+    if task.test_set_column:
+        frame["test_set"] = columns[task.test_set_column][kept]
     frame["key"] = ["\0".join(map(normal_form, row)) for row in zip(*texts, strict=True)]
     warnings = [
         f"{rows.of}: {name!r} of task.text_columns contains only numbers"
         for name in text_columns
         if all(_is_number(value) for value in rows.frame[name][kept])
     ]
-    return Selected(frame=frame, left_out=left_out, warnings=warnings)
+    return Selected(frame=frame, left_out=[*rows.left_out, *left_out], warnings=warnings)
 
 
 def _filled(

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from lowrank_study.tasks import Task
 
-_FORMAT = 3
+_FORMAT = 4
 """Version of the cached files; increase it when their meaning changes."""
 _NAMES = ("train", "validation", "test")
 
@@ -120,6 +120,8 @@ class Splits:
     test: Split
     labels: tuple[str, ...]
     """Class names; a label is an index into them."""
+    test_sets: Mapping[str, int]
+    """Name of each test set → its number of rows, in the order of the test split; empty for one."""
     sha256: str
     """Hash of everything above, which runs record."""
     account: Account
@@ -135,7 +137,8 @@ class SplitRows:
     """The rows of the three splits, as text."""
 
     frames: "Mapping[str, pd.DataFrame]"
-    """Columns are `text`, `text_pair` (pairs only), `label` (a class number) and `group`."""
+    """Columns are `text`, `text_pair` (pairs only), `label` (a class number), `group` and
+    `test_set` (where there are several)."""
     labels: tuple[str, ...]
     account: Account
 
@@ -191,21 +194,56 @@ def with_shuffled_labels(splits: Splits, seed: int) -> Splits:
 def _tokenise(task: "Task", rows: SplitRows, model_folder: Path) -> Splits:
     tokenizer = load_tokenizer(model_folder)
     total = hashlib.sha256("\0".join(rows.labels).encode())
-    made, account = {}, rows.account
+    made, account, sets = {}, rows.account, {}
     for name in _NAMES:
         frame = rows.frames[name]
-        made[name], of_split = task.tokenised(frame, tokenizer, of=name)
-        account += of_split
-        if empty := np.flatnonzero(made[name].lengths == 0).tolist():
-            raise InputError(
-                f"the {name} split of {task.name!r} has a text without tokens, "
-                f"{frame['text'].iloc[empty[0]][:60]!r}: remove its row"
-            )
+        parts = {}
+        for of, part in _parts(name, frame).items():
+            parts[of], of_part = task.tokenised(part, tokenizer, of=of)
+            account += of_part
+            if empty := np.flatnonzero(parts[of].lengths == 0).tolist():
+                raise InputError(
+                    f"the {of} split of {task.name!r} has a text without tokens, "
+                    f"{part['text'].iloc[empty[0]][:60]!r}: remove its row"
+                )
+        made[name] = _together(list(parts.values()))
+        if name not in parts:
+            sets = {of: _rows(split) for of, split in parts.items()}
+            total.update(json.dumps(sets).encode())
         for field in dataclasses.fields(Split):
             # The hash of a classification split is that of older versions.
             if field.name not in ("scored", "text_bytes") or made[name].scored.any():
                 total.update(getattr(made[name], field.name).tobytes())
-    return Splits(**made, labels=rows.labels, sha256=total.hexdigest(), account=account)
+    return Splits(
+        **made, labels=rows.labels, test_sets=sets, sha256=total.hexdigest(), account=account
+    )
+
+
+def _parts(name: str, frame: "pd.DataFrame") -> "dict[str, pd.DataFrame]":
+    """Return the test sets of the test split, and every other split whole."""
+    if name != "test" or "test_set" not in frame:
+        return {name: frame}
+    return {str(of): part for of, part in frame.groupby("test_set", sort=False)}
+
+
+def _rows(split: Split) -> int:
+    """Return how many rows of predictions a split has: its documents, or its texts."""
+    return len(np.unique(split.labels)) if split.scored.any() else len(split)
+
+
+def _together(parts: Sequence[Split]) -> Split:
+    """Concatenate splits; the documents of a later one are numbered after those before it."""
+    if len(parts) == 1:
+        return parts[0]
+    starts = np.cumsum([0, *(len(part.ids) for part in parts)])
+    numbers = np.cumsum([0, *(_rows(part) * part.scored.any() for part in parts)])
+    offsets = [part.offsets[1:] + start for part, start in zip(parts, starts, strict=False)]
+    labels = [part.labels + number for part, number in zip(parts, numbers, strict=False)]
+    others = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in ("ids", "types", "scored", "text_bytes")
+    }
+    return Split(offsets=np.concatenate([[0], *offsets]), labels=np.concatenate(labels), **others)
 
 
 def encoded(
@@ -242,6 +280,7 @@ def joined(lists: Sequence[Sequence[int]], dtype: type) -> np.ndarray:
 def _write_cache(folder: Path, key: str, splits: Splits) -> None:
     about = {
         "labels": splits.labels,
+        "test_sets": splits.test_sets,
         "sha256": splits.sha256,
         "account": dataclasses.asdict(splits.account),
     }
@@ -273,4 +312,10 @@ def _read_cache(path: Path) -> Splits:
         read=tuple(about["account"]["read"]),
         warnings=tuple(about["account"]["warnings"]),
     )
-    return Splits(**made, labels=tuple(about["labels"]), sha256=about["sha256"], account=account)
+    return Splits(
+        **made,
+        labels=tuple(about["labels"]),
+        test_sets=about["test_sets"],
+        sha256=about["sha256"],
+        account=account,
+    )

@@ -64,6 +64,8 @@ class Task(Variant, ABC):
     """Python's name of a text file's encoding; `None` detects it."""
     separator: str | None
     """Separator of a text file, one character; `None` detects it."""
+    test_set_column: str | None
+    """Column that names the test set of each row; each of its values is also scored alone."""
 
     metric: ClassVar[Metric]
     """The primary metric: it chooses the best step and the learning rate, and is reported."""
@@ -103,6 +105,12 @@ class Task(Variant, ABC):
     @abstractmethod
     def columns(self) -> dict[str, str]:
         """The columns that are read, each with the setting that names it."""
+
+    @property
+    def read_columns(self) -> dict[str, str]:
+        """All columns that are read, with that of the test sets."""
+        sets = {self.test_set_column: "task.test_set_column"} if self.test_set_column else {}
+        return {**self.columns, **sets}
 
     @classmethod
     @abstractmethod
@@ -243,6 +251,27 @@ class Predictions:
     def metrics(self) -> dict[str, float]:
         """Return the metrics of the split."""
         return self.task.metrics(self)
+
+    def in_sets(self, sizes: Mapping[str, int]) -> dict[str, Predictions]:
+        """Return the predictions of each test set; the sets follow one another.
+
+        Args:
+            sizes: Name of each set → its number of rows.
+        """
+        found, start = {}, 0
+        for name, size in sizes.items():
+            rows = {key: column[start : start + size] for key, column in self.columns.items()}
+            found[name], start = Predictions(task=self.task, columns=rows), start + size
+        return found
+
+    def with_sets(self, sizes: Mapping[str, int]) -> Predictions:
+        """Return the predictions with the name of each row's test set, if there are several."""
+        import numpy as np
+
+        if not sizes:
+            return self
+        names = np.repeat(list(sizes), list(sizes.values()))
+        return Predictions(task=self.task, columns={**self.columns, "test_set": names})
 
 
 def task_names() -> list[str]:

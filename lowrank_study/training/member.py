@@ -179,6 +179,8 @@ class Member:
         record = {
             "test": test.metrics() if test else {},
             **({"base": self._base.metrics()} if self._base else {}),
+            **self._of_sets("test_sets", test),
+            **self._of_sets("base_sets", self._base),
             "validation": self._best.validation,
             "curve": self._curve,
             "train": {"running_loss": self._recent_loss(), **train},
@@ -189,7 +191,13 @@ class Member:
             "evaluate_seconds": self._evaluating.seconds,
             "merge_round_trip_error": _merge_round_trip_error(self.model),
         }
-        return FitResult(record=record, test=test, base=self._base)
+        named = test.with_sets(self._splits.test_sets) if test else None
+        return FitResult(record=record, test=named, base=self._base)
+
+    def _of_sets(self, name: str, predictions: Predictions | None) -> dict[str, Any]:
+        """Return the metrics of each test set, if there are several."""
+        sets = predictions.in_sets(self._splits.test_sets) if predictions else {}
+        return {name: {of: part.metrics() for of, part in sets.items()}} if sets else {}
 
     def read(self, scores: Scores, split: Split) -> Predictions:
         """Return the predictions on a split."""
