@@ -11,9 +11,11 @@ import pandas as pd
 import pytest
 
 import lowrank_study.tasks
+from lowrank_study.answers.functional_rank import truncation_table
 from lowrank_study.answers.paired_scores import paired_with_full
 from lowrank_study.answers.sufficient_rank import against_full
 from lowrank_study.answers.tables import runs_table
+from lowrank_study.answers.truncated_runs import TruncateRequest, truncate_sweep
 from lowrank_study.config.run import compose
 from lowrank_study.methods.full import FullFineTuning
 from lowrank_study.runs.store import TrainedRun
@@ -198,3 +200,30 @@ def test_a_loss_is_compared_with_that_of_the_base_model(nats: RunSpec, tmp_path:
     table = runs_table(runs)
     measured = [run.record["base"]["nats"] for run in runs[:2]]
     assert table["chance"].tolist() == pytest.approx([*measured, *measured[:1] * 2])
+
+
+def test_truncated_updates_are_compared_by_loss(nats: RunSpec, tmp_path: Path) -> None:
+    full = replace(nats, method=FullFineTuning(learning_rate=1e-3))
+    specs = [replace(full, seed=seed) for seed in range(2)]
+    runs = sweep(specs, name="s", results=tmp_path, launcher="inline")
+    truncate_sweep(
+        TruncateRequest(
+            sweep="s",
+            results=tmp_path,
+            device="cpu",
+            workers=1,
+            launcher="inline",
+            scopes=("all",),
+            ranks=(0,),
+            seeds_of_parts=None,
+        )
+    )
+    [row] = against_full(runs, margin="auto", results=tmp_path).to_dict("records")
+    [record, _] = [run.record for run in runs]
+    assert (row["method"], row["adapter_rank"]) == ("truncation", 0)
+    assert row["chance"] == pytest.approx(record["base"]["nats"])
+    table = truncation_table(runs, tmp_path)
+    whole = table[table["kept_rank"] > 0].set_index("run_id")["test_score"]
+    assert whole[runs[0].spec.run_id] == pytest.approx(record["test"]["nats"])
+    nothing = table[table["kept_rank"] == 0]["test_score"].mean()
+    assert row["difference"] == pytest.approx(whole.mean() - nothing)
