@@ -26,7 +26,13 @@ from lowrank_study.methods.layers.products import uses_c, uses_onednn
 from lowrank_study.spec import RunSpec
 from lowrank_study.training.batches import Batch, training_batches
 from lowrank_study.training.models import model_without_weights
-from lowrank_study.training.unpadded import part_tokens, unpad, unpadded_scores
+from lowrank_study.training.unpadded import (
+    part_tokens,
+    unpad,
+    unpadded_scores,
+    vocabulary_size,
+)
+from lowrank_study.training.vocabulary import logits_bytes
 
 _log = logging.getLogger(__name__)
 
@@ -93,7 +99,7 @@ class PeakPrediction:
     libraries: int
     """The process before it loads a model."""
     kernels: int
-    """What the first training steps load and keep."""
+    """What the first training steps load and keep, and the logits of some tokens."""
     loaded: int
     """Frozen weights as they are loaded and checked before training, in fp32."""
     frozen: int
@@ -133,7 +139,7 @@ def predict_peak(spec: RunSpec) -> PeakPrediction | None:
     kernels = _kernels(spec.train.precision)
     return PeakPrediction(
         libraries=_libraries(),
-        kernels=kernels.first_use,
+        kernels=kernels.first_use + _logits(spec, model),
         loaded=_FLOAT * frozen,
         frozen=_FLOAT * frozen - _saved_by_rounding(model, spec),
         trained=4 * _FLOAT * trained,
@@ -142,6 +148,13 @@ def predict_peak(spec: RunSpec) -> PeakPrediction | None:
         ),
         activations=int(kernels.temporary[spec.train.precision] * kept),
     )
+
+
+def _logits(spec: RunSpec, model: nn.Module) -> int:
+    """Return the memory of logits, which a model that scores tokens computes for a few of them."""
+    if not spec.task.scores_tokens:
+        return 0
+    return logits_bytes(vocabulary_size(model), spec.train.precision)
 
 
 def _kernels(precision: str) -> _Kernels:

@@ -180,9 +180,15 @@ def _token_losses(model: nn.Module, hidden_RSD: Tensor, targets_S: Tensor) -> Te
         hidden_RSD,
         targets_S,
         logits_of=partial(_logits, model),
-        words=int(model.config.get_text_config().vocab_size),  # type: ignore[operator, union-attr]
+        words=vocabulary_size(model),
         trained=[p for head in heads for p in head.parameters() if p.requires_grad],
     )
+
+
+def vocabulary_size(model: nn.Module) -> int:
+    """Return the number of words V that a language model gives logits for."""
+    config: Any = model.config
+    return int(config.get_text_config().vocab_size)
 
 
 def _logits(model: nn.Module, hidden_RSD: Tensor) -> Tensor:

@@ -59,6 +59,11 @@ def token_losses(
     return losses
 
 
+def logits_bytes(words: int, precision: str) -> int:
+    """Return the memory of the logits that are computed at once, and of their gradient."""
+    return 2 * max(_LOGITS, words) * {"fp32": 4, "bf16": 2}[precision]
+
+
 def _slices(hidden_RSD: Tensor, words: int) -> list[slice]:
     runs, tokens, _ = hidden_RSD.shape
     step = max(1, _LOGITS // (runs * words))

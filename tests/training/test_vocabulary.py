@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lowrank_study import native
 from lowrank_study.data.splits import Split
+from lowrank_study.methods.layers.linear import round_frozen
 from lowrank_study.methods.layers.lora import LoraLinear, add_lora
 from lowrank_study.methods.lora import Lora
 from lowrank_study.tasks.language_modelling import LanguageModelling
@@ -238,3 +239,30 @@ def test_no_tensor_of_all_logits_is_made() -> None:
     plain.square().sum().backward()  # type: ignore[no-untyped-call]
     torch.testing.assert_close(losses, plain, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found, hidden.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_a_rounded_head_gives_autocasts_numbers_and_words_are_looked_up_in_fp32() -> None:
+    model, plain = (with_lora(model_of("llama"), rank=2, seed=1, head=False) for _ in range(2))
+    table = model.get_input_embeddings().weight  # type: ignore[operator]
+    assert table is model.lm_head.weight
+    before = table.detach().clone()
+    pack, other = pack_of(model), pack_of(plain)
+    round_frozen(model)
+    assert table.dtype == torch.float32
+    assert torch.equal(table, before)
+    assert torch.equal(table.rounded, before.bfloat16())
+    found = []
+    for each in (pack, other):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            losses = each.scores(documents())
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        found.append(losses.detach())
+    assert torch.equal(*found)
+    table.rounded.zero_()  # the head reads it: the losses become those of equal logits
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = pack.scores_of(0, documents())
+    torch.testing.assert_close(losses, torch.full_like(losses, float(np.log(48))))
+    assert_equal(
+        {n: p.grad for n, p in model.named_parameters() if p.grad is not None},
+        {n: p.grad for n, p in plain.named_parameters() if p.grad is not None},
+    )
