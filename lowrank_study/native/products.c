@@ -1,8 +1,9 @@
 /* Matrix products of a training step, on processors with AVX512: y = A B + bias, or y += A B.
 
    The numbers of A are fp32 or bf16; those of B are fp32 or of A's type, and are rounded to it.
-   Sums are fp32. Each runs over the depth in order, so that results depend neither on the number
-   of threads nor on the number of rows.
+   Sums are fp32. Each runs over the depth in order, block by block, so that results depend neither
+   on the number of threads nor on the number of rows. The sums of the blocks are added: one sum
+   over the words of a vocabulary would lose three of seven digits.
 
    A unit has 32 bits: one fp32 number, or two neighbours in bf16. The columns of B are copied panel
    by panel, as units in the order in which they are read: a panel is (depth, WIDTH). The sums of a
@@ -30,7 +31,7 @@ struct product {
 #if defined(__AVX512F__)
 #include <immintrin.h>
 
-enum { ROWS = 12, LANES = 16, WIDTH = 2 * LANES };
+enum { ROWS = 12, LANES = 16, WIDTH = 2 * LANES, BLOCK = 512 };
 typedef uint32_t unit;
 typedef int32_t units __attribute__((vector_size(64), aligned(4), may_alias));
 typedef uint16_t halves __attribute__((vector_size(64), aligned(2), may_alias));
@@ -194,14 +195,24 @@ INLINED void tile(const struct work *work, const struct place *at, int64_t row, 
     if (p->adds) sums[i][half] = load(before, y_type);
     if (p->bias) sums[i][half] = load(bias, a_type);
   }
-  for (int64_t k = 0; k < work->depth; k++) {
-    __m512i left = _mm512_load_si512(at->panel + k * WIDTH);
-    __m512i right = _mm512_load_si512(at->panel + k * WIDTH + LANES);
-    UNROLLED for (int i = 0; i < rows; i++) {
-      unit each = a[i * by_row + k * by_unit];
-      sums[i][0] = multiply_add(each, left, sums[i][0], a_type);
-      if (halves == 2) sums[i][1] = multiply_add(each, right, sums[i][1], a_type);
+  for (int64_t start = 0; start < work->depth; start += BLOCK) {
+    const int64_t end = least(start + BLOCK, work->depth);
+    __m512 before[ROWS][2];
+    if (start) UNROLLED for (int i = 0; i < rows; i++) UNROLLED for (int h = 0; h < halves; h++) {
+      before[i][h] = sums[i][h];
+      sums[i][h] = _mm512_setzero_ps();
     }
+    for (int64_t k = start; k < end; k++) {
+      __m512i left = _mm512_load_si512(at->panel + k * WIDTH);
+      __m512i right = _mm512_load_si512(at->panel + k * WIDTH + LANES);
+      UNROLLED for (int i = 0; i < rows; i++) {
+        unit each = a[i * by_row + k * by_unit];
+        sums[i][0] = multiply_add(each, left, sums[i][0], a_type);
+        if (halves == 2) sums[i][1] = multiply_add(each, right, sums[i][1], a_type);
+      }
+    }
+    if (start) UNROLLED for (int i = 0; i < rows; i++) UNROLLED for (int h = 0; h < halves; h++)
+      sums[i][h] = _mm512_add_ps(before[i][h], sums[i][h]);
   }
   UNROLLED for (int i = 0; i < rows; i++) UNROLLED for (int half = 0; half < halves; half++) {
     if (i < first) continue;
