@@ -168,28 +168,18 @@ def share_casts(model: nn.Module) -> None:
 
 
 def _cast_and_multiply(self: Any, x: Tensor) -> Tensor:
-    x, weight = cast_once(x), self.weight
-    if x.dtype == torch.bfloat16:
-        weight = getattr(weight, "rounded", weight)
-    return linear(x, weight, self.bias)
+    return linear(cast_once(x), self.weight, self.bias)
 
 
 def round_frozen(model: nn.Module) -> None:
     """Keep the frozen maps' weights in bf16, so that autocast need not cast them every step.
 
-    A map that shares its weight with an embedding, as the head of many language models does, gets
-    a copy in bf16: autocast looks words up in fp32.
-
     The loaded fp32 weights are parts of one mapped file, which other weights keep open.
     """
-    tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
     for module in frozen_maps(model):
-        weight: Any = module.weight
-        loaded = weight.data
-        if weight in tables:
-            weight.rounded = loaded.bfloat16()
-        else:
-            weight.data = loaded.bfloat16()
+        loaded = module.weight.data
+        assert isinstance(loaded, Tensor)
+        module.weight.data = loaded.bfloat16()
         if loaded.is_cpu:
             unload(loaded.data_ptr(), loaded.nbytes)
 
