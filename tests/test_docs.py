@@ -46,7 +46,10 @@ WIDE = {
     "intermediate_size": 64,
 }
 """A tiny model that is wide enough for rank 64."""
-OWN_DATA = {"reviews.csv": "text,stars\n" + "good film,5\nbad film,1\n" * 100}
+OWN_DATA = {
+    "reviews.csv": "text,stars\n" + "good film,5\nbad film,1\n" * 100,
+    "questions.jsonl": '{"question": "2 + 2?", "answer": "4"}\n',
+}
 
 
 def generator() -> ModuleType:

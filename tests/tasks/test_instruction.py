@@ -333,3 +333,23 @@ def test_only_responses_are_learned(
     assert result.test is not None
     assert (result.test.columns["tokens"] == 2).all(), "the word, and the end token"
     assert result.record["test"]["nats_per_token"] < 0.5 * np.log(40) / 2
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("real_cache")
+def test_smollm2_learns_to_add_in_its_own_chat_template(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    rows = [
+        {"prompt": f"Add {a} and {b}.", "response": f"{a} + {b} = {a + b}\n#### {a + b}"}
+        for a, b in generator.integers(2, 60, size=(120, 2))
+    ]
+    spec = compose(
+        *("task=instruction", f"task.source={lines(tmp_path / 'a.jsonl', rows)}", "model=smollm2"),
+        *("task.train_size=24", "task.validation_size=8", "task.test_size=8"),
+        *("method.rank=8", "method.target=all_linear", "method.learning_rate=1e-3"),
+        *("trainer.batch_size=6", "trainer.evaluations=4"),
+    )
+    result = fit(spec, checkpoint_folder=tmp_path / "out", tracker=Tracker())
+    first, *_, last = [step["nats_per_token"] for step in result.record["curve"]]
+    assert last < 0.7 * first
+    assert result.record["test"]["nats_per_token"] < 0.7 * first

@@ -150,6 +150,21 @@ def test_a_saved_adapter_gives_the_same_losses_in_peft(
     assert result.record["total_parameters"] - result.record["adapter_parameters"] == counted
 
 
+@pytest.mark.parametrize("peft_type", ["LORA", "IA3"])
+def test_an_adapter_that_peft_builds_is_trained_and_loads_again(
+    peft_type: str, causal_overrides: Overrides, tmp_path: Path
+) -> None:
+    overrides = [*causal_overrides(), "method=peft", f"method.peft_type={peft_type}"]
+    spec = compose(*overrides, "method.target=[query,mlp_down]")
+    result = fit(spec, checkpoint_folder=tmp_path / "out", tracker=Tracker())
+    assert result.test is not None
+    folder = Path(spec.model.source.path)  # type: ignore[union-attr]
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    model = PeftModel.from_pretrained(base, str(tmp_path / "out")).eval()
+    found = losses_of(model, load_splits(spec.task, folder).test)
+    np.testing.assert_allclose(found, result.test.losses, rtol=1e-5, atol=1e-4)
+
+
 def losses_of(model: Any, split: Split) -> np.ndarray:
     """The summed loss of each document, by transformers' own loss of each window."""
     losses = np.zeros(split.labels.max() + 1)
