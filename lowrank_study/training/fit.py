@@ -197,13 +197,16 @@ class Session:
     def _shared_facts(self, seconds: float) -> dict[str, Any]:
         """Return what the records of all these runs have in common."""
         splits, runs = self._splits, len(self._jobs)
-        examples = {name: len(getattr(splits, name)) for name in ("train", "validation", "test")}
+        named = {name: getattr(splits, name) for name in ("train", "validation", "test")}
+        examples = {name: len(split) for name, split in named.items()}
+        tokens = {name: int(split.scored.sum()) for name, split in named.items()}
         return {
             "pack_size": runs,
             "train_seconds": seconds / runs,
             "examples_per_second": self._spec.train.epochs * len(splits.train) * runs / seconds,
             "labels": list(splits.labels),
             "examples": examples,
+            **({"predicted_tokens": tokens} if tokens["train"] else {}),
             "left_out": in_words(splits.account.left_out),
             "provenance": {
                 **provenance(),

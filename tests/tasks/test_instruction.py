@@ -332,6 +332,7 @@ def test_only_responses_are_learned(
     result = fit(spec, checkpoint_folder=tmp_path / "out", tracker=Tracker())
     assert result.test is not None
     assert (result.test.columns["tokens"] == 2).all(), "the word, and the end token"
+    assert result.record["predicted_tokens"] == {"train": 500, "validation": 100, "test": 200}
     assert result.record["test"]["nats_per_token"] < 0.5 * np.log(40) / 2
 
 
