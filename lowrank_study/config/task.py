@@ -22,6 +22,11 @@ def read_task(fields: Fields) -> Task:
     if test is None and test_size is None:
         raise InputError("task.test_size=null: give a number, or a test file as task.test")
     train, validation = fields.text("train"), fields.optional_text("validation")
+    validation_size = fields.optional_integer("validation_size", at_least=1)
+    if validation is None and validation_size is None:
+        raise InputError(
+            "task.validation_size=null: give a number, or a validation file as task.validation"
+        )
     named = [file for file in (train, validation, test) if file]
     shared = {
         "name": fields.text("name"),
@@ -31,7 +36,7 @@ def read_task(fields: Fields) -> Task:
         "test": test,
         "group_column": fields.optional_text("group_column"),
         "train_size": fields.optional_integer("train_size", at_least=1),
-        "validation_size": fields.integer("validation_size", at_least=1),
+        "validation_size": validation_size,
         "test_size": test_size,
         "split_seed": fields.integer("split_seed", at_least=0),
         "max_length": fields.integer("max_length", at_least=4),

@@ -52,8 +52,8 @@ class Task(Variant, ABC):
     """Rows that share its value stay in one split (all reviews of one film, say)."""
     train_size: int | None
     """Training rows used; `None` uses all that remain after carving."""
-    validation_size: int
-    """Validation rows used."""
+    validation_size: int | None
+    """Validation rows used; `None` uses all. A carved validation split needs a number."""
     test_size: int | None
     """Test rows used; `None` uses all. A carved test split needs a number."""
     split_seed: int

@@ -31,6 +31,7 @@ from lowrank_study.spec import HubRepo
         ("trainer.adam_betas=[0.9]", ["trainer.adam_betas", "two numbers"]),
         ("task.text_columns=[a,b,c]", ["task.text_columns", "two different ones for pairs"]),
         ("task.test_size=null", ["task.test_size", "task.test"]),
+        ("task.validation_size=null", ["task.validation_size", "task.validation"]),
         ("task.source=./no/such.csv", ["./no/such.csv", "existing path"]),
         ("task.source='a b c'", ["'a b c'", "hub id"]),
         ("tracker=tensorboard", ["'tensorboard'", "none, jsonl, wandb"]),

@@ -37,7 +37,7 @@ class Usable:
     withdrawn: tuple[int, ...]
     """Templates that the data set's authors marked as to be ignored, or that have no text."""
     wrong: tuple[int, ...]
-    """Templates that don't give their own stored problem, or can't be evaluated safely."""
+    """Templates that don't give their own stored problem, or no variant of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +126,7 @@ def held_out_templates(source: GsmSymbolic) -> list[int]:
 
 @functools.lru_cache(maxsize=4)
 def usable_templates(folder: Path, language: str) -> Usable:
-    """Return the templates of a language that reproduce their stored problem.
+    """Return the templates of a language that give their stored problem and variants of it.
 
     Args:
         folder: The folder of the language, with `symbolic/NNNN.toml` and `replacements.json`.
@@ -140,7 +140,7 @@ def usable_templates(folder: Path, language: str) -> Usable:
             continue
         try:
             template = read_template(stored, words, language=language)
-            is_right = template.original() is not None
+            is_right = template.original() is not None and _has_variants(template)
         except InputError:
             is_right = False
         if is_right:
@@ -152,10 +152,14 @@ def usable_templates(folder: Path, language: str) -> Usable:
     return Usable(templates=tuple(templates), withdrawn=tuple(withdrawn), wrong=tuple(wrong))
 
 
+def _has_variants(template: Template) -> bool:
+    return next(template.variants(np.random.default_rng(0)), None) is not None
+
+
 def _left_out(usable: Usable, source: GsmSymbolic) -> tuple[LeftOut, ...]:
     reasons = (
         (usable.withdrawn, "the data set's authors marked them as to be ignored"),
-        (usable.wrong, "they don't give their own stored problem"),
+        (usable.wrong, "they don't give their own stored problem, or no variant of it"),
     )
     return tuple(
         LeftOut(

@@ -45,6 +45,10 @@ _MOST_MISSES = 200
 Values = Mapping[str, Any]
 
 
+class NoValues(InputError):
+    """No values were found that satisfy a template's conditions."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
     """The variables that one line of `#init:` draws."""
@@ -115,8 +119,13 @@ class Template:
         original = self.original()
         seen, misses = {original.numbers if original else None}, 0
         while misses < _MOST_MISSES:
-            problem = self.drawn(generator)
             misses += 1
+            try:
+                problem = self.drawn(generator)
+            except NoValues:
+                return
+            except (InputError, ZeroDivisionError):  # such as ensure_int of a fraction
+                continue
             if problem.numbers not in seen and self._is_fit(problem):
                 seen.add(problem.numbers)
                 misses = 0
@@ -130,7 +139,7 @@ class Template:
 
     def drawn(self, generator: np.random.Generator) -> Problem:
         """Draw a problem whose conditions hold."""
-        values: dict[str, Any] = {}
+        values = self.shown()  # a variable without a line keeps the stored value
         for block in self.blocks:
             values |= self._drawn_block(block, generator)
         for line in self.derived:
@@ -152,7 +161,7 @@ class Template:
                     break
             else:
                 return values
-        raise InputError(
+        raise NoValues(
             f"template {self.number} of {self.language}: no values of {_MOST_DRAWS:,} drawn "
             "satisfy its conditions"
         )
@@ -160,10 +169,13 @@ class Template:
     def rendered(self, values: Values) -> Problem:
         """Write the question and the answer with some values."""
         names = _all_read(values)
-        question = _PLACEHOLDER.sub(lambda found: as_text(values[found.group(1)]), self.text)
+        question = _PLACEHOLDER.sub(lambda found: _written(values[found.group(1)]), self.text)
         answer = _EXPRESSION.sub(
-            lambda found: as_text(evaluated(_parsed(found.group(1)), names, FUNCTIONS)), self.worked
+            lambda found: _written(evaluated(_parsed(found.group(1)), names, FUNCTIONS)),
+            self.worked,
         )
+        if unknown := re.search(r"[{}].*", question + answer):
+            raise InputError(f"placeholder {unknown[0][:60]!r} isn't known")
         drawn = (names.get(n) for block in self.blocks for line in block.lines for n in line.names)
         return Problem(
             question=_sentences(localised(question, self.language)),
@@ -171,16 +183,20 @@ class Template:
             numbers=tuple(value for value in drawn if is_number(value)),
         )
 
+    def shown(self) -> dict[str, Any]:
+        """Return the values of the stored problem that its question shows."""
+        return {name: value.strip() for name, value in _PLACEHOLDER.findall(self.text)}
+
     def original(self) -> Problem | None:
         """Return the stored problem as the template writes it with the stored values.
 
         Values that the question doesn't show are those that give the stored answer. None if no
         values give it, or the question differs by more than white space, case and digits' script.
         """
-        shown = {name: value.strip() for name, value in _PLACEHOLDER.findall(self.text)}
+        shown = self.shown()
         lines = [line for block in self.blocks for line in block.lines] + list(self.derived)
         hidden = [line for line in lines if not set(line.names) <= set(shown)]
-        for values in itertools.islice(self._completed(dict(shown), hidden), _MOST_HIDDEN):
+        for values in itertools.islice(self._completed(shown, hidden), _MOST_HIDDEN):
             try:
                 made = self.rendered(values)
             except (InputError, ZeroDivisionError):
@@ -294,6 +310,13 @@ def _line(text: str) -> Line:
         raise InputError(f"line {text[:60]!r} has no =")
     bare = re.sub(r"[()$]", "", names).split(",")
     return Line(names=tuple(name.strip() for name in bare if name.strip()), value=_parsed(value))
+
+
+def _written(value: Any) -> str:
+    try:
+        return as_text(value)
+    except TypeError as error:
+        raise InputError(str(error)) from error
 
 
 def _parsed(source: str) -> Expression:

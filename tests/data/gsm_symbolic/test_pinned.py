@@ -99,5 +99,5 @@ def test_used_templates_of_all_languages_are_those_of_the_documentation(real_cac
     }
     assert counts == documented()
     assert counts["eng"] == 100
-    assert sum(counts.values()) == 8368
+    assert sum(counts.values()) == 8319
     assert len(counts) == 109

@@ -100,7 +100,30 @@ def test_sentences_begin_with_capitals() -> None:
 def test_conditions_that_never_hold_are_refused() -> None:
     never = APPLES["question_annotated"].replace("- is_int(n * share)", "- n < 0")
     with pytest.raises(InputError, match="template 3 of eng: no values of 200,000 drawn"):
-        drawn(read({**APPLES, "question_annotated": never}), 1)
+        read({**APPLES, "question_annotated": never}).drawn(np.random.default_rng(0))
+    assert not drawn(read({**APPLES, "question_annotated": never}), 1)
+
+
+def test_a_variable_without_a_line_keeps_the_stored_value() -> None:
+    lines = APPLES["question_annotated"].replace("- colour = sample(['red', 'green'])\n", "")
+    made = drawn(read({**APPLES, "question_annotated": lines}), 9)
+    assert all(" red apples" in problem.question for problem in made)
+
+
+def test_a_placeholder_without_a_value_is_no_problem_s_text() -> None:
+    text = APPLES["question_annotated"].replace("{colour,red}", "{colour}")
+    question = APPLES["question"].replace("red", "{colour}")
+    template = read({**APPLES, "question_annotated": text, "question": question})
+    assert template.original() is None
+    assert not drawn(template, 1)
+
+
+def test_a_draw_that_has_no_answer_is_drawn_again() -> None:
+    lines = APPLES["question_annotated"].replace("- is_int(n * share)\n", "")
+    answer = APPLES["answer_annotated"].replace("}>>{n*share}", "}>>{ensure_int(n*share)}")
+    made = drawn(read({**APPLES, "question_annotated": lines, "answer_annotated": answer}), 30)
+    assert len(made) == 30
+    assert all(final_number(problem.answer).denominator == 1 for problem in made)
 
 
 @pytest.mark.parametrize(
