@@ -56,8 +56,17 @@ def libraries(spec: RunSpec, steps: int) -> tuple[list[float], list[float]]:
     """Return the losses and the seconds of a plain loop."""
     model = _library_model(spec)
     trained = [p for p in model.parameters() if p.requires_grad]
+    # As in the Trainer, vectors are not decayed.
+    matrices = [p for p in trained if p.ndim > 1]
+    groups = [
+        {"params": matrices, "weight_decay": spec.train.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(
-        trained, lr=spec.method.learning_rate, weight_decay=spec.train.weight_decay
+        groups,
+        lr=spec.method.learning_rate,
+        betas=spec.train.adam_betas,
+        eps=spec.train.adam_epsilon,
     )
     total = -(-len(splits_of(spec).train) // spec.train.batch_size) * spec.train.epochs
     schedule = make_schedule(optimizer, total, spec.train)
@@ -77,7 +86,7 @@ def libraries(spec: RunSpec, steps: int) -> tuple[list[float], list[float]]:
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         seconds.append(time.perf_counter() - started)
     return losses, seconds
 

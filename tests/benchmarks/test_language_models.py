@@ -13,21 +13,15 @@ from lowrank_study.config.run import compose
 @pytest.mark.parametrize("method", [("method=lora_all_linear", "method.rank=2"), ("method=full",)])
 def test_the_losses_are_equal(
     method: tuple[str, ...],
-    tiny_model: Callable[[str], Path],
-    review_file: Path,
+    causal_overrides: Callable[..., list[str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     loop = importlib.import_module("causal_loop")
     spec = compose(
-        "task=texts",
-        f"task.source={review_file}",
-        "task.validation_size=8",
-        "task.test_size=8",
-        "model=llama",
-        f"model.source={tiny_model('llama')}",
-        "model.dropout=0.0",
+        *causal_overrides("llama"),
         *method,
+        "model.dropout=0.0",
         "method.learning_rate=1e-2",
         "trainer.batch_size=8",
         "trainer.precision=fp32",
