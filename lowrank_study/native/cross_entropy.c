@@ -23,6 +23,9 @@ INLINED float entry(const void *row, int64_t i, enum type type) {
   return load_some(row, i, type, 1)[0];
 }
 
+/* Most exact near 0, from which most of a sum comes. */
+INLINED vector exponential(vector x, enum type type) { return power_of_two(x * 1.44269504f, type); }
+
 INLINED float largest(const void *row, int64_t columns, enum type type) {
   vector most[PIECES];
   int64_t i = 0;
@@ -40,7 +43,7 @@ INLINED float sum_exponentials(const void *row, int64_t columns, float most, enu
   vector sums[PIECES] = {0};
   int64_t i = 0;
   for (; i + STEP <= columns; i += STEP)
-    EACH_PIECE sums[k] += exponential(load(row, i + k * LANES, type) - most);
+    EACH_PIECE sums[k] += exponential(load(row, i + k * LANES, type) - most, FP32);
   float sum = sum_of((sums[0] + sums[1]) + (sums[2] + sums[3]));
   for (; i < columns; i++) sum += expf(entry(row, i, type) - most);
   return sum;
@@ -53,12 +56,12 @@ INLINED void write_softmax(const void *row, void *out, int64_t columns, float mo
   for (; i + STEP <= columns; i += STEP)
     EACH_PIECE {
       const int64_t at = i + k * LANES;
-      store(out, at, type, factor * exponential(load(row, at, type) - most));
+      store(out, at, type, factor * exponential(load(row, at, type) - most, type));
     }
   for (; i < columns; i += LANES) {
     const int64_t left = columns - i;
     vector x = load_up_to(row, i, type, left) - most;
-    store_up_to(out, i, type, factor * exponential(x), left);
+    store_up_to(out, i, type, factor * exponential(x, type), left);
   }
 }
 
