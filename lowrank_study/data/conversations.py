@@ -17,7 +17,7 @@ import pandas as pd
 
 from lowrank_study.data.reading import Rows
 from lowrank_study.data.splits import Account, Split, joined
-from lowrank_study.data.tokenizer import end_id
+from lowrank_study.data.tokenizer import end_id, end_ids
 from lowrank_study.errors import InputError
 from lowrank_study.left_out import LeftOut
 
@@ -145,6 +145,37 @@ def tokenise_chats(
     return split, account
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """The last response of a conversation, and what a model reads before it writes one."""
+
+    prompt: list[int]
+    """Token ids of everything before the response."""
+    response: str
+    end: int
+    """Id of the token that ends the response."""
+
+
+def last_turn(split: Split, number: int, tokenizer: Any) -> Turn | None:
+    """Return the last turn of one conversation; None if it was truncated."""
+    ids, start = split.tokens(number).tolist(), _prompt_length(split, number)
+    if start == len(ids) or ids[-1] not in end_ids(tokenizer):
+        return None
+    response = tokenizer.decode(ids[start:-1], skip_special_tokens=True)
+    return Turn(prompt=ids[:start], response=response, end=ids[-1])
+
+
+def _prompt_length(split: Split, number: int) -> int:
+    """Return the number of tokens before the last response."""
+    scored = split.scored[split.offsets[number] : split.offsets[number + 1]]
+    return int(np.flatnonzero(~scored)[-1]) + 1  # the first token is never scored
+
+
+def longest_prompt(split: Split) -> int:
+    """Return the number of tokens before the last response, in the conversation with most."""
+    return max(_prompt_length(split, number) for number in range(len(split)))
+
+
 def _account(split: Split, lengths: np.ndarray, max_length: int, of: str) -> Account:
     """Say how many conversations are read, truncated and left out."""
     cut_off = LeftOut(
@@ -251,7 +282,7 @@ def _ended(
     tokenizer: Any, conversations: Iterable[tuple[list[int], list[bool]]]
 ) -> tuple[list[tuple[list[int], list[bool]]], int]:
     """Return conversations that end with a token that ends a text, and how many did not."""
-    ends = {end_id(tokenizer), *tokenizer.added_tokens_decoder}
+    ends = end_ids(tokenizer)
     found, unended = [], 0
     for ids, scored in conversations:
         if ids[-1] not in ends:

@@ -34,6 +34,11 @@ def end_id(tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id)
 
 
+def end_ids(tokenizer: Any) -> set[int]:
+    """Return the ids that may end a turn: the end token, and the tokens that are added to words."""
+    return {end_id(tokenizer), *tokenizer.added_tokens_decoder}
+
+
 def start_id(tokenizer: Any) -> int:
     """Return the id of the token that starts a text; the end token if there is none."""
     return end_id(tokenizer) if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)

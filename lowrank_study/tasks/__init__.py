@@ -1,9 +1,9 @@
 """What a kind of task is, and how its class is found.
 
-Each module here but `metric.py` and `causal.py` (what language models share) holds one kind: a
-frozen record of a data set and its splits that also knows what a model is asked about each example.
-The module has the name that `task.kind` gives in YAML, so a new kind is one module and one file in
-`conf/task/`; there is no list to edit.
+Each module here but `metric.py`, `scoring.py` and `causal.py` (what language models share) holds
+one kind: a frozen record of a data set and its splits that also knows what a model is asked about
+each example. The module has the name that `task.kind` gives in YAML, so a new kind is one module
+and one file in `conf/task/`; there is no list to edit.
 
     >>> task_named("classification").metric.name
     'accuracy'
@@ -224,7 +224,7 @@ class Task(Variant, ABC):
 
 BASE = "base_"
 """Prefix of the columns with the base model's predictions."""
-_NOT_KINDS = ("causal", "metric")
+_NOT_KINDS = ("causal", "metric", "scoring")
 """Modules here that hold no kind of task."""
 Kind = Task | type[Task]
 """A task, or its class where the settings don't matter."""

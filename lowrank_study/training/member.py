@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_study.data.splits import Split, Splits
+from lowrank_study.data.tokenizer import load_tokenizer
 from lowrank_study.methods import Method
 from lowrank_study.methods.layers.linear import adapted_modules, merged
 from lowrank_study.methods.layers.modules import head_parameters
 from lowrank_study.runs.limits import Limits, first_above
 from lowrank_study.spec import RunSpec
 from lowrank_study.tasks import Predictions
+from lowrank_study.tasks.generation import Generation
 from lowrank_study.training.adamw import clip_gradients
 from lowrank_study.training.batches import Batch
 from lowrank_study.training.embeddings import clear_gradients
 from lowrank_study.training.evaluate import batch_tokens, predict
+from lowrank_study.training.generation import answered
 from lowrank_study.training.models import build_model
 from lowrank_study.training.optim import make_optimizer, make_schedule
 from lowrank_study.training.tracking import Tracker
@@ -92,7 +95,7 @@ class Member:
         self._counts = _parameter_counts(model, spec.method)
         self.model = model.to(device)
         spec.task.name_outputs(self.model.config, splits.labels)
-        self._spec, self._tracker, self._splits = spec, tracker, splits
+        self._spec, self._tracker, self._splits, self._folder = spec, tracker, splits, folder
         self._steps, self._device, self._limits = steps, device, limits
         self._trained = [p for p in self.model.parameters() if p.requires_grad]
         self._optimizer = make_optimizer(self.model, spec)
@@ -108,7 +111,7 @@ class Member:
         task, train = self._spec.task, self._spec.train
         if task.metric.needs_base and self._spec.method.is_reference and train.read_test:
             with self._evaluating:
-                self._base = self.read(scores, self._splits.test)
+                self._base = self._read_test(scores)
 
     def clip_gradients(self) -> Tensor:
         """Scale the gradients down to the largest norm, and return their norm before."""
@@ -170,7 +173,7 @@ class Member:
         test, train = None, {}
         if self._spec.train.read_test:
             with self._evaluating:
-                test = self.read(scores, self._splits.test)
+                test = self._read_test(scores)
                 # As many training rows as in validation show the gap to unseen texts.
                 seen = self._splits.train.first(len(self._splits.validation))
                 train = self.read(scores, seen).metrics()
@@ -199,11 +202,32 @@ class Member:
         sets = predictions.in_sets(self._splits.test_sets) if predictions else {}
         return {name: {of: part.metrics() for of, part in sets.items()}} if sets else {}
 
+    def _read_test(self, scores: Scores) -> Predictions:
+        """Return the predictions on the test split, with answers if the task generates some."""
+        task, precision = self._spec.task, self._spec.train.precision
+        predictions = self.read(scores, self._splits.test)
+        if not isinstance(task, Generation):
+            return predictions
+        with self._merged():
+            return answered(
+                predictions,
+                self._splits.test,
+                task=task,
+                model=self.model,
+                tokenizer=load_tokenizer(self._folder),
+                sets=self._splits.test_sets,
+                device=self._device,
+                precision=precision,
+            )
+
+    def _merged(self) -> AbstractContextManager[None]:
+        """Merge the adapter, which is faster; in bf16, the weights would lose most of it."""
+        return merged(self.model) if self._spec.train.precision == "fp32" else nullcontext()
+
     def read(self, scores: Scores, split: Split) -> Predictions:
         """Return the predictions on a split."""
-        # Merged weights are faster, but in bf16 they would lose most of the update.
         precision = self._spec.train.precision
-        with merged(self.model) if precision == "fp32" else nullcontext():
+        with self._merged():
             return predict(
                 self._spec.task,
                 scores,

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from lowrank_study.data.conversations import longest_prompt
 from lowrank_study.data.splits import Splits
 from lowrank_study.data.tokenizer import has_tokenizer, padding_id
 from lowrank_study.errors import InputError
 from lowrank_study.spec import RunSpec
+from lowrank_study.tasks.generation import Generation
 from lowrank_study.training.unpadded import counts_from_padding, positions_of
 
 
@@ -45,7 +47,8 @@ def check_reads(model: nn.Module, spec: RunSpec, splits: Splits) -> None:
     """Refuse texts that the model can't read; it may be on the meta device.
 
     Raises:
-        InputError: A text has more tokens than the model has positions, a token is not in the
+        InputError: A text, or a prompt with its answer, has more tokens than the model has
+            positions, a token is not in the
             vocabulary, or a model that reads a text at its end token (T5, BART) finds none or
             several in a text.
     """
@@ -55,6 +58,14 @@ def check_reads(model: nn.Module, spec: RunSpec, splits: Splits) -> None:
             f"task.max_length={spec.task.max_length}: a text has {longest} tokens, but "
             f"{spec.model.name} has positions for {positions}: set it to at most {positions}"
         )
+    if positions is not None and isinstance(spec.task, Generation):
+        prompt = longest_prompt(splits.test)
+        if prompt + spec.task.max_new_tokens > positions:
+            raise InputError(
+                f"task.max_new_tokens={spec.task.max_new_tokens}: a prompt has {prompt} tokens, "
+                f"but {spec.model.name} has positions for {positions}: set it to at most "
+                f"{positions - prompt}"
+            )
     texts = (splits.train, splits.validation, splits.test)
     config: Any = model.config
     words = _word_table(model)

@@ -22,6 +22,8 @@ C classes, V words of the vocabulary. Where a task scores tokens, scores are (R,
 """
 
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -109,6 +111,23 @@ def unpad(model: nn.Module) -> None:
     narrows = config.model_type in _NARROWED and not config.is_decoder
     if narrows and not task_of(model).scores_tokens:
         _narrow_last_layer(backbone)
+
+
+@contextmanager
+def stock_forward(model: nn.Module) -> Iterator[None]:
+    """Give a model of `unpad` its stock forward pass on padded texts, to generate with."""
+    backbone = _backbone(model)
+    ours = vars(backbone).pop("forward", None)
+    if ours is None:
+        yield
+        return
+    stock = "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
+    model.set_attn_implementation(stock)  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(register())  # type: ignore[operator]
+        backbone.forward = ours
 
 
 def part_tokens(model: nn.Module, precision: str) -> int:

@@ -103,19 +103,20 @@ def localised(text: str, language: str) -> str:
 
 def final_number(answer: str) -> Fraction | None:
     """Return the number after `####`, in any digits and with any separators; None without one."""
-    found = re.search(r"####\s*(-?\d[\d.,\s]*)", answer)
+    found = re.search(r"####[^\S\n]*(-?\d(?:[\d.,]|[^\S\n](?=\d{3}))*)", answer)
     if not found:
         return None
-    digits = re.sub(r"[\s]", "", found.group(1)).rstrip(".,")
+    digits = re.sub(r"\s", "", found.group(1)).rstrip(".,")
     whole, separator, rest = _parted(digits)
     number = f"{whole}.{rest}" if separator else whole
     return Fraction(number)
 
 
 def _parted(digits: str) -> tuple[str, str, str]:
-    """Part a number at its decimal separator; three digits after a separator are thousands."""
+    """Part a number at its decimal separator; three digits after it are thousands, not in 0.125."""
     last = max(digits.rfind("."), digits.rfind(","))
-    if last < 0 or len(digits) - last == 4:
+    are_thousands = len(digits) - last == 4 and digits[:last].lstrip("-") != "0"
+    if last < 0 or are_thousands:
         return re.sub("[.,]", "", digits), "", ""
     return re.sub("[.,]", "", digits[:last]), ".", digits[last + 1 :]
 
