@@ -13,6 +13,7 @@ from lowrank_study.spectra.measures import shown_in
 from lowrank_study.spectra.spectrum import Spectrum
 from lowrank_study.spectra.tables import singular_values_table, spectra_table
 from lowrank_study.sweeps.measured_spectra import read_spectra
+from lowrank_study.tasks.generation import Generation
 
 RUN_COLUMNS = {
     **dict.fromkeys(["run_id", "task", "model", "method", "target", "status", "message"], "text"),
@@ -102,6 +103,7 @@ def _row(run: TrainedRun) -> dict[str, Any]:
             f"test_score_{name}": of_set.get(metric.name)
             for name, of_set in record.get("test_sets", {}).items()
         },
+        **_answer_scores(run),
         "train_loss": record.get("train", {}).get("loss"),
         "train_score": record.get("train", {}).get(metric.name),
         "chance": metric.baseline_level(record),
@@ -112,6 +114,15 @@ def _row(run: TrainedRun) -> dict[str, Any]:
         **{name: record.get(name) for name in _RECORDED},
         "precision": spec.train.precision,
     }
+
+
+def _answer_scores(run: TrainedRun) -> dict[str, float | None]:
+    """Return the mean scores of generated answers: of the test split, its sets, the base model."""
+    if not isinstance(task := run.spec.task, Generation):
+        return {}
+    of = {"test": run.record.get("test", {}), "base": run.record.get("base", {})}
+    of |= {f"test_{name}": found for name, found in run.record.get("test_sets", {}).items()}
+    return {f"answer_score_{name}": found.get(task.score_name) for name, found in of.items()}
 
 
 def spectra_tables(runs: Sequence[TrainedRun], results: Path) -> tuple[pd.DataFrame, pd.DataFrame]:

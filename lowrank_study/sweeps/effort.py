@@ -6,6 +6,8 @@ from lowrank_study.loaded import splits_of
 from lowrank_study.methods.full import FullFineTuning
 from lowrank_study.methods.layers.linear import adapted_modules, is_linear, linear_shape
 from lowrank_study.spec import Asset, RunSpec
+from lowrank_study.tasks.generation import Generation
+from lowrank_study.training.generation import most_tokens
 from lowrank_study.training.models import model_without_weights
 
 
@@ -31,6 +33,8 @@ class Effort:
         if spec.train.read_test:
             seen = splits.train.first(len(splits.validation))
             tokens += splits.test.lengths.sum() + seen.lengths.sum()
+            if isinstance(spec.task, Generation):
+                tokens += most_tokens(spec.task, splits)
         return float(evaluated * tokens)
 
     def a_token(self, spec: RunSpec) -> tuple[int, int]:

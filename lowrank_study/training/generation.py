@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, StoppingCriteriaList
 
-from lowrank_study.data.conversations import Turn, last_turn
-from lowrank_study.data.splits import Split
+from lowrank_study.data.conversations import Turn, last_turn, longest_prompt
+from lowrank_study.data.splits import Split, Splits
 from lowrank_study.data.tokenizer import end_id
 from lowrank_study.tasks import Predictions
 from lowrank_study.tasks.generation import Generation
@@ -71,6 +71,13 @@ def answered(
         scores[row] = task.score(answer.text, turn.response)
     more = {"answer": texts, "answer_score": scores, "answer_cut_off": cut_off}
     return Predictions(task=predictions.task, columns={**predictions.columns, **more})
+
+
+def most_tokens(task: Generation, splits: Splits) -> int:
+    """Return the most tokens that are read and generated for the answers of one model."""
+    sizes = list(splits.test_sets.values()) or [len(splits.test)]
+    rows = len(_chosen_rows(sizes, task.generated_examples))
+    return rows * (longest_prompt(splits.test) + task.max_new_tokens)
 
 
 def _chosen_rows(sizes: Sequence[int], most: int | None) -> np.ndarray:

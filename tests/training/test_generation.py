@@ -13,13 +13,16 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from lowrank_study.answers.tables import runs_table
 from lowrank_study.config.run import compose
 from lowrank_study.data.conversations import Turn
 from lowrank_study.data.tokenizer import load_tokenizer
 from lowrank_study.errors import InputError
 from lowrank_study.loaded import model_folder
 from lowrank_study.methods.layers.linear import adapted_modules, merged
+from lowrank_study.runs.store import RunStore
 from lowrank_study.spec import RunSpec
+from lowrank_study.sweeps.effort import Effort
 from lowrank_study.sweeps.sweep import sweep
 from lowrank_study.tasks.generation import Generation
 from lowrank_study.training.fit import fit
@@ -137,6 +140,15 @@ def test_the_settings_of_the_model_do_not_change_greedy_answers(
     assert model.generation_config is own
 
 
+def test_forecasts_count_the_tokens_of_answers(causal_overrides: Overrides, tmp_path: Path) -> None:
+    few, many = (
+        family_spec(causal_overrides, "llama", tmp_path / "rows.jsonl", f"task.max_new_tokens={n}")
+        for n in (10, 30)
+    )
+    _, operations = Effort().a_token(few)
+    assert Effort().of(many) - Effort().of(few) == operations * 8 * 20
+
+
 def test_answers_that_exceed_the_positions_are_refused(
     causal_overrides: Overrides, tmp_path: Path
 ) -> None:
@@ -216,6 +228,9 @@ def test_answers_without_an_end_are_counted_and_each_test_set_has_its_own(
         assert of_set["exact_match"] == 0
     assert record["test"]["answers"] == 4
     assert record["test"]["answers_cut_off"] == 4
+    [row] = runs_table(RunStore(tmp_path / "runs").ended([spec.run_id])).to_dict("records")
+    names = ("test", "base", "test_near", "test_far")
+    assert [row[f"answer_score_{name}"] for name in names] == [0.0] * 4
     predictions = pd.read_parquet(run / "predictions.parquet")
     asked = predictions["answer"].notna()
     assert asked.sum() == 4
