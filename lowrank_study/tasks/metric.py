@@ -52,6 +52,16 @@ class Metric:
         return "below" if self.higher_is_better else "above"
 
     @property
+    def better(self) -> str:
+        """Where a better score lies on the scale: below or above."""
+        return "above" if self.higher_is_better else "below"
+
+    @property
+    def axis_label(self) -> str:
+        """Name of the score on an axis, with its unit unless it is a share."""
+        return self.label if self.width == 1 else f"{self.label} ({self.points})"
+
+    @property
     def width(self) -> float:
         """The largest possible difference of two scores."""
         return self.highest - self.lowest

@@ -279,6 +279,7 @@ def compared(study: StudyTables, decisions: dict[int, str], **other: object) -> 
             "method": "lora",
             "target": "attention_qv",
             "adapter_rank": rank,
+            "margin_share": 0.0,
             "margin": 0.02,
             "seeds": 6,
             "lost": 0,

@@ -117,7 +117,7 @@ def _trained(data: SettingData, *, probe_suffices: bool) -> str:
     ]
     chance = data.chosen["chance"].dropna()
     if len(chance):
-        parts.append(f"chance {chance.iloc[0]:.3f}")
+        parts.append(f"{data.metric.baseline} {chance.iloc[0]:.3f}")
     return f"Test {data.metric.label} of {setting}: {', '.join(parts) or 'see below'}."
 
 

@@ -277,7 +277,7 @@ def _figure(data: SettingData, table: pd.DataFrame) -> Figure:
     above_noise = table[table["scope"] == "noise_cut"]
     trained = data.chosen[data.chosen["adapter_rank"].notna()]
     drawing = _Drawing(
-        label=data.metric.label,
+        label=data.metric.axis_label,
         kept=kept,
         above_noise=above_noise,
         trained=trained,

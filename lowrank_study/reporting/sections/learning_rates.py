@@ -221,7 +221,7 @@ def _figure(data: SettingData) -> Figure:
     rates = data.rates
     ranked = rates[rates["adapter_rank"].notna()]
     drawing = _Drawing(
-        label=data.metric.label,
+        label=data.metric.axis_label,
         rates=rates,
         ranked=ranked,
         full=rates[rates["method"] == "full"].sort_values("learning_rate"),

@@ -49,7 +49,7 @@ def section(data: SettingData) -> Section:
 
 
 def full_fine_tuning(data: SettingData) -> Finding:
-    """Say what full fine-tuning reaches, and how far above chance that is."""
+    """Say what full fine-tuning reaches, and how far from the baseline that is."""
     full = full_row(data)
     text = (
         "No run of full fine-tuning is done, so the adapters are described and not compared."
@@ -97,7 +97,7 @@ def adapters(data: SettingData) -> list[Finding]:
 
 
 def learnt_nothing(data: SettingData) -> list[Finding]:
-    """Name the configurations with runs that score no better than chance."""
+    """Name the configurations with runs that score no better than the baseline."""
     runs = data.runs[data.runs["status"] == "done"]
     worth = data.metric.worth
     runs = runs.assign(worse=runs["test_score"].map(worth) <= runs["chance"].map(worth))
@@ -110,8 +110,8 @@ def learnt_nothing(data: SettingData) -> list[Finding]:
     if not parts:
         return []
     text = (
-        f"Some runs score no better than chance: {enumeration(parts)}. The tests and intervals "
-        "assume nearly normal seeds, which these are not."
+        f"Some runs score no better than {data.metric.baseline}: {enumeration(parts)}. The tests "
+        "and intervals assume nearly normal seeds, which these are not."
     )
     return [Finding(topic="Runs that learnt nothing", text=text)]
 
@@ -144,7 +144,7 @@ def _reached(data: SettingData, row: dict[str, Any], *, explain: bool = True) ->
     text += ")"
     if math.isnan(chance):
         return text
-    text = f"{text}, {_gap(data, mean - chance)} chance"
+    text = f"{text}, {_gap(data, mean - chance)} {data.metric.baseline}"
     return f"{text} ({chance:.3f}, {data.metric.chance})" if explain else text
 
 
@@ -213,9 +213,10 @@ def _without_interval(
             f"{int(last['adapter_rank'])}. The {_best(data)}, {best['mean_test_score']:.3f} "
             f"({_seeds(best)}), is at rank {int(best['adapter_rank'])}"
         )
-    worth, better = data.metric.worth, "above" if data.metric.higher_is_better else "below"
+    worth = data.metric.worth
     if worth(best["mean_test_score"]) <= worth(best["chance"]):
-        text += f", not {better} chance ({best['chance']:.3f}, {data.metric.chance})"
+        baseline = f"{data.metric.baseline} ({best['chance']:.3f}, {data.metric.chance})"
+        text += f", not {data.metric.better} {baseline}"
     reason = (
         "no run of full fine-tuning is done"
         if full is None
@@ -240,7 +241,7 @@ def _table(data: SettingData) -> Table:
         "decimal",
         "sqrt(p(1−p)/test examples): error from sampling the test set",
     )
-    chance = Column("chance", "chance", "decimal", f"{{score}} of {metric.chance}")
+    chance = Column("chance", metric.baseline, "decimal", f"{{score}} of {metric.chance}")
     return Table(
         name=f"score_by_rank{data.suffix}",
         title=f"{score.capitalize()} by rank",
@@ -263,7 +264,7 @@ def _table(data: SettingData) -> Table:
             "test_low_95 test_high_95",
             Column("mean_validation_score", "validation", "decimal", "mean validation {score}"),
             Column("mean_train_score", "train", "decimal", "mean {score} on training data"),
-            *([chance] if metric.chance_name is not None else []),
+            *([chance] if data.scores["chance"].notna().any() else []),
             *([error] if metric.is_binary else []),
             "trainable_parameters",
         ),

@@ -110,7 +110,7 @@ class _Drawing:
         for panel, target in zip(panels, self.targets, strict=True):
             self._draw_target(panel, target)
         for panel in panels[:: 3 if on.wide else 1]:
-            panel.set_ylabel(f"test {self.data.metric.label}")
+            panel.set_ylabel(f"test {self.data.metric.axis_label}")
         on.legend(self._legend(), columns=(2, 1))
 
     def _draw_target(self, panel: Axes, target: str) -> None:
@@ -161,11 +161,12 @@ class _Drawing:
             entries += baseline_entries(self.full)
         if (self.runs["status"] != "done").any():
             entries.append(line("diverged or failed", LOST, marker="x", mew=1.6, ls="none"))
+        level = f"{self.data.metric.baseline}: {self.chance:.3f}"
         if self.shows_chance:
-            entries.append(line(f"chance: {self.chance:.3f}", FAINT, lw=1, ls=DOTTED))
+            entries.append(line(level, FAINT, lw=1, ls=DOTTED))
         elif not math.isnan(self.chance):
             where = "below" if self.chance < self.limits[0] else "above"
-            entries.append(line(f"(chance: {self.chance:.3f}, {where} the axis)", INK, ls="none"))
+            entries.append(line(f"({level}, {where} the axis)", INK, ls="none"))
         return entries
 
 

@@ -5,6 +5,7 @@
 No other section tests anything; see `answers/statistics.py`.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +34,7 @@ def section(data: SettingData) -> Section | None:
     """Show which ranks were tested and with what result; nothing without a test."""
     if not len(data.comparison):
         return None
-    margin = points(float(data.comparison["margin"].iloc[0]), data.metric)
+    margin = margin_of(records(data.comparison), data.metric)
     return Section(
         name=f"sufficient{data.suffix}",
         title="Which rank suffices?",
@@ -45,7 +46,7 @@ def section(data: SettingData) -> Section | None:
             "seeds or test examples can decide them.",
             "Tests for sufficiency go from the highest rank down. They stop at the first rank that "
             "fails the test or lost a run. Tests for inferiority go from the lowest rank up.",
-            *_about_lead(data.metric),
+            *_about_lead(data),
             *_about_functional_rank(data),
         ],
         tables=[_table(data, margin)],
@@ -61,13 +62,29 @@ def _about_functional_rank(data: SettingData) -> list[str]:
     ]
 
 
-def _about_lead(metric: Metric) -> list[str]:
-    if metric.chance_name is None:
+def margin_of(rows: Sequence[Mapping[str, Any]], metric: Metric) -> str:
+    """Return the margin with its unit, from the rows of a comparison."""
+    known = [row["margin"] for row in rows if not is_missing(row["margin"])]
+    in_score = points(sum(known) / len(known), metric) if known else f"unknown {metric.points}"
+    if not (share := rows[0]["margin_share"]):
+        return in_score
+    return f"{100 * share:g}{NARROW_SPACE}% of full fine-tuning’s gain ({in_score})"
+
+
+def _about_lead(data: SettingData) -> list[str]:
+    metric = data.metric
+    if not data.comparison["chance"].notna().any():
         return []
     return [
-        f"The lead over chance is the {metric.label} minus chance ({metric.chance}). "
+        f"The lead over {metric.baseline} is {_over(metric)} ({metric.chance}). "
         "Its interval is Fieller’s, over seeds and test examples."
     ]
+
+
+def _over(metric: Metric) -> str:
+    if metric.higher_is_better:
+        return f"the {metric.label} minus {metric.baseline}"
+    return f"the {metric.label} of {metric.baseline} minus the adapter’s"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +118,7 @@ class Verdict:
     @property
     def margin(self) -> str:
         """Return the margin with its unit."""
-        return points(self.rows[0]["margin"], self.metric)
+        return margin_of(self.rows, self.metric)
 
     @property
     def basis(self) -> str:
@@ -194,20 +211,21 @@ class Verdict:
 
     def _retention(self, enough: list[int]) -> list[str]:
         """Describe the smallest sufficient rank, or else the rank with the best score."""
-        if self.metric.chance_name is None:
+        if all(is_missing(row["chance"]) for row in self.rows):
             return []
         tested = [row for row in self.rows if row["seeds"] > 1]
         best = max(tested, key=lambda row: self.metric.worth(row["score"]))
         row = next((row for row in tested if int(row["adapter_rank"]) in enough[:1]), best)
         if not row["retention_bounded"]:
             return [
-                "Full fine-tuning is not shown to score above chance, so a rank that matches it "
-                "shows nothing"
+                f"Full fine-tuning is not shown to score {self.metric.better} "
+                f"{self.metric.baseline}, so a rank that matches it shows nothing"
             ]
         low, high = percent(row["retention_low_95"]), percent(row["retention_high_95"])
         return [
             f"Rank {int(row['adapter_rank'])} keeps {percent(row['retention'])} of full "
-            f"fine-tuning’s lead over chance, 95{NARROW_SPACE}% interval {low} to {high}"
+            f"fine-tuning’s lead over {self.metric.baseline}, 95{NARROW_SPACE}% interval {low} to "
+            f"{high}"
         ]
 
 
@@ -250,8 +268,8 @@ def _where(inferior: list[int], unsure: list[int], enough: list[int]) -> str:
 
 
 _RETENTION_NOTE = (
-    " Retention is (a−c)/(f−c), where a is the adapter’s score, f full fine-tuning’s and c chance. "
-    "It is unbounded if full fine-tuning is not shown to score above chance."
+    " Retention is (a−c)/(f−c), where a is the adapter’s score, f full fine-tuning’s and c {}. "
+    "It is unbounded if full fine-tuning is not shown to score {} {}."
 )
 _RETENTION_COLUMNS = (
     Column("retention", "retention", "percent", "share of full fine-tuning’s lead kept"),
@@ -268,7 +286,8 @@ def _difference(metric: Metric) -> str:
 
 
 def _table(data: SettingData, margin: str) -> Table:
-    has_chance = data.metric.chance_name is not None
+    metric, has_chance = data.metric, data.comparison["chance"].notna().any()
+    note = _RETENTION_NOTE.format(metric.baseline, metric.better, metric.baseline)
     return Table(
         name=f"sufficient_rank{data.suffix}",
         title="Sufficient rank",
@@ -278,7 +297,7 @@ def _table(data: SettingData, margin: str) -> Table:
             "one-sided 95 % limits over seeds and test examples (crossed random effects, "
             "Satterthwaite’s degrees of freedom), at all looks together if seeds were added. A "
             f"rank is sufficient if low is above −{margin} and inferior if high is below it."
-            + (_RETENTION_NOTE if has_chance else "")
+            + (note if has_chance else "")
         ),
         frame=data.comparison,
         columns=data.columns(
