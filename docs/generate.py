@@ -26,10 +26,11 @@ COMMANDS = {
     "record": "analysis/record.py",
     "measure_spectra": "analysis/measure_spectra.py",
     "measure_controls": "analysis/measure_controls.py",
+    "measure_forgetting": "analysis/measure_forgetting.py",
     "check_claims": "analysis/check_claims.py",
 }
 GROUPS = {
-    "task": ("hub", "file"),
+    "task": ("hub", "file", "texts"),
     "model": ("bert",),
     "method": ("full", "lora", "peft"),
     "trainer": ("one_epoch",),

@@ -21,6 +21,11 @@ def truncation_file(results: Path, run_id: str) -> Path:
     return results / "truncation" / f"{run_id}.parquet"
 
 
+def forgetting_file(results: Path, name: str) -> Path:
+    """Return the file with a model's losses on texts outside its task."""
+    return results / "forgetting" / f"{name}.parquet"
+
+
 def controls_file(results: Path, sweep: str) -> Path:
     """Return the file of a sweep's controls: noise, weight decay, shuffled labels, other seeds."""
     return results / "controls" / f"{sweep}.parquet"

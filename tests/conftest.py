@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from lowrank_study.assets import cache_folder
+
 for library in ("OMP", "MKL", "OPENBLAS"):  # two test processes share two cores
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -195,9 +197,15 @@ def _own_cache(
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
 ) -> None:
-    """Give the tests their own cache of derived files; fetched wheels stay shared."""
-    if "real_cache" not in request.fixturenames:
-        monkeypatch.setenv("LOWRANK_STUDY_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    """Give the tests their own cache; compiled C code stays in the user's, as it takes minutes."""
+    if "real_cache" in request.fixturenames:
+        return
+    own, compiled = tmp_path_factory.getbasetemp() / "cache", cache_folder() / "native"
+    if not own.exists():
+        compiled.mkdir(parents=True, exist_ok=True)
+        own.mkdir()
+        (own / "native").symlink_to(compiled)
+    monkeypatch.setenv("LOWRANK_STUDY_CACHE", str(own))
 
 
 @pytest.fixture

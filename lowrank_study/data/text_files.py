@@ -165,10 +165,14 @@ def grid(
 def orange_grid(text: str, name: str) -> Grid | None:
     """Return the rows of Orange's format, or None for another table with tabs.
 
-    Its second line contains the types, its third the roles; quotation marks are letters.
+    Its second line contains the types, its third the roles and attributes such as `include=True`;
+    quotation marks are letters.
     """
     kinds = [line.split("\t") for line in text.splitlines()[:3]]
-    if len(kinds) < 3 or not set(kinds[1]) <= _ORANGE_TYPES or not set(kinds[2]) <= _ORANGE_ROLES:
+    if len(kinds) < 3 or not set(kinds[1]) <= _ORANGE_TYPES:
+        return None
+    flags = {flag for cell in kinds[2] for flag in cell.split(" ") if "=" not in flag}
+    if not flags <= _ORANGE_ROLES:
         return None
     header, _, rest = text.split("\n", 2)
     body = rest.partition("\n")[2]

@@ -12,6 +12,7 @@ import pandas as pd
 
 from lowrank_study.answers.columns import typed_table
 from lowrank_study.answers.controls import CONTROL_COLUMNS
+from lowrank_study.answers.forgetting import FORGETTING_COLUMNS
 from lowrank_study.answers.functional_rank import TRUNCATION_COLUMNS
 from lowrank_study.answers.rows import CONFIGURATION, TUNING
 from lowrank_study.answers.sufficient_rank import COMPARISON_COLUMNS
@@ -49,6 +50,8 @@ class StudyTables:
     """one row a run of full fine-tuning and truncation; see `TRUNCATION_COLUMNS`"""
     controls: pd.DataFrame | None
     """one row a matrix or pair under a control; see `CONTROL_COLUMNS`"""
+    forgetting: pd.DataFrame | None
+    """one row a configuration whose loss outside the task was measured; see `FORGETTING_COLUMNS`"""
     left_out: tuple[str, ...]
     """everything in the runs' data, updates or plan that was not used, one sentence each"""
 
@@ -90,6 +93,7 @@ def checked(study: StudyTables) -> StudyTables:
         comparison=comparison,
         truncation=truncation,
         controls=_optional(study.controls, CONTROL_COLUMNS, "controls"),
+        forgetting=_optional(study.forgetting, FORGETTING_COLUMNS, "forgetting"),
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from lowrank_study.answers.forgetting import forgetting_table
 from lowrank_study.answers.full_runs import chosen_full_runs
 from lowrank_study.answers.functional_rank import truncation_table
 from lowrank_study.answers.looks import Looks
@@ -55,6 +56,7 @@ def study_tables(sweep: str, *, results: Path, margin: float | str | None = None
     check_alike(runs, sweep=sweep)
     spectra, singular_values = spectra_tables(runs, results)
     table = runs_table(runs)
+    compared = _compared(runs, table)
     return StudyTables(
         title=sweep.replace("_", " ").capitalize(),
         question=store.question(sweep),
@@ -62,12 +64,13 @@ def study_tables(sweep: str, *, results: Path, margin: float | str | None = None
         runs=table,
         spectra=spectra,
         singular_values=singular_values,
-        comparison=_comparison(runs, table, margin, results, looks_of(store, sweep)),
+        comparison=_comparison(compared, margin, results, looks_of(store, sweep)),
         planned=len(run_ids) - (len(ended) - len(runs)),
         provenance=shared_provenance(runs),
         rates=_rates(store, sweep, runs),
         truncation=truncation_table(runs, results),
         controls=_controls(sweep, results, table),
+        forgetting=forgetting_table(compared, results),
         left_out=tuple(_left_out(store, sweep, runs, results)),
     )
 
@@ -153,9 +156,14 @@ def report_sweep(
     return path, report.in_one_line
 
 
+def _compared(runs: list[TrainedRun], table: pd.DataFrame) -> list[TrainedRun]:
+    """Return the runs at each configuration's chosen learning rate."""
+    chosen = set(chosen_runs(table, score_by_rank(table, runs[0].spec.task.metric))["run_id"])
+    return [run for run in runs if run.spec.run_id in chosen]
+
+
 def _comparison(
-    runs: list[TrainedRun],
-    table: pd.DataFrame,
+    compared: list[TrainedRun],
     margin: float | str | None,
     results: Path,
     looks: Looks | None,
@@ -163,6 +171,4 @@ def _comparison(
     """Compare every rank with full fine-tuning, at each configuration's chosen learning rate."""
     if margin is None:
         return pd.DataFrame(columns=list(COMPARISON_COLUMNS))
-    chosen = set(chosen_runs(table, score_by_rank(table, runs[0].spec.task.metric))["run_id"])
-    compared = [run for run in runs if run.spec.run_id in chosen]
     return against_full(compared, margin=margin, results=results, looks=looks)

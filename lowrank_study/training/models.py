@@ -35,6 +35,18 @@ def build_model(spec: RunSpec, folder: Path, *, number_of_labels: int) -> nn.Mod
     return spec.method.attach(model, spec.model)
 
 
+def tuned_model(spec: RunSpec, checkpoint: Path) -> nn.Module:
+    """Return the fine-tuned language model of a run, with fp32 weights and its adapter merged."""
+    if not spec.method.is_adapter:
+        return load_model(type(spec.task), checkpoint, number_of_labels=0, dropout=None)
+    from peft import PeftModel
+
+    folder = model_folder(spec.model)
+    base = load_model(type(spec.task), folder, number_of_labels=0, dropout=None)
+    merged: nn.Module = PeftModel.from_pretrained(base, checkpoint).merge_and_unload()
+    return _marked(merged, type(spec.task))
+
+
 def model_without_weights(spec: RunSpec) -> nn.Module:
     """Return the model of `build_model` on the meta device, which has only shapes."""
     with torch.device("meta"):

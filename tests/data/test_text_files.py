@@ -170,6 +170,8 @@ def test_orange_files_are_recognised_among_files_with_tabs() -> None:
     assert found is not None
     assert found.header == ["Category", "Text"]
     assert found.rows == [["up", '"good'], ["down", "bad"]]
+    with_attribute = orange_grid(orange.replace("class\t\n", "class\tinclude=True\n"), "a.tab")
+    assert with_attribute == found
     assert orange_grid("Category\tText\nup\tgood\ndown\tbad\n", "a.tab") is None
 
 

@@ -96,6 +96,7 @@ def build_study(
         rates=None,
         truncation=None,
         controls=None,
+        forgetting=None,
         left_out=(),
         provenance={
             "commit": "4f1d0a7c",

@@ -10,6 +10,7 @@ from lowrank_study.reporting.sections import (
     controls,
     cost,
     decay,
+    forgetting,
     functional_rank,
     heat_map,
     learning_rates,
@@ -30,6 +31,7 @@ SECTIONS = (
     heat_map.section,
     decay.section,
     training.section,
+    forgetting.section,
     controls.section,
     cost.section,
 )
