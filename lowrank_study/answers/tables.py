@@ -1,5 +1,6 @@
 """Tidy tables of ended runs and their spectra: one row per run, matrix or singular value."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -62,12 +63,13 @@ def read_table(path: Path, *, remedy: str, columns: Sequence[str] | None = None)
 def runs_table(runs: Sequence[TrainedRun]) -> pd.DataFrame:
     """Return one row per run, whatever its status; absent values are NA.
 
-    Only full fine-tuning measures the base model, so `chance` is the same for all runs of a
-    setting where theirs is absent.
+    Only full fine-tuning measures the base model, so `chance` and `base_bits` are the same for all
+    runs of a setting where theirs are absent.
     """
     table = pd.DataFrame([_row(run) for run in runs])
-    of_setting = table.groupby(["task", "model"])["chance"].transform("first")
-    return table.assign(chance=table["chance"].fillna(of_setting))
+    measured = ["chance", "base_bits"]
+    of_setting = table.groupby(["task", "model"])[measured].transform("first")
+    return table.fillna({name: of_setting[name] for name in measured})
 
 
 def without_folders(message: str) -> str:
@@ -107,6 +109,7 @@ def _row(run: TrainedRun) -> dict[str, Any]:
         "train_loss": record.get("train", {}).get("loss"),
         "train_score": record.get("train", {}).get(metric.name),
         "chance": metric.baseline_level(record),
+        "base_bits": _base_bits(record),
         "test_examples": record.get("examples", {}).get("test"),
         "steps": record.get("steps"),
         "trainable_parameters": record.get("trainable_parameters"),
@@ -114,6 +117,15 @@ def _row(run: TrainedRun) -> dict[str, Any]:
         **{name: record.get(name) for name in _RECORDED},
         "precision": spec.train.precision,
     }
+
+
+def _base_bits(record: Mapping[str, Any]) -> float | None:
+    """Return the base model's loss in bits per test document."""
+    tokens, base = record.get("predicted_tokens", {}).get("test"), record.get("base", {})
+    if not tokens or "nats_per_token" not in base:
+        return None
+    whole: float = base["nats_per_token"] * tokens / math.log(2)
+    return whole / int(record["examples"]["test"])
 
 
 def _answer_scores(run: TrainedRun) -> dict[str, float | None]:

@@ -4,11 +4,12 @@
     report.parts[0].answer, report.parts[0].sections
 
 There is one part per setting (a task with a base model), because only runs of one setting are
-compared.
+compared. A study of several tasks may begin with a part across them.
 """
 
 from dataclasses import dataclass
 
+from lowrank_study.reporting.across import across_tasks
 from lowrank_study.reporting.display import Table, printable
 from lowrank_study.reporting.drawing.figure import Figure
 from lowrank_study.reporting.section import Finding, Section
@@ -16,18 +17,21 @@ from lowrank_study.reporting.sections import SECTIONS
 from lowrank_study.reporting.sections.answer import answer
 from lowrank_study.reporting.sections.completeness import completeness, is_complete
 from lowrank_study.reporting.sections.provenance import long_tables, study_tables_shown
-from lowrank_study.reporting.setting import Setting, SettingData, settings_data
+from lowrank_study.reporting.setting import SettingData, settings_data
 from lowrank_study.reporting.study import StudyTables, checked
+
+_ANSWERS = 2
+"""Findings across tasks in the answer: the distances, and the ranks of the first method."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """What the report says about one setting."""
+    """What the report says about one setting, or across all of them."""
 
-    setting: Setting
-    """the task and the model"""
     name: str
     """the setting for a heading; empty if the study has one setting"""
+    title: str
+    """the setting, also if the study has only this one"""
     answer: list[str]
     """which rank suffices and how sure that is, in at most five lines"""
     sections: list[Section]
@@ -47,7 +51,7 @@ class Report:
     is_complete: bool
     """whether every planned run is done and nothing was left out"""
     parts: list[Part]
-    """one per setting"""
+    """one per setting, after the one across tasks"""
     tables: list[Table]
     """of the whole study: runs and provenance"""
     data: list[Table]
@@ -92,17 +96,26 @@ def compose(study: StudyTables) -> Report:
         facts=_facts(study, settings),
         completeness=completeness(study),
         is_complete=is_complete(study),
-        parts=[_part(data, single=len(settings) == 1) for data in settings],
+        parts=[*_across(settings), *(_part(data, len(settings) == 1) for data in settings)],
         tables=study_tables_shown(study),
         data=long_tables(study),
     )
 
 
-def _part(data: SettingData, *, single: bool) -> Part:
+def _across(settings: list[SettingData]) -> list[Part]:
+    section = across_tasks(settings)
+    if section is None:
+        return []
+    answer = [finding.text for finding in section.findings[:_ANSWERS]]
+    return [Part(name="Across tasks", title="Across tasks", answer=answer, sections=[section])]
+
+
+def _part(data: SettingData, single: bool) -> Part:
     made = [make(data) for make in SECTIONS]
+    title = f"{data.setting.task} on {data.setting.model}"
     return Part(
-        setting=data.setting,
-        name="" if single else f"{data.setting.task} on {data.setting.model}",
+        name="" if single else title,
+        title=title,
         answer=answer(data),
         sections=[section for section in made if section is not None],
     )

@@ -59,7 +59,7 @@ def _readme(report: Report, folder: Path) -> str:
     lines = [f"# {report.study.title}", "", report.study.question, ""]
     lines += [report.completeness.text, ""]
     for part in report.parts:
-        lines += [f"## {part.setting.task} on {part.setting.model}", ""]
+        lines += [f"## {part.title}", ""]
         lines += [f"- {line}" for line in part.answer] + [""]
         for section in part.sections:
             lines += _section(section, folder)
