@@ -20,6 +20,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Collection
 from importlib import resources
 from pathlib import Path
 
@@ -41,6 +42,10 @@ wanted = os.environ.get("LOWRANK_STUDY_NATIVE") != "0"
 """Whether native code and libraries replace PyTorch's plain path. It is read in every step."""
 
 
+_found: dict[str, bool] = {}
+"""Each source that was asked for → whether there is a library."""
+
+
 def library(source: str) -> ctypes.CDLL | None:
     """Return the compiled library of a source in this folder; None if it can't be compiled.
 
@@ -49,8 +54,26 @@ def library(source: str) -> ctypes.CDLL | None:
     return _load(source) if wanted else None
 
 
+def in_words(sources: Collection[str]) -> str:
+    """Return whose code this process has used for what some sources compute.
+
+    It is `native`, `torch` or, if only some sources can't be compiled, `native without norms.c`.
+    """
+    asked = {source: is_found for source, is_found in _found.items() if source in sources}
+    missing = sorted(source for source, is_found in asked.items() if not is_found)
+    if not wanted or len(missing) == len(asked):
+        return "torch"
+    return f"native without {', '.join(missing)}" if missing else "native"
+
+
 @functools.cache
 def _load(source: str) -> ctypes.CDLL | None:
+    code = _opened(source)
+    _found[source] = code is not None
+    return code
+
+
+def _opened(source: str) -> ctypes.CDLL | None:
     folder = cache_folder() / "native"
     compiler = shutil.which("cc")
     if compiler is None:

@@ -22,6 +22,8 @@ from lowrank_study import native
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _Strides = ctypes.c_int64 * 3
+_SOURCES = ["adamw.c", "cross_entropy.c", "elementwise.c", "norms.c", "products.c", "training.c"]
+"""The native sources that training uses."""
 
 
 def library() -> ctypes.CDLL | None:
@@ -30,8 +32,8 @@ def library() -> ctypes.CDLL | None:
 
 
 def in_use(device: torch.device) -> str:
-    """Return whose kernels train on a device, `native` or `torch`, for a record's provenance."""
-    return "native" if device.type == "cpu" and library() is not None else "torch"
+    """Return whose kernels train on a device, as `native.in_words` does, or `torch` on a GPU."""
+    return native.in_words(_SOURCES) if device.type == "cpu" else "torch"
 
 
 def attention(

@@ -1,5 +1,6 @@
 """Native kernels give PyTorch's numbers, the same in any pack and on any number of threads."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -146,7 +147,30 @@ def test_there_is_no_native_attention_for_other_inputs(monkeypatch: pytest.Monke
 
 @NEEDS_NATIVE
 def test_provenance_names_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"training.c": True, "tridiagonal.c": False}  # training doesn't use the second
+    monkeypatch.setattr(native, "_found", found)
     assert kernels.in_use(torch.device("cpu")) == "native"
     assert kernels.in_use(torch.device("cuda")) == "torch"
+    found |= {"products.c": False, "norms.c": False}
+    assert kernels.in_use(torch.device("cpu")) == "native without norms.c, products.c"
+    found["training.c"] = False
+    assert kernels.in_use(torch.device("cpu")) == "torch"
+    found["training.c"] = True
     monkeypatch.setattr(native, "wanted", False)
     assert kernels.in_use(torch.device("cpu")) == "torch"
+
+
+@NEEDS_NATIVE
+def test_provenance_covers_every_source_that_training_uses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sources = {file.name for file in Path(native.__file__).parent.glob("*.c")}
+    assert set(kernels._SOURCES) == sources - {"tridiagonal.c"}
+    monkeypatch.setattr(native, "_found", {})
+    assert kernels.in_use(torch.device("cpu")) == "torch"  # nothing has been used
+    native._load.cache_clear()
+    assert native.library("training.c") is not None
+    monkeypatch.setattr(native.shutil, "which", lambda _: None)
+    assert native.library("norms.c") is None
+    assert kernels.in_use(torch.device("cpu")) == "native without norms.c"
+    native._load.cache_clear()
