@@ -121,24 +121,28 @@ class Member:
         """Take an optimizer step with the current gradients."""
         self._losses.append(loss)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise Diverged(
-                f"the loss was {loss:g} and the gradient's norm {norm:g} at step "
-                f"{len(self._losses)} of {self._steps}, at learning rate "
-                f"{self._spec.method.learning_rate:g}"
-            )
+            raise self._diverged(f"the loss was {loss:g} and the gradient's norm {norm:g}")
         self._optimizer.step()
         self._schedule.step()
         clear_gradients(self._trained)
+
+    def _diverged(self, what: str) -> Diverged:
+        rate = self._spec.method.learning_rate
+        place = f"step {len(self._losses)} of {self._steps}"
+        return Diverged(f"{what} at {place}, at learning rate {rate:g}")
 
     def validate(self, scores: Scores) -> None:
         """Evaluate on validation, and keep the weights if they are the best so far.
 
         Raises:
+            Diverged: The loss is not finite, as after a last step at far too high a rate.
             Stopped: The loss is above the limit of this step.
         """
         step = len(self._losses)
         with self._evaluating:
             validation = self.read(scores, self._splits.validation).metrics()
+        if not math.isfinite(validation["loss"]):
+            raise self._diverged(f"the validation loss was {validation['loss']:g}")
         self._curve.append({"step": step, "train_loss": self._recent_loss(), **validation})
         self._tracker.log(
             step=step,

@@ -99,6 +99,17 @@ def test_divergence_differs_from_other_failures(tiny_overrides: list[str], tmp_p
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+@pytest.mark.parametrize("method", ["method=full", "method=lora"])
+def test_a_last_step_that_ruins_the_weights_is_a_divergence(
+    method: str, tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    one_step = ("trainer.epochs=1", "trainer.batch_size=1000", "trainer.evaluations=1")
+    at_once = ("method.learning_rate=1e38", "trainer.warmup_fraction=0")
+    with pytest.raises(Diverged, match=r"the validation loss was .* at step 1 of 1"):
+        run(tiny_overrides, tmp_path, method, *one_step, *at_once)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 def test_a_peft_method_trains_through_the_same_loop(
     tiny_overrides: list[str], tmp_path: Path
 ) -> None:
