@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from peft import PeftModel
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lowrank_study.config.run import compose
@@ -148,6 +149,20 @@ def test_a_saved_adapter_gives_the_same_losses_in_peft(
     np.testing.assert_allclose(found, result.test.losses, rtol=1e-5, atol=1e-4)
     counted = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(folder).parameters())
     assert result.record["total_parameters"] - result.record["adapter_parameters"] == counted
+
+
+@pytest.mark.parametrize("method", ["method=full", "method.target=[lm_head]"])
+def test_a_tied_head_is_counted_once(
+    method: str, causal_overrides: Overrides, tmp_path: Path
+) -> None:
+    overrides = causal_overrides(tie_word_embeddings=True)
+    record = trained(tmp_path, *overrides, method).record
+    folder = Path(compose(*overrides).model.source.path)  # type: ignore[union-attr]
+    with safe_open(folder / "model.safetensors", "numpy") as stored:
+        counted = sum(stored.get_tensor(name).size for name in stored.keys())  # noqa: SIM118
+    assert record["total_parameters"] - record["adapter_parameters"] == counted
+    if method == "method=full":
+        assert record["trainable_parameters"] == counted
 
 
 @pytest.mark.parametrize("peft_type", ["LORA", "IA3"])
