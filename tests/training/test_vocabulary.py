@@ -165,6 +165,25 @@ def test_losses_and_gradients_are_those_of_padded_texts(name: str, method: str) 
     assert_equal(got, wanted)
 
 
+@pytest.mark.parametrize("tokens", [1, 1000], ids=["alone", "together"])
+@pytest.mark.parametrize("name", ["qwen3", "mistral", "gemma2", "gpt_oss"])
+def test_texts_beyond_the_window_have_the_loss_that_transformers_computes(
+    name: str, tokens: int
+) -> None:
+    stock, ours, batch = model_of(name), model_of(name), documents()
+    losses = 0.0
+    for text in batch.parts(1):  # by the library's own loss
+        labels_T = torch.where(text.scored_T, text.ids_T, -100)
+        mean = stock(input_ids=text.ids_T[None], labels=labels_T[None]).loss
+        (loss := mean * text.scored_T.sum()).backward()
+        losses += loss.item()
+    pack = pack_of(ours)
+    found = [pack.scores(part).sum() for part in batch.parts(tokens)]
+    torch.stack(found).sum().backward()  # type: ignore[no-untyped-call]
+    assert sum(each.item() for each in found) == pytest.approx(losses, rel=1e-5)
+    assert_equal(*({n: p.grad for n, p in m.named_parameters()} for m in (ours, stock)))  # type: ignore[misc]
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_evaluation_gives_the_losses_of_training(name: str) -> None:
     model = model_of(name)
