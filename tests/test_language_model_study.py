@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from tests.test_commands import ROOT, run, train
@@ -27,5 +28,13 @@ def test_a_language_model_learns_and_is_reported(tmp_path: Path) -> None:
     page = (tmp_path / "report" / "report.html").read_text()
     assert "nats per token" in page
     assert "the base model" in page
+    assert "Loss and exact match of each test set against adapter rank" in page
+    tables = [
+        pd.read_csv(tmp_path / "report" / "tables" / f"test_sets_{name}.csv")
+        for name in ("nats_per_token", "exact_match")
+    ]
+    for table in tables:
+        assert set(table["test_set"]) == set(records[0]["test_sets"])
+        assert table["difference"].notna().sum() == len(records[0]["test_sets"])
     assert "accuracy" not in page
     assert "chance" not in page

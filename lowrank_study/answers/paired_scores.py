@@ -21,7 +21,7 @@ from lowrank_study.errors import InputError
 from lowrank_study.results import truncation_file
 from lowrank_study.runs.store import TrainedRun
 from lowrank_study.spec import RunSpec
-from lowrank_study.tasks import Task
+from lowrank_study.tasks import Scored
 from lowrank_study.tasks.metric import Metric
 
 TRUNCATED = "truncation"
@@ -55,6 +55,8 @@ class PairedRuns:
     """Scores without fine-tuning: chance, or those of the base model."""
     weights_E: npt.NDArray[np.float64]
     """Weights of the test examples in a score."""
+    test_set_E: npt.NDArray[np.object_]
+    """Names of the examples' test sets; empty names if there is one set."""
 
     @property
     def difference_SE(self) -> npt.NDArray[np.float64]:
@@ -83,6 +85,18 @@ class PairedRuns:
             full_SE=self.full_SE[:count],
         )
 
+    def in_test_set(self, name: str) -> "PairedRuns":
+        """Return the scores of the examples of one test set only."""
+        keep_E = self.test_set_E == name
+        return replace(
+            self,
+            adapter_SE=self.adapter_SE[:, keep_E],
+            full_SE=self.full_SE[:, keep_E],
+            base_E=self.base_E[keep_E],
+            weights_E=self.weights_E[keep_E],
+            test_set_E=self.test_set_E[keep_E],
+        )
+
     def retention(self, confidence: float = CONFIDENCE) -> Retention:
         """Return the share of full fine-tuning's gain that the adapter keeps."""
         sign = self._sign
@@ -100,7 +114,9 @@ class PairedRuns:
         return 1.0 if self.metric.higher_is_better else -1.0
 
 
-def paired_with_full(runs: Sequence[TrainedRun]) -> list[PairedRuns]:
+def paired_with_full(
+    runs: Sequence[TrainedRun], *, scored: Scored | None = None
+) -> list[PairedRuns]:
     """Pair every LoRA configuration and the linear probe with full fine-tuning.
 
     The linear probe counts as an adapter of rank 0 without a target. A configuration without pairs
@@ -108,6 +124,7 @@ def paired_with_full(runs: Sequence[TrainedRun]) -> list[PairedRuns]:
 
     Args:
         runs: Runs at one learning rate per configuration.
+        scored: How their predictions are scored; None for the primary metric of each task.
 
     Raises:
         InputError: Predictions can't be read, or paired runs have different test examples.
@@ -120,15 +137,15 @@ def paired_with_full(runs: Sequence[TrainedRun]) -> list[PairedRuns]:
         elif is_compared(run.spec):
             adapters.setdefault(configuration_of(run.spec), []).append(run)
     # Read predictions of full fine-tuning once for all configurations.
-    read = {setting: _predictions(mine) for setting, mine in full.items()}
+    read = {setting: _predictions(mine, scored) for setting, mine in full.items()}
     return [
         _pair(
             key,
-            _predictions(adapters[key]),
+            _predictions(adapters[key], scored),
             read[key[:2]],
             trained=len(adapters[key]),
             lost=sum(run.status != "done" for run in adapters[key]),
-            task=adapters[key][0].spec.task,
+            scored=scored or adapters[key][0].spec.task,
         )
         for key in sorted(adapters)
         if key[:2] in read
@@ -178,24 +195,28 @@ def truncated_with_full(runs: Sequence[TrainedRun], results: Path) -> list[Paire
                     full_SE=by_rank[max(by_rank)],
                     base_E=task.baseline_scores(examples),
                     weights_E=task.weights(examples),
+                    test_set_E=np.full(len(examples), "", dtype=object),
                 )
             )
     return pairs
 
 
-def _predictions(runs: Sequence[TrainedRun]) -> Predictions:
-    """Read the predictions of the done runs that have some."""
+def _predictions(runs: Sequence[TrainedRun], scored: Scored | None) -> Predictions:
+    """Read the scored predictions of the done runs that have some."""
     found = {}
     for run in runs:
         file = run.folder / "predictions.parquet"
         if run.status == "done" and file.is_file():
             run.check_files(file.name)
             remedy = "delete the folder of this run and rerun its sweep"
-            task = run.spec.task
-            columns = dict.fromkeys(["label", *task.score_columns])
-            if is_reference(run.spec) and task.metric.needs_base:
-                columns |= dict.fromkeys(task.base_columns())
-            found[run.spec.seed] = run, read_table(file, remedy=remedy, columns=list(columns))
+            how = scored or run.spec.task
+            columns = dict.fromkeys(["label", *how.score_columns])
+            if run.spec.task.test_set_column:
+                columns |= {"test_set": None}
+            if is_reference(run.spec) and how.metric.needs_base:
+                columns |= dict.fromkeys(how.base_columns())
+            table = read_table(file, remedy=remedy, columns=list(columns))
+            found[run.spec.seed] = run, how.scored_rows(table)
     return found
 
 
@@ -206,22 +227,24 @@ def _pair(
     *,
     trained: int,
     lost: int,
-    task: Task,
+    scored: Scored,
 ) -> PairedRuns:
     seeds = tuple(sorted(adapter.keys() & full.keys()))
     base_E = weights_E = np.empty(0)
+    test_set_E = np.empty(0, dtype=object)
     if seeds:
         first, examples = full[seeds[0]]
-        base_E, weights_E = task.baseline_scores(examples), task.weights(examples)
+        base_E, weights_E = scored.baseline_scores(examples), scored.weights(examples)
+        test_set_E = examples.get("test_set", pd.Series("", index=examples.index)).to_numpy(object)
     for run, predictions in (of[seed] for seed in seeds for of in (full, adapter)):
         same = np.array_equal(predictions["label"], examples["label"])
-        if not (same and np.array_equal(task.weights(predictions), weights_E)):
+        if not (same and np.array_equal(scored.weights(predictions), weights_E)):
             raise InputError(
                 f"runs {first.spec.run_id!r} and {run.spec.run_id!r} were tested on different "
                 "examples: compare runs with the same test split"
             )
     adapter_SE, full_SE = (
-        np.array([task.scores(of[seed][1]) for seed in seeds], dtype=np.float64)
+        np.array([scored.scores(of[seed][1]) for seed in seeds], dtype=np.float64)
         for of in (adapter, full)
     )
     return PairedRuns(
@@ -230,9 +253,10 @@ def _pair(
         seeds=seeds,
         trained=trained,
         lost=lost,
-        metric=task.metric,
+        metric=scored.metric,
         adapter_SE=adapter_SE.reshape(len(seeds), len(base_E)),
         full_SE=full_SE.reshape(len(seeds), len(base_E)),
         base_E=base_E,
         weights_E=weights_E,
+        test_set_E=test_set_E,
     )

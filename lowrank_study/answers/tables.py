@@ -14,7 +14,6 @@ from lowrank_study.spectra.measures import shown_in
 from lowrank_study.spectra.spectrum import Spectrum
 from lowrank_study.spectra.tables import singular_values_table, spectra_table
 from lowrank_study.sweeps.measured_spectra import read_spectra
-from lowrank_study.tasks.generation import Generation
 
 RUN_COLUMNS = {
     **dict.fromkeys(["run_id", "task", "model", "method", "target", "status", "message"], "text"),
@@ -130,11 +129,11 @@ def _base_bits(record: Mapping[str, Any]) -> float | None:
 
 def _answer_scores(run: TrainedRun) -> dict[str, float | None]:
     """Return the mean scores of generated answers: of the test split, its sets, the base model."""
-    if not isinstance(task := run.spec.task, Generation):
+    if (scored := run.spec.task.second_scores) is None:
         return {}
     of = {"test": run.record.get("test", {}), "base": run.record.get("base", {})}
     of |= {f"test_{name}": found for name, found in run.record.get("test_sets", {}).items()}
-    return {f"answer_score_{name}": found.get(task.score_name) for name, found in of.items()}
+    return {f"answer_score_{name}": found.get(scored.metric.name) for name, found in of.items()}
 
 
 def spectra_tables(runs: Sequence[TrainedRun], results: Path) -> tuple[pd.DataFrame, pd.DataFrame]:

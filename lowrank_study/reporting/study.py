@@ -17,6 +17,7 @@ from lowrank_study.answers.functional_rank import TRUNCATION_COLUMNS
 from lowrank_study.answers.rows import CONFIGURATION, TUNING
 from lowrank_study.answers.sufficient_rank import COMPARISON_COLUMNS
 from lowrank_study.answers.tables import RUN_COLUMNS, SINGULAR_VALUE_COLUMNS, SPECTRA_COLUMNS
+from lowrank_study.answers.test_sets import SET_COLUMNS, SetScores
 from lowrank_study.errors import InputError
 from lowrank_study.runs.store import STATUSES
 from lowrank_study.tasks.metric import Metric
@@ -40,6 +41,8 @@ class StudyTables:
     """one row a singular value of an update; see `SINGULAR_VALUE_COLUMNS`"""
     comparison: pd.DataFrame
     """one row a rank that was tested against full fine-tuning; see `COMPARISON_COLUMNS`"""
+    test_sets: tuple[SetScores, ...]
+    """scores of each test set by each metric; empty without test sets and generated answers"""
     planned: int
     """how many runs the sweep planned; a report needs a row for each"""
     provenance: Mapping[str, object]
@@ -91,6 +94,10 @@ def checked(study: StudyTables) -> StudyTables:
         spectra=spectra.sort_values(["run_id", "module"], ignore_index=True),
         singular_values=values.sort_values(["run_id", "module", "index"], ignore_index=True),
         comparison=comparison,
+        test_sets=tuple(
+            replace(each, table=typed_table(each.table, SET_COLUMNS, "test sets"))
+            for each in study.test_sets
+        ),
         truncation=truncation,
         controls=_optional(study.controls, CONTROL_COLUMNS, "controls"),
         forgetting=_optional(study.forgetting, FORGETTING_COLUMNS, "forgetting"),

@@ -18,6 +18,7 @@ from lowrank_study.answers.scores import chosen_runs, score_by_rank
 from lowrank_study.answers.sequential import looks_of
 from lowrank_study.answers.sufficient_rank import COMPARISON_COLUMNS, against_full
 from lowrank_study.answers.tables import runs_table, spectra_tables, without_folders
+from lowrank_study.answers.test_sets import scores_of_sets
 from lowrank_study.errors import InputError
 from lowrank_study.reporting.composition import compose
 from lowrank_study.reporting.display import counted
@@ -65,6 +66,7 @@ def study_tables(sweep: str, *, results: Path, margin: float | str | None = None
         spectra=spectra,
         singular_values=singular_values,
         comparison=_comparison(compared, margin, results, looks_of(store, sweep)),
+        test_sets=scores_of_sets(compared),
         planned=len(run_ids) - (len(ended) - len(runs)),
         provenance=shared_provenance(runs),
         rates=_rates(store, sweep, runs),

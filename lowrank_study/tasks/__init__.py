@@ -18,7 +18,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from lowrank_study.spec import Variant, class_in
 
@@ -33,6 +33,33 @@ if TYPE_CHECKING:
     from lowrank_study.spec import Asset
     from lowrank_study.tasks.metric import Metric
     from lowrank_study.training.batches import Batch
+
+
+class Scored(Protocol):
+    """How the rows of `Predictions` are scored: by a task's primary metric, or by a second one."""
+
+    @property
+    def metric(self) -> Metric:
+        """What a score is."""
+
+    @property
+    def score_columns(self) -> tuple[str, ...]:
+        """The columns that `scores` and `weights` read."""
+
+    def base_columns(self) -> list[str]:
+        """Return the columns that `baseline_scores` reads as well."""
+
+    def scored_rows(self, predictions: pd.DataFrame) -> pd.DataFrame:
+        """Return the rows that have a score."""
+
+    def scores(self, predictions: pd.DataFrame) -> npt.NDArray[np.float64]:
+        """Return the score of each row, (N,)."""
+
+    def weights(self, predictions: pd.DataFrame) -> npt.NDArray[np.float64]:
+        """Return the weight of each row in the metric, (N,)."""
+
+    def baseline_scores(self, predictions: pd.DataFrame) -> npt.NDArray[np.float64]:
+        """Return the score of each row without fine-tuning, (N,)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +223,16 @@ class Task(Variant, ABC):
         The primary metric is their mean, weighted by `weights`. `predictions` has the
         `score_columns`.
         """
+
+    @property
+    def second_scores(self) -> Scored | None:
+        """A second metric of the same rows, which a report shows beside the primary one."""
+        return None
+
+    @staticmethod
+    def scored_rows(predictions: pd.DataFrame) -> pd.DataFrame:
+        """Return the rows of `Predictions` that have a score: all of them."""
+        return predictions
 
     @staticmethod
     def weights(predictions: pd.DataFrame) -> npt.NDArray[np.float64]:

@@ -9,19 +9,55 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lowrank_study.errors import InputError
-from lowrank_study.tasks import BASE, Predictions
+from lowrank_study.tasks import BASE, Predictions, Task
 from lowrank_study.tasks.causal import CausalTask
 from lowrank_study.tasks.instruction import Instruction
-from lowrank_study.tasks.scoring import SCORERS, score, scorer_named
+from lowrank_study.tasks.metric import Metric
+from lowrank_study.tasks.scoring import SCORERS, metric_of, score, scorer_named
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import pandas as pd
 
     from lowrank_study.config.fields import Fields
     from lowrank_study.data.splits import Account, Split
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerScores:
+    """How generated answers are scored; see `Scored`. Rows without an answer have NaN."""
+
+    metric: Metric
+    score_columns: ClassVar[tuple[str, ...]] = ("answer_score",)
+
+    @staticmethod
+    def base_columns() -> list[str]:
+        """Return the column of the base model's scores."""
+        return [f"{BASE}answer_score"]
+
+    @staticmethod
+    def scored_rows(predictions: pd.DataFrame) -> pd.DataFrame:
+        """Return the rows with an answer."""
+        return predictions[predictions["answer_score"].notna()]
+
+    @staticmethod
+    def scores(predictions: pd.DataFrame) -> npt.NDArray[np.float64]:
+        """Return the score of each answer."""
+        return predictions["answer_score"].to_numpy(dtype="float64")
+
+    @staticmethod
+    def weights(predictions: pd.DataFrame) -> npt.NDArray[np.float64]:
+        """Return equal weights."""
+        return Task.weights(predictions)
+
+    @staticmethod
+    def baseline_scores(predictions: pd.DataFrame) -> npt.NDArray[np.float64]:
+        """Return the scores of the base model's answers."""
+        return predictions[f"{BASE}answer_score"].to_numpy(dtype="float64")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +93,7 @@ class Generation(Instruction):
     @classmethod
     def base_columns(cls) -> list[str]:
         """Return the columns of the base model's predictions, with the scores of its answers."""
-        return [*super(Generation, cls).base_columns(), f"{BASE}answer_score"]
+        return [*super(Generation, cls).base_columns(), *AnswerScores.base_columns()]
 
     def tokenised(self, rows: pd.DataFrame, tokenizer: Any, *, of: str) -> tuple[Split, Account]:
         """Turn conversations into tokens.
@@ -93,10 +129,9 @@ class Generation(Instruction):
         return score(self.scorer, response, reference)
 
     @property
-    def score_name(self) -> str:
-        """Key of the mean score in a run's record."""
-        named = {"final_number": "exact_match", "exact_match": "exact_match", "f1": "f1"}
-        return named.get(self.scorer, "answer_score")
+    def second_scores(self) -> AnswerScores:
+        """The scores of the generated answers."""
+        return AnswerScores(metric=metric_of(self.scorer))
 
     @staticmethod
     def metrics(predictions: Predictions) -> dict[str, float]:
@@ -111,7 +146,7 @@ class Generation(Instruction):
         scores = columns["answer_score"][~np.isnan(columns["answer_score"])]
         return {
             **found,
-            task.score_name: float(scores.mean()),
+            task.second_scores.metric.name: float(scores.mean()),
             "answers": float(len(scores)),
             "answers_cut_off": float(columns["answer_cut_off"].sum()),
         }

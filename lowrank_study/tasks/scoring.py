@@ -14,9 +14,11 @@ import string
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from lowrank_study.errors import InputError
+from lowrank_study.tasks.metric import ACCURACY, NATS_PER_TOKEN, Metric
 
 Scorer = Callable[[str, str], float]
 """A function from an answer and its reference to a score; the higher, the better."""
@@ -50,6 +52,33 @@ def _words(text: str) -> list[str]:
 
 
 SCORERS: dict[str, Scorer] = {"final_number": final_number, "exact_match": exact_match, "f1": f1}
+
+
+EXACT_MATCH = replace(
+    ACCURACY,
+    name="exact_match",
+    label="exact match",
+    chance_name=None,
+    baseline=NATS_PER_TOKEN.baseline,
+    chance=NATS_PER_TOKEN.chance,
+)
+F1 = replace(EXACT_MATCH, name="f1", label="F1", is_binary=False)
+ANSWER_SCORE = replace(
+    F1,
+    name="answer_score",
+    label="answer score",
+    lowest=-math.inf,
+    highest=math.inf,
+    points="points",
+    points_per_unit=1,
+)
+"""The score of a function of the user's own, whose scale is unknown."""
+
+
+def metric_of(scorer: str) -> Metric:
+    """Return what the scores of a scorer are; its name is the key of their mean in a record."""
+    found = {"final_number": EXACT_MATCH, "exact_match": EXACT_MATCH, "f1": F1}
+    return found.get(scorer, ANSWER_SCORE)
 
 
 def scorer_named(name: str) -> Scorer:

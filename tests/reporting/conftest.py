@@ -92,6 +92,7 @@ def build_study(
         singular_values=_long(values),
         metric=ACCURACY,
         comparison=pd.DataFrame(columns=list(COMPARISON_COLUMNS)),
+        test_sets=(),
         planned=len(runs),
         rates=None,
         truncation=None,

@@ -17,6 +17,7 @@ from lowrank_study.reporting.sections import (
     score,
     seeds,
     sufficient_rank,
+    test_sets,
     training,
     update_rank,
 )
@@ -24,6 +25,7 @@ from lowrank_study.reporting.sections import (
 SECTIONS = (
     score.section,
     sufficient_rank.section,
+    test_sets.section,
     seeds.section,
     functional_rank.section,
     learning_rates.section,
