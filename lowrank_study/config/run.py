@@ -65,6 +65,8 @@ class RunConfig:
     """Processes that train at the same time; None is one per core or GPU."""
     pack: int | None
     """Most runs that one process trains together; None is the device's limit (`sweeps/plan.py`)."""
+    forecast: bool
+    """Whether only the time of the sweep is asked for."""
     allow_partial: bool
     """Whether to continue when more than 5 % of an input is left out (`left_out.py`)."""
     tuning: Tuning | None
@@ -121,6 +123,7 @@ def read_config(config: Mapping[str, Any]) -> RunConfig:
         tracker=top.one_of("tracker", TRACKERS),
         workers=top.optional_integer("workers", at_least=1),
         pack=top.optional_integer("pack", at_least=1),
+        forecast=top.flag("forecast"),
         allow_partial=top.flag("allow_partial"),
         tuning=read_tuning(top.part("tuning")) if "tuning" in top.settings else None,
         stopping=_stopping(top.part("stopping")) if "stopping" in top.settings else None,

@@ -63,6 +63,7 @@ def _check_files(task: Task, named: Sequence[str]) -> None:
         raise InputError(
             f"task.train='' is empty, but task.source={task.source.path} is a folder: "
             "name its training file with task.train=FILE"
+            + (", or its texts by a pattern, as in 'task.train=**/*.txt'" * task.reads_files)
         )
 
 

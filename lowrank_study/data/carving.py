@@ -34,7 +34,7 @@ def carve(task: "Task", frames: Frames) -> dict[str, pd.DataFrame]:
         linked = train.assign(group=_linked_groups(train))
         chosen = _drawn(task, {**frames, "train": linked}, linked=True)
     if chosen is None or any(frame.empty for frame in chosen.values()):
-        raise InputError(_why_empty(task, train))
+        raise InputError(_why_empty(task, frames))
     return {name: chosen[name] for name in ("train", "validation", "test")}
 
 
@@ -113,11 +113,28 @@ def _linked_groups(frame: pd.DataFrame) -> npt.NDArray[np.int32]:
     return np.asarray(component[groups], dtype=np.int32)
 
 
-def _why_empty(task: "Task", train: pd.DataFrame) -> str:
+def _why_empty(task: "Task", frames: Frames) -> str:
+    train = frames["train"]
     rows, texts = len(train), train["key"].nunique()
-    asked = f"task.validation_size={task.validation_size} and task.test_size={task.test_size}"
     groups = f" in {train['group'].nunique():,} groups" if task.group_column else ""
+    found = f"{task.name!r} has {rows:,} training rows ({texts:,} different texts{groups})"
+    splits = 1 + len(carved_from(frames))
+    if texts < splits:
+        each = "; each row or file is one text" if task.reads_files else ""
+        return f"{found}, but {splits} splits are made of them{each}: give more data"
+    asked = f"task.validation_size={task.validation_size} and task.test_size={task.test_size}"
     return (
-        f"{task.name!r} has {rows:,} training rows ({texts:,} different texts{groups}): {asked} "
-        "leave a split with no rows; reduce them, or give more data"
+        f"{found}: {asked} leave a split with no rows; set smaller sizes, as in "
+        f"{smaller_sizes(frames)}, or give more data"
     )
+
+
+def carved_from(frames: Frames) -> list[str]:
+    """Return the splits that have no file, so that they are drawn from the training rows."""
+    return [name for name in ("validation", "test") if name not in frames]
+
+
+def smaller_sizes(frames: Frames) -> str:
+    """Return settings that take a fifth of the training rows for each split drawn from them."""
+    size = max(1, frames["train"]["key"].nunique() // 5)
+    return " ".join(f"task.{name}_size={size}" for name in carved_from(frames))

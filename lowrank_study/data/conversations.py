@@ -25,6 +25,8 @@ Chat = Sequence[Mapping[str, str]]
 """Messages with a `role` and a `content`."""
 
 
+_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+
 Piece = tuple[str, bool]
 """A part of a conversation's text, and whether it is a response."""
 
@@ -69,6 +71,7 @@ def read_chats(rows: Rows, column: str) -> pd.DataFrame:
 
 def _chat_of(value: Any, place: str) -> list[dict[str, str]]:
     """Read a chat from a list of objects, or from its JSON."""
+    given = value
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -77,8 +80,14 @@ def _chat_of(value: Any, place: str) -> list[dict[str, str]]:
     chat = list(value) if isinstance(value, list | np.ndarray) else None
     if chat is None or not all(_is_message(message) for message in chat):
         raise InputError(
-            f"{place} is not a chat: give a list of messages with a role and a text, as in "
+            f"{place} holds {str(given)[:60]!r}, which is not a chat: give a list of messages with "
+            "a role and a text, as in "
             '[{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]'
+        )
+    if unknown := [message["role"] for message in chat if message["role"] not in _ROLES]:
+        raise InputError(
+            f"{place} has the role {unknown[0]!r}: rename it to one of {', '.join(_ROLES)}; what "
+            "the assistant says is the response"
         )
     return [{"role": message["role"], "content": message["content"] or ""} for message in chat]
 

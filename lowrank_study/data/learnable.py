@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from lowrank_study.data.carving import carved_from, smaller_sizes
 from lowrank_study.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,12 +21,10 @@ def require_training_rows(task: "Task", train: pd.DataFrame, whole: Frames) -> N
     rows = len(whole["train"])
     if len(train) >= _LEAST_SHARE * rows or len(train) == task.train_size:
         return
-    carved = [name for name in ("validation", "test") if name not in whole]
-    taken = " and ".join(f"task.{name}_size={task.sizes[name]}" for name in carved)
-    remedy = " ".join(f"task.{name}_size={max(1, rows // 5)}" for name in carved)
+    taken = " and ".join(f"task.{name}_size={task.sizes[name]}" for name in carved_from(whole))
     raise InputError(
         f"{task.name!r} has {rows:,} rows, but {taken} leave {len(train):,} for training: set "
-        f"smaller sizes, as in {remedy}"
+        f"smaller sizes, as in {smaller_sizes(whole)}"
     )
 
 

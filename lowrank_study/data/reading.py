@@ -34,7 +34,7 @@ _FOREIGN = (
     (b"BZh", "compressed by bzip2: rename it so that it ends in .bz2"),
     (b"\xfd7zXZ", "compressed by xz: rename it so that it ends in .xz"),
     (b"PAR1", "a Parquet file: rename it so that it ends in .parquet"),
-    (b"%PDF", "a PDF: give a table"),
+    (b"%PDF", "a PDF: give a table, or its text as UTF-8"),
     (b"version https://git-lfs", "a pointer of git-lfs: fetch the file with git lfs pull"),
     (b"<!DOCTYPE", "a web page: download the table itself"),
     (b"<html", "a web page: download the table itself"),
@@ -225,6 +225,8 @@ def _refuse_foreign(path: Path, content: bytes) -> None:
             raise InputError(f"{path} is an Excel workbook: {_EXCEL}")
         if "content.xml" in members:
             raise InputError(f"{path} is an OpenDocument sheet: save it as CSV UTF-8")
+        if any(member.startswith("word/") for member in members):
+            raise InputError(f"{path} is a Word document: save it as plain text in UTF-8")
         raise InputError(f"{path} is a zip archive: unpack it, and give the table in it")
 
 

@@ -192,6 +192,10 @@ def with_shuffled_labels(splits: Splits, seed: int) -> Splits:
 
 
 def _tokenise(task: "Task", rows: SplitRows, model_folder: Path) -> Splits:
+    if task.scores_tokens:  # an encoder's tokenizer lacks what a decoder's has
+        from transformers import AutoConfig
+
+        task.configure(AutoConfig.from_pretrained(model_folder), len(rows.labels))
     tokenizer = load_tokenizer(model_folder)
     total = hashlib.sha256("\0".join(rows.labels).encode())
     made, account, sets = {}, rows.account, {}

@@ -78,7 +78,7 @@ def _decoded_by_guess(
     if error is None or b"\0" in content:
         raise InputError(
             f"{name} contains zero bytes, so it is not text in a known encoding: set "
-            "task.encoding=ENCODING, or save the table as CSV in UTF-8"
+            "task.encoding=ENCODING, or save it as UTF-8"
         )
     line = content.count(b"\n", 0, error.start) + 1
     try:

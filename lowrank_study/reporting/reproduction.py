@@ -5,7 +5,7 @@ print(plan.in_words())
 for line in plan.carry_out(record="2026-11-22"): print(line)
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,12 +44,7 @@ class Plan:
 
     def in_words(self) -> str:
         """Return how long each experiment will take on this machine; ended runs take no time."""
-        found = forecasts(self.sweeps)
-        fewer = {name: list(fewest(configs)) for name, configs in self.sweeps.items()}
-        least = found if fewer == self.sweeps else forecasts(fewer)
-        lines = [f"{name}: {_between(least[name], most)}" for name, most in found.items()]
-        total = _between(total_of(least.values()), total_of(found.values()))
-        lines.append(f"total: {total}; runs that have ended are not trained again")
+        lines = times_in_words(self.sweeps)
         if studied := [name for name in self.sweeps if name in self.updates]:
             lines.append(f"truncated updates and controls take more time: {', '.join(studied)}")
         return "\n".join(lines)
@@ -133,6 +128,18 @@ def plan_of(
         papers=[paper.at_scale(scale) for paper in papers],
         results=results,
     )
+
+
+def times_in_words(sweeps: Mapping[str, Sequence[RunConfig]]) -> list[str]:
+    """Return a line for each sweep on how long it will take, and one for several together."""
+    found = forecasts(sweeps)
+    fewer = {name: fewest(configs) for name, configs in sweeps.items()}
+    least = found if fewer == sweeps else forecasts(fewer)
+    times = {name: _between(least[name], most) for name, most in found.items()}
+    if len(times) > 1:
+        times["total"] = _between(total_of(least.values()), total_of(found.values()))
+    *lines, last = (f"{name}: {time}" for name, time in times.items())
+    return [*lines, f"{last}; runs that have ended are not trained again"]
 
 
 def _between(least: Forecast, most: Forecast) -> str:

@@ -1,6 +1,7 @@
 """Report how the runs of a sweep ended, in words and by the exit code."""
 
 import shlex
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,13 +28,21 @@ def in_words(runs: Sequence[TrainedRun], *, sweep: str, results: Path) -> str:
 
 def _score(run: TrainedRun) -> str:
     split, metric = "test" if run.spec.train.read_test else "validation", run.spec.task.metric
-    return f"{split} {metric.label} {run.record[split][metric.name]:.3f}"
+    return f"{split} {metric.label} {metric.in_words(run.record[split][metric.name])}"
 
 
 def report_command(sweep: str, results: Path) -> str:
     """Return the command that writes the report of a sweep."""
     where = "" if results == Path("results") else " " + shlex.quote(f"results={results}")
     return f"python analysis/report.py sweep={sweep}{where}"
+
+
+def warn_of_differences(configs: Sequence[RunConfig]) -> None:
+    """Say before a sweep is trained that its runs are too different for one report."""
+    from lowrank_study.sweeps.settings import difference
+
+    if differing := difference(config.spec for config in configs):
+        print(f"sweep={configs[0].sweep} will have no report: {differing}", file=sys.stderr)
 
 
 def progress_in_words(sweep: str, results: Path) -> str:

@@ -116,6 +116,11 @@ class Generation(Instruction):
                     f"task.max_length={self.max_length} truncates a response of the {of} split, so "
                     "that answers can't be compared with it: set a larger one"
                 )
+            if ends := [text for text in self.stop if text in turn.response]:
+                raise InputError(
+                    f"task.stop={ends}: a response of the {of} split contains it, so no answer "
+                    f"could equal {turn.response[-60:]!r}: choose a text that responses lack"
+                )
             found = self.score(turn.response, turn.response)
             if self.scorer in SCORERS and found < 1:
                 raise InputError(

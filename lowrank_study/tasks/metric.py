@@ -61,6 +61,10 @@ class Metric:
         """Name of the score on an axis, with its unit unless it is a share."""
         return self.label if self.width == 1 else f"{self.label} ({self.points})"
 
+    def in_words(self, score: float) -> str:
+        """Write a score with its unit, unless it is a share."""
+        return f"{score:.3f}" if self.width == 1 else f"{score:.3f} {self.points}"
+
     @property
     def width(self) -> float:
         """The largest possible difference of two scores."""

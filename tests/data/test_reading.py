@@ -83,6 +83,8 @@ def test_compressed_files(suffix: str, tmp_path: Path) -> None:
         ("a.xls", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 99, "Excel workbook: .*CSV UTF-8"),
         ("a.csv", zipped("content.xml"), "OpenDocument"),
         ("a.csv", zipped("a.csv"), "zip archive: unpack"),
+        ("a.docx", zipped("word/document.xml"), "Word document: save it as plain text"),
+        ("a.pdf", b"%PDF-1.7", "a PDF: give a table, or its text"),
         ("a.csv", b"\x1f\x8b\x08\0", r"compressed by gzip: .*\.gz"),
         ("a.csv", b"PAR1\0\0", r"Parquet file: .*\.parquet"),
         ("a.csv", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),

@@ -126,7 +126,7 @@ def test_rows_without_text_or_label_are_left_out_and_counted(tmp_path: Path) -> 
             "label_column='stars' is not a column of a.csv. Columns: text, label, group",
         ),
         (["task.labels=[up,sideways]"], "no train row has the label 'sideways'.*down, up"),
-        (["task.validation_size=90"], "leave a split with no rows"),
+        (["task.validation_size=90"], "leave a split with no rows; set smaller sizes, as in task"),
         (["task.train=other.csv"], "no file 'other.csv'"),
     ],
 )

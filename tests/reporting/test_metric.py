@@ -103,3 +103,8 @@ def test_a_score_outside_its_limits_is_refused(make_study: Callable[..., StudyTa
     study.runs.loc[0, "test_score"] = -0.5
     with pytest.raises(InputError, match=r"is -0\.5: give a number from 0 to inf"):
         compose(study)
+
+
+def test_a_score_is_written_with_its_unit() -> None:
+    assert NATS_PER_TOKEN.in_words(1.23456) == "1.235 nats per token"
+    assert ACCURACY.in_words(0.5) == "0.500"

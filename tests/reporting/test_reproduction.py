@@ -187,7 +187,9 @@ def test_the_forecast_of_a_sequential_sweep_is_a_range(
     stopping = Stopping(first=2, step=1, spending="pocock")
     configs = [replace(config, stopping=stopping) for config in plan.sweeps["rank_sweep"]]
     lines = replace(plan, sweeps={"rank_sweep": configs}).in_words().splitlines()
-    assert lines[0] == "rank_sweep: about 42 min to 63 min"
+    assert lines[0].startswith("rank_sweep: about 42 min to 63 min; runs that have ended are not")
+    several = replace(plan, sweeps={"one": configs, "two": configs[:3]}).in_words().splitlines()
+    assert several[2].startswith("total: about 44 min to 66 min; ")
 
 
 def test_a_paper_without_runs_is_refused(done: list[str], tmp_path: Path) -> None:

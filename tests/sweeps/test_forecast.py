@@ -1,5 +1,6 @@
 """Forecasts count only the runs that are left, and have the right magnitude."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from lowrank_study.sweeps.forecast import (
     training_seconds,
 )
 from lowrank_study.sweeps.speeds import Speed, Speeds
+from tests.conftest import RunCommand
 
 TINY_TUNED = (
     "tuning=grid",
@@ -62,6 +64,18 @@ def exactly(seconds: float) -> Forecast:
 def runs_of(configs: Sequence[RunConfig]) -> list[RunSpec]:
     """Return the runs of all rounds."""
     return [spec for each in rounds_of(configs, set()) for spec in each.specs]
+
+
+def test_the_command_only_says_how_long_a_sweep_takes(
+    tiny_overrides: list[str], run_command: RunCommand, tmp_path: Path
+) -> None:
+    sweep = ("-m", *tiny_overrides, "method.rank=2", "seed=0,1", "sweep=mine")
+    results = tmp_path / "results"
+    more = (f"results={results}", "forecast=true")
+    code, told, _ = run_command("experiments/train.py", *sweep, *more)
+    assert code == 0
+    assert re.fullmatch(r"mine: about \d+ s; runs that have ended are not trained again\n", told)
+    assert not results.exists()
 
 
 def test_more_texts_and_higher_ranks_take_longer(tiny_overrides: list[str]) -> None:

@@ -128,6 +128,7 @@ def test_invalid_settings_are_refused(
     ("override", "reason"),
     [
         ("task.scorer=final_number", "has no number after ####"),
+        ("task.stop=[word]", "a response of the test split contains it"),
         ("task.max_length=4", "task.max_length=4 truncates a response of the test split"),
     ],
 )

@@ -285,7 +285,16 @@ def test_what_is_not_a_chat_is_refused(
     value: Any, causal_overrides: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     path = lines(tmp_path / "a.jsonl", [{"messages": value}])
-    with pytest.raises(InputError, match=r"a\.jsonl row 1: column 'messages' is not a chat"):
+    with pytest.raises(InputError, match=r"row 1: column 'messages' holds .*, which is not a chat"):
+        rows_of(causal_overrides, path, "task.messages_column=messages")
+
+
+def test_a_role_that_no_chat_template_knows_is_refused(
+    causal_overrides: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    chat = [{"role": "human", "content": "2 + 2?"}, {"role": "gpt", "content": "4"}]
+    path = lines(tmp_path / "a.jsonl", [{"messages": chat}])
+    with pytest.raises(InputError, match=r"row 1: .* has the role 'human': rename it to one"):
         rows_of(causal_overrides, path, "task.messages_column=messages")
 
 

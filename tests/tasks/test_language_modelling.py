@@ -286,8 +286,13 @@ def test_a_folder_of_files_is_read_as_documents(
     [
         ("a.csv", "body\nx\n", (), r"task.text_column='text' is not a column of a.csv"),
         ("a.csv", "text\n \n \n", (), "has no rows"),
-        ("a.csv", "text\nfirst\nsecond\n", (), "validation_size=20 and task.test_size=20 leave"),
-        ("a.txt", "one text", (), "has 1 training rows"),
+        (
+            "a.csv",
+            "text\nfirst\nsecond\nthird\n",
+            (),
+            "validation_size=1 task.test_size=1, or give",
+        ),
+        ("a.txt", "one text", (), "3 splits are made of them; each row or file is one text: give"),
         ("a.pdf", "%PDF-1.7", (), "is a PDF"),
         ("a.csv", "text\nx\n", ("task.group_column=text",), "is also task.text_column"),
     ],
@@ -341,6 +346,22 @@ def test_an_encoder_is_refused(
     overrides = [*causal_overrides(), "model=bert", f"model.source={folder}"]
     with pytest.raises(InputError, match=r"model_type='bert' reads the tokens .*choose a decoder"):
         check_fits(compose(*overrides))
+
+
+def test_an_encoder_is_refused_before_its_tokenizer_is(
+    causal_overrides: Overrides, tiny_model: Callable[[str], Path]
+) -> None:
+    folder = tiny_model("bert")
+    spec = compose(*causal_overrides(), "model=bert", f"model.source={folder}")
+    with pytest.raises(InputError, match="choose a decoder, such as model=smollm2"):
+        load_splits(spec.task, folder)
+
+
+def test_a_folder_without_a_pattern_is_refused(causal_overrides: Overrides, tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"its texts by a pattern, as in 'task\.train=\*\*/\*\.txt'"
+    ):
+        compose(*causal_overrides(), f"task.source={tmp_path}")
 
 
 def test_a_tokenizer_without_an_end_token_is_refused(
