@@ -11,8 +11,10 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from lowrank_study.config.composition import CONF_FOLDER
 from lowrank_study.config.grids import planned_configs
@@ -242,6 +244,31 @@ def test_the_commands_on_claims_run(
         assert code == 0, (script, told, errors)
         ran += 1
     assert ran >= 3
+
+
+def test_the_example_loads_an_adapter_of_a_language_model(
+    causal_overrides: Callable[..., list[str]],
+    run_command: RunCommand,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny = causal_overrides()
+    code, _, errors = run_command("experiments/train.py", *tiny, "method.rank=2", "launcher=inline")
+    assert code == 0, errors
+    model = next(each for each in tiny if each.startswith("model.source=")).partition("=")[2]
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    tokenizer.save_pretrained(model)
+    [run] = (tmp_path / "results" / "runs").glob("*-lora_*")
+    [example] = blocks(ROOT / "docs" / "language_models.md", "python")
+    assert 'model_folder(ls.compose("model=smollm2").model)' in example
+    example = example.replace('"model=smollm2"', f'"model=llama", "model.source={model}"')
+    found: dict[str, Any] = {}
+    exec(example.replace("runs/RUN/", f"runs/{run.name}/"), found)
+    assert found["model"].peft_config["default"].r == 2
+    assert found["answer"].shape[1] > found["prompt"]["input_ids"].shape[1]
 
 
 @pytest.mark.slow
