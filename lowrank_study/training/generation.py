@@ -73,11 +73,27 @@ def answered(
     return Predictions(task=predictions.task, columns={**predictions.columns, **more})
 
 
-def most_tokens(task: Generation, splits: Splits) -> int:
-    """Return the most tokens that are read and generated for the answers of one model."""
+def most_tokens(task: Generation, splits: Splits, *, rows: int | None = None) -> int:
+    """Return the most tokens that are read and generated for the answers of one model.
+
+    Args:
+        rows: Most answers that are counted; None for all.
+    """
     sizes = list(splits.test_sets.values()) or [len(splits.test)]
-    rows = len(_chosen_rows(sizes, task.generated_examples))
-    return rows * (longest_prompt(splits.test) + task.max_new_tokens)
+    answers = len(_chosen_rows(sizes, task.generated_examples))
+    return min(answers, answers if rows is None else rows) * (
+        longest_prompt(splits.test) + task.max_new_tokens
+    )
+
+
+def cache_bytes(task: Generation, splits: Splits, config: Any) -> int:
+    """Return the memory of keys and values, in fp32, while some prompts are answered together."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    features = getattr(config, "head_dim", None) or (
+        config.hidden_size // config.num_attention_heads
+    )
+    tokens = most_tokens(task, splits, rows=_PROMPTS)
+    return 4 * 2 * int(config.num_hidden_layers * heads * features) * tokens
 
 
 def _chosen_rows(sizes: Sequence[int], most: int | None) -> np.ndarray:

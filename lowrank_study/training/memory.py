@@ -18,13 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lowrank_study.data.splits import Split
+from lowrank_study.data.splits import Split, Splits
 from lowrank_study.loaded import splits_of
 from lowrank_study.machine import has_status, return_freed_memory, status_bytes
-from lowrank_study.methods.layers.linear import frozen_maps
+from lowrank_study.methods.layers.linear import adapted_modules, frozen_maps
 from lowrank_study.methods.layers.products import uses_c, uses_onednn
 from lowrank_study.spec import RunSpec
+from lowrank_study.tasks.generation import Generation
 from lowrank_study.training.batches import Batch, training_batches
+from lowrank_study.training.generation import cache_bytes
 from lowrank_study.training.models import model_without_weights
 from lowrank_study.training.unpadded import (
     part_tokens,
@@ -107,15 +109,19 @@ class PeakPrediction:
     trained: int
     """For each run: trained parameters, their gradients and Adam's two moments."""
     checked: int
-    """For each run: activations of the longest text, in fp32."""
+    """For each run: what the check of the computation keeps of the longest text, in fp32."""
     activations: int
     """For each run: activations of the longest part of any batch, and products' buffers."""
+    answered: int
+    """Once for the pack: what answering the test prompts needs beside the weights."""
 
     def peak(self, pack_size: int) -> int:
         """Return the predicted peak for a number of runs."""
-        check = self.loaded + pack_size * self.checked
+        # The check has two gradients and no moments.
+        check = self.loaded + pack_size * (self.checked - self.trained // 4)
         training = self.kernels + self.frozen + pack_size * self.activations
-        return self.libraries + pack_size * self.trained + max(check, training)
+        largest = max(check, training, self.frozen + self.answered)
+        return self.libraries + pack_size * self.trained + largest
 
 
 def predict_peak(spec: RunSpec) -> PeakPrediction | None:
@@ -127,7 +133,6 @@ def predict_peak(spec: RunSpec) -> PeakPrediction | None:
     """
     model, splits = model_without_weights(spec), splits_of(spec)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     longest = _longest_part(spec, splits.train, part_tokens(model, spec.train.precision))
     try:
         kept = _kept_for_backward(model, longest)
@@ -139,22 +144,45 @@ def predict_peak(spec: RunSpec) -> PeakPrediction | None:
     kernels = _kernels(spec.train.precision)
     return PeakPrediction(
         libraries=_libraries(),
-        kernels=kernels.first_use + _logits(spec, model),
-        loaded=_FLOAT * frozen,
-        frozen=_FLOAT * frozen - _saved_by_rounding(model, spec),
+        kernels=kernels.first_use + _logits(spec, model, spec.train.precision),
+        loaded=_frozen(model, rounded=False),
+        frozen=_frozen(model, rounded=spec.train.precision == "bf16" and spec.method.rounds_frozen),
         trained=4 * _FLOAT * trained,
-        checked=int(
-            _kernels("fp32").temporary["fp32"] * kept * splits.longest / len(longest.ids_T)
-        ),
+        checked=_checked(spec, model, splits, kept / len(longest.ids_T)),
         activations=int(kernels.temporary[spec.train.precision] * kept),
+        answered=_answered(spec, model, splits),
     )
 
 
-def _logits(spec: RunSpec, model: nn.Module) -> int:
+def _logits(spec: RunSpec, model: nn.Module, precision: str) -> int:
     """Return the memory of logits, which a model that scores tokens computes for a few of them."""
-    if not spec.task.scores_tokens:
+    return logits_bytes(vocabulary_size(model), precision) if spec.task.scores_tokens else 0
+
+
+def _checked(spec: RunSpec, model: nn.Module, splits: Splits, kept: float) -> int:
+    """Return the memory of the larger part of `Pack`'s check.
+
+    The stock model reads the longest text alone, and keeps its logits in four tensors. Then the
+    longest text is read beside the shortest one.
+
+    Args:
+        kept: Bytes of a token that autograd keeps.
+    """
+    of_token = _kernels("fp32").temporary["fp32"] * kept
+    alone = of_token * splits.longest
+    if spec.task.scores_tokens:
+        alone += 4 * _FLOAT * vocabulary_size(model) * splits.longest
+    shortest = min(int(of.lengths.min()) for of in (splits.train, splits.validation, splits.test))
+    beside = of_token * (splits.longest + shortest) + _logits(spec, model, "fp32")
+    return int(max(alone, beside))
+
+
+def _answered(spec: RunSpec, model: nn.Module, splits: Splits) -> int:
+    """Return the memory of keys and values, and of merged weights, while prompts are answered."""
+    if not (isinstance(spec.task, Generation) and spec.train.read_test):
         return 0
-    return logits_bytes(vocabulary_size(model), spec.train.precision)
+    merged = sum(_FLOAT * module.weight.numel() for _, module in adapted_modules(model))
+    return cache_bytes(spec.task, splits, model.config) + merged * (spec.train.precision == "fp32")
 
 
 def _kernels(precision: str) -> _Kernels:
@@ -164,11 +192,19 @@ def _kernels(precision: str) -> _Kernels:
     return _ONEDNN if uses_onednn(dtype) else _TORCH
 
 
-def _saved_by_rounding(model: nn.Module, spec: RunSpec) -> int:
-    """Return the bytes by which rounding frozen maps to bf16 shrinks them."""
-    if spec.train.precision != "bf16" or not spec.method.rounds_frozen:
-        return 0
-    return sum(2 * each.get_parameter("weight").numel() for each in frozen_maps(model))
+def _frozen(model: nn.Module, *, rounded: bool) -> int:
+    """Return the memory of frozen weights, with maps in bf16 or all in fp32.
+
+    A head that is tied to the words shares their memory until it is rounded.
+    """
+    weights = [each.get_parameter("weight") for each in frozen_maps(model)] if rounded else []
+    maps = {id(weight): weight.numel() for weight in weights}
+    others = {
+        p.untyped_storage()._cdata: p.numel()
+        for p in model.parameters()
+        if not p.requires_grad and id(p) not in maps
+    }
+    return 2 * sum(maps.values()) + _FLOAT * sum(others.values())
 
 
 @functools.cache

@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM
 
 from lowrank_study.answers.tables import runs_table
 from lowrank_study.config.run import compose
-from lowrank_study.data.conversations import Turn
+from lowrank_study.data.conversations import Turn, longest_prompt
 from lowrank_study.data.tokenizer import load_tokenizer
 from lowrank_study.errors import InputError
-from lowrank_study.loaded import model_folder
+from lowrank_study.loaded import model_folder, splits_of
 from lowrank_study.methods.layers.linear import adapted_modules, merged
 from lowrank_study.runs.store import RunStore
 from lowrank_study.spec import RunSpec
@@ -26,7 +26,8 @@ from lowrank_study.sweeps.effort import Effort
 from lowrank_study.sweeps.sweep import sweep
 from lowrank_study.tasks.generation import Generation
 from lowrank_study.training.fit import fit
-from lowrank_study.training.generation import _chosen_rows, generate
+from lowrank_study.training.generation import _chosen_rows, cache_bytes, generate
+from lowrank_study.training.memory import predict_peak
 from lowrank_study.training.models import build_model, check_fits
 from lowrank_study.training.tracking import Tracker
 from lowrank_study.training.unpadded import stock_forward, unpad
@@ -57,6 +58,28 @@ def family_spec(overrides: Overrides, family: str, path: Path, *more: str) -> Ru
         return overrides(family)
 
     return spec_of(of_family, path, "method.rank=2", *more)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_predicted_memory_of_keys_and_values_is_that_of_transformers(
+    family: str, causal_overrides: Overrides, tmp_path: Path
+) -> None:
+    spec = family_spec(causal_overrides, family, tmp_path / "rows.jsonl")
+    assert isinstance(spec.task, Generation)
+    model: Any = build_model(spec, model_folder(spec.model), number_of_labels=0)
+    splits, rows = splits_of(spec), 8  # of the test split
+    tokens = longest_prompt(splits.test) + spec.task.max_new_tokens
+    with torch.no_grad():
+        kept = model(torch.ones(rows, tokens, dtype=torch.long)).past_key_values
+    found = sum(layer.keys.nbytes + layer.values.nbytes for layer in kept.layers)
+    assert cache_bytes(spec.task, splits, model.config) == found
+    few = replace(spec.task, generated_examples=2)
+    assert cache_bytes(few, splits, model.config) == found / 4
+    predicted, of_texts = predict_peak(spec), predict_peak(compose(*causal_overrides(family)))
+    assert predicted
+    assert of_texts
+    weights = sum(4 * module.weight.numel() for _, module in adapted_modules(model))
+    assert (predicted.answered, of_texts.answered) == (found + weights, 0)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

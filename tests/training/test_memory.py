@@ -4,10 +4,12 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from lowrank_study.config.run import compose
 from lowrank_study.methods.layers.linear import round_frozen
@@ -108,12 +110,34 @@ def test_a_pack_shares_libraries_and_frozen_weights() -> None:
         kernels=500,
         loaded=2500,
         frozen=1000,
-        trained=10,
+        trained=12,
         checked=20,
         activations=100,
+        answered=3000,
     )
-    assert predicted.peak(1) == 7000 + 2500 + 10 + 20  # the check needs most
-    assert predicted.peak(20) == 7000 + 500 + 1000 + 20 * (10 + 100)
+    assert predicted.peak(1) == 7000 + 12 + 1000 + 3000  # answering needs most
+    assert replace(predicted, answered=0).peak(1) == 7000 + 2500 + 12 * 3 // 4 + 20  # the check
+    assert predicted.peak(40) == 7000 + 500 + 1000 + 40 * (12 + 100)
+
+
+def test_a_tied_head_shares_its_memory_until_it_is_rounded(
+    causal_overrides: Callable[..., list[str]],
+) -> None:
+    def predicted(precision: str, *, is_tied: bool) -> PeakPrediction:
+        overrides = causal_overrides(tie_word_embeddings=is_tied)
+        found = predict_peak(compose(*overrides, f"trainer.precision={precision}"))
+        assert found is not None
+        return found
+
+    for precision in ("fp32", "bf16"):
+        tied = predicted(precision, is_tied=True)
+        untied = predicted(precision, is_tied=False)
+        folder = compose(*causal_overrides()).model.source.path  # type: ignore[union-attr]
+        config = AutoConfig.from_pretrained(folder)
+        head = 4 * config.vocab_size * config.hidden_size
+        assert untied.loaded - tied.loaded == head
+        # In bf16, both have a rounded head beside the words.
+        assert untied.frozen - tied.frozen == (head if precision == "fp32" else 0)
 
 
 def test_rounded_weights_need_less_memory_in_training(
