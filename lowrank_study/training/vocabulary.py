@@ -110,7 +110,10 @@ class _TokenLosses(torch.autograd.Function):
             of_hidden = of_hidden * weights_RS[..., None]
         weight = weights_RS[0, 0]
         assert not of_trained or bool((weights_RS == weight).all())
-        return of_hidden, None, None, None, *(g if g is None else g * weight for g in of_trained)
+        for gradient in of_trained:
+            if gradient is not None:
+                gradient.mul_(weight)  # in place, because that of a head is as large as the head
+        return of_hidden, None, None, None, *of_trained
 
 
 def _sum(total: Tensor | None, more: Tensor | None) -> Tensor | None:
