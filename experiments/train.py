@@ -1,5 +1,6 @@
 """Train one run, or a sweep with `-m` or `experiment=NAME`. Finished runs are not trained again.
 
+python experiments/train.py method=lora method.rank=8
 python experiments/train.py -m method=full,lora method.rank=1,2,4 seed=0,1,2 sweep=mine
 python experiments/train.py experiment=rank_sweep forecast=true    # how long will it take?
 """
@@ -25,11 +26,10 @@ def train(configs: "Sequence[RunConfig]") -> None:
         return
     require_folder(results)
     from lowrank_study.answers.stopping import rule_of
-    from lowrank_study.sweeps import outcome
-    from lowrank_study.sweeps.sweep import sweep_of
+    from lowrank_study.sweeps import outcome, sweep
 
     outcome.warn_of_differences(configs)
-    runs = sweep_of(configs, rule=rule_of(configs))
+    runs = sweep.sweep_of(configs, rule=rule_of(configs))
     print(outcome.in_words(runs, sweep=name, results=results), flush=True)
     outcome.check_complete(runs, configs[0])
 
