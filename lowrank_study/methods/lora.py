@@ -92,10 +92,12 @@ class Lora(Method):
 
     def attach(self, model: "nn.Module", base: BaseModel) -> "nn.Module":
         """Freeze the model, put factors beside each target, and make the head trainable."""
-        from lowrank_study.methods.layers.lora import add_lora
+        from lowrank_study.methods.layers.lora import LoraLinear, add_lora
         from lowrank_study.methods.layers.modules import target_modules, train_head
 
-        modules = target_modules(model, base, self.target)
+        # A variant of the layer has none for embeddings.
+        is_plain = self.layer() is LoraLinear
+        modules = target_modules(model, base, self.target, with_embedding=is_plain)
         add_lora(model, dict.fromkeys(modules, self), layer=self.layer())
         train_head(model)
         return model

@@ -56,6 +56,6 @@ class Effort:
                 spec = replace(spec, method=FullFineTuning(learning_rate=rate))
             model = model_without_weights(spec)
             shapes = [linear_shape(module) for module in model.modules() if is_linear(module)]
-            adapted = [linear_shape(module.base) for _, module in adapted_modules(model)]
-            self._maps[key] = sum(i * o for i, o in shapes), sum(map(sum, adapted))
+            widths = sum(module.width for _, module in adapted_modules(model))
+            self._maps[key] = sum(i * o for i, o in shapes), widths
         return self._maps[key]

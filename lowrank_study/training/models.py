@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +16,12 @@ from lowrank_study import assets
 from lowrank_study.data.tokenizer import has_tokenizer, padding_id
 from lowrank_study.errors import InputError
 from lowrank_study.loaded import model_folder, splits_of
-from lowrank_study.methods.layers.modules import head_names, in_head
+from lowrank_study.methods.layers.modules import adapted_tied, head_names, in_head
 from lowrank_study.spec import RunSpec
 from lowrank_study.tasks import Task
 from lowrank_study.training.padding import check_reads, pad_by_tokenizer
+
+_log = logging.getLogger(__name__)
 
 
 def build_model(spec: RunSpec, folder: Path, *, number_of_labels: int) -> nn.Module:
@@ -134,8 +137,18 @@ def check_fits(spec: RunSpec) -> None:
     check_reads(shapes, spec, splits)
     if spec.method.needs_weights:
         build_model(spec, model_folder(spec.model), number_of_labels=len(splits.labels))
-    else:
-        model_without_weights(spec)
+    elif tied := adapted_tied(model_without_weights(spec)):
+        _warn_of_tied(spec.model.name, *tied)
+
+
+@functools.cache
+def _warn_of_tied(model: str, *modules: str) -> None:
+    _log.warning(
+        "%s ties its output head to its token embedding. The adapter changes only %s, so merging "
+        "it needs tie_word_embeddings=False: see Vocabularies in docs/methods.md",
+        model,
+        " and ".join(modules),
+    )
 
 
 def _pretrained_shapes(spec: RunSpec) -> nn.Module:

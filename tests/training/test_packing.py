@@ -87,6 +87,7 @@ def check_weights(run: Path, other: Path, *, tolerance: float) -> None:
         ("bert", "bf16", []),
         ("bert", "fp32", ["model.dropout=0.3", "method.dropout=0.2", "method.target=all_linear"]),
         ("roberta", "bf16", ["model.dropout=0.3"]),
+        ("bert", "bf16", ["method.target=[word_embeddings,query]"]),
         ("gpt2", "fp32", ["method.target=mlp"]),
         ("llama", "bf16", ["method.target=mlp"]),
         ("opt", "fp32", ["model.dropout=0.3"]),  # its dropout is a function, not a module

@@ -13,8 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lowrank_study import native
 from lowrank_study.data.splits import Split
-from lowrank_study.methods.layers.linear import round_frozen
+from lowrank_study.methods.layers.linear import is_linear, round_frozen
 from lowrank_study.methods.layers.lora import LoraLinear, add_lora
+from lowrank_study.methods.layers.modules import token_embedding
 from lowrank_study.methods.lora import Lora
 from lowrank_study.tasks.language_modelling import LanguageModelling
 from lowrank_study.training import vocabulary
@@ -105,18 +106,23 @@ def lora(rank: int = 2, scaling: float = 1.0) -> Lora:
     )
 
 
-def with_lora(model: nn.Module, *, rank: int, seed: int, head: bool = True) -> nn.Module:
-    """Put LoRA, whose B is not 0, beside every linear map, also beside the head."""
+def with_lora(
+    model: nn.Module, *, rank: int, seed: int, head: bool = True, embedding: bool = False
+) -> nn.Module:
+    """Put LoRA, whose update is not 0, beside every linear map, also beside the vocabulary's."""
     torch.manual_seed(seed)
+    table = token_embedding(model)
     names = [
         name
         for name, module in model.named_modules()
-        if type(module) is nn.Linear and (head or "lm_head" not in name)
+        if (is_linear(module) and (head or name != "lm_head")) or (embedding and name == table)
     ]
     add_lora(model, dict.fromkeys(names, lora(rank)))
     for module in model.modules():
         if isinstance(module, LoraLinear):
-            nn.init.normal_(module.B_OR, std=0.1)
+            nn.init.normal_(
+                module.A_RI if module.A_RI.count_nonzero() == 0 else module.B_OR, std=0.1
+            )
     return model
 
 
@@ -147,14 +153,15 @@ def _some_tokens_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vocabulary, "_LOGITS", 7 * 48)
 
 
-@pytest.mark.parametrize("method", ["full", "lora", "lora_and_head"])
+@pytest.mark.parametrize("method", ["full", "lora", "lora_and_head", "lora_and_both"])
 @pytest.mark.parametrize("name", MODELS)
 def test_losses_and_gradients_are_those_of_padded_texts(name: str, method: str) -> None:
     def prepared() -> nn.Module:
         model = model_of(name)
-        if method == "full" or name == "gpt2":  # GPT-2's maps are no nn.Linear
+        if method == "full":
             return model
-        return with_lora(model, rank=2, seed=1, head=method == "lora_and_head")
+        both = method == "lora_and_both"
+        return with_lora(model, rank=2, seed=1, head=method != "lora", embedding=both)
 
     stock, ours = prepared(), prepared()
     assert can_unpad(ours)
@@ -193,11 +200,13 @@ def test_evaluation_gives_the_losses_of_training(name: str) -> None:
     torch.testing.assert_close(found, pack.scores(documents())[0].detach(), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("head", [False, True])
-@pytest.mark.parametrize("name", ["llama", "gemma2"])
-def test_each_run_of_a_pack_is_the_run_alone(name: str, head: bool) -> None:
+@pytest.mark.parametrize("with_vocabulary", [False, True])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "mistral"])
+def test_each_run_of_a_pack_is_the_run_alone(name: str, with_vocabulary: bool) -> None:
+    options = {"head": with_vocabulary, "embedding": with_vocabulary}
+
     def models() -> list[nn.Module]:
-        return [with_lora(model_of(name), rank=rank, seed=rank, head=head) for rank in (1, 2, 5)]
+        return [with_lora(model_of(name), rank=rank, seed=rank, **options) for rank in (1, 2, 5)]
 
     packed = models()
     pack = pack_of(*packed)
@@ -241,6 +250,7 @@ def test_a_logit_that_is_not_a_number_gives_no_finite_loss() -> None:
 
 def test_no_tensor_of_all_logits_is_made() -> None:
     """The head sees at most the tokens that fit, and never those that are not scored."""
+    torch.manual_seed(0)
     weight, hidden = torch.randn(48, 8), torch.randn(2, 20, 8, requires_grad=True)
     seen: list[int] = []
 

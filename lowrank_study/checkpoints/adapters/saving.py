@@ -11,7 +11,7 @@ Axis suffixes: O out features, I in features, R adapter rank.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,7 @@ def save_adapter(
     target_modules: Sequence[str],
     base_model_name: str,
     task_type: str | None,
+    embeddings: Collection[str] = (),
     fan_in_fan_out: bool = False,
     base_sha256: Sequence[str] = (),
     settings: Mapping[str, Any] = MappingProxyType({}),
@@ -60,6 +61,7 @@ def save_adapter(
         modules_to_save: the modules of the tensors in `saved_modules` that were trained in full.
         dropout: only recorded, as are `base_model_name` and `task_type`.
         target_modules: PEFT's setting; must match the modules of `factors`.
+        embeddings: the modules of `factors` that are embeddings, whose "in" is the vocabulary.
         fan_in_fan_out: whether the base stores (in, out), as GPT-2's Conv1D does.
         base_sha256: SHA-256 of the base model's files; `open_adapter` then refuses other bases.
         settings: further settings of PEFT's LoRA, such as use_dora.
@@ -83,7 +85,8 @@ def save_adapter(
         "alpha_pattern": {},
         **settings,
     }
-    _write(Path(folder), _named_tensors(factors, saved_modules), config, base_sha256)
+    tensors = _named_tensors(factors, embeddings, saved_modules)
+    _write(Path(folder), tensors, config, base_sha256)
 
 
 def _write(
@@ -125,6 +128,7 @@ def _check_factors(
 
 def _named_tensors(
     factors: Mapping[str, "tuple[torch.Tensor, torch.Tensor]"],
+    embeddings: Collection[str],
     saved_modules: "Mapping[str, torch.Tensor]",
 ) -> "dict[str, torch.Tensor]":
     """Return contiguous copies of all tensors, under PEFT's names."""
@@ -132,8 +136,9 @@ def _named_tensors(
 
     tensors: dict[str, torch.Tensor] = {}
     for module, (A_RI, B_OR) in factors.items():
-        tensors[f"{_PREFIX}{module}.lora_A.weight"] = A_RI
-        tensors[f"{_PREFIX}{module}.lora_B.weight"] = B_OR
+        name = "lora_embedding_{}" if module in embeddings else "lora_{}.weight"
+        tensors[f"{_PREFIX}{module}.{name.format('A')}"] = A_RI
+        tensors[f"{_PREFIX}{module}.{name.format('B')}"] = B_OR
     for name, weight in saved_modules.items():
         tensors[f"{_PREFIX}{name}"] = weight
     return {

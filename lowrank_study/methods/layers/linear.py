@@ -16,13 +16,16 @@ from lowrank_study.errors import InputError
 from lowrank_study.machine import unload
 from lowrank_study.methods.layers.products import linear
 
+_STORED_IN_OUT = (Conv1D, nn.Embedding)
+"""Maps that store their weight as (in, out); an embedding maps a vocabulary to features."""
+
 
 class AdaptedLinear(nn.Module):
     """A frozen linear map with a trainable update; subclasses give `delta_OI` and `forward`.
 
     Args:
-        base: `nn.Linear`, or GPT-2's `Conv1D`, which stores its weight as (in, out). Its weight
-            is frozen; its bias is kept as it is.
+        base: `nn.Linear`, GPT-2's `Conv1D` or `nn.Embedding`. Its weight is frozen; its bias is
+            kept as it is.
     """
 
     packed: ClassVar[type[nn.Module] | None] = None
@@ -39,6 +42,11 @@ class AdaptedLinear(nn.Module):
         weight = self.base.weight
         assert isinstance(weight, Tensor)
         return weight
+
+    @property
+    def width(self) -> int:
+        """The features that it reads and writes for a token."""
+        return sum(linear_shape(self.base))
 
     def delta_OI(self) -> Tensor:
         """Return the update ΔW, (out, in), detached."""
@@ -68,11 +76,12 @@ class AdaptedLinear(nn.Module):
         return float((((weight + delta) - delta) - weight).abs().max())
 
     def _as_stored(self, delta_OI: Tensor) -> Tensor:
-        return delta_OI.T if isinstance(self.base, Conv1D) else delta_OI
+        return delta_OI.T if isinstance(self.base, _STORED_IN_OUT) else delta_OI
 
     def _add_to_weight(self, delta_OI: Tensor) -> None:
+        """Replace the weight by a sum; changed in place, it would change a tied weight too."""
         weight = self.weight
-        weight += self._as_stored(delta_OI).to(weight.dtype)
+        weight.data = weight + self._as_stored(delta_OI).to(weight.dtype)
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -85,7 +94,7 @@ def linear_shape(module: nn.Module) -> tuple[int, int]:
     weight = module.weight
     assert isinstance(weight, Tensor)
     rows, columns = weight.shape
-    return (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
+    return (rows, columns) if isinstance(module, _STORED_IN_OUT) else (columns, rows)
 
 
 def check_rank(rank: int, module: nn.Module, name: str) -> None:
@@ -136,7 +145,6 @@ def merged(model: nn.Module) -> Iterator[None]:
         for _, module in adapted_modules(model):
             if not module.merged:
                 originals.append((module, module.weight.data))
-                module.weight.data = module.weight.data.clone()
                 module.merge()
         yield
     finally:

@@ -138,14 +138,18 @@ class LoraLinear(AdaptedLinear):
         in_features, out_features = linear_shape(base)
         check_rank(lora.rank, base, name)
         device = self.weight.device
-        self.A_RI = nn.Parameter(torch.empty(lora.rank, in_features, device=device))
+        self.A_RI = nn.Parameter(torch.zeros(lora.rank, in_features, device=device))
         self.B_OR = nn.Parameter(torch.zeros(out_features, lora.rank, device=device))
+        self.scaling = lora.scaling
+        self.dropout = lora.dropout
+        self.start(lora)
+
+    def start(self, lora: Lora) -> None:
+        """Set the initial values of the factors, whose product is zero."""
         if lora.init == "gaussian":
             nn.init.normal_(self.A_RI, std=1 / lora.rank)
         else:
             nn.init.kaiming_uniform_(self.A_RI, a=math.sqrt(5))
-        self.scaling = lora.scaling
-        self.dropout = lora.dropout
 
     def forward(self, x_I: Tensor) -> Tensor:
         """Return `base(x) + scaling · (x Aᵀ) Bᵀ`; x is (..., in), the result (..., out)."""
@@ -174,12 +178,58 @@ class LoraLinear(AdaptedLinear):
         return {}
 
 
+class PackedLoraEmbedding(PackedLora):
+    """The adapted token embedding of several runs."""
+
+    def forward(self, ids_RT: Tensor) -> Tensor:
+        """Look up the token ids of each run, (R, T) → (R, T, out)."""
+        runs = [self.loras[number] for number in self._active]
+        return torch.stack([lora(ids_T) for lora, ids_T in zip(runs, ids_RT, strict=True)])
+
+
+class LoraEmbedding(LoraLinear):
+    """A token embedding with a low-rank update beside it, as in PEFT.
+
+    A (rank, vocabulary) starts at zero and B (out, rank) at random. Dropout has no input here.
+    """
+
+    packed: ClassVar[type[nn.Module] | None] = PackedLoraEmbedding
+
+    @property
+    def width(self) -> int:
+        """The features that it writes: a token reads one column of A."""
+        return self.B_OR.shape[0]
+
+    def start(self, lora: Lora) -> None:
+        """Draw B from the standard normal distribution."""
+        nn.init.normal_(self.B_OR)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return the rows of the table plus those of its update; ids (...) → (..., out)."""
+        base: Any = self.base
+        y_O: Tensor = base(ids)
+        if self.merged:
+            return y_O
+        low_R = functional.embedding(ids, self.A_RI.T, padding_idx=base.padding_idx)
+        # Gemma and BART scale what they look up.
+        scaling = self.scaling * getattr(base, "embed_scale", 1.0)
+        return y_O + functional.linear(low_R, self.B_OR) * scaling
+
+
 def add_lora(
     model: nn.Module, loras: Mapping[str, Lora], *, layer: type[LoraLinear] = LoraLinear
 ) -> None:
-    """Freeze the whole model, and put a LoRA layer in the place of each named linear map."""
+    """Freeze the whole model, and put a LoRA layer in the place of each named linear map.
+
+    A token embedding gets a `LoraEmbedding`.
+    """
+
+    def beside(base: nn.Module, lora: Lora, name: str) -> LoraLinear:
+        kind = LoraEmbedding if isinstance(base, nn.Embedding) else layer
+        return kind(base, lora, name)
+
     replace_maps(
-        model, {name: partial(layer, lora=lora, name=name) for name, lora in loras.items()}
+        model, {name: partial(beside, lora=lora, name=name) for name, lora in loras.items()}
     )
 
 
@@ -199,6 +249,7 @@ def save_lora(model: nn.Module, lora: Lora, folder: Path, *, base_name: str, bas
     save_adapter(
         folder,
         factors={name: (each.A_RI.detach(), each.B_OR.detach()) for name, each in modules.items()},
+        embeddings=[name for name, each in modules.items() if isinstance(each, LoraEmbedding)],
         saved_modules=saved,
         modules_to_save=heads,
         rank=lora.rank,
