@@ -12,7 +12,10 @@ from lowrank_study.spec import RunSpec
 
 NEEDS = {
     "peft": ["method.peft_type=IA3"],
-    **{name: ["task.source=a/b"] for name in ("hub", "texts_hub", "instruction_hub")},
+    **{
+        name: ["task.source=a/b"]
+        for name in ("hub", "texts_hub", "instruction_hub", "multiple_choice_hub")
+    },
 }
 
 

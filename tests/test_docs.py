@@ -50,6 +50,7 @@ WIDE = {
 """A tiny model that is wide enough for rank 64."""
 OWN_DATA = {
     "reviews.csv": "text,stars\n" + "good film,5\nbad film,1\n" * 100,
+    "exam.csv": "question,A,B,key\n2 + 2?,4,5,A\n",
     "questions.jsonl": '{"question": "2 + 2?", "answer": "4"}\n',
 }
 

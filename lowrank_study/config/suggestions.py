@@ -35,6 +35,7 @@ _SYNONYMS = {
         "task.separator": "sep delimiter",
         "task.prompt_column": "prompt question instruction",
         "task.response_column": "response answer completion output",
+        "task.option_columns": "options choices endings",
         "task.messages_column": "messages conversations chat",
         "model.source": "model_name_or_path base_model model_id",
         "before": "pretrained",

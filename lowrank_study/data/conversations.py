@@ -17,7 +17,7 @@ import pandas as pd
 
 from lowrank_study.data.reading import Rows
 from lowrank_study.data.splits import Account, Split, joined
-from lowrank_study.data.tokenizer import end_id, end_ids
+from lowrank_study.data.tokenizer import end_id, end_ids, text_start
 from lowrank_study.errors import InputError
 from lowrank_study.left_out import LeftOut
 
@@ -143,6 +143,7 @@ def tokenise_chats(
         labels=np.arange(len(kept), dtype=np.int64),
         scored=joined([each.scored for each in kept], bool),
         text_bytes=np.array([each.text_bytes for each in kept], dtype=np.int64),
+        is_right=np.ones(len(kept), dtype=bool),
     )
     account = _account(split, all_lengths, max_length, of)
     if unended and template is None:
@@ -273,8 +274,7 @@ def _tokenised(
     def ids_of(texts: list[str]) -> Iterator[list[int]]:
         return iter(tokenizer(texts, add_special_tokens=False)["input_ids"])
 
-    started = [] if is_chat else [tokenizer.bos_token_id]
-    started = started if tokenizer("a")["input_ids"][:1] == started else []
+    started = [] if is_chat else text_start(tokenizer)
     until = ids_of(["".join(t for t, _ in of[: n + 1]) for of in pieces for n in range(len(of))])
     alone = ids_of([text for of in pieces for text, _ in of])
     for of in pieces:

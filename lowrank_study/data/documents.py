@@ -52,6 +52,7 @@ def in_windows(
         labels=np.concatenate(labels).astype(np.int64),
         scored=scored,
         text_bytes=np.concatenate(text_bytes).astype(np.int64),
+        is_right=np.ones(len(windows), dtype=bool),
     )
     return split, _account(tokenizer, split, labels, max_length, of)
 

@@ -303,12 +303,13 @@ def _first_line(error: Exception) -> str:
 def as_texts(column: pd.Series, name: str, of: str) -> pd.Series:
     """Return a column's values as texts, and missing ones as None."""
     values = [
-        _as_text(value, f"{of} row {row}: column {name!r}") for row, value in enumerate(column, 1)
+        as_text(value, f"{of} row {row}: column {name!r}") for row, value in enumerate(column, 1)
     ]
     return pd.Series(values, column.index, object)
 
 
-def _as_text(value: Any, place: str) -> str | None:
+def as_text(value: Any, place: str) -> str | None:
+    """Return a value as a text, or None if it is missing; `place` is for messages."""
     if isinstance(value, str):
         if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
             raise InputError(f"{place} holds half a character (a lone surrogate): repair the file")

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from lowrank_study.tasks import Task
 
-_FORMAT = 4
+_FORMAT = 5
 """Version of the cached files; increase it when their meaning changes."""
 _NAMES = ("train", "validation", "test")
 
@@ -51,15 +51,23 @@ class Split:
     offsets: np.ndarray
     """Text i is ids[offsets[i] : offsets[i + 1]], int64."""
     labels: np.ndarray
-    """What is asked of each text, int64: its class number in classification, and the number of its
-    document in language modelling, where a text is a part of a document."""
+    """What is asked of each text, int64: its class number in classification, the number of its
+    document in language modelling, where a text is a part of a document, and the number of its
+    question in multiple choice, where a text is an option after its prompt."""
     scored: np.ndarray
     """Whether each token is to be predicted from those before it, bool."""
     text_bytes: np.ndarray
     """UTF-8 bytes of the predicted part of each text, int64; 0 without one."""
+    is_right: np.ndarray
+    """Whether each text has the right option, bool; true in tasks without options."""
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def examples(self) -> int:
+        """Number of rows of predictions: documents or questions, or texts in classification."""
+        return len(np.unique(self.labels)) if self.scored.any() else len(self)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -81,6 +89,7 @@ class Split:
             labels=self.labels[:count],
             scored=self.scored[:end],
             text_bytes=self.text_bytes[:count],
+            is_right=self.is_right[:count],
         )
 
 
@@ -212,15 +221,21 @@ def _tokenise(task: "Task", rows: SplitRows, model_folder: Path) -> Splits:
                 )
         made[name] = _together(list(parts.values()))
         if name not in parts:
-            sets = {of: _rows(split) for of, split in parts.items()}
+            sets = {of: split.examples for of, split in parts.items()}
             total.update(json.dumps(sets).encode())
         for field in dataclasses.fields(Split):
-            # The hash of a classification split is that of older versions.
-            if field.name not in ("scored", "text_bytes") or made[name].scored.any():
+            if _is_hashed(field.name, made[name]):
                 total.update(getattr(made[name], field.name).tobytes())
     return Splits(
         **made, labels=rows.labels, test_sets=sets, sha256=total.hexdigest(), account=account
     )
+
+
+def _is_hashed(name: str, split: Split) -> bool:
+    """Return whether a field is hashed; other splits keep the hash that older versions gave."""
+    if name == "is_right":
+        return not split.is_right.all()
+    return name not in ("scored", "text_bytes") or bool(split.scored.any())
 
 
 def _parts(name: str, frame: "pd.DataFrame") -> "dict[str, pd.DataFrame]":
@@ -230,22 +245,17 @@ def _parts(name: str, frame: "pd.DataFrame") -> "dict[str, pd.DataFrame]":
     return {str(of): part for of, part in frame.groupby("test_set", sort=False)}
 
 
-def _rows(split: Split) -> int:
-    """Return how many rows of predictions a split has: its documents, or its texts."""
-    return len(np.unique(split.labels)) if split.scored.any() else len(split)
-
-
 def _together(parts: Sequence[Split]) -> Split:
     """Concatenate splits; the documents of a later one are numbered after those before it."""
     if len(parts) == 1:
         return parts[0]
     starts = np.cumsum([0, *(len(part.ids) for part in parts)])
-    numbers = np.cumsum([0, *(_rows(part) * part.scored.any() for part in parts)])
+    numbers = np.cumsum([0, *(part.examples * part.scored.any() for part in parts)])
     offsets = [part.offsets[1:] + start for part, start in zip(parts, starts, strict=False)]
     labels = [part.labels + number for part, number in zip(parts, numbers, strict=False)]
     others = {
         name: np.concatenate([getattr(part, name) for part in parts])
-        for name in ("ids", "types", "scored", "text_bytes")
+        for name in ("ids", "types", "scored", "text_bytes", "is_right")
     }
     return Split(offsets=np.concatenate([[0], *offsets]), labels=np.concatenate(labels), **others)
 
@@ -273,6 +283,7 @@ def encoded(
         labels=labels.astype(np.int64),
         scored=np.zeros(sum(lengths), dtype=bool),
         text_bytes=np.zeros(len(lengths), dtype=np.int64),
+        is_right=np.ones(len(lengths), dtype=bool),
     )
 
 

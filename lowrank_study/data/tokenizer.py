@@ -44,6 +44,12 @@ def start_id(tokenizer: Any) -> int:
     return end_id(tokenizer) if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)
 
 
+def text_start(tokenizer: Any) -> list[int]:
+    """Return the ids that the tokenizer puts before each text: its first token, or none."""
+    started = [tokenizer.bos_token_id]
+    return started if tokenizer("a")["input_ids"][:1] == started else []
+
+
 def has_tokenizer(model_folder: Path) -> bool:
     """Return whether a folder holds a tokenizer; the checkpoint of a run has none."""
     return bool(_files(model_folder))

@@ -124,12 +124,18 @@ def _chat(prompt: str, response: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
 
 
-def _check_template(template: str, messages: str | None) -> None:
+def check_slot(template: str, advice: str) -> None:
+    """Refuse a template that doesn't have `{prompt}` once; `advice` says what to give instead."""
     if template.count(_SLOT) != 1:
-        raise InputError(
-            f"task.prompt_template={template!r}: give the text before a response, with {_SLOT} "
-            r"once, as in 'Question: {prompt}\nAnswer: '; null takes the model's chat template"
-        )
+        raise InputError(f"task.prompt_template={template!r}: give the text before {advice}")
+
+
+def _check_template(template: str, messages: str | None) -> None:
+    check_slot(
+        template,
+        r"a response, with {prompt} once, as in 'Question: {prompt}\nAnswer: '; null takes the "
+        "model's chat template",
+    )
     if messages:
         raise InputError(
             f"task.prompt_template={template!r}: the model's chat template writes the chats of "

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lowrank_study.errors import InputError
@@ -135,6 +135,10 @@ ACCURACY = Metric(
     chance_name="majority_accuracy",
     baseline="chance",
     chance="predicting the commonest class",
+)
+
+CHOICE_ACCURACY = replace(
+    ACCURACY, chance_name="chance_accuracy", chance="guessing one of the options"
 )
 
 NATS_PER_TOKEN = Metric(

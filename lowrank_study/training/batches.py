@@ -133,6 +133,7 @@ def extreme_texts(splits: Sequence[Split], count: int) -> Batch:
         labels=np.array([split.labels[row] for split, row in chosen]),
         scored=of_tokens("scored"),
         text_bytes=np.array([split.text_bytes[row] for split, row in chosen]),
+        is_right=np.array([split.is_right[row] for split, row in chosen]),
     )
     return batch_of(together, np.arange(len(chosen)))
 

@@ -198,7 +198,7 @@ class Session:
         """Return what the records of all these runs have in common."""
         splits, runs = self._splits, len(self._jobs)
         named = {name: getattr(splits, name) for name in ("train", "validation", "test")}
-        examples = {name: len(split) for name, split in named.items()}
+        examples = {name: split.examples for name, split in named.items()}
         tokens = {name: int(split.scored.sum()) for name, split in named.items()}
         return {
             "pack_size": runs,

@@ -70,6 +70,7 @@ def test_documents_are_rows_of_predictions_and_weighted_by_their_tokens() -> Non
         labels=np.array([0, 0, 1]),  # the first document has two windows
         scored=np.array([0, 1, 1, 1, 0, 1, 1, 0, 1], dtype=bool),
         text_bytes=np.array([6, 4, 5]),
+        is_right=np.ones(3, dtype=bool),
     )
     found = CausalTask.rows(split, {"loss": np.array([3.0, 2.0, 4.0])})
     table = pd.DataFrame(found)

@@ -25,6 +25,7 @@ def split_of(lengths: list[int]) -> Split:
         labels=np.arange(len(lengths)) % 2,
         scored=np.arange(offsets[-1]) % 3 > 0,
         text_bytes=np.arange(len(lengths)),
+        is_right=np.ones(len(lengths), dtype=bool),
     )
 
 

@@ -21,6 +21,7 @@ def split_of(lengths: list[int]) -> Split:
         labels=np.arange(len(lengths)) % 2,
         scored=np.zeros(total, dtype=bool),
         text_bytes=np.zeros(len(lengths), dtype=np.int64),
+        is_right=np.ones(len(lengths), dtype=bool),
     )
 
 

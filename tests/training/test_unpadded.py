@@ -40,6 +40,7 @@ def texts() -> Batch:
         labels=np.array([0, 1, 2, 0, 1, 2]),
         scored=np.zeros(offsets[-1], dtype=bool),
         text_bytes=np.zeros(len(LENGTHS), dtype=np.int64),
+        is_right=np.ones(len(LENGTHS), dtype=bool),
     )
     return batch_of(split, np.arange(len(LENGTHS)))
 

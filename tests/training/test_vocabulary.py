@@ -71,6 +71,7 @@ def documents() -> Batch:
         labels=np.arange(len(LENGTHS)),
         scored=scored,
         text_bytes=np.array(LENGTHS),
+        is_right=np.ones(len(LENGTHS), dtype=bool),
     )
     return batch_of(split, np.arange(len(LENGTHS)))
 
