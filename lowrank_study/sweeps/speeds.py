@@ -32,7 +32,9 @@ from lowrank_study.training.models import model_without_weights
 from lowrank_study.training.tracking import Tracker
 
 _STEPS = 3
-"""Timed steps, after one that fills caches."""
+"""Most timed steps, after one that fills caches."""
+_ENOUGH_SECONDS = 2.0
+"""No further step is timed after this time, and no further text is read."""
 _EVALUATED = 128
 """Texts of validation in the timed evaluation, after one of a few texts."""
 _SECONDS_TO_END = 0.1
@@ -107,17 +109,21 @@ class Speeds:
         largest = max(pack, key=self.effort.training)
         trained, evaluated = self.effort.a_token(largest)
         first, *batches = islice(session.batches(), 1 + _STEPS)
-        first_step = _seconds_of(session, [first])
-        seconds = _seconds_of(session, batches or [first])
-        tokens = sum(len(batch.ids_T) for batch in batches or [first])
+        first_step = _seconds_of(session, first)
+        seconds, tokens = 0.0, 0
+        for batch in batches or [first]:
+            seconds, tokens = seconds + _seconds_of(session, batch), tokens + len(batch.ids_T)
+            if seconds > _ENOUGH_SECONDS:
+                break
         # The first step also compiles code and fills caches.
         building += max(0.0, first_step - seconds * len(first.ids_T) / tokens)
-        validation = splits_of(pack[0]).validation
-        session.read(validation.first(_EVALUATED // 8))
-        some = validation.first(_EVALUATED)
-        start = time.perf_counter()
-        session.read(some)
-        reading = time.perf_counter() - start
+        for count in (_EVALUATED // 8, _EVALUATED):
+            some = splits_of(pack[0]).validation.first(count)
+            start = time.perf_counter()
+            session.read(some)
+            reading = time.perf_counter() - start
+            if reading > _ENOUGH_SECONDS:
+                break
         return Speed(
             building=building,
             training=len(pack) * trained * tokens / seconds,
@@ -125,11 +131,10 @@ class Speeds:
         )
 
 
-def _seconds_of(session: Session, batches: Sequence[Batch]) -> float:
-    """Return the seconds of one training step on each batch."""
+def _seconds_of(session: Session, batch: Batch) -> float:
+    """Return the seconds of one training step."""
     start = time.perf_counter()
-    for batch in batches:
-        session.step(batch)
+    session.step(batch)
     return time.perf_counter() - start
 
 
