@@ -4,6 +4,7 @@ import copy
 import functools
 import logging
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +47,9 @@ def tuned_model(spec: RunSpec, checkpoint: Path) -> nn.Module:
 
     folder = model_folder(spec.model)
     base = load_model(type(spec.task), folder, number_of_labels=0, dropout=None)
-    merged: nn.Module = PeftModel.from_pretrained(base, checkpoint).merge_and_unload()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT reads a name that transformers moved
+        merged: nn.Module = PeftModel.from_pretrained(base, checkpoint).merge_and_unload()
     return _marked(merged, type(spec.task))
 
 
