@@ -164,6 +164,16 @@ class TrainSpec:
         """Return after which of the steps, counted from 1, validation is read."""
         return {max(1, round(steps * k / self.evaluations)) for k in range(1, self.evaluations + 1)}
 
+    def rate_share(self, step: int, steps: int) -> float:
+        """Return the rate at a step, counted from 0, as a share of the peak rate.
+
+        It rises linearly during the warm-up, then falls linearly to 0.
+        """
+        warmup = round(steps * self.warmup_fraction)
+        if step < warmup:
+            return (step + 1) / warmup
+        return max(0.0, (steps - step) / max(1, steps - warmup))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSpec:

@@ -121,12 +121,10 @@ def decayed_share(run: TrainedRun) -> float:
 
     Source: Loshchilov & Hutter, "Decoupled weight decay regularization", 2019, algorithm 2.
     """
-    from lowrank_study.training.optim import rate_share
-
     train, steps = run.spec.train, run.record["steps"]
     left = 0.0
     for step in range(run.record["best_step"]):
-        share = rate_share(step, steps=steps, warmup_fraction=train.warmup_fraction)
+        share = train.rate_share(step, steps)
         left += math.log1p(-run.spec.method.learning_rate * share * train.weight_decay)
     return -math.expm1(left)
 

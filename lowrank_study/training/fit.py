@@ -139,17 +139,19 @@ class Session:
             with self._member(number) as member:
                 member.start(partial(pack.scores_of, number))
         torch.manual_seed(spec.data_seed)  # for dropout
-        training = Stopwatch()
+        training, predicted_tokens = Stopwatch(), 0
         for step, batch in enumerate(self.batches(), start=1):
             with training:
                 self.step(batch)
+            predicted_tokens += int(batch.scored_T.sum())
             if step in evaluated:
                 return_freed_memory()
             for number in list(pack.active):
                 with self._member(number) as member:
                     self._jobs[number].watch(step, member.model)
                     if step in evaluated:
-                        member.validate(partial(pack.scores_of, number))
+                        scores = partial(pack.scores_of, number)
+                        member.validate(scores, predicted_tokens=predicted_tokens)
                     self._jobs[number].on_progress(0.9 * step / self._steps)
             if not pack.active:
                 break

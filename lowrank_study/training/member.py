@@ -107,11 +107,13 @@ class Member:
         self._base: Predictions | None = None
 
     def start(self, scores: Scores) -> None:
-        """Evaluate the base model on the test split if the metric compares with it."""
+        """Evaluate the base model, on validation and test, if the metric compares with it."""
         task, train = self._spec.task, self._spec.train
         if task.metric.needs_base and self._spec.method.is_reference and train.read_test:
             with self._evaluating:
                 self._base = self._read_test(scores)
+                validation = self.read(scores, self._splits.validation).metrics()
+            self._keep_point(validation, predicted_tokens=0)
 
     def clip_gradients(self) -> Tensor:
         """Scale the gradients down to the largest norm, and return their norm before."""
@@ -131,8 +133,12 @@ class Member:
         place = f"step {len(self._losses)} of {self._steps}"
         return Diverged(f"{what} at {place}, at learning rate {rate:g}")
 
-    def validate(self, scores: Scores) -> None:
+    def validate(self, scores: Scores, *, predicted_tokens: int) -> None:
         """Evaluate on validation, and keep the weights if they are the best so far.
+
+        Args:
+            scores: Computes the model's scores of a batch.
+            predicted_tokens: Tokens that the training batches so far have predicted.
 
         Raises:
             Diverged: The loss is not finite, as after a last step at far too high a rate.
@@ -143,14 +149,7 @@ class Member:
             validation = self.read(scores, self._splits.validation).metrics()
         if not math.isfinite(validation["loss"]):
             raise self._diverged(f"the validation loss was {validation['loss']:g}")
-        self._curve.append({"step": step, "train_loss": self._recent_loss(), **validation})
-        self._tracker.log(
-            step=step,
-            metrics={
-                "train_loss": self._recent_loss(),
-                **{f"validation_{name}": value for name, value in validation.items()},
-            },
-        )
+        self._keep_point(validation, predicted_tokens=predicted_tokens)
         if above := first_above(self._curve, self._limits):
             raise Stopped(
                 {
@@ -166,6 +165,17 @@ class Member:
         if key > self._best.key:
             state = _trained_state(self.model) if step < self._steps else None
             self._best = _Best(key, step, validation, state)
+
+    def _keep_point(self, validation: Mapping[str, float], *, predicted_tokens: int) -> None:
+        """Add an evaluation on validation to the curve; step 0 is the base model."""
+        step, scores_tokens = len(self._losses), self._spec.task.scores_tokens
+        training = {
+            **({"train_loss": self._recent_loss()} if step else {}),
+            **({"predicted_tokens": predicted_tokens} if scores_tokens else {}),
+        }
+        self._curve.append({"step": step, **training, **validation})
+        named = {f"validation_{name}": value for name, value in validation.items()}
+        self._tracker.log(step=step, metrics={**training, **named})
 
     def finish(self, scores: Scores, checkpoint_folder: Path, *, base: Path) -> FitResult:
         """Restore the best step, evaluate it on the test split, and save the trained weights.

@@ -53,18 +53,6 @@ def _pull_to_starts(optimizer: optim.Optimizer, *_: Any) -> None:
             parameter.lerp_(start, group["lr"] * group["pull"])
 
 
-def rate_share(step: int, *, steps: int, warmup_fraction: float) -> float:
-    """Return the rate at a step, counted from 0, as a share of the peak rate.
-
-    It rises linearly during the warm-up, then falls linearly to 0.
-    """
-    warmup = round(steps * warmup_fraction)
-    if step < warmup:
-        return (step + 1) / warmup
-    return max(0.0, (steps - step) / max(1, steps - warmup))
-
-
 def make_schedule(optimizer: optim.Optimizer, steps: int, train: TrainSpec) -> LambdaLR:
     """Return the schedule, to be stepped once after every optimizer step."""
-    fraction = train.warmup_fraction
-    return LambdaLR(optimizer, lambda s: rate_share(s, steps=steps, warmup_fraction=fraction))
+    return LambdaLR(optimizer, lambda step: train.rate_share(step, steps))

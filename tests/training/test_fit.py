@@ -133,6 +133,31 @@ def test_the_curve_as_json_lines(tiny_overrides: list[str], tmp_path: Path) -> N
     assert all(0 <= line["validation_accuracy"] <= 1 for line in lines)
 
 
+def test_the_curve_of_a_language_model_counts_its_predicted_tokens(
+    causal_overrides: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    curves = {}
+    for method in ("full", "lora"):
+        spec = compose(
+            *causal_overrides(),
+            *(f"method={method}", "trainer.evaluations=4", "trainer.epochs=2"),
+        )
+        with JsonLinesTracker(tmp_path) as tracker:
+            record = fit(spec, checkpoint_folder=tmp_path / method, tracker=tracker).record
+        curves[method] = record["curve"]
+        tokens = [point["predicted_tokens"] for point in record["curve"]]
+        assert tokens == sorted(tokens)
+        assert tokens[-1] == 2 * tokens[-3] == 2 * record["predicted_tokens"]["train"]
+    base, *trained = curves["full"]
+    assert (base["step"], base["predicted_tokens"]) == (0, 0)
+    assert base["nats_per_token"] == pytest.approx(np.log(44), rel=0.05), "no word is preferred"
+    assert trained[-1]["nats_per_token"] < base["nats_per_token"] - 0.1
+    assert [point["step"] for point in trained] == [point["step"] for point in curves["lora"]]
+    logged = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in logged[:5]] == [point["step"] for point in curves["full"]]
+    assert "train_loss" not in logged[0]
+
+
 def test_the_model_is_shown_after_every_step(tiny_overrides: list[str], tmp_path: Path) -> None:
     seen: list[tuple[int, float]] = []
 

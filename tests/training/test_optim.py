@@ -8,17 +8,18 @@ import pytest
 
 from lowrank_study.config.run import compose
 from lowrank_study.training.models import build_model
-from lowrank_study.training.optim import make_optimizer, rate_share
+from lowrank_study.training.optim import make_optimizer
 
 
 def test_the_rate_rises_and_falls_linearly() -> None:
-    shares = [rate_share(step, steps=100, warmup_fraction=0.1) for step in range(100)]
+    train = compose("trainer.warmup_fraction=0.1").train
+    shares = [train.rate_share(step, 100) for step in range(100)]
     assert shares[0] == 0.1
     assert max(shares) == shares[9] == shares[10] == 1.0
     assert shares[55] == 0.5
     assert shares[99] == pytest.approx(1 / 90)
     assert np.allclose(np.diff(shares[10:]), -1 / 90)
-    assert rate_share(0, steps=3, warmup_fraction=0.0) == 1.0
+    assert compose("trainer.warmup_fraction=0.0").train.rate_share(0, 3) == 1.0
 
 
 def test_biases_and_norms_are_not_decayed(tiny_model: Callable[[str], Path]) -> None:
