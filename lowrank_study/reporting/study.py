@@ -12,6 +12,7 @@ import pandas as pd
 
 from lowrank_study.answers.columns import typed_table
 from lowrank_study.answers.controls import CONTROL_COLUMNS
+from lowrank_study.answers.curves import CURVE_COLUMNS
 from lowrank_study.answers.forgetting import FORGETTING_COLUMNS
 from lowrank_study.answers.functional_rank import TRUNCATION_COLUMNS
 from lowrank_study.answers.rows import CONFIGURATION, TUNING
@@ -55,6 +56,8 @@ class StudyTables:
     """one row a matrix or pair under a control; see `CONTROL_COLUMNS`"""
     forgetting: pd.DataFrame | None
     """one row a configuration whose loss outside the task was measured; see `FORGETTING_COLUMNS`"""
+    curves: pd.DataFrame | None
+    """one row an evaluation of a run of a language model; see `CURVE_COLUMNS`"""
     left_out: tuple[str, ...]
     """everything in the runs' data, updates or plan that was not used, one sentence each"""
 
@@ -78,7 +81,13 @@ def checked(study: StudyTables) -> StudyTables:
     _check_runs(runs, study.metric)
     _check_plan(len(runs), study.planned)
     truncation = _optional(study.truncation, TRUNCATION_COLUMNS, "truncation")
-    tables = {"spectra": spectra, "singular values": values, "truncation": truncation}
+    curves = _optional(study.curves, CURVE_COLUMNS, "curves")
+    tables = {
+        "spectra": spectra,
+        "singular values": values,
+        "truncation": truncation,
+        "curves": curves,
+    }
     for name, frame in tables.items():
         if frame is None:
             continue
@@ -101,6 +110,7 @@ def checked(study: StudyTables) -> StudyTables:
         truncation=truncation,
         controls=_optional(study.controls, CONTROL_COLUMNS, "controls"),
         forgetting=_optional(study.forgetting, FORGETTING_COLUMNS, "forgetting"),
+        curves=curves,
     )
 
 

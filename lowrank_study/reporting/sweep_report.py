@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from lowrank_study.answers.curves import curves_table
 from lowrank_study.answers.forgetting import forgetting_table
 from lowrank_study.answers.full_runs import chosen_full_runs
 from lowrank_study.answers.functional_rank import truncation_table
@@ -73,6 +74,7 @@ def study_tables(sweep: str, *, results: Path, margin: float | str | None = None
         truncation=truncation_table(runs, results),
         controls=_controls(sweep, results, table),
         forgetting=forgetting_table(compared, results),
+        curves=curves_table(runs),
         left_out=tuple(_left_out(store, sweep, runs, results)),
     )
 

@@ -98,6 +98,7 @@ def build_study(
         truncation=None,
         controls=None,
         forgetting=None,
+        curves=None,
         left_out=(),
         provenance={
             "commit": "4f1d0a7c",

@@ -18,6 +18,7 @@ from lowrank_study.reporting.sections import (
     seeds,
     sufficient_rank,
     test_sets,
+    tokens,
     training,
     update_rank,
 )
@@ -27,6 +28,7 @@ SECTIONS = (
     sufficient_rank.section,
     test_sets.section,
     seeds.section,
+    tokens.section,
     functional_rank.section,
     learning_rates.section,
     update_rank.section,
