@@ -82,8 +82,8 @@ def _findings(table: pd.DataFrame) -> list[Finding]:
         parts = [f"{_change(row)}{_at_rank(row)}" for row in rising]
         is_full = key["method"] == "full"
         name = "Full fine-tuning" if is_full else adapter_name(key["method"], key["target"])
-        interval = "" if rising[0]["n"] < 2 else f" (95{NARROW_SPACE}% intervals)"
-        text = f"The change is {enumeration(parts)} bits per byte{interval}."
+        interval = "" if rising[0]["n"] < 2 else f", with 95{NARROW_SPACE}% intervals"
+        text = f"The change in bits per byte is {enumeration(parts)}{interval}."
         found.append(Finding(topic=name, text=text))
     return found
 
