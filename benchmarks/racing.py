@@ -117,10 +117,11 @@ class Recorded:
 
 
 def recorded_sweeps() -> list[Recorded]:
-    """Return all sweeps with recorded trials."""
+    """Return all sweeps with recorded trials of a grid; those of a race were stopped early."""
     return [
         Recorded(file.parents[1].name.partition("_")[2], file)
         for file in sorted(RECORDS.glob("*/tables/trials.csv"))
+        if "stopped" not in set(pd.read_csv(file, usecols=["status"])["status"])
     ]
 
 
