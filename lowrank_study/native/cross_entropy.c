@@ -7,7 +7,7 @@
 #include "vectors.h"
 
 /* Vectors at a time: the processor computes them at once where each operation waits for another. */
-enum { PIECES = 4, STEP = PIECES * LANES, ROWS = 4 };
+enum { PIECES = 4, STEP = PIECES * LANES, BLOCK = 16 * STEP, ROWS = 4 };
 #define EACH_PIECE _Pragma("GCC unroll 4") for (int k = 0; k < PIECES; k++)
 
 struct cross_entropy {
@@ -38,15 +38,19 @@ INLINED float largest(const void *row, int64_t columns, enum type type) {
   return found;
 }
 
-/* The sum of exp(x - most). */
+/* The sum of exp(x - most). In fp32 throughout, a large term would swallow the many small ones. */
 INLINED float sum_exponentials(const void *row, int64_t columns, float most, enum type type) {
-  vector sums[PIECES] = {0};
+  double sum = 0.0;
   int64_t i = 0;
-  for (; i + STEP <= columns; i += STEP)
-    EACH_PIECE sums[k] += exponential(load(row, i + k * LANES, type) - most, FP32);
-  float sum = sum_of((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  while (i + STEP <= columns) {
+    const int64_t end = least(i + BLOCK, columns);
+    vector sums[PIECES] = {0};
+    for (; i + STEP <= end; i += STEP)
+      EACH_PIECE sums[k] += exponential(load(row, i + k * LANES, type) - most, FP32);
+    sum += sum_of((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  }
   for (; i < columns; i++) sum += expf(entry(row, i, type) - most);
-  return sum;
+  return (float)sum;
 }
 
 /* out = factor * exp(x - most). */

@@ -31,7 +31,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import (
     BaseModelOutputWithPoolingAndCrossAttentions as BackboneOutput,
@@ -45,7 +44,7 @@ from lowrank_study.training.batches import Batch, padded
 from lowrank_study.training.elementwise import use_native_functions
 from lowrank_study.training.embeddings import keep_gradients
 from lowrank_study.training.norms import use_native_norms
-from lowrank_study.training.vocabulary import token_losses
+from lowrank_study.training.vocabulary import plain_losses, token_losses
 
 _MOST_TOKENS, _LEAST_TOKENS = 512, 128
 _PART_FEATURES = {"fp32": 512 * 384, "bf16": 512 * 576}
@@ -237,7 +236,7 @@ def padded_scores(model: nn.Module, batch: Batch, device: torch.device, pad_id: 
         return logits[None]
     logits_SV = logits[is_token.bool()][batch.scored_S - 1]
     targets_S = _targets(batch).to(device)
-    return functional.cross_entropy(logits_SV.float(), targets_S, reduction="none")[None]
+    return plain_losses(logits_SV, targets_S)[0][None]
 
 
 def _has_types(model: nn.Module) -> bool:
