@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 _YOUNGER = {
     "task": ("encoding", "separator", "test_set_column"),
     "train": ("head_learning_rate",),
+    "method": (
+        *("learning_rate_ratio", "init_batches", "stable_gamma", "rank_pattern", "alpha_pattern"),
+        "names_scaling",
+    ),
 }
 """Fields that older runs lack. `None` isn't hashed into a `run_id`, so older ids stay valid."""
 _FIRST_TASK = "Classification"
@@ -197,8 +201,8 @@ class RunSpec:
         mapping = without_paths(self)
         for part, names in _YOUNGER.items():
             for name in names:
-                if mapping[part][name] is None:
-                    del mapping[part][name]
+                if mapping[part].get(name) is None:
+                    mapping[part].pop(name, None)
         canonical = json.dumps(mapping, sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(canonical.encode()).hexdigest()[:8]
         rate = f"{self.method.learning_rate:g}"
@@ -296,5 +300,8 @@ def _tuples(mapping: Mapping[str, Any]) -> dict[str, Any]:
 def _method(mapping: Mapping[str, Any]) -> "Method":
     methods: Any = importlib.import_module("lowrank_study.methods")
     fields = _tuples(mapping)
-    method: Method = methods.method_of_kind(fields.pop("kind"))(**fields)
+    kind = methods.method_of_kind(fields.pop("kind"))
+    named = {field.name for field in dataclasses.fields(kind)}
+    younger = {name: None for name in _YOUNGER["method"] if name in named}
+    method: Method = kind(**{**younger, **fields})
     return method

@@ -14,10 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from lowrank_study.config.composition import CONF_FOLDER, Composer, composer_of, written
 
 _WIDTH = 100
-_CODES = (
-    "Exit codes: 0 all done; 1 runs failed or diverged, or input was left out; 2 bad input;\n"
-    "130 interrupted."
-)
+_CODES = "Exit codes: 0 all done; 1 failed runs or left-out input; 2 bad input; 130 interrupted."
 _SETTING = re.compile(r"(\w+):(?:\s[^#]*)?(?:#\s*(.*))?")
 _MORE = re.compile(r"\s+#\s*(.*)")
 

@@ -13,7 +13,7 @@ runs must stay fast. The modules of `layers/` hold the torch code.
 
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -21,12 +21,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from lowrank_study.spec import BaseModel, RunSpec, TrainSpec, Variant, class_in
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from lowrank_study.checkpoints import Weights
     from lowrank_study.config.fields import Fields
     from lowrank_study.methods.lora import Lora
     from lowrank_study.spectra.updates import Update
+
+    Batches = Iterable[Iterable[torch.Tensor]]
 
 _ACTIVATION_RANKS = 64
 """Cost of the passes over an adapted map's activations, expressed as additional rank.
@@ -47,8 +50,6 @@ class Method(Variant, ABC):
     """Whether it can't be attached to a model without weights, on the meta device."""
     is_reference: ClassVar[bool] = False
     """Whether adapters are compared with it. It measures the base model before it is trained."""
-    pulls_to_start: ClassVar[bool] = False
-    """Whether weight decay pulls the adapter towards its initial values instead of zero."""
     rounds_frozen: ClassVar[bool] = False
     """Whether bf16 training may keep the frozen weights in bf16."""
     written_names: ClassVar[Mapping[str, str]] = {}
@@ -65,6 +66,15 @@ class Method(Variant, ABC):
 
         Raises:
             InputError: A target matches no linear map, or a setting doesn't fit the model.
+        """
+
+    def prepare(self, model: "nn.Module", batches: "Batches") -> None:
+        """Set initial values that depend on training data; most methods have none.
+
+        Args:
+            model: The attached model in evaluation mode.
+            batches: For each training batch, in the order of training, the losses of its texts,
+                which add up to the batch's mean loss. A loss is computed when it is read.
         """
 
     @property
@@ -86,6 +96,11 @@ class Method(Variant, ABC):
     def lora(self) -> "Lora | None":
         """The LoRA with the rank and scaling of this method's update; None for other updates."""
         return None
+
+    @property
+    def pulls_to_start(self) -> bool:
+        """Whether weight decay pulls the adapter towards its initial values instead of zero."""
+        return False
 
     @property
     def adapter_rank(self) -> int | None:

@@ -41,7 +41,6 @@ class PeftMethod(Method):
     """Further arguments of that method's PEFT configuration."""
 
     needs_weights: ClassVar[bool] = True  # PEFT can't build some kinds on the meta device
-    pulls_to_start: ClassVar[bool] = True
     written_names: ClassVar[Mapping[str, str]] = {
         "peft_lora": "PEFT's LoRA",
         "dora": "DoRA",
@@ -80,6 +79,12 @@ class PeftMethod(Method):
             scaling_rule="alpha_over_sqrt_rank" if options["use_rslora"] else "alpha_over_rank",
             dropout=options["lora_dropout"],
             init=str(options["init_lora_weights"]),
+            init_batches=None,
+            stable_gamma=None,
+            learning_rate_ratio=None,
+            rank_pattern=None,
+            alpha_pattern=None,
+            names_scaling=None,
             target=self.target,
         )
 
@@ -92,6 +97,11 @@ class PeftMethod(Method):
         variants = [name for name in ("dora", "rslora") if self.options.get(f"use_{name}")]
         variants += [start] if isinstance(start, str) else []
         return "_".join(variants) or "peft_lora"
+
+    @property
+    def pulls_to_start(self) -> bool:
+        """Whether weight decay pulls towards the initial values: always, since ΔW = 0 there."""
+        return True
 
     @property
     def label(self) -> str:

@@ -96,5 +96,5 @@ def _key(spec: RunSpec) -> str:
     if spec.method.pack_key is None or spec.train.reference:
         return spec.run_id
     shared = [spec.task, spec.model, spec.train, spec.data_seed]
-    shared += [spec.method.name, *spec.method.pack_key]
+    shared += [type(spec.method).__name__, *spec.method.pack_key]
     return json.dumps([to_mapping(part) for part in shared], sort_keys=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_study.data.splits import Split, Splits
-from lowrank_study.data.tokenizer import load_tokenizer
+from lowrank_study.data.tokenizer import load_tokenizer, padding_id
 from lowrank_study.methods import Method
 from lowrank_study.methods.layers.linear import adapted_modules, merged
 from lowrank_study.methods.layers.modules import head_parameters
@@ -27,6 +27,7 @@ from lowrank_study.training.evaluate import batch_tokens, predict
 from lowrank_study.training.generation import answered
 from lowrank_study.training.models import build_model
 from lowrank_study.training.optim import make_optimizer, make_schedule
+from lowrank_study.training.preparation import batch_losses
 from lowrank_study.training.tracking import Tracker
 
 Scores = Callable[[Batch], Tensor]
@@ -97,6 +98,8 @@ class Member:
         spec.task.name_outputs(self.model.config, splits.labels)
         self._spec, self._tracker, self._splits, self._folder = spec, tracker, splits, folder
         self._steps, self._device, self._limits = steps, device, limits
+        losses = batch_losses(self.model, spec, splits.train, device, padding_id(folder))
+        spec.method.prepare(self.model.eval(), losses)
         self._trained = [p for p in self.model.parameters() if p.requires_grad]
         self._optimizer = make_optimizer(self.model, spec)
         self._schedule = make_schedule(self._optimizer, steps, spec.train)

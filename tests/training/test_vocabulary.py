@@ -103,6 +103,12 @@ def lora(rank: int = 2, scaling: float = 1.0) -> Lora:
         scaling_rule="alpha_over_rank",
         dropout=0.0,
         init="gaussian",
+        init_batches=None,
+        stable_gamma=None,
+        learning_rate_ratio=None,
+        rank_pattern=None,
+        alpha_pattern=None,
+        names_scaling=None,
         target=("all",),
     )
 

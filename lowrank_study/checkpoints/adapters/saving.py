@@ -46,6 +46,8 @@ def save_adapter(
     base_model_name: str,
     task_type: str | None,
     embeddings: Collection[str] = (),
+    rank_pattern: Mapping[str, int] = MappingProxyType({}),
+    alpha_pattern: Mapping[str, float] = MappingProxyType({}),
     fan_in_fan_out: bool = False,
     base_sha256: Sequence[str] = (),
     settings: Mapping[str, Any] = MappingProxyType({}),
@@ -59,6 +61,7 @@ def save_adapter(
         factors: module path in the base model to (A_RI, B_OR); the dtype is kept.
         saved_modules: further tensors by their name in the adapted model, such as a trained head's.
         modules_to_save: the modules of the tensors in `saved_modules` that were trained in full.
+        rank_pattern: module path to a rank other than `rank`; `alpha_pattern` does so for α.
         dropout: only recorded, as are `base_model_name` and `task_type`.
         target_modules: PEFT's setting; must match the modules of `factors`.
         embeddings: the modules of `factors` that are embeddings, whose "in" is the vocabulary.
@@ -66,14 +69,14 @@ def save_adapter(
         base_sha256: SHA-256 of the base model's files; `open_adapter` then refuses other bases.
         settings: further settings of PEFT's LoRA, such as use_dora.
     """
-    _check_factors(factors, rank, target_modules)
+    _check_factors(factors, {**dict.fromkeys(factors, rank), **rank_pattern}, target_modules)
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": task_type,
         "base_model_name_or_path": base_model_name,
         "inference_mode": True,
         "r": rank,
-        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
+        "lora_alpha": _written(alpha),
         "use_rslora": use_rslora,
         "lora_dropout": dropout,
         "target_modules": sorted(target_modules),
@@ -81,8 +84,8 @@ def save_adapter(
         "fan_in_fan_out": fan_in_fan_out,
         "bias": "none",
         "init_lora_weights": True,
-        "rank_pattern": {},
-        "alpha_pattern": {},
+        "rank_pattern": {name: of for name, of in rank_pattern.items() if of != rank},
+        "alpha_pattern": {name: _written(of) for name, of in alpha_pattern.items() if of != alpha},
         **settings,
     }
     tensors = _named_tensors(factors, embeddings, saved_modules)
@@ -108,12 +111,18 @@ def _write(
     write_whole(folder / CONFIG_NAME, (json.dumps(config, indent=2) + "\n").encode())
 
 
+def _written(alpha: float) -> float:
+    """Return α as PEFT writes it, without a fraction of zero."""
+    return int(alpha) if float(alpha).is_integer() else alpha
+
+
 def _check_factors(
     factors: Mapping[str, "tuple[torch.Tensor, torch.Tensor]"],
-    rank: int,
+    ranks: Mapping[str, int],
     target_modules: Sequence[str],
 ) -> None:
     for module, (A_RI, B_OR) in factors.items():
+        rank = ranks[module]
         if A_RI.ndim != 2 or B_OR.ndim != 2 or A_RI.shape[0] != rank or B_OR.shape[1] != rank:
             raise InputError(
                 f"module {shown(module)}: factors A {tuple(A_RI.shape)} and B {tuple(B_OR.shape)} "

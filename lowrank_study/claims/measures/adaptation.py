@@ -27,6 +27,8 @@ def _adapted_map(
     lora = Lora(
         learning_rate=0.0, rank=RANK, alpha=alpha, scaling_rule="alpha_over_rank",
         dropout=0.0, init=init, target=(),
+        init_batches=None, stable_gamma=None, learning_rate_ratio=None,
+        rank_pattern=None, alpha_pattern=None, names_scaling=None,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator.initial_seed())  # `init` draws A from torch's own generator

@@ -44,6 +44,11 @@ class AdaptedLinear(nn.Module):
         return weight
 
     @property
+    def weight_OI(self) -> Tensor:
+        """The frozen weight as (out, in), detached."""
+        return self.as_stored(self.weight.detach())
+
+    @property
     def width(self) -> int:
         """The features that it reads and writes for a token."""
         return sum(linear_shape(self.base))
@@ -72,16 +77,17 @@ class AdaptedLinear(nn.Module):
         if self.merged:
             raise RuntimeError("the weight is merged: call unmerge() first")
         weight = self.weight
-        delta = self._as_stored(self.delta_OI()).to(weight.dtype)
+        delta = self.as_stored(self.delta_OI()).to(weight.dtype)
         return float((((weight + delta) - delta) - weight).abs().max())
 
-    def _as_stored(self, delta_OI: Tensor) -> Tensor:
+    def as_stored(self, delta_OI: Tensor) -> Tensor:
+        """Return a matrix (out, in) as the base stores its weight, or the reverse."""
         return delta_OI.T if isinstance(self.base, _STORED_IN_OUT) else delta_OI
 
     def _add_to_weight(self, delta_OI: Tensor) -> None:
         """Replace the weight by a sum; changed in place, it would change a tied weight too."""
         weight = self.weight
-        weight.data = weight + self._as_stored(delta_OI).to(weight.dtype)
+        weight.data = weight + self.as_stored(delta_OI).to(weight.dtype)
 
 
 def is_linear(module: nn.Module) -> bool:

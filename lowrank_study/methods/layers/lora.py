@@ -3,8 +3,9 @@
     y = x Wᵀ + b + scaling · (x Aᵀ) Bᵀ        W (out, in) frozen, A (rank, in), B (out, rank)
 
 B starts at zero, so that training starts at the pretrained model (Hu et al. 2021, section 4.1).
+Where the factors start at another product, it is subtracted: `LoraLinear.factors`.
 
-Letters: O out_features, I in_features, R rank, K largest rank of a pack, T tokens of a run.
+Letters: O out_features, I in_features, R rank, K columns of a product, T tokens of a run.
 """
 
 import math
@@ -31,6 +32,7 @@ from lowrank_study.methods.layers.linear import (
 )
 from lowrank_study.methods.layers.modules import head_names, in_head, task_of
 from lowrank_study.methods.layers.products import multiply
+from lowrank_study.methods.layers.starts import WEIGHT_STARTS, check_start
 from lowrank_study.methods.lora import Lora
 
 
@@ -54,7 +56,7 @@ def _mapped(loras: Sequence["LoraLinear"], x: Tensor) -> Tensor:
     y: Tensor = first.base(x.flatten(0, -2))
     dropped = functional.dropout(x, first.dropout, first.training)
     of_runs = dropped.reshape(len(loras), -1, x.shape[-1])
-    groups = [list(group) for _, group in groupby(loras, lambda lora: lora.A_RI.shape[0])]
+    groups = [list(group) for _, group in groupby(loras, lambda lora: lora.width_of_product)]
     if x.is_cuda:  # it would wait for the launches of each group
         groups = [list(loras)]
     factors = [factor for group in groups for factor in _stacked(group)]
@@ -67,10 +69,12 @@ def _stacked(loras: Sequence["LoraLinear"]) -> tuple[Tensor, Tensor]:
 
     Smaller ranks are filled up with zeros, whose gradients are zero.
     """
-    rank = max(lora.A_RI.shape[0] for lora in loras)
+    factors = [lora.factors() for lora in loras]
+    rank = max(A_RI.shape[0] for A_RI, _ in factors)
     rank += rank % 2  # for native code
-    A_RKI = torch.stack([_filled(lora.A_RI, rank) for lora in loras])
-    B_RKO = torch.stack([_filled(lora.B_OR.T * lora.scaling, rank) for lora in loras])
+    A_RKI = torch.stack([_filled(A_RI, rank) for A_RI, _ in factors])
+    scaled = [B_OR.T * lora.scaling for lora, (_, B_OR) in zip(loras, factors, strict=True)]
+    B_RKO = torch.stack([_filled(B_RO, rank) for B_RO in scaled])
     return A_RKI, B_RKO
 
 
@@ -137,19 +141,55 @@ class LoraLinear(AdaptedLinear):
         super().__init__(base)
         in_features, out_features = linear_shape(base)
         check_rank(lora.rank, base, name)
+        check_start(lora, base, name)
         device = self.weight.device
         self.A_RI = nn.Parameter(torch.zeros(lora.rank, in_features, device=device))
         self.B_OR = nn.Parameter(torch.zeros(out_features, lora.rank, device=device))
+        self.A0_RI: Tensor | None
+        self.B0_OR: Tensor | None
+        self.register_buffer("A0_RI", None, persistent=False)
+        self.register_buffer("B0_OR", None, persistent=False)
+        self.lora = lora
         self.scaling = lora.scaling
         self.dropout = lora.dropout
         self.start(lora)
 
     def start(self, lora: Lora) -> None:
-        """Set the initial values of the factors, whose product is zero."""
+        """Set the initial values of the factors that don't depend on data."""
         if lora.init == "gaussian":
             nn.init.normal_(self.A_RI, std=1 / lora.rank)
         else:
             nn.init.kaiming_uniform_(self.A_RI, a=math.sqrt(5))
+        if lora.moves_start:
+            of_weight = WEIGHT_STARTS.get(lora.init)
+            if of_weight is not None and not self.weight.is_meta:
+                self.start_at(*of_weight(self.weight_OI.float(), lora))
+            else:
+                self.start_at(self.A_RI, self.B_OR)
+
+    @torch.no_grad()
+    def start_at(self, A_RI: Tensor, B_OR: Tensor) -> None:
+        """Start at these factors, whose product is subtracted: the model doesn't change."""
+        self.A_RI.copy_(A_RI)
+        self.B_OR.copy_(B_OR)
+        self.A0_RI, self.B0_OR = self.A_RI.detach().clone(), self.B_OR.detach().clone()
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return A (K, in) and B (out, K) of the update ΔW = scaling · B @ A.
+
+        From a start that isn't zero, the update is `B A - B0 A0 = (B - B0) A + B0 (A - A0)`, which
+        has twice the rank. In this form it is exactly zero at the start, and keeps its relative
+        accuracy when it is rounded.
+        """
+        if self.A0_RI is None or self.B0_OR is None:
+            return self.A_RI, self.B_OR
+        A_KI = torch.cat([self.A_RI, self.A_RI - self.A0_RI])
+        return A_KI, torch.cat([self.B_OR - self.B0_OR, self.B0_OR], dim=1)
+
+    @property
+    def width_of_product(self) -> int:
+        """The rank of the product in `factors`."""
+        return self.A_RI.shape[0] * (1 if self.A0_RI is None else 2)
 
     def forward(self, x_I: Tensor) -> Tensor:
         """Return `base(x) + scaling · (x Aᵀ) Bᵀ`; x is (..., in), the result (..., out)."""
@@ -160,18 +200,18 @@ class LoraLinear(AdaptedLinear):
         if self.merged:
             return y_O
         dropped_I = functional.dropout(x_I, self.dropout, self.training)
-        low_R = functional.linear(dropped_I, self.A_RI)
-        if low_R.dtype != y_O.dtype or low_R.dtype != self.B_OR.dtype:  # autocast casts B itself
-            return y_O + functional.linear(low_R, self.B_OR) * self.scaling
+        A_KI, B_OK = self.factors()
+        low_K = functional.linear(dropped_I, A_KI)
+        if low_K.dtype != y_O.dtype or low_K.dtype != B_OK.dtype:  # autocast casts B itself
+            return y_O + functional.linear(low_K, B_OK) * self.scaling
         # One call instead of a product, a scaling and a sum: fewer passes over (..., out).
-        summed_O = torch.addmm(
-            y_O.flatten(0, -2), low_R.flatten(0, -2), self.B_OR.T, alpha=self.scaling
-        )
+        summed_O = torch.addmm(y_O.flatten(0, -2), low_K.flatten(0, -2), B_OK.T, alpha=self.scaling)
         return summed_O.view_as(y_O)
 
     def delta_OI(self) -> Tensor:
         """Return the update `scaling · B @ A`, (out, in), detached."""
-        return (self.B_OR.detach() @ self.A_RI.detach()) * self.scaling
+        A_KI, B_OK = self.factors()
+        return (B_OK.detach() @ A_KI.detach()) * self.scaling
 
     def further_tensors(self) -> dict[str, Tensor]:
         """Return what a variant of LoRA trains besides A and B, by PEFT's names."""
@@ -246,15 +286,20 @@ def save_lora(model: nn.Module, lora: Lora, folder: Path, *, base_name: str, bas
     saved = {name: value for name, value in model.state_dict().items() if in_head(name, heads)}
     for path, module in modules.items():
         saved |= {f"{path}.{name}": value for name, value in module.further_tensors().items()}
+    # Factors of more columns keep their scaling by an α that grows with the rank.
+    more = 2 if lora.moves_start else 1
+    grown = math.sqrt(more) if lora.uses_rslora else more
     save_adapter(
         folder,
-        factors={name: (each.A_RI.detach(), each.B_OR.detach()) for name, each in modules.items()},
+        factors={name: each.factors() for name, each in modules.items()},
         embeddings=[name for name, each in modules.items() if isinstance(each, LoraEmbedding)],
         saved_modules=saved,
         modules_to_save=heads,
-        rank=lora.rank,
-        alpha=lora.alpha,
-        use_rslora=lora.scaling_rule == "alpha_over_sqrt_rank",
+        rank=more * lora.rank,
+        alpha=grown * lora.alpha,
+        rank_pattern={name: more * each.lora.rank for name, each in modules.items()},
+        alpha_pattern={name: grown * each.lora.alpha for name, each in modules.items()},
+        use_rslora=lora.uses_rslora,
         dropout=lora.dropout,
         target_modules=sorted(modules),
         base_model_name=base_name,

@@ -153,7 +153,8 @@ def test_counts_are_those_of_the_adapter_itself() -> None:
     found = architecture_of("gpt2")
     lora = Lora(
         learning_rate=0.0, rank=4, alpha=4.0, scaling_rule="alpha_over_rank", dropout=0.0,
-        init="kaiming", target=(),
+        init="kaiming", target=(), init_batches=None, stable_gamma=None, learning_rate_ratio=None,
+        rank_pattern=None, alpha_pattern=None, names_scaling=None,
     )  # fmt: skip
     model = copy.deepcopy(found.model)
     with torch.device("meta"):
