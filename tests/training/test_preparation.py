@@ -12,7 +12,7 @@ from lowrank_study.config.run import compose
 from lowrank_study.loaded import model_folder, splits_of
 from lowrank_study.methods.layers.lora import lora_modules
 from lowrank_study.training.batches import training_batches
-from lowrank_study.training.fit import Job, fit_together
+from lowrank_study.training.fit import Job, Session, fit_together
 from lowrank_study.training.member import FitResult
 from lowrank_study.training.models import build_model
 from lowrank_study.training.preparation import batch_losses
@@ -86,3 +86,21 @@ def test_every_variant_trains_alone_as_in_one_pack(
             assert delta_OI.any()
     losses = {round(result.record["curve"][-1]["loss"], 7) for result in results}
     assert len(losses) == len(VARIANTS)
+
+
+@pytest.mark.parametrize("method", ["eva", "lora_ga"])
+def test_a_run_is_prepared_before_its_optimizer_is_made(
+    method: str, tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    spec = compose(*tiny_overrides, f"method={method}", "method.rank=3")
+    session = Session([Job(spec=spec, checkpoint_folder=tmp_path, tracker=Tracker())], CPU)
+    [member] = session._members
+    for _, layer in lora_modules(member.model):
+        directions_RR = layer.A_RI @ layer.A_RI.T  # orthogonal, which random factors are not
+        assert directions_RR[0, 0] > 0.9 if method == "eva" else layer.B_OR.any()
+        torch.testing.assert_close(directions_RR, directions_RR[0, 0] * torch.eye(3))
+    groups = [group for group in member._optimizer.param_groups if "starts" in group]
+    assert bool(groups) is (method == "lora_ga")
+    for group in groups:
+        for parameter, start in zip(group["params"], group["starts"], strict=True):
+            assert torch.equal(parameter, start)

@@ -54,19 +54,27 @@ class _Moments:
     def __init__(self, in_features: int, device: torch.device) -> None:
         self._tokens = 0
         self._sum_I = torch.zeros(in_features, dtype=torch.float64, device=device)
-        self._products_II = torch.zeros(
-            in_features, in_features, dtype=torch.float64, device=device
-        )
+        self._products_II = self._sum_I.outer(self._sum_I)
+        self._waiting: list[Tensor] = []
 
     def add(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         """Add the inputs of one call; it is a hook before the map's `forward`."""
-        x_TI = inputs[0].flatten(0, -2).double()
+        self._waiting.append(inputs[0].flatten(0, -2))
+        if sum(map(len, self._waiting)) >= len(self._sum_I):
+            self._multiply()
+
+    def _multiply(self) -> None:
+        """Add the products of many tokens at once, since each sum passes over (in, in)."""
+        x_TI = torch.cat(self._waiting).double()
+        self._waiting.clear()
         self._tokens += len(x_TI)
         self._sum_I += x_TI.sum(0)
-        self._products_II += x_TI.T @ x_TI
+        self._products_II.addmm_(x_TI.T, x_TI)
 
     def directions_RI(self, rank: int) -> Tensor:
         """Return the principal directions of the inputs, the strongest first."""
+        if self._waiting:
+            self._multiply()
         centred_II = self._products_II - self._sum_I.outer(self._sum_I) / self._tokens
         vectors_II: Tensor = torch.linalg.eigh(centred_II).eigenvectors
         return vectors_II.T.flip(0)[:rank]
