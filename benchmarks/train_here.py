@@ -43,7 +43,7 @@ def main() -> None:
             {
                 "examples_per_second": last["examples_per_second"],
                 "seconds": len(records) * last["train_seconds"],
-                "test_accuracies": [record["test"]["accuracy"] for record in records],
+                "test_accuracies": [record["test"].get("accuracy") for record in records],
                 "interpreter_bytes": interpreter,
                 "peak_bytes": last["peak_memory_bytes"],
                 "predicted_bytes": predicted.peak(len(specs)),

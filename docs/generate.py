@@ -27,6 +27,7 @@ COMMANDS = {
     "measure_spectra": "analysis/measure_spectra.py",
     "measure_controls": "analysis/measure_controls.py",
     "measure_forgetting": "analysis/measure_forgetting.py",
+    "estimate_memory": "analysis/estimate_memory.py",
     "check_claims": "analysis/check_claims.py",
 }
 GROUPS = {

@@ -133,7 +133,7 @@ def read_config(config: Mapping[str, Any]) -> RunConfig:
             method=method_named(method.one_of("name", method_names())).from_fields(
                 method, head_learning_rate=head_learning_rate
             ),
-            model=_model(top.part("model")),
+            model=read_model(top.part("model")),
             task=task,
             train=_train(trainer, device),  # last: with a GPU, `precision: auto` imports torch
         ),
@@ -173,7 +173,8 @@ def _stopping(fields: Fields) -> Stopping:
     )
 
 
-def _model(fields: Fields) -> BaseModel:
+def read_model(fields: Fields) -> BaseModel:
+    """Read the `model` part of a configuration."""
     roles = fields.part("roles").texts()
     presets = fields.part("targets")
     named = {preset: presets.names(preset) for preset in presets.settings}

@@ -21,7 +21,9 @@ from torch.overrides import TorchFunctionMode
 from lowrank_study.data.splits import Split, Splits
 from lowrank_study.loaded import splits_of
 from lowrank_study.machine import has_status, return_freed_memory, status_bytes
+from lowrank_study.methods import Method
 from lowrank_study.methods.layers.linear import adapted_modules, frozen_maps
+from lowrank_study.methods.layers.modules import task_of
 from lowrank_study.methods.layers.products import uses_c, uses_onednn
 from lowrank_study.spec import RunSpec
 from lowrank_study.tasks.generation import Generation
@@ -54,7 +56,7 @@ class _Kernels:
 
 
 _C = _Kernels(first_use=20_000_000, temporary={"fp32": 1.6, "bf16": 1.1})
-_TORCH = _Kernels(first_use=170_000_000, temporary={"fp32": 1.25, "bf16": 1.25})
+_TORCH = _Kernels(first_use=70_000_000, temporary={"fp32": 1.5, "bf16": 1.25})
 _ONEDNN = _Kernels(first_use=170_000_000, temporary={"fp32": 1.9, "bf16": 1.25})
 """oneDNN keeps buffers for every number of tokens."""
 _RESET = Path("/proc/self/clear_refs")
@@ -117,49 +119,86 @@ class PeakPrediction:
 
     def peak(self, pack_size: int) -> int:
         """Return the predicted peak for a number of runs."""
-        # The check has two gradients and no moments.
-        check = self.loaded + pack_size * (self.checked - self.trained // 4)
         training = self.kernels + self.frozen + pack_size * self.activations
-        largest = max(check, training, self.frozen + self.answered)
-        return self.libraries + pack_size * self.trained + largest
+        largest = max(training, self.frozen + self.answered) + pack_size * self.trained
+        return self.libraries + max(self.peak_of_check(pack_size), largest)
+
+    def peak_of_check(self, pack_size: int) -> int:
+        """Return the peak before training, without the libraries."""
+        # The check has two gradients and no moments.
+        return self.loaded + pack_size * (self.checked + self.trained - self.trained // 4)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Texts:
+    """The texts whose lengths decide how much memory a run needs."""
+
+    part: Batch
+    """The longest part of a training batch."""
+    longest: int
+    """Tokens of the longest text."""
+    shortest: int
 
 
 def predict_peak(spec: RunSpec) -> PeakPrediction | None:
     """Predict the peak memory of a process that trains runs like this one.
 
-    `spec` is the run with the largest rank, and `can_unpad` must hold for its model. The model runs
-    on the meta device, which computes only shapes, and the tensors that autograd keeps are counted.
-    None, with a warning, if a shape depends on values, as in a mixture of experts.
+    `spec` is the run with the largest rank, and `can_unpad` must hold for its model. None, with a
+    warning, if a shape depends on values, as in a mixture of experts.
     """
     model, splits = model_without_weights(spec), splits_of(spec)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    longest = _longest_part(spec, splits.train, part_tokens(model, spec.train.precision))
+    answered = _answered(spec, model, splits)
+    each = (splits.train, splits.validation, splits.test)
+    texts = Texts(
+        part=_longest_part(spec, splits.train, part_tokens(model, spec.train.precision)),
+        longest=splits.longest,
+        shortest=min(int(split.lengths.min()) for split in each),
+    )
     try:
-        kept = _kept_for_backward(model, longest)
+        return peak_of(model, spec.method, texts, precision=spec.train.precision, answered=answered)
     except RuntimeError as error:
         reason = str(error).partition("\n")[0][:200]
         name = spec.model.name
         _log.warning("%s: memory can't be predicted, so runs train alone: %s", name, reason)
         return None
-    kernels = _kernels(spec.train.precision)
+
+
+def peak_of(
+    model: nn.Module, method: Method, texts: Texts, *, precision: str, answered: int = 0
+) -> PeakPrediction:
+    """Predict the peak memory of training a model, which is on the meta device, on some texts.
+
+    The model runs there, which computes only shapes, and the tensors that autograd keeps are
+    counted. Afterwards the model is prepared as by `unpad`.
+
+    Args:
+        answered: Bytes that answering test prompts needs beside the weights.
+
+    Raises:
+        RuntimeError: A shape depends on values.
+    """
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    kept = _kept_for_backward(model, texts.part)
+    kernels = _kernels(precision)
     return PeakPrediction(
         libraries=_libraries(),
-        kernels=kernels.first_use + _logits(spec, model, spec.train.precision),
+        kernels=kernels.first_use + _logits(model, precision),
         loaded=_frozen(model, rounded=False),
-        frozen=_frozen(model, rounded=spec.train.precision == "bf16" and spec.method.rounds_frozen),
+        frozen=_frozen(model, rounded=precision == "bf16" and method.rounds_frozen),
         trained=4 * _FLOAT * trained,
-        checked=_checked(spec, model, splits, kept / len(longest.ids_T)),
-        activations=int(kernels.temporary[spec.train.precision] * kept),
-        answered=_answered(spec, model, splits),
+        checked=_checked(model, texts, kept / len(texts.part.ids_T)),
+        activations=int(kernels.temporary[precision] * kept),
+        answered=answered,
     )
 
 
-def _logits(spec: RunSpec, model: nn.Module, precision: str) -> int:
+def _logits(model: nn.Module, precision: str) -> int:
     """Return the memory of logits, which a model that scores tokens computes for a few of them."""
-    return logits_bytes(vocabulary_size(model), precision) if spec.task.scores_tokens else 0
+    scores_tokens = task_of(model).scores_tokens
+    return logits_bytes(vocabulary_size(model), precision) if scores_tokens else 0
 
 
-def _checked(spec: RunSpec, model: nn.Module, splits: Splits, kept: float) -> int:
+def _checked(model: nn.Module, texts: Texts, kept: float) -> int:
     """Return the memory of the larger part of `Pack`'s check.
 
     The stock model reads the longest text alone, and keeps its logits in four tensors. Then the
@@ -169,11 +208,10 @@ def _checked(spec: RunSpec, model: nn.Module, splits: Splits, kept: float) -> in
         kept: Bytes of a token that autograd keeps.
     """
     of_token = _kernels("fp32").temporary["fp32"] * kept
-    alone = of_token * splits.longest
-    if spec.task.scores_tokens:
-        alone += 4 * _FLOAT * vocabulary_size(model) * splits.longest
-    shortest = min(int(of.lengths.min()) for of in (splits.train, splits.validation, splits.test))
-    beside = of_token * (splits.longest + shortest) + _logits(spec, model, "fp32")
+    alone = of_token * texts.longest
+    if task_of(model).scores_tokens:
+        alone += 4 * _FLOAT * vocabulary_size(model) * texts.longest
+    beside = of_token * (texts.longest + texts.shortest) + _logits(model, "fp32")
     return int(max(alone, beside))
 
 

@@ -81,8 +81,8 @@ def load_model(
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(task, folder, error) from error
     assert isinstance(model, nn.Module)
-    pad_by_tokenizer(model, folder)
-    heads = head_names(_marked(model, task))
+    pad_by_tokenizer(_marked(model, task), folder)
+    heads = head_names(model)
     if absent := sorted(name for name in loading["missing_keys"] if not in_head(name, heads)):
         raise InputError(
             f"{folder} lacks {absent[0]}, which would be random, and stay frozen under an adapter: "
@@ -105,12 +105,17 @@ def _configuration(
     config = AutoConfig.from_pretrained(folder)
     task.configure(config, number_of_labels)
     if dropout is not None:
-        for name, value in config.to_dict().items():
-            if re.search(r"drop(out)?$|_dropout|dropout_", name) and isinstance(value, float):
-                setattr(config, name, dropout)
+        set_dropout(config, dropout)
     if config.pad_token_id is None and has_tokenizer(folder):
         config.pad_token_id = padding_id(folder)
     return config
+
+
+def set_dropout(config: Any, dropout: float) -> None:
+    """Set every dropout probability of a configuration of transformers."""
+    for name, value in config.to_dict().items():
+        if re.search(r"drop(out)?$|_dropout|dropout_", name) and isinstance(value, float):
+            setattr(config, name, dropout)
 
 
 @contextmanager
@@ -167,14 +172,17 @@ def _without_weights(
 ) -> nn.Module:
     """Return the model of a folder; the hash of its files is part of the cache's key."""
     try:
-        config = _configuration(task, folder, number_of_labels, dropout)
-        with torch.device("meta"):
-            model = task.model_class().from_config(config)
+        model = shapes_of(task, _configuration(task, folder, number_of_labels, dropout))
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(task, folder, error) from error
-    assert isinstance(model, nn.Module)
     pad_by_tokenizer(model, folder)
-    return _marked(model, task)
+    return model
+
+
+def shapes_of(task: type[Task], config: Any) -> nn.Module:
+    """Return the model of a configuration of transformers on the meta device."""
+    with torch.device("meta"):
+        return _marked(task.model_class().from_config(config), task)
 
 
 def _marked(model: Any, task: type[Task]) -> nn.Module:

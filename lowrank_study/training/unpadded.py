@@ -192,8 +192,7 @@ def _targets(batch: Batch) -> Tensor:
 def _token_losses(model: nn.Module, hidden_RSD: Tensor, targets_S: Tensor) -> Tensor:
     """Return the losses of tokens from the hidden states of the tokens before them, (R, S)."""
     backbone = _backbone(model)
-    in_backbone = {id(module) for module in backbone.modules()}
-    heads = [module for module in model.children() if id(module) not in in_backbone]
+    heads = [module for module in model.children() if backbone not in module.modules()]
     return token_losses(
         hidden_RSD,
         targets_S,
@@ -245,7 +244,9 @@ def _has_types(model: nn.Module) -> bool:
 
 
 def _backbone(model: nn.Module) -> nn.Module:
-    return model.get_submodule(str(model.base_model_prefix))
+    """Return the module that the model's head calls; OPT's language model calls the decoder."""
+    backbone = model.get_submodule(str(model.base_model_prefix))
+    return getattr(backbone, "decoder", backbone) if task_of(model).scores_tokens else backbone
 
 
 def _texts_T(batch: Batch) -> tuple[Tensor, Tensor]:

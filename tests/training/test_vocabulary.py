@@ -50,6 +50,20 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", {**GPT2, "initializer_range": 0.3, "bos_token_id": 1, "eos_token_id": 2}),
     "granite": ("granite", {**SIZES, "num_key_value_heads": 2, "logits_scaling": 3.0}),
     "cohere": ("cohere", {**SIZES, "num_key_value_heads": 2, "logit_scale": 0.3}),
+    "opt": (
+        "opt",
+        {
+            **{key: value for key, value in SIZES.items() if key != "intermediate_size"},
+            **{
+                "ffn_dim": 64,
+                "word_embed_proj_dim": 32,
+                "init_std": 0.3,
+                "max_position_embeddings": 64,
+            },
+        },
+    ),
+    "gpt_neox": ("gpt_neox", {**SIZES, "rotary_pct": 0.5}),
+    "phi3": ("phi3", {**SIZES, "num_key_value_heads": 2, "sliding_window": 5}),
     "gpt_oss": (
         "gpt_oss",
         {**GROUPED, **WINDOW, "num_local_experts": 2, "num_experts_per_tok": 1},

@@ -1,7 +1,6 @@
 """Parameter counts and map shapes of published architectures, without their weights.
 
-A file of `conf/claim/architecture/` holds the published sizes, as in transformers' configuration,
-and the roles of the linear maps. Transformers builds the model on torch's meta device.
+Transformers builds a model of the published sizes on torch's meta device.
 """
 
 import functools
@@ -11,16 +10,11 @@ import torch
 from torch import nn
 
 from lowrank_study.claims.measures.outcome import Observed, Outcome, computed, measure
-from lowrank_study.config.composition import CONF_FOLDER
-from lowrank_study.config.fields import Fields
-from lowrank_study.config.run import read_yaml
-from lowrank_study.errors import InputError
+from lowrank_study.config.architectures import published
 from lowrank_study.methods.layers.linear import linear_shape
 from lowrank_study.methods.layers.modules import target_modules
-from lowrank_study.spec import BaseModel, HubRepo
+from lowrank_study.spec import BaseModel
 from lowrank_study.tasks import task_named
-
-FOLDER = CONF_FOLDER / "claim" / "architecture"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,22 +40,8 @@ def architecture_of(name: str) -> Architecture:
     """Build an architecture from its file."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    known = sorted(file.stem for file in FOLDER.glob("*.yaml"))
-    if name not in known:
-        raise InputError(f"architecture {name!r}: valid are {', '.join(known)}")
-    fields = roles = Fields(f"{name}: ", read_yaml(FOLDER / f"{name}.yaml"))
-    if "like" in fields.settings:  # the roles of a model of the suite
-        like = CONF_FOLDER / "model" / f"{fields.text('like')}.yaml"
-        roles = Fields(f"{name}: ", read_yaml(like))
-    targets = roles.part("targets")
-    base = BaseModel(
-        name=name,
-        source=HubRepo(repo_id=name, subset=None, revision=None),
-        roles=roles.part("roles").texts(),
-        target_presets={preset: targets.names(preset) for preset in targets.settings},
-        dropout=None,
-    )
-    config = AutoConfig.for_model(**fields.part("config").mapping())
+    sizes, base = published(name)
+    config = AutoConfig.for_model(**sizes)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     model.task = task_named("classification")  # its head is all but the backbone
