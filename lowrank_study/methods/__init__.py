@@ -108,6 +108,11 @@ class Method(Variant, ABC):
         return None if self.lora is None else self.lora.rank
 
     @property
+    def computed_rank(self) -> int:
+        """Rank of the product that each step computes for an adapted map."""
+        return self.adapter_rank or 0
+
+    @property
     def stem(self) -> str:
         """The method's part of a run's id, as in `lora_r8_attention_qv`."""
         rank = None if self.adapter_rank is None else f"r{self.adapter_rank}"
@@ -133,7 +138,7 @@ class Method(Variant, ABC):
             weights: Number of weights of the model's linear maps.
             widths: Sum of (in + out) over the adapted maps.
         """
-        return 2 * weights + 3 * widths * ((self.adapter_rank or 0) + _ACTIVATION_RANKS)
+        return 2 * weights + 3 * widths * (self.computed_rank + _ACTIVATION_RANKS)
 
     def checkpoint_bytes(self, weight_bytes: int) -> int:
         """Return an upper bound of a checkpoint's size, from the size of the pretrained weights."""

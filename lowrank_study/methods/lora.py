@@ -64,6 +64,8 @@ class Lora(Method):
     """A preset's name, or roles, or module paths."""
 
     rounds_frozen: ClassVar[bool] = True
+    inits: ClassVar[tuple[str, ...]] = INITS
+    """The valid values of `init`. A variant whose layer ignores `factors` can't have all."""
     written_names: ClassVar[Mapping[str, str]] = {
         "lora": "LoRA",
         "rslora": "rsLoRA",
@@ -82,7 +84,7 @@ class Lora(Method):
         learning_rate = fields.number("learning_rate", above=0.0)
         target = read_target(fields)
         rank = fields.integer("rank", at_least=1)
-        init = fields.one_of("init", INITS)
+        init = fields.one_of("init", cls.inits)
         _check_applies(fields, "init_batches", init, _DATA_INITS)
         _check_applies(fields, "stable_gamma", init, ("lora_ga",))
         ranks, alphas = _patterns(fields)
@@ -128,6 +130,13 @@ class Lora(Method):
         ranks = [self.rank, *(self.rank_pattern or {}).values()]
         rank = f"r{self.rank}" if self.rank_pattern is None else f"r{min(ranks)}to{max(ranks)}"
         return "_".join((self.name, rank, self.target_label))
+
+    @property
+    def computed_rank(self) -> int:
+        """The largest rank, twice where a start is subtracted."""
+        return max([self.rank, *(self.rank_pattern or {}).values()]) * (
+            2 if self.moves_start else 1
+        )
 
     @property
     def uses_rslora(self) -> bool:

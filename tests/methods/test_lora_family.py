@@ -217,6 +217,7 @@ def test_mixed_ranks_are_saved_as_peft_reads_them(
     )
     assert spec.run_id.split("-")[2].startswith(f"{method}_r2to9_")
     assert spec.method.lora is None
+    assert spec.method.computed_rank == (18 if method == "pissa" else 9)
     assert spec.method.adapter_rank is None
     assert from_mapping(to_mapping(spec)) == spec
 
