@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from lowrank_study.errors import InputError
 from lowrank_study.spec import BaseModel, RunSpec, TrainSpec, Variant, class_in
 
 if TYPE_CHECKING:
@@ -169,6 +170,49 @@ class Method(Variant, ABC):
         with open_adapter(checkpoint) as adapter:
             adapter.refuse_partial()
             yield from updates_of_adapter(adapter, base=base, roles=roles, skipped={})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnVectors(Method):
+    """Training of some vectors of the model itself, which is saved whole; no matrix changes."""
+
+    is_adapter: ClassVar[bool] = False
+    noun: ClassVar[str]
+    """What is trained, in the plural."""
+
+    @classmethod
+    def from_fields(cls, fields: "Fields", *, head_learning_rate: float | None) -> Self:
+        """Read the learning rate."""
+        return cls(learning_rate=fields.number("learning_rate", above=0.0))
+
+    @staticmethod
+    @abstractmethod
+    def vectors(model: "nn.Module") -> "Iterator[nn.Parameter]":
+        """Yield the trained vectors of a pretrained model, with or without those of its head."""
+
+    def attach(self, model: "nn.Module", base: BaseModel) -> "nn.Module":
+        """Freeze everything but the vectors and the head.
+
+        Raises:
+            InputError: The pretrained model has none of them.
+        """
+        from lowrank_study.methods.layers.modules import head_parameters, train_head
+
+        model.requires_grad_(False)
+        train_head(model)
+        if not (vectors := {*self.vectors(model)} - head_parameters(model)):
+            raise InputError(
+                f"method={self.name} trains {self.noun}, but {base.name} has none: choose another "
+                "method"
+            )
+        for vector in vectors:
+            vector.requires_grad_(True)
+        return model
+
+    @property
+    def why_no_updates(self) -> str:
+        """The reason why there is no ΔW."""
+        return f"only {self.noun} are trained, which are vectors: no matrix changes"
 
 
 def method_names() -> list[str]:

@@ -83,7 +83,8 @@ class Speeds:
         if not spec.train.read_test:
             return _SECONDS_TO_END
         seconds = _SECONDS_TO_END + _SECONDS_TO_SAVE
-        if spec.method.is_adapter or spec.method.is_baseline:
+        method = spec.method
+        if method.is_adapter or method.is_baseline or method.why_no_updates:
             return seconds
         if spec.model.source not in self._spectra:
             with _threads(self._threads):

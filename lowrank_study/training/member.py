@@ -279,9 +279,9 @@ def _restore(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def _parameter_counts(model: nn.Module, method: Method) -> dict[str, int]:
-    """Count all parameters, the trained ones, and those of the adapter, without the head."""
+    """Count all parameters, the trained ones, and those that the method trains beside the head."""
     trained = {p for p in model.parameters() if p.requires_grad}
-    adapter = trained - head_parameters(model) if method.is_adapter else set()
+    adapter = set() if method.is_reference else trained - head_parameters(model)
     every = {
         p.data_ptr(): p.numel()  # tied weights count once
         for name, p in model.named_parameters()

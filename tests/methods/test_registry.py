@@ -3,7 +3,14 @@
 from lowrank_study.config.composition import CONF_FOLDER
 from lowrank_study.methods import method_named, method_names, method_of_kind
 
-STORED = {"full": "FullFineTuning", "head": "HeadOnly", "lora": "Lora", "peft": "PeftMethod"}
+STORED = {
+    "full": "FullFineTuning",
+    "head": "HeadOnly",
+    "lora": "Lora",
+    "peft": "PeftMethod",
+    "bitfit": "BitFit",
+    "layernorm": "LayerNormTuning",
+}
 
 
 def test_every_method_has_a_configuration_and_keeps_its_kind() -> None:
