@@ -2,6 +2,7 @@
 
 python analysis/estimate_memory.py model=llama model.source=meta-llama/Llama-3.1-8B memory=24
 python analysis/estimate_memory.py architecture=llama_65b method=full
+python analysis/estimate_memory.py model=minilm kind=classification precision=fp32
 """
 
 from collections.abc import Mapping

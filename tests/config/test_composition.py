@@ -61,7 +61,7 @@ def test_the_settings_of_another_choice_are_named() -> None:
 @pytest.mark.parametrize(
     ("typed", "words"),
     [
-        ("method=lroa", ["did you mean lora?", "full, head, lora"]),
+        ("method=lroa", ["did you mean lora?", "full, head, "]),
         ("experiment=none", ["rank_sweep"]),
         ("tuning=null", ["~tuning"]),
         ("task=mnli", ["did you mean glue_mnli?"]),
