@@ -125,9 +125,15 @@ def adapter_of(kind: str, options: dict[str, Any]) -> RunSpec:
 @pytest.mark.parametrize(
     ("kind", "options", "stem", "name", "rank"),
     [
-        ("LORA", {"r": 4, "use_dora": True}, "dora_r4", "dora", 4),
-        ("LORA", {"init_lora_weights": "pissa"}, "pissa_r8", "pissa", 8),
-        ("LORA", {"use_rslora": True, "use_dora": True}, "dora_rslora_r8", "dora_rslora", 8),
+        ("LORA", {"r": 4, "use_dora": True}, "peft_dora_r4", "peft_dora", 4),
+        ("LORA", {"init_lora_weights": "pissa"}, "peft_pissa_r8", "peft_pissa", 8),
+        (
+            "LORA",
+            {"use_rslora": True, "use_dora": True},
+            "peft_dora_rslora_r8",
+            "peft_dora_rslora",
+            8,
+        ),
         ("LORA", {"r": 2}, "peft_lora_r2", "peft_lora", 2),
         ("LORA", {"bias": "all"}, "peft_lora_r8", 'peft_lora (bias="all")', 8),
         (

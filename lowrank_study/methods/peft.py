@@ -1,7 +1,7 @@
 """Any other adapter, built and saved by the PEFT library.
 
 >>> compose("method=peft", "method.peft_type=LORA", "method.options={use_dora: true}").method.name
-'dora'
+'peft_dora'
 """
 
 import json
@@ -43,10 +43,10 @@ class PeftMethod(Method):
     needs_weights: ClassVar[bool] = True  # PEFT can't build some kinds on the meta device
     written_names: ClassVar[Mapping[str, str]] = {
         "peft_lora": "PEFT's LoRA",
-        "dora": "DoRA",
-        "rslora": "rsLoRA",
-        "pissa": "PiSSA",
-        "olora": "OLoRA",
+        "peft_dora": "PEFT's DoRA",
+        "peft_rslora": "PEFT's rsLoRA",
+        "peft_pissa": "PEFT's PiSSA",
+        "peft_olora": "PEFT's OLoRA",
     }
 
     @classmethod
@@ -90,13 +90,13 @@ class PeftMethod(Method):
 
     @property
     def name(self) -> str:
-        """PEFT's name in lower case, or a LoRA variant's own, as in `dora` or `rslora_pissa`."""
+        """PEFT's name in lower case, or that of a variant of LoRA, as in `peft_rslora_pissa`."""
         if self.peft_type != "LORA":
             return self.peft_type.lower()
         start = self.options.get("init_lora_weights")
         variants = [name for name in ("dora", "rslora") if self.options.get(f"use_{name}")]
         variants += [start] if isinstance(start, str) else []
-        return "_".join(variants) or "peft_lora"
+        return "_".join(["peft", *(variants or ["lora"])])
 
     @property
     def pulls_to_start(self) -> bool:

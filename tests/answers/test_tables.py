@@ -35,6 +35,6 @@ def test_peft_adapters_differ_by_rank_scaling_and_label() -> None:
         for option in options
     ]
     table = runs_table(runs)
-    assert table["method"].tolist() == ["dora", "peft_lora", "peft_lora (lora_dropout=0.1)"]
+    assert table["method"].tolist() == ["peft_dora", "peft_lora", "peft_lora (lora_dropout=0.1)"]
     assert table["adapter_rank"].tolist() == [4, 4, 4]
     assert table["scaling"].tolist() == [2.0, 2.0, 2.0]

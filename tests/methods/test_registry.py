@@ -7,6 +7,7 @@ STORED = {
     "full": "FullFineTuning",
     "head": "HeadOnly",
     "lora": "Lora",
+    "dora": "Dora",
     "peft": "PeftMethod",
     "bitfit": "BitFit",
     "layernorm": "LayerNormTuning",

@@ -77,6 +77,7 @@ def test_enumeration_reads_as_prose() -> None:
     [
         ("full", "full fine-tuning"),
         ("dora", "DoRA"),
+        ("peft_dora", "PEFT's DoRA"),
         ("ia3", "IA3"),
         ("loha (alpha=4, r=2)", "LOHA (alpha=4, r=2)"),
     ],
