@@ -18,7 +18,7 @@ def run(*command: str, cwd: Path = ROOT) -> "subprocess.CompletedProcess[str]":
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,  # a language model learns for minutes without AVX512
         check=False,
     )
 
